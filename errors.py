@@ -1,0 +1,25 @@
+"""Knows how a user's mistake is told: one line, exit code 2. Does not know what the mistakes are."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake of the user: says in one line what is wrong, where, the value found and the choices."""
+
+
+def unknown_name(kind: str, name: str, choices) -> UserError:
+    """The error for a name that is not in a registry; `choices` are the names that are."""
+    return UserError(f"unknown {kind} '{name}': choose from {', '.join(sorted(choices))}")
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Runs an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
