@@ -1,0 +1,1 @@
+"""From a data set's folder to tokenised examples; knows nothing of models."""
