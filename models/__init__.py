@@ -1,0 +1,16 @@
+"""The MoE models: where their routers and experts sit, and the architecture transformers lacks."""
+
+from models.base import MoeFamily, MoeLayer
+from models.discovery import find_moe_layers
+from models.lora_targets import LayerTargets, layer_targets, lora_targets
+from models.registry import family_of
+
+__all__ = [
+    "LayerTargets",
+    "MoeFamily",
+    "MoeLayer",
+    "family_of",
+    "find_moe_layers",
+    "layer_targets",
+    "lora_targets",
+]

@@ -1,0 +1,94 @@
+"""Knows what the module names of a LoRA option mean in a MoE layer; does not know LoRA.
+
+Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
+fused parameters. The old names go on meaning the experts, and the shared experts' own Linear modules too.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from errors import UserError
+from models.base import MoeLayer, shape_of, unwrap
+
+_FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+_ROUTER = "gate"
+
+
+class LayerTargets(NamedTuple):
+    """What a list of module names means in one MoE layer: full dotted names, nothing outside the layer."""
+
+    linears: tuple[str, ...]
+    """nn.Linear modules of the attention, the block and the shared experts."""
+    parameters: tuple[str, ...]
+    """Fused 3-D parameters of the routed experts."""
+    routers: tuple[str, ...]
+    """Router modules."""
+    router_weights: tuple[str, ...]
+    """2-D parameters of those routers."""
+
+
+def lora_targets(model: nn.Module, layers: Sequence[MoeLayer], names: Iterable[str]) -> list[LayerTargets]:
+    """What `names` means in each of `layers`; a layer of a hybrid model may lack a name that another one has.
+
+    Call it on the plain model, before PEFT wraps it. Raises UserError for a name that no layer has.
+    """
+    wanted = list(dict.fromkeys(names))
+    tables = [_table(model, layer) for layer in layers]
+    known = {name for table in tables for name in table}
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"no MoE layer has a module '{unknown[0]}': choose from {', '.join(sorted(known))}")
+    return [_select(table, wanted) for table in tables]
+
+
+def layer_targets(model: nn.Module, layer: MoeLayer, names: Iterable[str]) -> LayerTargets:
+    """`lora_targets` of one layer."""
+    return lora_targets(model, [layer], names)[0]
+
+
+def _select(table: dict[str, LayerTargets], names: Iterable[str]) -> LayerTargets:
+    """The union of some rows, each target once and in order."""
+    rows = [table[name] for name in names if name in table]
+    return LayerTargets(
+        *(tuple(dict.fromkeys(target for row in rows for target in row[kind])) for kind in range(4))
+    )
+
+
+def _table(model: nn.Module, layer: MoeLayer) -> dict[str, LayerTargets]:
+    """Every name that means something in this layer, with what it means."""
+    table = {name: _router_targets(model, layer) for name in (_ROUTER, layer.router.rpartition(".")[2])}
+    linears = _linears(model, layer)
+    fused = _fused(model, layer)
+    for name in {*linears, *fused}:
+        if name not in table:
+            table[name] = LayerTargets(tuple(linears.get(name, ())), tuple(fused.get(name, ())), (), ())
+    return table
+
+
+def _router_targets(model: nn.Module, layer: MoeLayer) -> LayerTargets:
+    router = unwrap(model.get_submodule(layer.router))
+    matrices = [name for name, weight in router.named_parameters() if len(shape_of(weight)) == 2]
+    return LayerTargets((), (), (layer.router,), tuple(f"{layer.router}.{name}" for name in matrices))
+
+
+def _fused(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
+    """Old and new names of the experts' fused parameters."""
+    experts = unwrap(model.get_submodule(layer.experts))
+    matrices = [
+        name for name, weight in experts.named_parameters(recurse=False) if len(shape_of(weight)) == 3
+    ]
+    table = {name: [f"{layer.experts}.{name}"] for name in matrices}
+    return table | {old: table[new] for old, new in _FUSED.items() if new in table}
+
+
+def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
+    """Last name -> dotted names of the Linear modules a layer's attention, shared experts and block hold."""
+    found: dict[str, list[str]] = {}
+    for place in dict.fromkeys((layer.attention, *layer.shared, layer.block)):
+        modules = model.get_submodule(place).named_modules() if place else ()
+        for name, module in modules:
+            full = f"{place}.{name}" if name else place
+            if isinstance(unwrap(module), nn.Linear) and not full.startswith(layer.router):
+                found.setdefault(full.rpartition(".")[2], []).append(full)
+    return found

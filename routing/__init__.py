@@ -1,0 +1,5 @@
+"""Sees, and may change, the experts a router chooses."""
+
+from routing.router_tap import RouterOutput, RouterTap, router_order
+
+__all__ = ["RouterOutput", "RouterTap", "router_order"]
