@@ -1,5 +1,6 @@
 """The MoE models: where their routers and experts sit, and the architecture transformers lacks."""
 
+import models.deepseek_moe  # noqa: F401 - registers the architecture
 from models.base import MoeFamily, MoeLayer
 from models.discovery import find_moe_layers
 from models.lora_targets import LayerTargets, layer_targets, lora_targets
