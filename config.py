@@ -1,0 +1,220 @@
+"""Every setting of training and evaluation, with its default written once; reads the command line and YAML files."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from errors import UserError
+
+PROJECT_FOLDER = Path(__file__).resolve().parent
+DEFAULT_DEEPSPEED = PROJECT_FOLDER / "configs" / "zero2.json"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelSettings:
+    """Which model, under which label."""
+
+    model_name: str = _option("models/tiny-olmoe", "folder of a checkpoint, or its name on the hub")
+    model_key: str = _option("", "label in the folders of logs and results, e.g. _deepseek_16b")
+    moe_module_name: str | None = _option(None, "attribute of the MoE block in a decoder layer, checked if given")
+    dtype: str = _option("auto", f"type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, float32 on a CPU")
+    experts_implementation: str | None = _option(None, "transformers' way to run the experts: eager, grouped_mm, ...")
+    trust_remote_code: bool = _option(False, "run modelling code that the checkpoint brings along")
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclass
+class DataSettings:
+    """Which data, cut how."""
+
+    dataset_name: str = _option("mmlu", "a folder of datasets/, or a path to a task.toml of your own")
+    max_words_len: int = _option(512, "tokens an example: a longer prompt is cut on its left, and counted")
+    packing: bool = _option(False, "put several requests into one row instead of padding")
+    data_preprocess_only: bool = _option(False, "tokenise, cache, print the counts and stop")
+    limit_train: int | None = _option(None, "use only so many training examples")
+    limit_validation: int | None = _option(256, "use only so many validation examples; 0 is all")
+
+    def __post_init__(self):
+        check_at_least("max_words_len", self.max_words_len, 8)
+        self.limit_validation = self.limit_validation or None
+
+
+@dataclass
+class AdapterSettings:
+    """What is trained, and where it is saved."""
+
+    lora_save_path: str = _option("./LoRA_models", "folder of checkpoints and of the final adapter")
+    use_lora: bool = _option(True, "train LoRA adapters; without it every weight of the model is trained")
+    lora_rank: int = _option(8, "rank of the adapters")
+    lora_alpha: int = _option(32, "scale of the adapters (rank-stabilised: alpha / sqrt(rank))")
+    target_modules: str = _option("auto", "comma list of modules that get LoRA; auto: attention, experts, gate")
+    lora_extra_modules: str = _option("", "comma list of fully trained modules, e.g. gate")
+    daft_threshold: str = _option("1.0", "train the layers whose ECR is below; 1.0 is every layer, q50 the lower half")
+    ecr_profile: str | None = _option(None, "profile to select by; default: measured on the training data")
+    profile_examples: int = _option(64, "training examples that the profile is measured on")
+    save_merged: bool = _option(False, "also save the model with the adapter merged into it")
+    overwrite_output: bool = _option(False, "start over where the folder holds checkpoints of an earlier run")
+
+    def __post_init__(self):
+        check_at_least("lora_rank", self.lora_rank, 1)
+
+    @property
+    def target_names(self) -> list[str]:
+        return split_list(self.target_modules)
+
+    @property
+    def extra_names(self) -> list[str]:
+        return split_list(self.lora_extra_modules)
+
+
+@dataclass
+class LocalitySettings:
+    """The terms that are added to the language-model loss."""
+
+    consecutive_expert_loss_type: str = _option("js", "objective of locality: a file of locality/objectives/")
+    consecutive_expert_loss_weight: float = _option(1.0, "its weight; 0 measures but does not train for locality")
+    aux_loss_alpha: float = _option(0.0, "weight of the load-balancing loss")
+    locality_on_prompt: bool = _option(True, "count pairs of prompt tokens in the objective, not only the answer's")
+
+    def __post_init__(self):
+        check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
+        check_at_least("aux_loss_alpha", self.aux_loss_alpha, 0)
+
+
+@dataclass
+class TrainSettings(TrainingArguments):
+    """transformers' own training options, with this project's defaults."""
+
+    output_dir: str | None = _option(None, "set from lora_save_path")
+    per_device_train_batch_size: int = HfArg(aliases=["--batch_size"], help="requests a step and device", default=1)
+    learning_rate: float = _option(1e-3, "highest learning rate")
+    num_train_epochs: float = _option(1.0, "passes over the training data")
+    logging_steps: float = _option(10, "steps between log entries")
+    eval_strategy: str = _option("steps", "when to validate")
+    eval_steps: float | None = _option(500, "steps between validations")
+    save_steps: float = _option(500, "steps between checkpoints")
+    load_best_model_at_end: bool = _option(True, "the saved adapter is the best checkpoint by validation loss")
+    metric_for_best_model: str | None = _option("eval_lm_loss", "what the best checkpoint is chosen by")
+    greater_is_better: bool | None = _option(False, "whether more of it is better")
+    report_to: str | None = _option("tensorboard", "where to log")
+    remove_unused_columns: bool = _option(False, "fixed: the trainer needs its own columns")
+    seed: int = _option(42, "seed of everything random")
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = "./LoRA_models"
+        try:
+            super().__post_init__()
+        except (ValueError, OSError) as error:
+            raise UserError(f"training options: {_first_line(error)}") from None
+
+
+SETTINGS = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
+
+
+class SettingsParser(HfArgumentParser):
+    """Parses several dataclasses; a mistake is one line, and what was given on the command line is remembered."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.replace("argument ", "option ", 1))
+
+    def parse(self, arguments: list[str]) -> tuple:
+        """The filled dataclasses, in order. `--config FILE.yaml` gives options that the command line overrides."""
+        arguments = _expand_config(arguments)
+        self.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
+        self._reject_unknown(arguments)
+        return self.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+    def _reject_unknown(self, arguments: list[str]) -> None:
+        for argument in arguments:
+            name = argument.split("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                close = difflib.get_close_matches(name, self._option_string_actions, n=3, cutoff=0.5)
+                hint = f": did you mean {', '.join(close)}?" if close else "; --help lists the options"
+                raise UserError(f"unknown option '{name}'{hint}")
+
+    def warn_without_effect(self, settings: type, command: str) -> None:
+        """Tells the user of options that were given although `command` does not use them."""
+        names = sorted(self.given & {entry.name for entry in dataclasses.fields(settings)})
+        if names:
+            print(f"warning: {command} does not use {', '.join('--' + name for name in names)}", file=sys.stderr)
+
+
+def settings_parser(kinds: tuple[type, ...], description: str) -> SettingsParser:
+    """A parser of the given settings; option names must be written out in full."""
+    return SettingsParser(list(kinds), description=description, allow_abbrev=False)
+
+
+def _expand_config(arguments: list[str]) -> list[str]:
+    if "--config" not in arguments:
+        return arguments
+    at = arguments.index("--config")
+    if at + 1 == len(arguments):
+        raise UserError("option --config: a path to a YAML file is missing")
+    return _options_of(Path(arguments[at + 1])) + arguments[:at] + arguments[at + 2 :]
+
+
+def _options_of(path: Path) -> list[str]:
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML: {_first_line(error)}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"--config {path}: expected options and values, found {type(table).__name__}")
+    return [text for name, value in table.items() for text in (f"--{name}", str(value))]
+
+
+def launched_by_deepspeed(arguments: list[str]) -> bool:
+    """The deepspeed launcher, and no other, adds --local_rank to the command line."""
+    return any(argument.startswith("--local_rank") for argument in arguments)
+
+
+def with_default_deepspeed(arguments: list[str]) -> list[str]:
+    """Adds the ZeRO-2 file when the deepspeed launcher started us and no file was named."""
+    named = any(argument.split("=")[0] == "--deepspeed" for argument in arguments)
+    if named or not launched_by_deepspeed(arguments):
+        return arguments
+    return [*arguments, "--deepspeed", str(DEFAULT_DEEPSPEED)]
+
+
+def log_folder(model: ModelSettings, run_name: str) -> str:
+    """Where TensorBoard's files go: `tensorboard --logdir=./logs{model_key}` shows every run of a model."""
+    return os.path.join(f"./logs{model.model_key}", run_name)
+
+
+def split_list(text: str) -> list[str]:
+    """The names of a comma list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises UserError unless the value is one of the choices."""
+    if value not in choices:
+        raise UserError(f"--{name} {value}: choose from {', '.join(choices)}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises UserError for a value below the least one (or for NaN)."""
+    if not value >= least:
+        raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
