@@ -68,8 +68,12 @@ def _table(model: nn.Module, layer: MoeLayer) -> dict[str, LayerTargets]:
 
 def _router_targets(model: nn.Module, layer: MoeLayer) -> LayerTargets:
     router = unwrap(model.get_submodule(layer.router))
-    matrices = [name for name, weight in router.named_parameters() if len(shape_of(weight)) == 2]
+    matrices = [name for name, weight in router.named_parameters() if _is_matrix(shape_of(weight))]
     return LayerTargets((), (), (layer.router,), tuple(f"{layer.router}.{name}" for name in matrices))
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and min(shape) > 1
 
 
 def _fused(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:

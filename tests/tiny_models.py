@@ -1,0 +1,212 @@
+"""Knows random configurations under 1 MB of every MoE family; does not know what is tested with them."""
+
+import dataclasses
+import re
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import models  # noqa: F401 - registers the families that transformers lacks
+
+# Families call the same thing differently: whatever of this a configuration has, is set.
+_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "expert_ffn_hidden_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24,
+    "intermediate_size_mlp": 24,
+    "num_hidden_layers": 3,
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "moe_num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "top_k_experts": 2,
+    "n_shared_experts": 1,
+    "num_shared_experts": 1,
+    "moe_num_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    "index_topk": 16,
+    "max_position_embeddings": 128,
+    "sliding_window": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MLA = {"num_key_value_heads": 4}
+_HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+_SLIDING = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "rel_extent": 16,
+    "d_rel": 4,
+}
+# What a family asks for beyond the sizes; dense layers are mixed in where it allows them.
+_EXTRAS: dict[str, dict[str, Any]] = {
+    "axk1": _MLA,
+    "axk2": _MLA,
+    "bailing_hybrid": _MLA | _DENSE_FIRST | _HYBRID,
+    "beam": _DENSE_FIRST,
+    "deepseek": {"n_shared_experts": 2},
+    "deepseek_v2": _MLA,
+    "deepseek_v3": _MLA,
+    "deepseek_v32": _MLA,
+    "deepseek_v4": {
+        "mlp_layer_types": [
+            "moe",
+            "moe",
+            "moe",
+        ],  # its hashed layers look experts up in a table of the checkpoint
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "hc_mult": 2,
+        "index_head_dim": 16,
+    },
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_hidden_layers": 2,
+    },
+    "glm4_moe_lite": _MLA,
+    "glm_moe_dsa": _MLA,
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
+    "inkling2_text": _SLIDING | {"unpadded_vocab_size": 64},
+    "inkling_text": _SLIDING | _DENSE_FIRST,
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "kimi_linear": _MLA | _DENSE_FIRST | _HYBRID,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "longcat_flash": {"num_key_value_heads": 4, "zero_expert_num": 2},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "num_hidden_layers": 4,
+        "moe_shared_expert_intermediate_size": 16,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "use_mamba_kernels": False,
+    },
+    "qwen2_moe": {"mlp_only_layers": [1]},
+    "qwen3_5_moe_text": _HYBRID,
+    "qwen3_next": _HYBRID,
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+}
+FAMILIES_BY_NAME = (
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "mixtral",
+    "gpt_oss",
+    "deepseek",
+)
+OTHER_FAMILIES = (
+    "afmoe",
+    "aria_text",
+    "axk1",
+    "axk2",
+    "bailing_hybrid",
+    "beam",
+    "cohere2_moe",
+    "deepseek_v32",
+    "deepseek_v4",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flex_olmo",
+    "flint",
+    "gemma4_text",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "granitemoe",
+    "granitemoe_swa",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "hy_v4",
+    "inkling2_text",
+    "inkling_text",
+    "jamba",
+    "kimi_linear",
+    "kolibri1",
+    "laguna",
+    "lfm2_moe",
+    "llama4_text",
+    "longcat_flash",
+    "mellum",
+    "mimo_v2_flash",
+    "minimax",
+    "minimax_m2",
+    "minimax_m3_vl_text",
+    "nemotron_h",
+    "phimoe",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "solar_open",
+    "zaya",
+)
+FAMILIES = FAMILIES_BY_NAME + OTHER_FAMILIES
+
+
+def tiny_config(family: str, **overrides):
+    """A tiny configuration of a `model_type`."""
+    config_class = CONFIG_MAPPING[family]
+    known = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    sizes = {name: value for name, value in _SIZES.items() if name in known}
+    return AutoConfig.for_model(family, **(sizes | _EXTRAS.get(family, {}) | overrides))
+
+
+def tiny_model(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A random model of a `model_type` in evaluation mode; its router prefers some experts clearly."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides))
+    for name, weight in model.named_parameters():
+        if re.search(r"\.(gate|router)\.", name) and weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.5)
+    return model.eval()
