@@ -1,90 +1,125 @@
 """Knows how a task's split becomes examples: prompt, answer and what scoring needs; no tokens yet."""
 
-import sys
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from data_pipeline.fields import fill, map_record, with_options
-from data_pipeline.sources import hub_answers, read_raw
+from data_pipeline.download import SourceUnreachable
+from data_pipeline.fields import check_answer, fill, map_record, with_options
+from data_pipeline.files import Record
+from data_pipeline.mix import check_missing, draw
+from data_pipeline.records import make_ready, read_records
+from data_pipeline.say import say_once
 from data_pipeline.splits import raw_names, select
-from data_pipeline.task import SPLITS, Source, Task
+from data_pipeline.task import SPLITS, Source, Task, check_split, load_task
 from errors import UserError
+
+LOCAL_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One request: the prompt, the reference answer, and the record it was rendered from."""
+    """One request: the prompt, the reference answer, the record it was rendered from, and its task's name."""
 
     prompt: str
     answer: str
     fields: dict[str, Any]
+    task: str = ""
 
 
-def load_examples(task: Task, split: str) -> list[Example]:
-    """Examples of one split, in the source's order, never mixed between splits.
+def load_examples(
+    task: Task, split: str, *, seed: int = 0, mix_available_only: bool = False
+) -> list[Example]:
+    """Examples of one split in the source's order; none is in two splits. `seed` draws and shuffles a mix.
 
-    Raises UserError for an unknown split, a source that is out of reach, or a record that lacks a field.
+    Raises UserError for an unknown split, a source that is out of reach (for a mix: unless
+    `mix_available_only`), or a record that lacks a field or holds one of a wrong type.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split '{split}': choose from {', '.join(SPLITS)}")
-    source = choose_source(task, split)
-    rows = select(source.splits.get(split, split), lambda raw: _read_cached(_Hashable(task), source.kind, raw))
-    return [_example(task, source, split, number, row) for number, row in enumerate(rows, start=1)]
+    check_split(split)
+    if task.mix:
+        return draw(task, split, _members(task, split, mix_available_only), seed)
+    examples = _render_split(task, split)
+    kept = _unseen(task, split, examples)
+    if len(kept) < len(examples):
+        dropped = len(examples) - len(kept)
+        say_once(f"{task.name}: {dropped} of {split} left out, because an earlier split has the same")
+    return kept
 
 
 def choose_source(task: Task, split: str) -> Source:
-    """The first source that has the split and can be reached; the choice is printed where a note is owed."""
-    fitting = [source for source in task.sources if _has_split(source, split)]
-    if not fitting:
-        raise UserError(f"{task.name}: no source offers the split '{split}'")
-    for source in fitting:
-        if source.kind != "hub" or hub_answers():
+    """The first source that has the split and is in reach, what it holds made ready; a note it owes is said.
+
+    Files named after the split beside the task file (`train.jsonl`, ...) come before every other source.
+    """
+    reasons = []
+    for source in (source for source in [*_beside(task, split), *task.sources] if _offers(source, split)):
+        try:
+            for raw_split in raw_names(source.splits.get(split, split)):
+                make_ready(task, source, raw_split)
+        except SourceUnreachable as error:
+            reasons.append(str(error))
+        else:
             if source.note:
-                print(f"{task.name}: {source.note}", file=sys.stderr)
+                say_once(f"{task.name}: {source.note}")
             return source
-    raise UserError(
-        f"{task.name}: split '{split}' is on the hub ('{fitting[0].hub_path}') only, and the hub does not answer; "
-        "give a local file instead (see 'A file of your own' in the README)"
-    )
+    raise _out_of_reach(task, split, reasons)
 
 
-def _has_split(source: Source, split: str) -> bool:
+def _out_of_reach(task: Task, split: str, reasons: list[str]) -> UserError:
+    why = "; ".join(reasons) or "no source offers this split"
+    endings = f"{split}{LOCAL_ENDINGS[0]} (or {', '.join(LOCAL_ENDINGS[1:])})"
+    remedy = f"{endings} with the fields {', '.join(task.fields)} in '{task.folder}'"
+    return SourceUnreachable(f"{task.name}, {split}: {why}; your own file serves too: {remedy}")
+
+
+def _beside(task: Task, split: str) -> list[Source]:
+    names = [f"{split}{ending}" for ending in LOCAL_ENDINGS if (task.folder / f"{split}{ending}").exists()]
+    return [Source(kind="file", files={split: name}) for name in names[:1]]
+
+
+def _offers(source: Source, split: str) -> bool:
     return all(name in source.files for name in raw_names(source.splits.get(split, split)))
 
 
-def _example(task: Task, source: Source, split: str, number: int, row: dict) -> Example:
-    where = f"{task.name}, {_place(task, source, split)}, record {number}"
+def _render_split(task: Task, split: str) -> list[Example]:
+    source = choose_source(task, split)
+    records = select(source.splits.get(split, split), lambda raw: read_records(task, source, raw))
+    return [_example(task, source, record) for record in records]
+
+
+def _example(task: Task, source: Source, record: Record) -> Example:
     try:
-        fields = with_options(map_record(row, source.map))
-        return Example(fill(task.prompt, fields), fill(task.answer, fields), fields)
+        fields = map_record(record.row, source.map)
+        for name in task.fields:
+            if name not in fields:
+                raise KeyError(name)
+        fields = with_options(fields)
+        answer = fill(task.answer, fields)
+        check_answer(answer, task.form)
+        return Example(fill(task.prompt, fields), answer, fields, task.name)
     except KeyError as error:
-        raise UserError(f"{where}: key {error} is missing; the record has {', '.join(row)}") from None
-    except (UserError, ValueError, TypeError) as error:
-        raise UserError(f"{where}: {error}") from None
+        keys = ", ".join(record.row)
+        raise UserError(f"{record.where}: key {error} is missing; the record has {keys}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{record.where}: {error}") from None
 
 
-def _place(task: Task, source: Source, split: str) -> str:
-    expression = source.splits.get(split, split)
-    if source.kind == "file" and expression in source.files:
-        return str(task.folder / source.files[expression])
-    return f"{source.kind} split '{expression}'"
+def _unseen(task: Task, split: str, examples: list[Example]) -> list[Example]:
+    """The held-out side gives way, so that train stays as published and what is measured is truly unseen."""
+    seen = set()
+    for earlier in SPLITS[: SPLITS.index(split)]:
+        try:
+            seen |= {(example.prompt, example.answer) for example in _render_split(task, earlier)}
+        except SourceUnreachable:
+            continue  # what cannot be had here was not trained on here
+    return [example for example in examples if (example.prompt, example.answer) not in seen]
 
 
-class _Hashable:
-    """A task as a cache key: by identity of its folder, since it holds dicts."""
-
-    def __init__(self, task: Task):
-        self.task = task
-
-    def __hash__(self) -> int:
-        return hash(self.task.folder)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashable) and self.task == other.task
-
-
-@lru_cache(maxsize=4)
-def _read_cached(key: _Hashable, kind: str, raw_split: str) -> list[dict]:
-    source = next(source for source in key.task.sources if source.kind == kind and raw_split in source.files)
-    return read_raw(key.task, source, raw_split)
+def _members(task: Task, split: str, available_only: bool) -> dict[str, list[Example]]:
+    pools, missing = {}, {}
+    for name in task.mix:
+        try:
+            pools[name] = load_examples(load_task(name), split)
+        except SourceUnreachable as error:
+            missing[name] = str(error)
+    check_missing(task, split, missing, available_only)
+    return pools

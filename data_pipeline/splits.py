@@ -10,7 +10,7 @@ _PART = re.compile(r"^(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?$")
 
 
 def select(expression: str, rows_of: Callable[[str], Sequence[Any]]) -> list[Any]:
-    """Rows of a split expression, in order. `rows_of` reads a raw split. Raises UserError on a malformed one."""
+    """Rows of a split expression, in order. `rows_of` reads a raw split. Raises UserError if malformed."""
     rows: list[Any] = []
     for part in expression.split("+"):
         rows.extend(_slice(part.strip(), rows_of))

@@ -31,13 +31,18 @@ class Source:
     hub_config: str = ""
     revision: str = ""
     """The hub commit that is loaded: a data set must not change under a published number."""
-    hub_sha256: dict[str, str] = field(default_factory=dict)
     root: str = ""
     """Key of the raw line that holds the record, where a line wraps it."""
     unique_by: str = ""
     """Key by which repeated lines are one record."""
     below: dict[str, int] = field(default_factory=dict)
     """Lines whose value at the key is not below the bound are dropped."""
+    article_start: str = ""
+    """Lines of running text (key `text`) are joined to articles; a line that matches this pattern opens the
+    next.
+    """
+    shuffle_seed: int | None = None
+    """Records are shuffled before a share is cut off, where the source has them sorted by subject."""
     note: str = ""
     """Said to the user when this source is the one that serves."""
 
@@ -59,6 +64,12 @@ class Task:
     homepage: str = ""
     mix: dict[str, float] = field(default_factory=dict)
     """Other tasks -> share of the mix; a mix has no sources of its own."""
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for a split that is not one of the three."""
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
 
 
 def task_names() -> list[str]:
