@@ -42,6 +42,12 @@ def lora_targets(model: nn.Module, layers: Sequence[MoeLayer], names: Iterable[s
     return [_select(table, wanted) for table in tables]
 
 
+def target_names(model: nn.Module, layers: Iterable[MoeLayer]) -> list[str]:
+    """Every name that means something in one of the layers, old names of fused parameters left out."""
+    names = {name for layer in layers for name in _table(model, layer)}
+    return sorted(names - {old for old, new in _FUSED.items() if new in names})
+
+
 def layer_targets(model: nn.Module, layer: MoeLayer, names: Iterable[str]) -> LayerTargets:
     """`lora_targets` of one layer."""
     return lora_targets(model, [layer], names)[0]
