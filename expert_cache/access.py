@@ -1,0 +1,95 @@
+"""Knows how rows of a trace become requests to a cache; does not know what the cache does with them.
+
+Letters: S rows, L layers, K experts chosen, E routed experts a layer. A *pass* is what ran together: one decode row, the
+decode rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once. Where each layer has a cache of
+its own, a *lane* is a layer; one cache for all layers is a single lane in which expert e of layer l is number l * E + e.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError
+from expert_cache.compiled import compiled
+from expert_cache.trace import DECODE, EMPTY, PREFILL, RoutingTrace
+
+PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
+
+
+class Stream(NamedTuple):
+    """Requests to one cache in order: request s asks for ids[starts[s] : starts[s + 1]]. Pass p is requests p * wide ..."""
+
+    ids: np.ndarray  # int32 [accesses]
+    starts: np.ndarray  # int64 [requests + 1]
+    group: np.ndarray  # int32 [passes]: where the pass is counted
+    reset: np.ndarray  # bool [passes]: the cache is emptied first
+    next_use: np.ndarray  # int64 [accesses], or empty where nothing needs the future
+    wide: int  # layers this lane asks in one pass
+    layer: int  # the first of them
+    tick: int  # token step of the first pass
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Which rows run together, and what is counted where; all arrays have one entry a pass."""
+
+    begin: np.ndarray  # int64: first row
+    end: np.ndarray  # int64: one past the last row
+    distinct: np.ndarray  # bool: an expert asked by several rows is one access (prefill)
+    request: np.ndarray  # int32: of the first row
+    phase: np.ndarray  # uint8
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+
+def passes_of(trace: RoutingTrace, phase: str) -> Passes:
+    """The passes of `phase` ("prefill", "decode" or "all"), in time order. UserError if there is none."""
+    if phase not in PHASES:
+        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    begin = np.flatnonzero(_starts_pass(trace))
+    end = np.append(begin[1:], trace.steps)
+    kept = np.isin(trace.phase[begin], PHASES[phase])
+    if not kept.any():
+        raise UserError(f"the trace has no {phase} steps")
+    begin, end = begin[kept], end[kept]
+    return Passes(begin, end, trace.phase[begin] == PREFILL, trace.request[begin], trace.phase[begin])
+
+
+def _starts_pass(trace: RoutingTrace) -> np.ndarray:
+    """bool [S]: whether a row begins a pass."""
+    decode = trace.phase == DECODE
+    alone = decode if trace.batch_step is None else decode & _changes(trace.batch_step)
+    chunk = (
+        _changes(trace.request) if trace.chunk is None else _changes(trace.request) | _changes(trace.chunk)
+    )
+    return _changes(trace.phase) | alone | (~decode & chunk)
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    return np.append(True, values[1:] != values[:-1])
+
+
+@compiled
+def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
+    """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on; pass p is experts[begin[p] : end[p]]."""
+    ids = np.empty((end - begin).sum() * layers * experts.shape[2], np.int32)
+    starts = np.empty(len(begin) * layers + 1, np.int64)
+    asked = np.full(layers * num_experts, -1, np.int64)
+    count = 0
+    for p in range(len(begin)):
+        for lane in range(layers):
+            starts[p * layers + lane] = count
+            for row in range(begin[p], end[p]):
+                for slot in range(experts.shape[2]):
+                    chosen = experts[row, first_layer + lane, slot]
+                    expert = lane * num_experts + chosen
+                    if chosen == EMPTY or (distinct[p] and asked[expert] == p):
+                        continue
+                    if distinct[p]:
+                        asked[expert] = p
+                    ids[count] = expert
+                    count += 1
+    starts[len(begin) * layers] = count
+    return ids[:count], starts

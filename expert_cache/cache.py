@@ -1,0 +1,166 @@
+"""Knows how a live engine asks the cache, one layer's request at a time; moves no weights and decides nothing itself."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError, unknown_name
+from expert_cache.access import Stream
+from expert_cache.convention import CHOICES
+from expert_cache.policies.base import NEVER, TICK_BITS, parse_policy
+from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, USED, Log, Residency, advance_for
+
+COUNTED, UNCOUNTED = 0, 1
+NO_FUTURE = np.empty(0, np.int64)
+
+
+class Step(NamedTuple):
+    """What one request did. Expert e of layer l is number l * E + e, in both scopes."""
+
+    hits: int
+    loads: np.ndarray  # int32: to be fetched, in router order; written over by the next step
+    evictions: np.ndarray  # int32: to be dropped first, in order; written over by the next step
+
+
+class ExpertCache:
+    """Residency of experts under a policy and a budget: the compiled step of the simulator, one request at a time.
+
+    Letters: L layers, E routed experts a layer. Never exceeds its capacity, never evicts an expert of the request it serves
+    (access "atomic"), and does the same again for the same requests.
+
+    policy        name with options, e.g. "lrfu:decay=0.95"; `opt` needs the whole trace and is refused, `lopt` needs
+                  `next_tokens` at each step
+    capacity      experts a layer (scope "layer") or in all (scope "global"); with `budget_bytes` (scope "global") left out
+    expert_bytes  of one expert a layer, int [L]; needed with `budget_bytes`
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        *,
+        layers: int,
+        experts: int,
+        capacity: int | None = None,
+        scope: str = "layer",
+        access: str = "atomic",
+        budget_bytes: int | None = None,
+        expert_bytes: Sequence[int] | None = None,
+    ) -> None:
+        found, options = parse_policy(policy)
+        if found.FUTURE == "all":
+            raise UserError(f"policy '{policy}' needs the whole trace: it can be simulated, not run live")
+        limit, size = _limit(layers, experts, capacity, scope, access, budget_bytes, expert_bytes)
+        caches = layers if scope == "layer" else 1
+        self.spec, self.layers, self.experts, self.scope, self.access = policy, layers, experts, scope, access
+        self.capacity = limit // int(size.max())
+        self._needs_future = found.FUTURE != "none"
+        self._sequential = access == "sequential"
+        self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
+        self._policy = found.allocate(caches, len(size), np.full(caches, self.capacity), **options)
+        self._advance = advance_for(found)
+        self._ids, self._starts = np.empty(0, np.int32), np.zeros(2, np.int64)
+        self._groups = np.array([[COUNTED], [UNCOUNTED]], np.int32)
+        self._resets = np.array([[False], [True]])
+        self._lengths = np.zeros(2, np.int64)
+        self._loads, self._evictions = np.empty(len(size), np.int32), np.empty(len(size), np.int32)
+        per_layer = scope == "layer"
+        self._lane = list(range(layers)) if per_layer else [0] * layers
+        offsets = [layer * experts for layer in range(layers)]
+        self._ask_offset = [0] * layers if per_layer else offsets
+        self._logs = [
+            Log(self._loads, self._evictions, self._lengths, at if per_layer else 0) for at in offsets
+        ]
+        self._ticks = [0] * layers
+        self._cold = [True] * caches
+
+    def step(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> Step:
+        """Layer `layer` asks for `experts` (ids 0..E-1 in router order; the rows of a batch one after the other).
+
+        `next_tokens`: for a policy with limited sight, how many token steps later each is used again (-1: not in sight).
+        UserError when the request cannot fit or an id is out of range; nothing has changed then.
+        """
+        asked = len(experts)
+        if asked > len(self._ids):
+            self._ids = np.empty(asked, np.int32)
+        self._ids[:asked] = experts
+        if self._ask_offset[layer]:
+            self._ids[:asked] += self._ask_offset[layer]
+        self._starts[1] = asked
+        lane, tick = self._lane[layer], self._ticks[layer]
+        group, reset = self._groups[0 if counted else 1], self._resets[1 if self._cold[lane] else 0]
+        stream = Stream(
+            self._ids, self._starts, group, reset, self._moments(tick, next_tokens, asked), 1, layer, tick
+        )
+        if (
+            self._advance(self._policy, self._residency, lane, stream, self._sequential, self._logs[layer])
+            != DONE
+        ):
+            raise self._cannot_serve(layer, experts)
+        self._ticks[layer] = tick + 1
+        self._cold[lane] = False
+        loads, evictions = self._lengths.tolist()
+        return Step(asked - loads, self._loads[:loads], self._evictions[:evictions])
+
+    def reset(self) -> None:
+        """Back to a cold cache; the counts go on."""
+        self._cold = [True] * len(self._cold)
+
+    def resident(self, layer: int) -> np.ndarray:
+        """bool [E]: who of `layer` is resident."""
+        lane = self._lane[layer]
+        if self._cold[lane]:
+            return np.zeros(self.experts, np.bool_)
+        begin = self._ask_offset[layer]
+        return self._residency.resident[lane, begin : begin + self.experts].copy()
+
+    def used(self) -> int:
+        """Slots (or, with `budget_bytes`, bytes) taken in all layers together."""
+        used = self._residency.book[:, USED]
+        return sum(int(taken) for taken, cold in zip(used, self._cold, strict=True) if not cold)
+
+    def counts(self, layer: int | None = None) -> dict[str, int]:
+        """Hits, misses, compulsory misses and evictions of the counted steps, of one layer or of all."""
+        counted = self._residency.counts[:, COUNTED]
+        total = counted.sum(axis=0) if layer is None else counted[layer]
+        kinds = {"hits": HITS, "misses": MISSES, "compulsory_misses": COMPULSORY, "evictions": EVICTIONS}
+        return {name: int(total[kind]) for name, kind in kinds.items()}
+
+    def _moments(self, tick: int, next_tokens, asked: int) -> np.ndarray:
+        if not self._needs_future:
+            return NO_FUTURE
+        if next_tokens is None or len(next_tokens) != asked:
+            raise UserError(
+                f"policy '{self.spec}' looks ahead: give next_tokens, one number for each of {asked} experts"
+            )
+        ahead = np.asarray(next_tokens, np.int64)
+        return np.where(ahead < 0, NEVER, (tick + ahead) << TICK_BITS)
+
+    def _cannot_serve(self, layer: int, experts) -> UserError:
+        bad = [int(expert) for expert in experts if not 0 <= expert < self.experts]
+        if bad:
+            return UserError(
+                f"layer {layer}: expert {bad[0]} does not exist: ids go from 0 to {self.experts - 1}"
+            )
+        return UserError(
+            f"layer {layer} asks for {len(set(map(int, experts)))} experts at once: more than the cache holds"
+        )
+
+
+def _limit(layers, experts, capacity, scope, access, budget_bytes, expert_bytes) -> tuple[int, np.ndarray]:
+    """(limit, size of each expert) of a cache, in slots or bytes."""
+    for field, value in (("scope", scope), ("access", access)):
+        if value not in CHOICES[field]:
+            raise unknown_name(field, value, CHOICES[field])
+    if (capacity is None) == (budget_bytes is None):
+        raise UserError("give either capacity or budget_bytes")
+    most = experts if scope == "layer" else layers * experts
+    if capacity is not None:
+        if not 1 <= capacity <= most:
+            raise UserError(f"capacity must be 1 to {most} experts with scope {scope}, got {capacity}")
+        return capacity, np.ones(most, np.int64)
+    if scope != "global" or expert_bytes is None or len(expert_bytes) != layers or min(expert_bytes) <= 0:
+        raise UserError(
+            f"budget_bytes needs scope 'global' and expert_bytes, a size for each of {layers} layers"
+        )
+    return int(budget_bytes or 0), np.repeat(np.asarray(expert_bytes, np.int64), experts)

@@ -1,0 +1,59 @@
+"""Knows how hot loops are compiled and where the machine code is kept; does not know what they compute."""
+
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+
+import numba
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Fingerprint of this package's sources: stale machine code must never be found after an edit."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiles `function` without holding the GIL; keeps the result on disk where a folder can be written.
+
+    numba names the file on disk after `__qualname__` and looks only at the file the function is in. The digest in the
+    name covers what the function calls as well, and lets two versions of the code live side by side.
+    """
+    function.__qualname__ = f"{function.__qualname__}-{sources_digest()}"
+    try:
+        return numba.njit(function, cache=True, nogil=True)
+    except RuntimeError:
+        warnings.warn(
+            "no writable folder for compiled code: it is compiled again at each start", stacklevel=2
+        )
+        return numba.njit(function, nogil=True)
+
+
+def helper(function: Callable) -> Callable:
+    """Compiles `function` into whatever calls it; it has no machine code of its own on disk."""
+    return numba.njit(function)
+
+
+def bound(function: Callable, **names: Callable) -> FunctionType:
+    """A copy of `function` in which the given global names mean the given functions.
+
+    This is how one loop is written once and compiled for each policy. numba cannot keep on disk what takes functions as
+    arguments, and a file on disk with a single entry needs no lock between processes.
+    """
+    meaning = {name: value if hasattr(value, "py_func") else helper(value) for name, value in names.items()}
+    copy = FunctionType(function.__code__, {**function.__globals__, **meaning}, function.__name__)
+    copy.__qualname__ = function.__qualname__
+    return copy
+
+
+def compiled_for(label: str, kernel: Callable, **names: Callable) -> Callable:
+    """`kernel` with its names bound, compiled, and kept on disk under `label`."""
+    copy = bound(kernel, **names)
+    copy.__qualname__ += f"-{label}"
+    return compiled(copy)

@@ -1,0 +1,36 @@
+"""Knows when each access's expert is used next; does not know what a policy makes of it."""
+
+import numpy as np
+
+from expert_cache.access import Stream
+from expert_cache.compiled import compiled
+from expert_cache.policies.base import NEVER, TICK_BITS
+
+
+def nothing_ahead(experts: int) -> np.ndarray:
+    """int64 [E]: the state of `look_back` at the end of a trace."""
+    return np.full(experts, NEVER, np.int64)
+
+
+@compiled
+def look_back(stream: Stream, upcoming, sequential):
+    """int64 [accesses]: the moment each expert is used next, strictly after its request (sequential: its access).
+
+    `upcoming` [E] holds the first use of each expert after the stream and is left holding the first use from its start on.
+    A reset hides what comes after it from what came before.
+    """
+    next_use = np.empty(len(stream.ids), np.int64)
+    for request in range(len(stream.starts) - 2, -1, -1):
+        first, last = stream.starts[request], stream.starts[request + 1]
+        place = request // stream.wide
+        moment = (stream.tick + place) << TICK_BITS
+        for at in range(last - 1, first - 1, -1):
+            next_use[at] = upcoming[stream.ids[at]]
+            if sequential:
+                upcoming[stream.ids[at]] = moment + at - stream.starts[place * stream.wide]
+        if not sequential:
+            for at in range(first, last):
+                upcoming[stream.ids[at]] = moment + request - place * stream.wide
+        if stream.reset[place] and request == place * stream.wide:
+            upcoming[:] = NEVER
+    return next_use

@@ -1,0 +1,66 @@
+"""Knows how to keep experts in rings one can join and leave at any place; does not know what an order means.
+
+One row of every array is one cache. Ring r starts and ends at the node E + r; the oldest member comes first.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from expert_cache.compiled import helper
+
+
+class Links(NamedTuple):
+    """Doubly linked rings over the same experts: an expert is in at most one of them."""
+
+    older: np.ndarray  # int32 [caches, E + rings]
+    newer: np.ndarray  # int32 [caches, E + rings]
+    rings: np.ndarray  # int64 [1]
+
+    @classmethod
+    def allocate(cls, caches: int, experts: int, rings: int) -> "Links":
+        shape = (caches, experts + rings)
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.array([rings]))
+
+
+@helper
+def clear(links, cache):
+    """Makes every ring empty."""
+    nodes = links.older.shape[1]
+    for node in range(nodes - links.rings[0], nodes):
+        links.older[cache, node] = node
+        links.newer[cache, node] = node
+
+
+@helper
+def head(links, ring):
+    """The node at which `ring` starts and ends."""
+    return links.older.shape[1] - links.rings[0] + ring
+
+
+@helper
+def unlink(links, cache, expert):
+    before, after = links.older[cache, expert], links.newer[cache, expert]
+    links.newer[cache, before] = after
+    links.older[cache, after] = before
+
+
+@helper
+def append(links, cache, ring, expert):
+    """Makes `expert` the newest of `ring`."""
+    end = head(links, ring)
+    before = links.older[cache, end]
+    links.newer[cache, before] = expert
+    links.older[cache, expert] = before
+    links.newer[cache, expert] = end
+    links.older[cache, end] = expert
+
+
+@helper
+def first_unguarded(links, cache, ring, guard, step):
+    """The oldest of `ring` that is not protected in this step; the ring's own node if there is none."""
+    end = head(links, ring)
+    expert = links.newer[cache, end]
+    while expert != end and guard[cache, expert] == step:
+        expert = links.newer[cache, expert]
+    return expert

@@ -1,0 +1,108 @@
+"""Knows what an eviction policy is, and finds one by its name; does not know any of them.
+
+A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.py`, exported as `policy`. It owns only its
+own state and moves nothing. Its functions are compiled with the cache's step (`expert_cache/step.py`), so they are plain
+numba: no Python objects, no exceptions.
+
+    allocate(caches, experts, capacity, *, options)   class method: the arrays; keyword options with defaults
+    FUTURE = "none" | "horizon" | "all"               how much of the future it must be told
+
+Then either an order of its own:
+
+    use(self, cache, expert, fresh, now)              `expert` was used; `fresh`: and has just been loaded
+    victim(self, cache, guard, now) -> expert         removes the expert to evict; never one with guard[cache, e] == now.step
+    clear(self, cache)                                back to the empty cache
+
+or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first and ties leave by last use:
+
+    note(self, cache, expert, fresh, now)             remember this use
+    score(self, cache, expert, now) -> float          may rise between two uses, never fall
+    clear(self, cache)                                optional: forget all uses
+    STACK = True                                      the score does not depend on what is resident: one pass serves all
+                                                      capacities (`expert_cache/stack.py`); without a score, its order is
+                                                      that of last use
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from typing import Any, NamedTuple
+
+from errors import UserError, unknown_name
+from expert_cache import heap, policies
+from expert_cache.compiled import bound
+
+NEVER = 1 << 62  # next use of an expert that is not used again
+TICK_BITS = 20  # a moment is (token step << TICK_BITS) + place within the token step
+
+
+class Moment(NamedTuple):
+    """When something happens, as policies are told."""
+
+    seq: int  # number of this access in its cache: recency without ties
+    tick: int  # token step
+    step: int  # number of this request to the cache; marks the protected experts
+    next_use: int  # moment of this expert's next use, NEVER, or meaningless where FUTURE is "none"
+
+
+def policy_names() -> list[str]:
+    """Every policy there is: the files of the folder."""
+    return sorted(found.name for found in pkgutil.iter_modules(policies.__path__) if found.name != "base")
+
+
+@functools.cache
+def parse_policy(spec: str) -> tuple[Any, dict]:
+    """`name:option=value,...` -> (policy class, options); UserError lists the choices for what is not known."""
+    name, _, text = spec.partition(":")
+    if name not in policy_names():
+        raise unknown_name("policy", name, policy_names())
+    policy = importlib.import_module(f"expert_cache.policies.{name}").policy
+    return policy, _parse_options(spec, text, _defaults(policy))
+
+
+def _defaults(policy) -> dict[str, float | int]:
+    parameters = inspect.signature(policy.allocate).parameters.values()
+    return {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
+
+
+def _parse_options(spec: str, text: str, defaults: dict) -> dict:
+    options = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in defaults:
+            raise UserError(
+                f"policy '{spec}': unknown option '{key}': choose from {', '.join(defaults) or 'none'}"
+            )
+        try:
+            options[key] = type(defaults[key])(value)
+        except ValueError:
+            kind = type(defaults[key]).__name__
+            raise UserError(
+                f"policy '{spec}': option '{key}' must be of type {kind}, got '{value}'"
+            ) from None
+    return options
+
+
+def functions_of(policy) -> dict:
+    """The three functions the cache's step calls, built from the score where the policy only scores."""
+    if not hasattr(policy, "score"):
+        return {"clear": policy.clear, "use": policy.use, "victim": policy.victim}
+    names = scoring_of(policy)
+    return {
+        "clear": bound_heap("clear", forget=names["forget"]),
+        "use": bound_heap("use", note=names["note"], score=names["score"]),
+        "victim": bound_heap("victim", score=names["score"]),
+    }
+
+
+def scoring_of(policy) -> dict:
+    """What a scoring policy says, under the names that `heap.py` and `stack.py` use."""
+    return {"note": policy.note, "score": policy.score, "forget": getattr(policy, "clear", _nothing)}
+
+
+def bound_heap(name: str, **names):
+    return bound(getattr(heap, name), **names)
+
+
+def _nothing(policy, cache): ...

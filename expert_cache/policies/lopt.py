@@ -1,0 +1,41 @@
+"""Optimal eviction with limited sight: knows the next uses within some token steps."""
+
+from math import inf, isinf
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError
+from expert_cache.heap import Heap
+from expert_cache.policies.base import NEVER, TICK_BITS
+
+
+class Lopt(NamedTuple):
+    """Victim: the farthest next use; all beyond `horizon` token steps tie and come first. Horizon 0 is LRU."""
+
+    heap: Heap
+    next_use: np.ndarray  # int64 [caches, E]
+    horizon: np.ndarray  # int64 [1]: token steps
+
+    FUTURE = "horizon"
+    STACK = True
+
+    @classmethod
+    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, horizon: float = 2.0):
+        if not horizon >= 0 or horizon % 1 not in (0, inf) and not isinf(horizon):
+            raise UserError(f"lopt: horizon must be a whole number of token steps >= 0 or inf, got {horizon}")
+        steps = NEVER if isinf(horizon) else int(horizon)
+        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64), np.array([steps]))
+
+    def note(self, cache, expert, fresh, now):
+        self.next_use[cache, expert] = now.next_use
+
+    def score(self, cache, expert, now):
+        following = self.next_use[cache, expert]
+        horizon = self.horizon[0]
+        if following == NEVER or horizon == 0 or (following >> TICK_BITS) - now.tick > horizon:
+            return -inf
+        return -float(following)
+
+
+policy = Lopt

@@ -1,0 +1,56 @@
+"""Random eviction: remembers nothing but who is there."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+STRIDE, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class Random(NamedTuple):
+    """Victim: uniform among the unprotected residents; the same seed gives the same victims (splitmix64 a cache)."""
+
+    members: np.ndarray  # int32 [caches, E]: the residents, in no order
+    place: np.ndarray  # int32 [caches, E]: where an expert is in `members`
+    size: np.ndarray  # int64 [caches]
+    state: np.ndarray  # uint64 [caches]
+
+    FUTURE = "none"
+
+    @classmethod
+    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, seed: int = 0):
+        shape = (caches, experts)
+        state = np.random.SeedSequence(abs(seed)).generate_state(caches, np.uint64)
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(caches, np.int64), state)
+
+    def clear(self, cache):
+        self.size[cache] = 0
+
+    def use(self, cache, expert, fresh, now):
+        if fresh:
+            at = self.size[cache]
+            self.size[cache] = at + 1
+            self.members[cache, at] = expert
+            self.place[cache, expert] = at
+
+    def victim(self, cache, guard, now):
+        size = self.size[cache]
+        while True:
+            self.state[cache] += STRIDE
+            bits = self.state[cache]
+            bits = (bits ^ (bits >> np.uint64(30))) * MIX_1
+            bits = (bits ^ (bits >> np.uint64(27))) * MIX_2
+            at = np.int64(
+                ((bits ^ (bits >> np.uint64(31))) >> np.uint64(32)) * np.uint64(size) >> np.uint64(32)
+            )
+            expert = self.members[cache, at]
+            if guard[cache, expert] != now.step:
+                break
+        moved = self.members[cache, size - 1]
+        self.members[cache, at] = moved
+        self.place[cache, moved] = at
+        self.size[cache] = size - 1
+        return expert
+
+
+policy = Random

@@ -1,0 +1,112 @@
+"""Knows how to take a trace through one cache and say what it hit; does not know how a step is decided."""
+
+import numpy as np
+
+from errors import UserError
+from expert_cache.access import Stream
+from expert_cache.budget import Budget, budget_of
+from expert_cache.convention import Convention
+from expert_cache.intervals import ratio_interval
+from expert_cache.policies.base import parse_policy
+from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, Residency, advance_for, no_log
+from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
+from expert_cache.trace import RoutingTrace
+
+
+class CacheRun:
+    """One policy at one capacity, fed with requests; counts [layers, groups, 4] as in `step.py`."""
+
+    def __init__(self, spec: str, budget: Budget, lanes: Lanes) -> None:
+        policy, options = parse_policy(spec)
+        slots = np.full(len(budget.limits), budget.capacity)
+        self.spec, self.budget = spec, budget
+        self.needs_future = policy.FUTURE != "none"
+        self.sequential = lanes.convention.access == "sequential"
+        self.residency = Residency.allocate(
+            np.array(budget.limits), budget.sizes, lanes.trace.layers, lanes.groups
+        )
+        self.policy = policy.allocate(len(slots), len(budget.sizes), slots, **options)
+        self.advance = advance_for(policy)
+
+    def feed(self, lane: int, stream: Stream) -> None:
+        request = self.advance(self.policy, self.residency, lane, stream, self.sequential, no_log())
+        if request != DONE:
+            raise _does_not_fit(stream, request, self.budget)
+
+    def counts(self) -> np.ndarray:
+        """int64 [layers, groups, 4] of what is counted."""
+        return self.residency.counts[:, :-1]
+
+
+def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
+    place, layer = divmod(request, stream.wide)
+    asked = stream.starts[request + 1] - stream.starts[request]
+    return UserError(
+        f"layer {stream.layer + layer}, pass {stream.tick + place}: {asked} experts are asked for at once, more than capacity "
+        f"{budget.capacity} holds: raise the capacity, run prefill in smaller chunks, or use access 'sequential'"
+    )
+
+
+def replay(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    *,
+    scope: str = "layer",
+    access: str = "atomic",
+    phase: str = "decode",
+    start: str = "cold",
+    reset: str = "never",
+    progress: Progress | None = None,
+) -> dict:
+    """Replays `trace` and returns one hit-rate row.
+
+    `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all ("global"),
+    "25%", or bytes ("6GiB"); the rest as in `Convention`. Beside the shared fields the row has `evictions`, `tokens`,
+    `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None with one request). UserError for what cannot be.
+    """
+    lanes = lanes_of(trace, Convention(scope, access, phase, start, reset), by_request=True)
+    budget = budget_of(trace, scope, capacity)
+    if access == "atomic" and budget.capacity < trace.top_k:
+        raise UserError(
+            f"capacity {budget.capacity} is below the K = {trace.top_k} experts a layer asks for at once"
+        )
+    run = CacheRun(policy, budget, lanes)
+    sweep(lanes, [run], progress)
+    counts = run.counts()
+    by_layer, by_request = counts.sum(axis=1), counts.sum(axis=0)
+    accesses = by_request[:, HITS] + by_request[:, MISSES]
+    extra = {
+        "evictions": int(by_layer[:, EVICTIONS].sum()),
+        "tokens": lanes.tokens(),
+        "layer_hit_rate": [_rate(layer[HITS], layer[HITS] + layer[MISSES]) for layer in by_layer],
+        "hit_rate_ci95": ratio_interval(by_request[:, HITS], accesses),
+    }
+    return hit_rate_row(policy, run.budget, lanes, by_layer) | extra
+
+
+def hit_rate_row(policy: str, budget: Budget, lanes: Lanes, by_layer: np.ndarray) -> dict:
+    """The shared fields of a result; `by_layer` is int64 [layers, 3 or more]: hits, misses, compulsory misses."""
+    hits, misses, compulsory = (int(by_layer[:, kind].sum()) for kind in (HITS, MISSES, COMPULSORY))
+    return {
+        "policy": policy,
+        **lanes.convention.fields(),
+        **budget.fields(),
+        "hits": hits,
+        "misses": misses,
+        "compulsory_misses": compulsory,
+        "hit_rate": _rate(hits, hits + misses),
+        "miss_bytes_per_token": miss_bytes_per_token(lanes, by_layer[:, MISSES]),
+    }
+
+
+def miss_bytes_per_token(lanes: Lanes, misses_by_layer: np.ndarray) -> float | None:
+    """Bytes fetched for a counted token; None where the trace does not say how large an expert is."""
+    sizes = lanes.trace.expert_bytes
+    if min(sizes) <= 0:
+        return None
+    return sum(int(miss) * size for miss, size in zip(misses_by_layer, sizes, strict=True)) / lanes.tokens()
+
+
+def _rate(hits, accesses) -> float:
+    return float(hits) / float(accesses) if accesses else 0.0

@@ -1,0 +1,160 @@
+"""Knows what happens at a cache when a layer asks for experts; does not know which expert a policy gives up.
+
+This is the only place where residency changes, and the only step there is: the live cache takes one request through it, the
+simulator a trace. One row of every array is one cache; E is the number of experts a cache may be asked for.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from expert_cache.access import Stream
+from expert_cache.compiled import bound, compiled_for
+from expert_cache.policies.base import NEVER, Moment, functions_of
+
+HITS, MISSES, COMPULSORY, EVICTIONS = range(4)
+USED, LIMIT, SEQ, STEP = range(4)
+DONE = -1
+
+
+class Residency(NamedTuple):
+    """Who is resident, and what was counted."""
+
+    resident: np.ndarray  # bool [caches, E]
+    guard: np.ndarray  # int64 [caches, E]: the last request that asked for an expert
+    touched: np.ndarray  # bool [caches, E]: asked for since the cache was last emptied
+    size: np.ndarray  # int64 [E]: what an expert takes of the limit (1, or its bytes)
+    book: np.ndarray  # int64 [caches, 4]: used, limit, accesses so far, requests so far
+    counts: np.ndarray  # int64 [layers, groups, 4]: hits, misses, compulsory misses, evictions
+
+    @classmethod
+    def allocate(cls, limits: np.ndarray, size: np.ndarray, layers: int, groups: int) -> "Residency":
+        """Empty caches, one for each of `limits`, in the unit of `size` [E]."""
+        shape = (len(limits), len(size))
+        book = np.zeros((len(limits), 4), np.int64)
+        book[:, LIMIT] = limits
+        counts = np.zeros((layers, groups, 4), np.int64)
+        return cls(
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.bool_),
+            size,
+            book,
+            counts,
+        )
+
+
+class Log(NamedTuple):
+    """What one run of `advance` loaded and evicted, in order; arrays of length 0 are not written."""
+
+    loads: np.ndarray  # int32
+    evictions: np.ndarray  # int32
+    lengths: np.ndarray  # int64 [2]: entries written
+    offset: int  # number of the cache's first expert
+
+
+def no_log() -> Log:
+    return Log(np.empty(0, np.int32), np.empty(0, np.int32), np.zeros(2, np.int64), 0)
+
+
+# What a policy says; bound when `advance` is compiled for it.
+def clear(policy, cache): ...
+def use(policy, cache, expert, fresh, now): ...
+def victim(policy, cache, guard, now) -> int: ...  # type: ignore[empty-body]
+
+
+def advance(policy, residency, cache, stream, sequential, log):
+    """Takes the requests of `stream` through one cache. Returns DONE, or the number of a request that cannot fit.
+
+    Atomic: a request's experts are protected together, room is made, then all are used in router order. Sequential: each
+    access is a request of its own.
+    """
+    book = residency.book
+    log.lengths[:] = 0
+    for request in range(len(stream.starts) - 1):
+        first, last = stream.starts[request], stream.starts[request + 1]
+        place = request // stream.wide
+        tick = stream.tick + place
+        counts = residency.counts[stream.layer + request - place * stream.wide, stream.group[place]]
+        if stream.reset[place] and request == place * stream.wide:
+            empty(policy, residency, cache)
+        if sequential:
+            for at in range(first, last):
+                if asked_size(residency, cache, stream.ids, at, at + 1) > book[cache, LIMIT]:
+                    return request
+                ask(policy, residency, cache, stream, at, at + 1, tick, counts, log)
+        else:
+            if asked_size(residency, cache, stream.ids, first, last) > book[cache, LIMIT]:
+                return request
+            ask(policy, residency, cache, stream, first, last, tick, counts, log)
+    return DONE
+
+
+def empty(policy, residency, cache):
+    """Back to a cold cache."""
+    residency.resident[cache, :] = False
+    residency.touched[cache, :] = False
+    residency.book[cache, USED] = 0
+    clear(policy, cache)
+
+
+def asked_size(residency, cache, ids, first, last):
+    """Room that a request needs, each expert once; more than there is for an expert that does not exist."""
+    residency.book[cache, STEP] += 1
+    total = 0
+    for at in range(first, last):
+        expert = ids[at]
+        if not 0 <= expert < len(residency.size):
+            return residency.book[cache, LIMIT] + 1
+        if residency.guard[cache, expert] != residency.book[cache, STEP]:
+            residency.guard[cache, expert] = residency.book[cache, STEP]
+            total += residency.size[expert]
+    return total
+
+
+def ask(policy, residency, cache, stream, first, last, tick, counts, log):
+    """One request: protect, make room, use. An expert asked twice in a request is loaded once."""
+    book = residency.book
+    book[cache, STEP] += 1
+    step = book[cache, STEP]
+    for at in range(first, last):
+        expert = stream.ids[at]
+        if residency.resident[cache, expert] or residency.guard[cache, expert] == step:
+            counts[HITS] += 1
+        else:
+            counts[MISSES] += 1
+            counts[COMPULSORY] += not residency.touched[cache, expert]
+            residency.touched[cache, expert] = True
+            book[cache, USED] += residency.size[expert]
+            write(log.loads, log.lengths, 0, expert + log.offset)
+        residency.guard[cache, expert] = step
+    while book[cache, USED] > book[cache, LIMIT]:
+        now = Moment(book[cache, SEQ], tick, step, NEVER)
+        leaving = victim(policy, cache, residency.guard, now)
+        residency.resident[cache, leaving] = False
+        book[cache, USED] -= residency.size[leaving]
+        counts[EVICTIONS] += 1
+        write(log.evictions, log.lengths, 1, leaving + log.offset)
+    for at in range(first, last):
+        expert = stream.ids[at]
+        book[cache, SEQ] += 1
+        following = stream.next_use[at] if len(stream.next_use) > 0 else NEVER
+        fresh = not residency.resident[cache, expert]
+        residency.resident[cache, expert] = True
+        use(policy, cache, expert, fresh, Moment(book[cache, SEQ], tick, step, following))
+
+
+def write(array, lengths, kind, expert):
+    if lengths[kind] < len(array):
+        array[lengths[kind]] = expert
+        lengths[kind] += 1
+
+
+@functools.cache
+def advance_for(policy):
+    """`advance`, compiled around one policy."""
+    said = functions_of(policy)
+    asking = bound(ask, write=write, use=said["use"], victim=said["victim"])
+    emptying = bound(empty, clear=said["clear"])
+    return compiled_for(policy.__name__, advance, ask=asking, empty=emptying, asked_size=asked_size)
