@@ -22,6 +22,8 @@ from errors import UserError
 SCHEME = 1
 """Part of the cache key: raised when a row comes to mean something else."""
 IGNORED = -100
+BATCH_EXAMPLES = 1000
+"""Examples encoded at a time; fewer need no progress bar."""
 Row = dict[str, Any]
 _FEATURES = Features(
     {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
@@ -91,10 +93,13 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
         ]
         return {name: [row[name] for row in rows] for name in _FEATURES}
 
+    if len(examples) <= BATCH_EXAMPLES:
+        return Dataset.from_dict(encode(texts), features=_FEATURES)
     # The fingerprint is given because hashing the tokenizer for one is slow and the key above has done it.
     return Dataset.from_dict(texts).map(
         encode,
         batched=True,
+        batch_size=BATCH_EXAMPLES,
         remove_columns=list(texts),
         features=_FEATURES,
         desc="tokenise",

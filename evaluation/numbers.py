@@ -1,0 +1,77 @@
+"""Knows how a number written in an answer is read, exactly and without evaluating anything."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_DIGITS = 50
+MAX_EXPONENT = 300
+RELATIVE_TOLERANCE = Fraction(1, 10_000)
+"""For results that are no whole numbers: references round them to different lengths."""
+
+_SIGN = r"[-+\u2212\u2013]?"
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = re.compile(
+    rf"(?P<sign>{_SIGN})\s*[$€£¥]?\s*(?P<second_sign>{_SIGN})"
+    rf"(?:(?P<whole>\d+)\s+(?P<mixed_over>\d+)/(?P<mixed_under>\d+)"
+    rf"|(?P<plain>{_PLAIN})(?:\s*/\s*(?P<under>{_PLAIN}))?"
+    rf"(?:[eE](?P<exponent>[-+]?\d+)|\s*[x×*]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power>[-+\u2212]?\d+)\)?)?)"
+    r"\s*(?P<percent>%|percent\b)?"
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact value, as written: `50 %` has the value 50 and is a percentage."""
+
+    value: Fraction
+    is_percentage: bool = False
+
+
+def parse_number(text: str) -> Number | None:
+    """The first number in a text: `1,234.5`, `3/4`, `1 1/2`, `$-7`, `12 %`, `1.2e-3`, `5 x 10^4`; None if
+    none.
+
+    A number beyond 50 digits or 10^300, or over zero, counts as none.
+    """
+    found = _NUMBER.search(text)
+    value = _value(found) if found else None
+    if found is None or value is None:
+        return None
+    negative = (_is_minus(found["sign"]) + _is_minus(found["second_sign"])) % 2
+    return Number(-value if negative else value, found["percent"] is not None)
+
+
+def same_number(one: Number, other: Number) -> bool:
+    """Equal if whole, else within 0.01 %; where only one has a per cent sign, `50 %` is 50 and 0.5 alike."""
+    if one.is_percentage == other.is_percentage:
+        return _close(one.value, other.value)
+    percentage, plain = (one, other) if one.is_percentage else (other, one)
+    return _close(percentage.value, plain.value) or _close(percentage.value / 100, plain.value)
+
+
+def _close(one: Fraction, other: Fraction) -> bool:
+    if one.denominator == 1 and other.denominator == 1:
+        return one == other
+    return abs(one - other) <= RELATIVE_TOLERANCE * max(abs(one), abs(other))
+
+
+def _value(found: re.Match) -> Fraction | None:
+    if any(len(digits) > MAX_DIGITS for digits in re.findall(r"[\d.,]+", found.group())):
+        return None
+    try:
+        if found["whole"]:
+            return int(found["whole"]) + Fraction(int(found["mixed_over"]), int(found["mixed_under"]))
+        value = _plain(found["plain"]) / _plain(found["under"] or "1")
+    except ZeroDivisionError:
+        return None
+    exponent = int((found["exponent"] or found["power"] or "0").replace("\u2212", "-"))
+    return value * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
+
+
+def _plain(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", ""))
+
+
+def _is_minus(sign: str) -> bool:
+    return sign not in ("", "+")

@@ -1,0 +1,64 @@
+"""Metrics load without the hub and give what a pocket calculator gives."""
+
+import math
+import socket
+
+import pytest
+
+from errors import UserError
+from evaluation.metrics import load_metric, metric_names
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a metric must not ask the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize("name", metric_names())
+def test_every_metric_loads_offline(name):
+    assert load_metric(name).name == name
+
+
+def test_accuracy_counts_no_answer_as_wrong_and_apart():
+    written, references = [" 1", "2", "who knows", "2"], [" 1", " 1", " 1", " 2"]
+    row = load_metric("accuracy").compute(predictions=written, references=references, form="option_number")
+    assert row is not None and row["accuracy"] == 0.5 and row["no_answer"] == 0.25
+    low, high = row["accuracy_ci95"]
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_accuracy_knows_each_request_s_choices():
+    choices = [["w"] * 2, ["w"] * 4]
+    row = load_metric("accuracy").compute(
+        predictions=["3", "3"], references=["1", "3"], form="option_number", choices=choices
+    )
+    assert row is not None and row["accuracy"] == 0.5 and row["no_answer"] == 0.5
+
+
+def test_rouge_of_a_hand_made_pair():
+    row = load_metric("rouge").compute(predictions=["the cat sat"], references=["the cat sat down"])
+    assert row is not None
+    assert row["rouge_1"] == pytest.approx(6 / 7)
+    assert row["rouge_2"] == pytest.approx(4 / 5)
+    assert row["rouge_l"] == pytest.approx(6 / 7)
+    assert row["rouge_l_ci95"] is None
+
+
+def test_perplexity_weighs_tokens_not_requests():
+    row = load_metric("perplexity").compute(nll=[3.0, 1.0], tokens=[1, 7])
+    assert row is not None and row["perplexity"] == pytest.approx(math.exp(4 / 8))
+    low, high = row["perplexity_ci95"]
+    assert math.exp(1 / 7) == pytest.approx(low) and math.exp(3) == pytest.approx(high)
+
+
+def test_perplexity_beyond_floats_is_infinite():
+    row = load_metric("perplexity").compute(nll=[1e6, 1e6], tokens=[1, 1])
+    assert row is not None and row["perplexity"] == math.inf
+
+
+def test_an_unknown_metric_lists_the_known_ones():
+    with pytest.raises(UserError, match="'bleu': choose from accuracy, perplexity, rouge"):
+        load_metric("bleu")
