@@ -1,1 +1,3 @@
-"""Decides which experts are resident: traces, policies, the cache, its simulator. Numbers only, moves no weights."""
+"""Decides which experts are resident: traces, policies, the cache, its simulator. Numbers only, moves no
+weights.
+"""

@@ -1,8 +1,9 @@
 """Knows how rows of a trace become requests to a cache; does not know what the cache does with them.
 
-Letters: S rows, L layers, K experts chosen, E routed experts a layer. A *pass* is what ran together: one decode row, the
-decode rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once. Where each layer has a cache of
-its own, a *lane* is a layer; one cache for all layers is a single lane in which expert e of layer l is number l * E + e.
+Letters: S rows, L layers, K experts chosen, E routed experts a layer. A *pass* is what ran together: one
+decode row, the decode rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once.
+Where each layer has a cache of its own, a *lane* is a layer; one cache for all layers is a single lane in
+which expert e of layer l is number l * E + e.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
 
 
 class Stream(NamedTuple):
-    """Requests to one cache in order: request s asks for ids[starts[s] : starts[s + 1]]. Pass p is requests p * wide ..."""
+    """Requests to one cache in order: request s asks for ids[starts[s] : starts[s + 1]]. Pass p is requests p
+    * wide ...
+    """
 
     ids: np.ndarray  # int32 [accesses]
     starts: np.ndarray  # int64 [requests + 1]
@@ -73,7 +76,9 @@ def _changes(values: np.ndarray) -> np.ndarray:
 
 @compiled
 def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
-    """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on; pass p is experts[begin[p] : end[p]]."""
+    """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on; pass p is experts[begin[p] :
+    end[p]].
+    """
     ids = np.empty((end - begin).sum() * layers * experts.shape[2], np.int32)
     starts = np.empty(len(begin) * layers + 1, np.int64)
     asked = np.full(layers * num_experts, -1, np.int64)

@@ -32,8 +32,8 @@ class Budget:
 def budget_of(trace: RoutingTrace, scope: str, capacity: int | str) -> Budget:
     """`capacity`: slots (8), percent of all routed experts ("25%"), or bytes ("6GiB").
 
-    Slots are all of one size: a global cache of slots must be able to hold the largest expert in each. Bytes are kept to the
-    byte in a global cache; with a cache a layer they are shared out as equal slots.
+    Slots are all of one size: a global cache of slots must be able to hold the largest expert in each. Bytes
+    are kept to the byte in a global cache; with a cache a layer they are shared out as equal slots.
     """
     if isinstance(capacity, str) and not capacity.isdecimal():
         number, unit = _split(capacity)

@@ -1,4 +1,6 @@
-"""Knows how a live engine asks the cache, one layer's request at a time; moves no weights and decides nothing itself."""
+"""Knows how a live engine asks the cache, one layer's request at a time; moves no weights and decides nothing
+itself.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,10 +26,11 @@ class Step(NamedTuple):
 
 
 class ExpertCache:
-    """Residency of experts under a policy and a budget: the compiled step of the simulator, one request at a time.
+    """Residency of experts under a policy and a budget: the compiled step of the simulator, one request at a
+    time.
 
-    Letters: L layers, E routed experts a layer. Never exceeds its capacity, never evicts an expert of the request it serves
-    (access "atomic"), and does the same again for the same requests.
+    Letters: L layers, E routed experts a layer. Never exceeds its capacity, never evicts an expert of the
+    request it serves (access "atomic"), and does the same again for the same requests.
 
     policy        name with options, e.g. "lrfu:decay=0.95"; `opt` needs the whole trace and is refused, `lopt` needs
                   `next_tokens` at each step
@@ -75,10 +78,11 @@ class ExpertCache:
         self._cold = [True] * caches
 
     def step(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> Step:
-        """Layer `layer` asks for `experts` (ids 0..E-1 in router order; the rows of a batch one after the other).
+        """Layer `layer` asks for `experts` (ids 0..E-1 in router order; the rows of a batch one after the
+        other).
 
-        `next_tokens`: for a policy with limited sight, how many token steps later each is used again (-1: not in sight).
-        UserError when the request cannot fit or an id is out of range; nothing has changed then.
+        `next_tokens`: for a policy with limited sight, how many token steps later each is used again (-1: not
+        in sight). UserError when the request cannot fit or an id is out of range; nothing has changed then.
         """
         asked = len(experts)
         if asked > len(self._ids):

@@ -22,8 +22,9 @@ def sources_digest() -> str:
 def compiled(function: Callable) -> Callable:
     """Compiles `function` without holding the GIL; keeps the result on disk where a folder can be written.
 
-    numba names the file on disk after `__qualname__` and looks only at the file the function is in. The digest in the
-    name covers what the function calls as well, and lets two versions of the code live side by side.
+    numba names the file on disk after `__qualname__` and looks only at the file the function is in. The
+    digest in the name covers what the function calls as well, and lets two versions of the code live side by
+    side.
     """
     function.__qualname__ = f"{function.__qualname__}-{sources_digest()}"
     try:
@@ -43,8 +44,8 @@ def helper(function: Callable) -> Callable:
 def bound(function: Callable, **names: Callable) -> FunctionType:
     """A copy of `function` in which the given global names mean the given functions.
 
-    This is how one loop is written once and compiled for each policy. numba cannot keep on disk what takes functions as
-    arguments, and a file on disk with a single entry needs no lock between processes.
+    This is how one loop is written once and compiled for each policy. numba cannot keep on disk what takes
+    functions as arguments, and a file on disk with a single entry needs no lock between processes.
     """
     meaning = {name: value if hasattr(value, "py_func") else helper(value) for name, value in names.items()}
     copy = FunctionType(function.__code__, {**function.__globals__, **meaning}, function.__name__)

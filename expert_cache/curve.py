@@ -1,4 +1,6 @@
-"""Knows how to get hit rates at many capacities out of one pass over a trace; does not know how a step is decided."""
+"""Knows how to get hit rates at many capacities out of one pass over a trace; does not know how a step is
+decided.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,9 +31,10 @@ def curve(
 ) -> list[dict]:
     """One hit-rate row for each policy and capacity, each equal to the `replay` at that capacity.
 
-    Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with scope "layer",
-    the multiples of E among them with scope "global". Capacities in slots or percent. One pass serves all capacities of a
-    stack policy; the others run a cache for each, all in the same pass over the trace. UserError as for `replay`.
+    Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with
+    scope "layer", the multiples of E among them with scope "global". Capacities in slots or percent. One pass
+    serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
+    trace. UserError as for `replay`.
     """
     lanes = lanes_of(trace, Convention(scope, access, phase, start, reset))
     if not policies:
@@ -75,7 +78,9 @@ class _Widest:
 
 
 def widest_request(lanes: Lanes) -> int:
-    """The least capacity that the convention allows: K, or the largest union of a prefill chunk or decode batch."""
+    """The least capacity that the convention allows: K, or the largest union of a prefill chunk or decode
+    batch.
+    """
     if lanes.convention.access == "sequential":
         return 1
     passes = lanes.passes

@@ -7,17 +7,13 @@ from expert_cache.compiled import compiled
 from expert_cache.policies.base import NEVER, TICK_BITS
 
 
-def nothing_ahead(experts: int) -> np.ndarray:
-    """int64 [E]: the state of `look_back` at the end of a trace."""
-    return np.full(experts, NEVER, np.int64)
-
-
 @compiled
 def look_back(stream: Stream, upcoming, sequential):
-    """int64 [accesses]: the moment each expert is used next, strictly after its request (sequential: its access).
+    """int64 [accesses]: the moment each expert is used next, strictly after its request (sequential: its
+    access).
 
-    `upcoming` [E] holds the first use of each expert after the stream and is left holding the first use from its start on.
-    A reset hides what comes after it from what came before.
+    `upcoming` [E] holds the first use of each expert after the stream and is left holding the first use from
+    its start on. A reset hides what comes after it from what came before.
     """
     next_use = np.empty(len(stream.ids), np.int64)
     for request in range(len(stream.starts) - 2, -1, -1):

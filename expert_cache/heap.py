@@ -53,8 +53,8 @@ def use(policy, cache, expert, fresh, now):
 def victim(policy, cache, guard, now):
     """Removes and returns the unguarded expert with the lowest score.
 
-    A score may have risen since it was stored (an expert's next use came within sight), never fallen: so the top is
-    looked at again before it is believed.
+    A score may have risen since it was stored (an expert's next use came within sight), never fallen: so the
+    top is looked at again before it is believed.
     """
     heap = policy.heap
     aside = 0

@@ -6,9 +6,11 @@ RESAMPLES = 2000
 
 
 def bootstrap_ci(values, weights=None, *, resamples: int = RESAMPLES, seed: int = 0) -> list[float] | None:
-    """95 % percentile bootstrap interval of the (weighted) mean of one value a request; None for fewer than two requests.
+    """95 % percentile bootstrap interval of the (weighted) mean of one value a request; None for fewer than
+    two requests.
 
-    `values` float [requests], `weights` float [requests] (e.g. the number of pairs a request's mean is taken over).
+    `values` float [requests], `weights` float [requests] (e.g. the number of pairs a request's mean is taken
+    over).
     """
     values = np.asarray(values, np.float64)
     weights = np.ones_like(values) if weights is None else np.asarray(weights, np.float64)

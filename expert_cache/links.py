@@ -64,3 +64,22 @@ def first_unguarded(links, cache, ring, guard, step):
     while expert != end and guard[cache, expert] == step:
         expert = links.newer[cache, expert]
     return expert
+
+
+@helper
+def first(links, cache, ring):
+    """The oldest of `ring`; the ring's own node if it is empty."""
+    return links.newer[cache, head(links, ring)]
+
+
+@helper
+def move(policy, cache, expert, ring):
+    """Makes `expert` the newest of `ring` (negative: of none) in a policy with `queues`, `where` and `length`."""
+    came_from = policy.where[cache, expert]
+    if came_from >= 0:
+        unlink(policy.queues, cache, expert)
+        policy.length[cache, came_from] -= 1
+    policy.where[cache, expert] = ring
+    if ring >= 0:
+        append(policy.queues, cache, ring, expert)
+        policy.length[cache, ring] += 1

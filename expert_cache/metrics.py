@@ -1,6 +1,7 @@
 """Knows how alike the routing of consecutive tokens is (ECR, GDS, LAL); does not know caches.
 
-Pairs are consecutive rows of one request and one phase. Letters: S rows, P pairs, L layers, K experts chosen, E routed experts.
+Pairs are consecutive rows of one request and one phase. Letters: S rows, P pairs, L layers, K experts chosen,
+E routed experts.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ def ecr(trace: RoutingTrace, phase: str = "decode") -> Locality:
 
 
 def gds(trace: RoutingTrace, phase: str = "decode") -> Locality:
-    """Gate distribution similarity: mean of (1 + cos(p_t, p_t+1)) / 2. UserError for a trace without gate_probs."""
+    """Gate distribution similarity: mean of (1 + cos(p_t, p_t+1)) / 2. UserError for a trace without
+    gate_probs.
+    """
     if trace.gate_probs is None:
         raise UserError("GDS needs a trace recorded with gate_probs")
     return _mean_over_pairs(trace, phase, trace.gate_probs, _similarity, 1.0)

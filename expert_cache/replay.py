@@ -61,9 +61,10 @@ def replay(
 ) -> dict:
     """Replays `trace` and returns one hit-rate row.
 
-    `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all ("global"),
-    "25%", or bytes ("6GiB"); the rest as in `Convention`. Beside the shared fields the row has `evictions`, `tokens`,
-    `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None with one request). UserError for what cannot be.
+    `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
+    ("global"), "25%", or bytes ("6GiB"); the rest as in `Convention`. Beside the shared fields the row has
+    `evictions`, `tokens`, `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None with one
+    request). UserError for what cannot be.
     """
     lanes = lanes_of(trace, Convention(scope, access, phase, start, reset), by_request=True)
     budget = budget_of(trace, scope, capacity)
@@ -86,7 +87,9 @@ def replay(
 
 
 def hit_rate_row(policy: str, budget: Budget, lanes: Lanes, by_layer: np.ndarray) -> dict:
-    """The shared fields of a result; `by_layer` is int64 [layers, 3 or more]: hits, misses, compulsory misses."""
+    """The shared fields of a result; `by_layer` is int64 [layers, 3 or more]: hits, misses, compulsory
+    misses.
+    """
     hits, misses, compulsory = (int(by_layer[:, kind].sum()) for kind in (HITS, MISSES, COMPULSORY))
     return {
         "policy": policy,

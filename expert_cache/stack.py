@@ -1,8 +1,10 @@
-"""Knows the hits of every capacity at once, for policies whose larger cache always holds what the smaller one does.
+"""Knows the hits of every capacity at once, for policies whose larger cache always holds what the smaller one
+does.
 
-Such a policy keeps one list in which the first C experts are what a cache of C holds (Mattson, Gecsei, Slutz, Traiger 1970,
-"Evaluation techniques for storage hierarchies"). Here a whole request moves to the front together, which is what an atomic
-step does to every capacity that can hold the request. Does not know budgets. One row of every array is one cache.
+Such a policy keeps one list in which the first C experts are what a cache of C holds (Mattson, Gecsei, Slutz,
+Traiger 1970, "Evaluation techniques for storage hierarchies"). Here a whole request moves to the front
+together, which is what an atomic step does to every capacity that can hold the request. Does not know
+budgets. One row of every array is one cache.
 """
 
 import functools
@@ -105,7 +107,9 @@ def stack_hits(policy, stack, cache, stream, sequential):
 
 @helper
 def protect(stack, cache, ids, first, last, depths):
-    """Writes a request's experts to `stack.asked`, each once; returns their number. What is asked for again hits."""
+    """Writes a request's experts to `stack.asked`, each once; returns their number. What is asked for again
+    hits.
+    """
     stack.book[cache, STEP] += 1
     different = 0
     for at in range(first, last):
@@ -133,7 +137,9 @@ def move_up_by_recency(policy, stack, cache, stream, first, last, tick, depths):
 
 
 def move_up(policy, stack, cache, stream, first, last, tick, depths):
-    """Any score: a capacity keeps the request and the best of what it held; its leavings are the next larger one's."""
+    """Any score: a capacity keeps the request and the best of what it held; its leavings are the next larger
+    one's.
+    """
     order, pool, held = stack.order[cache], stack.pool[cache], stack.held[cache]
     asked = protect(stack, cache, stream.ids, first, last, depths)
     now = Moment(stack.book[cache, SEQ], tick, stack.book[cache, STEP], NEVER)
@@ -159,7 +165,9 @@ def move_up(policy, stack, cache, stream, first, last, tick, depths):
 
 
 def join(policy, stack, cache, expert, pooled, now):
-    """Puts `expert` where it belongs in the pool, which holds `pooled` experts, the best last; ties by last use."""
+    """Puts `expert` where it belongs in the pool, which holds `pooled` experts, the best last; ties by last
+    use.
+    """
     pool, used = stack.pool[cache], stack.used[cache]
     worth = score(policy, cache, expert, now)
     at = pooled

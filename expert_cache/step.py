@@ -1,7 +1,8 @@
 """Knows what happens at a cache when a layer asks for experts; does not know which expert a policy gives up.
 
-This is the only place where residency changes, and the only step there is: the live cache takes one request through it, the
-simulator a trace. One row of every array is one cache; E is the number of experts a cache may be asked for.
+This is the only place where residency changes, and the only step there is: the live cache takes one request
+through it, the simulator a trace. One row of every array is one cache; E is the number of experts a cache may
+be asked for.
 """
 
 import functools
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_cache.access import Stream
 from expert_cache.compiled import bound, compiled_for
 from expert_cache.policies.base import NEVER, Moment, functions_of
 
@@ -60,15 +60,17 @@ def no_log() -> Log:
 
 # What a policy says; bound when `advance` is compiled for it.
 def clear(policy, cache): ...
+def want(policy, cache, expert): ...
 def use(policy, cache, expert, fresh, now): ...
 def victim(policy, cache, guard, now) -> int: ...  # type: ignore[empty-body]
 
 
 def advance(policy, residency, cache, stream, sequential, log):
-    """Takes the requests of `stream` through one cache. Returns DONE, or the number of a request that cannot fit.
+    """Takes the requests of `stream` through one cache. Returns DONE, or the number of a request that cannot
+    fit.
 
-    Atomic: a request's experts are protected together, room is made, then all are used in router order. Sequential: each
-    access is a request of its own.
+    Atomic: a request's experts are protected together, room is made, then all are used in router order.
+    Sequential: each access is a request of its own.
     """
     book = residency.book
     log.lengths[:] = 0
@@ -126,6 +128,7 @@ def ask(policy, residency, cache, stream, first, last, tick, counts, log):
             counts[MISSES] += 1
             counts[COMPULSORY] += not residency.touched[cache, expert]
             residency.touched[cache, expert] = True
+            want(policy, cache, expert)
             book[cache, USED] += residency.size[expert]
             write(log.loads, log.lengths, 0, expert + log.offset)
         residency.guard[cache, expert] = step
@@ -155,6 +158,6 @@ def write(array, lengths, kind, expert):
 def advance_for(policy):
     """`advance`, compiled around one policy."""
     said = functions_of(policy)
-    asking = bound(ask, write=write, use=said["use"], victim=said["victim"])
+    asking = bound(ask, write=write, want=said["want"], use=said["use"], victim=said["victim"])
     emptying = bound(empty, clear=said["clear"])
     return compiled_for(policy.__name__, advance, ask=asking, empty=emptying, asked_size=asked_size)

@@ -1,21 +1,24 @@
-"""Knows how to take a whole trace through any number of simulations, a block at a time; does not know what they count.
+"""Knows how to take a whole trace through any number of simulations, a block at a time; does not know what
+they count.
 
-A simulation is asked `needs_future` once and fed each lane's requests in order: `feed(lane, stream)`. Lanes are independent,
-so they run on all cores; with one lane the simulations do. Nothing is kept of a block but, for the future's sake, the first
-use of every expert from its start on.
+A simulation is asked `needs_future` once and fed each lane's requests in order: `feed(lane, stream)`. Lanes
+are independent, so they run on all cores; with one lane the simulations do. Nothing is kept of a block but,
+for the future's sake, the first use of every expert from its start on.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
 from expert_cache.access import Passes, Stream, gather
 from expert_cache.convention import Convention
-from expert_cache.future import look_back, nothing_ahead
+from expert_cache.future import look_back
+from expert_cache.policies.base import NEVER
 from expert_cache.trace import RoutingTrace, release
 
 Progress = Callable[[int, int], None]  # done, of
@@ -25,7 +28,9 @@ class Simulation(Protocol):
     needs_future: bool
 
     def feed(self, lane: int, stream: Stream) -> None:
-        """Takes one block of one lane. Called from several threads, but never twice at once for the same lane."""
+        """Takes one block of one lane. Called from several threads, but never twice at once for the same
+        lane.
+        """
         ...
 
 
@@ -74,78 +79,77 @@ def sweep(lanes: Lanes, simulations: Sequence[Simulation], progress: Progress | 
     blocks = list(_blocks(lanes))
     needs_future = any(simulation.needs_future for simulation in simulations)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead = _first_uses(lanes, blocks, pool) if needs_future else None
-        for number, block in enumerate(blocks):
-            streams = _streams(lanes, block, None if ahead is None else ahead[number])
-            if lanes.number > 1:
-                _run(
-                    pool,
-                    [
-                        (lambda lane=lane: _feed(simulations, lane, streams(lane)))
-                        for lane in range(lanes.number)
-                    ],
-                )
-            else:
-                only = streams(0)
-                _run(pool, [(lambda each=each: each.feed(0, only)) for each in simulations])
+        ahead = _first_uses(lanes, blocks, pool) if needs_future else [None] * len(blocks)
+        for block, first_uses in zip(blocks, ahead, strict=True):
+            _feed(lanes, simulations, _Block(lanes, block, first_uses), pool)
             release(lanes.trace.experts)
             if progress:
                 progress(block.stop, len(lanes.passes))
 
 
-def _feed(simulations: Sequence[Simulation], lane: int, stream: Stream) -> None:
-    for simulation in simulations:
-        simulation.feed(lane, stream)
+def _feed(lanes: Lanes, simulations: Sequence[Simulation], block: "_Block", pool: ThreadPoolExecutor) -> None:
+    def feed_lane(lane: int) -> None:
+        stream = block.stream(lane)
+        for simulation in simulations:
+            simulation.feed(lane, stream)
+
+    if lanes.number > 1:
+        _all(pool.map(feed_lane, range(lanes.number)))
+    else:
+        stream = block.stream(0)
+        _all(pool.map(lambda simulation: simulation.feed(0, stream), simulations))
 
 
-def _run(pool: ThreadPoolExecutor, tasks: list[Callable]) -> None:
-    for done in [pool.submit(task) for task in tasks]:
-        done.result()
+def _all(results: Iterator) -> None:
+    """Waits for every result, and raises the first error."""
+    for _ in results:
+        pass
 
 
 def _blocks(lanes: Lanes) -> Iterator[range]:
     """Ranges of passes, each about a block of the trace."""
     first_rows = [rows.start for rows in lanes.trace.blocks()]
-    edges = np.unique(np.append(np.searchsorted(lanes.passes.begin, first_rows), len(lanes.passes)))
-    edges = np.union1d(edges, [0])
-    return (range(int(low), int(high)) for low, high in zip(edges[:-1], edges[1:], strict=True))
+    edges = {*np.searchsorted(lanes.passes.begin, first_rows).tolist(), 0, len(lanes.passes)}
+    return (range(low, high) for low, high in pairwise(sorted(edges)))
 
 
-def _streams(lanes: Lanes, block: range, ahead: np.ndarray | None) -> Callable[[int], Stream]:
-    """The streams of one block, made when asked for by lane."""
-    part = slice(block.start, block.stop)
-    first_row = lanes.passes.begin[block.start]
-    begin, end = lanes.passes.begin[part] - first_row, lanes.passes.end[part] - first_row
-    experts = lanes.trace.experts[first_row : first_row + end[-1]]
-    nothing = np.empty(0, np.int64)
+class _Block:
+    """One block of passes; makes each lane's stream when asked for it."""
 
-    def stream(lane: int) -> Stream:
-        size = (lanes.wide, lanes.trace.num_experts)
-        ids, starts = gather(experts, begin, end, lanes.passes.distinct[part], lane, *size)
-        made = Stream(
-            ids, starts, lanes.group[part], lanes.reset[part], nothing, lanes.wide, lane, block.start
-        )
-        if ahead is None:
-            return made
-        return made._replace(
-            next_use=look_back(made, ahead[lane].copy(), lanes.convention.access == "sequential")
-        )
+    def __init__(self, lanes: Lanes, passes: range, first_uses: np.ndarray | None) -> None:
+        part = slice(passes.start, passes.stop)
+        first_row = lanes.passes.begin[passes.start]
+        self.lanes, self.part, self.first_uses = lanes, part, first_uses
+        self.begin, self.end = lanes.passes.begin[part] - first_row, lanes.passes.end[part] - first_row
+        self.experts = lanes.trace.experts[first_row : first_row + self.end[-1]]
 
-    return stream
+    def stream(self, lane: int) -> Stream:
+        plain = self.plain_stream(lane)
+        if self.first_uses is None:
+            return plain
+        return plain._replace(next_use=self.look_back(plain, self.first_uses[lane].copy()))
+
+    def plain_stream(self, lane: int) -> Stream:
+        """The stream without its future."""
+        lanes, part, wide = self.lanes, self.part, self.lanes.wide
+        distinct, experts = lanes.passes.distinct[part], lanes.trace.num_experts
+        ids, starts = gather(self.experts, self.begin, self.end, distinct, lane, wide, experts)
+        nothing = np.empty(0, np.int64)
+        return Stream(ids, starts, lanes.group[part], lanes.reset[part], nothing, wide, lane, part.start)
+
+    def pass_back(self, lane: int, upcoming: np.ndarray) -> None:
+        """Turns the first uses after the block into those from its start on."""
+        self.look_back(self.plain_stream(lane), upcoming)
+
+    def look_back(self, stream: Stream, upcoming: np.ndarray) -> np.ndarray:
+        return look_back(stream, upcoming, self.lanes.convention.access == "sequential")
 
 
 def _first_uses(lanes: Lanes, blocks: list[range], pool: ThreadPoolExecutor) -> np.ndarray:
     """int64 [blocks, lanes, experts]: the first use of each expert after a block, found from the end backwards."""
-    ahead = np.empty((len(blocks), lanes.number, lanes.experts), np.int64)
-    ahead[-1] = nothing_ahead(lanes.experts)
+    ahead = np.full((len(blocks), lanes.number, lanes.experts), NEVER, np.int64)
     for number in range(len(blocks) - 1, 0, -1):
         ahead[number - 1] = ahead[number]
-        streams = _streams(lanes, blocks[number], None)
-        sequential = lanes.convention.access == "sequential"
-        tasks = [
-            (lambda lane=lane: look_back(streams(lane), ahead[number - 1, lane], sequential))
-            for lane in range(lanes.number)
-        ]
-        _run(pool, tasks)
+        _all(pool.map(_Block(lanes, blocks[number], None).pass_back, range(lanes.number), ahead[number - 1]))
         release(lanes.trace.experts)
     return ahead

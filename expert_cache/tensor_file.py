@@ -36,7 +36,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a .safetensors file a few megabytes at a time, so that a mapped tensor larger than memory can be copied."""
+    """Writes a .safetensors file a few megabytes at a time, so that a mapped tensor larger than memory can be
+    copied.
+    """
     header: dict = {"__metadata__": metadata}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # keeps every tensor aligned
     end = 0

@@ -33,7 +33,8 @@ LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """An immutable record of the experts each layer needed at each token step (shared file format, version 1).
+    """An immutable record of the experts each layer needed at each token step (shared file format, version
+    1).
 
     experts     uint16 [S, L, K]   in router order, largest routing weight first; 65535 is an empty slot
     phase       uint8 [S]          0 prefill, 1 decode; rows are in time order
@@ -115,7 +116,9 @@ class RoutingTrace:
 
 
 def release(array: np.ndarray) -> None:
-    """Gives the pages of a mapped array back to the system; they are read again when touched. No effect on others."""
+    """Gives the pages of a mapped array back to the system; they are read again when touched. No effect on
+    others.
+    """
     base = array
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base

@@ -1,8 +1,8 @@
 """Knows what an eviction policy is, and finds one by its name; does not know any of them.
 
-A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.py`, exported as `policy`. It owns only its
-own state and moves nothing. Its functions are compiled with the cache's step (`expert_cache/step.py`), so they are plain
-numba: no Python objects, no exceptions.
+A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.py`, exported as `policy`. It
+owns only its own state and moves nothing. Its functions are compiled with the cache's step
+(`expert_cache/step.py`), so they are plain numba: no Python objects, no exceptions.
 
     allocate(caches, experts, capacity, *, options)   class method: the arrays; keyword options with defaults
     FUTURE = "none" | "horizon" | "all"               how much of the future it must be told
@@ -12,15 +12,17 @@ Then either an order of its own:
     use(self, cache, expert, fresh, now)              `expert` was used; `fresh`: and has just been loaded
     victim(self, cache, guard, now) -> expert         removes the expert to evict; never one with guard[cache, e] == now.step
     clear(self, cache)                                back to the empty cache
+    want(self, cache, expert)                         optional: `expert` is missing; called before room is made for it
 
-or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first and ties leave by last use:
+or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first and ties
+leave by last use:
 
     note(self, cache, expert, fresh, now)             remember this use
     score(self, cache, expert, now) -> float          may rise between two uses, never fall
     clear(self, cache)                                optional: forget all uses
     STACK = True                                      the score does not depend on what is resident: one pass serves all
-                                                      capacities (`expert_cache/stack.py`); without a score, its order is
-                                                      that of last use
+                                                      capacities (`expert_cache/stack.py`); without a score,
+                                                      its order is that of last use
 """
 
 import functools
@@ -85,11 +87,13 @@ def _parse_options(spec: str, text: str, defaults: dict) -> dict:
 
 
 def functions_of(policy) -> dict:
-    """The three functions the cache's step calls, built from the score where the policy only scores."""
+    """What the cache's step calls, built from the score where the policy only scores."""
+    want = getattr(policy, "want", _nothing_wanted)
     if not hasattr(policy, "score"):
-        return {"clear": policy.clear, "use": policy.use, "victim": policy.victim}
+        return {"clear": policy.clear, "want": want, "use": policy.use, "victim": policy.victim}
     names = scoring_of(policy)
     return {
+        "want": want,
         "clear": bound_heap("clear", forget=names["forget"]),
         "use": bound_heap("use", note=names["note"], score=names["score"]),
         "victim": bound_heap("victim", score=names["score"]),
@@ -106,3 +110,4 @@ def bound_heap(name: str, **names):
 
 
 def _nothing(policy, cache): ...
+def _nothing_wanted(policy, cache, expert): ...

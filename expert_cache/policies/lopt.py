@@ -22,7 +22,7 @@ class Lopt(NamedTuple):
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, horizon: float = 2.0):
-        if not horizon >= 0 or horizon % 1 not in (0, inf) and not isinf(horizon):
+        if not horizon >= 0 or not (isinf(horizon) or horizon.is_integer()):
             raise UserError(f"lopt: horizon must be a whole number of token steps >= 0 or inf, got {horizon}")
         steps = NEVER if isinf(horizon) else int(horizon)
         return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64), np.array([steps]))

@@ -10,10 +10,12 @@ from expert_cache.heap import Heap
 
 
 class Lrfu(NamedTuple):
-    """Victim: the smallest counter; each token step multiplies counters by `decay`, a use adds 1; kept on eviction.
+    """Victim: the smallest counter; each token step multiplies counters by `decay`, a use adds 1; kept on
+    eviction.
 
-    All counters fade alike, so their order changes only with a use. What is compared is the logarithm of counter /
-    decay**tick, which stays put in between and never underflows (Lee et al., LRFU, IEEE ToC 2001, eq. 3).
+    All counters fade alike, so their order changes only with a use. What is compared is the logarithm of
+    counter / decay**tick, which stays put in between and never underflows (Lee et al., LRFU, IEEE ToC 2001,
+    eq. 3).
     """
 
     heap: Heap

@@ -8,7 +8,9 @@ STRIDE, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 
 
 class Random(NamedTuple):
-    """Victim: uniform among the unprotected residents; the same seed gives the same victims (splitmix64 a cache)."""
+    """Victim: uniform among the unprotected residents; the same seed gives the same victims (splitmix64 a
+    cache).
+    """
 
     members: np.ndarray  # int32 [caches, E]: the residents, in no order
     place: np.ndarray  # int32 [caches, E]: where an expert is in `members`

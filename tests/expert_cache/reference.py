@@ -6,7 +6,9 @@ EMPTY = 65535
 
 
 def requests_of(trace, phases=(1,)):
-    """[(tick, phase, request, [experts of layer 0, of layer 1, ...])]: one entry a pass, prefill chunks merged."""
+    """[(tick, phase, request, [experts of layer 0, of layer 1, ...])]: one entry a pass, prefill chunks
+    merged.
+    """
     passes = []
     last = None
     for row in range(trace.steps):

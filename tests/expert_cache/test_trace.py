@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.expert_cache.traces import random_trace
 
 from errors import UserError
 from expert_cache.trace import RoutingTrace
+from tests.expert_cache.traces import random_trace
 
 
 def fields(**changes):
