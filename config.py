@@ -1,4 +1,6 @@
-"""Every setting of training and evaluation, with its default written once; reads the command line and YAML files."""
+"""Every setting of training and evaluation, with its default written once; reads the command line and
+YAML files.
+"""
 
 import dataclasses
 import difflib
@@ -29,9 +31,15 @@ class ModelSettings:
 
     model_name: str = _option("models/tiny-olmoe", "folder of a checkpoint, or its name on the hub")
     model_key: str = _option("", "label in the folders of logs and results, e.g. _deepseek_16b")
-    moe_module_name: str | None = _option(None, "attribute of the MoE block in a decoder layer, checked if given")
-    dtype: str = _option("auto", f"type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, float32 on a CPU")
-    experts_implementation: str | None = _option(None, "transformers' way to run the experts: eager, grouped_mm, ...")
+    moe_module_name: str | None = _option(
+        None, "attribute of the MoE block in a decoder layer, checked if given"
+    )
+    dtype: str = _option(
+        "auto", f"type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, float32 on a CPU"
+    )
+    experts_implementation: str | None = _option(
+        None, "transformers' way to run the experts: eager, grouped_mm, ..."
+    )
     trust_remote_code: bool = _option(False, "run modelling code that the checkpoint brings along")
 
     def __post_init__(self):
@@ -62,11 +70,16 @@ class AdapterSettings:
     use_lora: bool = _option(True, "train LoRA adapters; without it every weight of the model is trained")
     lora_rank: int = _option(8, "rank of the adapters")
     lora_alpha: int = _option(32, "scale of the adapters (rank-stabilised: alpha / sqrt(rank))")
-    target_modules: str = _option("auto", "comma list of modules that get LoRA; auto: attention, experts, gate")
+    target_modules: str = _option(
+        "auto", "comma list of modules that get LoRA; auto: attention, experts, gate"
+    )
     lora_extra_modules: str = _option("", "comma list of fully trained modules, e.g. gate")
-    daft_threshold: str = _option("1.0", "train the layers whose ECR is below; 1.0 is every layer, q50 the lower half")
+    daft_threshold: str = _option(
+        "1.0", "train the layers whose ECR is below; 1.0 is every layer, q50 the lower half"
+    )
     ecr_profile: str | None = _option(None, "profile to select by; default: measured on the training data")
     profile_examples: int = _option(64, "training examples that the profile is measured on")
+    profile_only: bool = _option(False, "measure and write the ECR profile, then stop")
     save_merged: bool = _option(False, "also save the model with the adapter merged into it")
     overwrite_output: bool = _option(False, "start over where the folder holds checkpoints of an earlier run")
 
@@ -87,9 +100,13 @@ class LocalitySettings:
     """The terms that are added to the language-model loss."""
 
     consecutive_expert_loss_type: str = _option("js", "objective of locality: a file of locality/objectives/")
-    consecutive_expert_loss_weight: float = _option(1.0, "its weight; 0 measures but does not train for locality")
+    consecutive_expert_loss_weight: float = _option(
+        1.0, "its weight; 0 measures but does not train for locality"
+    )
     aux_loss_alpha: float = _option(0.0, "weight of the load-balancing loss")
-    locality_on_prompt: bool = _option(True, "count pairs of prompt tokens in the objective, not only the answer's")
+    locality_on_prompt: bool = _option(
+        True, "count pairs of prompt tokens in the objective, not only the answer's"
+    )
 
     def __post_init__(self):
         check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
@@ -101,14 +118,18 @@ class TrainSettings(TrainingArguments):
     """transformers' own training options, with this project's defaults."""
 
     output_dir: str | None = _option(None, "set from lora_save_path")
-    per_device_train_batch_size: int = HfArg(aliases=["--batch_size"], help="requests a step and device", default=1)
+    per_device_train_batch_size: int = HfArg(
+        aliases=["--batch_size"], help="requests a step and device", default=1
+    )
     learning_rate: float = _option(1e-3, "highest learning rate")
     num_train_epochs: float = _option(1.0, "passes over the training data")
     logging_steps: float = _option(10, "steps between log entries")
     eval_strategy: str = _option("steps", "when to validate")
     eval_steps: float | None = _option(500, "steps between validations")
     save_steps: float = _option(500, "steps between checkpoints")
-    load_best_model_at_end: bool = _option(True, "the saved adapter is the best checkpoint by validation loss")
+    load_best_model_at_end: bool = _option(
+        True, "the saved adapter is the best checkpoint by validation loss"
+    )
     metric_for_best_model: str | None = _option("eval_lm_loss", "what the best checkpoint is chosen by")
     greater_is_better: bool | None = _option(False, "whether more of it is better")
     report_to: str | None = _option("tensorboard", "where to log")
@@ -127,14 +148,48 @@ class TrainSettings(TrainingArguments):
 SETTINGS = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
 
 
+@dataclass
+class EvaluationSettings:
+    """What is measured of a trained model, on how much, and where the report goes."""
+
+    control_path: str | None = _option(
+        None, "adapter trained alike but without locality, reported as control"
+    )
+    split: str = _option("test", "what is measured on: test, validation or train")
+    limit_evaluation: int = _option(256, "measure on a seeded sample of so many requests; 0 is all")
+    generate_limit: int = _option(24, "generate answers to so many of them; 0 is none")
+    choice_limit: int = _option(64, "rank the choices of so many of them by likelihood; 0 is none")
+    max_new_tokens: int = _option(48, "tokens a generated answer may have")
+    eval_batch_size: int = _option(16, "requests that run together on one rank")
+    policies: str = _option("lru,lfu,opt,lopt:horizon=2", "eviction policies whose hit rates are reported")
+    device_profile: str = _option("configs/devices/cfmoe_cpu.toml", "memory and bandwidths of a device")
+    results_dir: str | None = _option(
+        None, "folder of the report; default: ./results{model_key}/<data>-<adapters>"
+    )
+    json: str | None = _option(None, "also write the report to this file; - is standard output")
+    bootstrap_samples: int = _option(2000, "resamples of the requests behind each 95 % interval")
+    chat_mode: bool = _option(False, "talk to the model; each reply shows its ECR and its LRU hit rate")
+
+    def __post_init__(self):
+        check_choice("split", self.split, ("train", "validation", "test"))
+        for name in ("limit_evaluation", "generate_limit", "choice_limit"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("max_new_tokens", "eval_batch_size", "bootstrap_samples"):
+            check_at_least(name, getattr(self, name), 1)
+
+
 class SettingsParser(HfArgumentParser):
-    """Parses several dataclasses; a mistake is one line, and what was given on the command line is remembered."""
+    """Parses several dataclasses; a mistake is one line, and what was given on the command line is
+    remembered.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.replace("argument ", "option ", 1))
 
     def parse(self, arguments: list[str]) -> tuple:
-        """The filled dataclasses, in order. `--config FILE.yaml` gives options that the command line overrides."""
+        """The filled dataclasses, in order. `--config FILE.yaml` gives options that the command line
+        overrides.
+        """
         arguments = _expand_config(arguments)
         self.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
         self._reject_unknown(arguments)
@@ -152,7 +207,9 @@ class SettingsParser(HfArgumentParser):
         """Tells the user of options that were given although `command` does not use them."""
         names = sorted(self.given & {entry.name for entry in dataclasses.fields(settings)})
         if names:
-            print(f"warning: {command} does not use {', '.join('--' + name for name in names)}", file=sys.stderr)
+            print(
+                f"warning: {command} does not use {', '.join('--' + name for name in names)}", file=sys.stderr
+            )
 
 
 def settings_parser(kinds: tuple[type, ...], description: str) -> SettingsParser:

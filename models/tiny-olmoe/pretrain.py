@@ -2,7 +2,8 @@
 
     python models/tiny-olmoe/pretrain.py --output_dir models/tiny-olmoe --work_dir results/tiny-olmoe
 
-An interrupted run goes on from the last checkpoint in the work folder. Routers are balanced over each batch, as those of
+An interrupted run goes on from the last checkpoint in the work folder. Routers are balanced over each batch,
+as those of
 large models are, so that their routing is no more local than theirs.
 """
 
@@ -66,10 +67,15 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END, PAD], initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END, PAD], initial_alphabet=alphabet),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024, chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=1024,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -162,12 +168,16 @@ def held_out_losses(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) 
         texts = [example.prompt + example.answer for example in load_examples(load_task(name), "validation")]
         rows = pack(texts, tokenizer, seed=0)["input_ids"][:64]
         with torch.no_grad():
-            perplexities[name] = math.exp(model(input_ids=torch.stack(list(rows)), labels=torch.stack(list(rows))).loss.item())
+            perplexities[name] = math.exp(
+                model(input_ids=torch.stack(list(rows)), labels=torch.stack(list(rows))).loss.item()
+            )
     return perplexities
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--work_dir", type=Path, default=Path("results/tiny-olmoe"))
     parser.add_argument("--num_train_epochs", type=float, default=1.0)
@@ -177,12 +187,18 @@ def main() -> None:
     set_seed(args.seed)
     train_texts = texts_of("train")
     tokenizer = train_tokenizer(train_texts)
-    train_rows, held_out_rows = pack(train_texts, tokenizer, args.seed), pack(texts_of("validation"), tokenizer, 0)
+    train_rows = pack(train_texts, tokenizer, args.seed)
+    held_out_rows = pack(texts_of("validation"), tokenizer, 0)
     print(f"{len(train_texts)} texts, {len(train_rows) * ROW_TOKENS} tokens", flush=True)
     trainer = BalancedTrainer(
-        new_model(tokenizer), training_arguments(args), train_dataset=train_rows, eval_dataset=held_out_rows.select(range(192))
+        new_model(tokenizer),
+        training_arguments(args),
+        train_dataset=train_rows,
+        eval_dataset=held_out_rows.select(range(192)),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.work_dir) if args.work_dir.exists() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(args.work_dir) if args.work_dir.exists() else None
+    )
     trainer.model.to(torch.bfloat16).save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     draw_loss_curve(trainer.state.log_history, args.output_dir / "loss_curve.png")

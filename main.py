@@ -1,0 +1,244 @@
+"""Fine-tunes a MoE model so that consecutive tokens stay with the same experts: parse, load, profile, fit,
+save.
+
+deepspeed main.py --model_name PATH --dataset_name mmlu ...      (also torchrun, accelerate launch, plain
+python)
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from config import (
+    SETTINGS,
+    AdapterSettings,
+    DataSettings,
+    LocalitySettings,
+    ModelSettings,
+    TrainSettings,
+    log_folder,
+    settings_parser,
+    with_default_deepspeed,
+)
+from data_pipeline.collate import PackingCollator, PaddingCollator
+from data_pipeline.task import Task, load_task
+from data_pipeline.tokenised import tokenise_split
+from errors import UserError, run_command
+from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
+from locality.objectives import load_objective
+from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
+from locality.savings import savings, trainable_count
+from model_loader import complete_checkpoints, load_model, load_tokenizer, save_merged
+from models import MoeLayer, find_moe_layers
+from trainer import LocalityTrainer
+from training_callbacks import EvaluateAtEnd, RoutingFigures
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one training run."""
+
+    model: ModelSettings
+    data: DataSettings
+    adapter: AdapterSettings
+    locality: LocalitySettings
+    train: TrainSettings
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.adapter.lora_save_path)
+
+    def say(self, text: str) -> None:
+        """Prints on the first rank."""
+        if self.train.process_index == 0:
+            print(text, flush=True)
+
+
+def main() -> None:
+    run = parse_run(sys.argv[1:])
+    task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
+    train_rows, validation_rows = load_rows(run, task, tokenizer)
+    if run.data.data_preprocess_only:
+        return
+    checkpoint = checkpoint_to_resume(run)
+    model = load_model(run.model)
+    layers = find_moe_layers(model, run.model.moe_module_name)
+    collator = make_collator(run, tokenizer)
+    selected = choose_layers(run, model, layers, train_rows, collator)
+    if run.adapter.profile_only:
+        return
+    model = make_trainable(run, model, selected)
+    tell_selection(run, model, selected, layers)
+    trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save(run, trainer, tokenizer, selected)
+
+
+def parse_run(arguments: list[str]) -> Run:
+    """The settings, checked as far as they can be before anything is loaded. Raises UserError."""
+    parser = settings_parser(SETTINGS, __doc__ or "")
+    run = Run(*parser.parse(with_default_deepspeed(arguments)))
+    load_objective(run.locality.consecutive_expert_loss_type)
+    needs_profile(run.adapter.daft_threshold)
+    run.train.output_dir = str(run.folder)
+    run.train.remove_unused_columns = False
+    _refuse_reentrant(run.train)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
+    set_seed(run.train.seed)
+    return run
+
+
+def _refuse_reentrant(train: TrainSettings) -> None:
+    """Reentrant checkpointing silently drops the gradient of the locality term."""
+    for kwargs in (train.gradient_checkpointing_kwargs, train.activation_checkpointing_kwargs):
+        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            raise UserError("use_reentrant=true would drop the gradient of the locality loss: leave it out")
+
+
+def load_rows(run: Run, task: Task, tokenizer):
+    """Tokenised training and validation rows."""
+    options = {"max_tokens": run.data.max_words_len, "seed": run.train.seed}
+    train_rows = tokenise_split(task, "train", tokenizer, limit=run.data.limit_train, **options)
+    validation_rows = tokenise_split(
+        task, "validation", tokenizer, limit=run.data.limit_validation, **options
+    )
+    run.say(f"{task.name}: {len(train_rows)} training and {len(validation_rows)} validation examples")
+    return train_rows, validation_rows
+
+
+def make_collator(run: Run, tokenizer) -> PaddingCollator | PackingCollator:
+    if run.data.packing:
+        return PackingCollator(tokenizer.pad_token_id, run.data.max_words_len)
+    return PaddingCollator(tokenizer.pad_token_id)
+
+
+def checkpoint_to_resume(run: Run) -> Path | None:
+    """The checkpoint asked for, or None for a new run. Raises UserError rather than mixing two runs in
+    one folder.
+    """
+    found, asked = complete_checkpoints(run.folder), run.train.resume_from_checkpoint
+    if asked and asked.lower() in ("auto", "true", "last"):
+        run.say(f"resuming from {found[-1]}" if found else "no complete checkpoint yet: starting anew")
+        return found[-1] if found else None
+    if asked and Path(asked) not in found:
+        raise UserError(
+            f"--resume_from_checkpoint {asked}: no complete checkpoint; there are {_names(found)}"
+        )
+    if asked:
+        return Path(asked)
+    if found and not run.adapter.overwrite_output:
+        raise UserError(
+            f"'{run.folder}' holds {_names(found)} of an earlier run: go on with --resume_from_checkpoint "
+            "auto, start over with --overwrite_output, or choose another --lora_save_path"
+        )
+    if run.train.process_index == 0:
+        for old in run.folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    return None
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths) or "none"
+
+
+def choose_layers(run: Run, model, layers: list[MoeLayer], rows, collator) -> list[MoeLayer]:
+    """The layers the profile picks; measured on the training data unless a profile is at hand."""
+    threshold = run.adapter.daft_threshold
+    if not needs_profile(threshold) and not run.adapter.profile_only:
+        return layers
+    return select_layers(layers, profile_of(run, model, layers, rows, collator), threshold)
+
+
+def profile_of(run: Run, model, layers: list[MoeLayer], rows, collator) -> np.ndarray:
+    """ECR a layer: from the named file, from the run's folder, or measured and written there."""
+    path = Path(run.adapter.ecr_profile or run.folder / PROFILE_NAME)
+    if run.adapter.ecr_profile or (path.exists() and not run.adapter.overwrite_output):
+        run.say(f"ECR profile read from {path}")
+        return read_profile(path, layers)
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            f"no ECR profile at '{path}': under ZeRO-3 make it first, with python main.py --profile_only"
+        )
+    sample = rows.select(range(min(run.adapter.profile_examples, len(rows))))
+    ecr_L = measure_profile(model, layers, DataLoader(sample, batch_size=4, collate_fn=collator))
+    if run.train.process_index == 0:
+        write_profile(path, layers, ecr_L)
+    run.say(f"ECR profile of {len(sample)} training examples written to {path}")
+    return ecr_L
+
+
+def make_trainable(run: Run, model, selected: list[MoeLayer]):
+    """The model with only the selected layers trainable: LoRA in them, or without LoRA all their weights."""
+    if run.adapter.use_lora:
+        adapter = run.adapter
+        names = tuple(adapter.target_names), tuple(adapter.extra_names)
+        return add_elastic_lora(model, selected, LoraShape(adapter.lora_rank, adapter.lora_alpha, *names))
+    if needs_profile(run.adapter.daft_threshold):
+        model.requires_grad_(False)
+        for layer in selected:
+            model.get_submodule(layer.block).requires_grad_(True)
+            model.get_submodule(layer.attention).requires_grad_(True)
+    return model
+
+
+def tell_selection(run: Run, model, selected: list[MoeLayer], layers: list[MoeLayer]) -> None:
+    """What is trained, and what leaving layers out saves."""
+    saved = savings(trainable_count(model), selected, layers)
+    names = ", ".join(str(layer.layer_id) for layer in selected)
+    run.say(
+        f"training {len(selected)} of {len(layers)} MoE layers ({names}): {saved['trainable']:,} trainable "
+        f"parameters; estimated saving against all layers: {saved['memory_saved_bytes'] / 2**20:.1f} MiB "
+        f"and {saved['time_saved_share']:.0%} of a step's time"
+    )
+
+
+def make_trainer(run: Run, model, selected, train_rows, validation_rows, collator) -> LocalityTrainer:
+    trainer = LocalityTrainer(
+        model,
+        run.train,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=collator,
+        locality=run.locality,
+        trained_layers=selected,
+    )
+    trainer.add_callback(EvaluateAtEnd())
+    trainer.add_callback(RoutingFigures(trainer))
+    return trainer
+
+
+def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
+    """The final adapter (the best by validation), the settings, and on request the merged model."""
+    trainer.save_model(str(run.folder))
+    if run.train.process_index == 0:
+        tokenizer.save_pretrained(run.folder)
+        summary = {
+            "settings": {
+                name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")
+            },
+            "train": run.train.to_sanitized_dict(),
+            "trained_layers": [layer.layer_id for layer in selected],
+            "best_checkpoint": trainer.state.best_model_checkpoint,
+            "log_history": trainer.state.log_history,
+        }
+        beside = run.folder / "training_summary.json.partial"
+        beside.write_text(json.dumps(summary, indent=1, default=str) + "\n")
+        os.replace(beside, run.folder / "training_summary.json")
+        if run.adapter.save_merged:
+            save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.folder / "merged")
+    run.say(f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}")
+
+
+if __name__ == "__main__":
+    run_command(main)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

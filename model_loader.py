@@ -1,0 +1,176 @@
+"""From a checkpoint to a model: plain, with adapters, or merged; checks that what was loaded is what was
+asked for.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+import models  # noqa: F401 - registers the architecture that transformers lacks
+from config import ModelSettings
+from errors import UserError
+
+BASE = "base"
+ADAPTER_FILE = "adapter_config.json"
+
+
+def load_tokenizer(settings: ModelSettings):
+    """The checkpoint's tokenizer, with a padding token. Raises UserError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model_name, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no tokenizer in '{settings.model_name}': {_first_line(error)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(settings: ModelSettings) -> PreTrainedModel:
+    """The checkpoint's causal language model, every weight of it from the file.
+
+    Raises UserError for a missing, truncated or foreign checkpoint and for one that needs code of its own.
+    """
+    _check_folder(settings.model_name)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            settings.model_name,
+            dtype=_dtype(settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            experts_implementation=settings.experts_implementation,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint '{settings.model_name}' cannot be loaded: {_first_line(error)}"
+        ) from None
+    _check_loaded(settings.model_name, loading)
+    if torch.cuda.is_available() and not _is_sharded(model):
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+    return model
+
+
+def _check_folder(name: str) -> None:
+    """Tells a path that is not there from a name on the hub, which has at most one slash and no dot
+    before it.
+    """
+    looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
+        raise UserError(f"no model folder at '{name}'")
+
+
+def _dtype(name: str) -> str | torch.dtype:
+    """A CPU computes bfloat16 far slower than float32, so `auto` widens there."""
+    if name == "auto":
+        return "auto" if torch.cuda.is_available() else torch.float32
+    return getattr(torch, name)
+
+
+def _check_loaded(name: str, loading: dict) -> None:
+    """Weights that the file lacks would silently be random."""
+    for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := loading.get(fault):
+            first = sorted(str(key) for key in found)[0]
+            raise UserError(
+                f"checkpoint '{name}' does not fit its configuration: {fault} {len(found)}, first: {first}"
+            )
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
+    """One model that holds all the adapters, by name. Raises UserError for a path that holds none or one
+    that does not fit.
+    """
+    wrapped: PeftModel | None = None
+    for name, path in paths.items():
+        _check_adapter(path)
+        try:
+            if wrapped is None:
+                wrapped = PeftModel.from_pretrained(model, path, adapter_name=name)
+            else:
+                wrapped.load_adapter(path, adapter_name=name)
+        except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(f"adapter '{path}' does not fit the model: {_first_line(error)}") from None
+    assert wrapped is not None, "no adapter was named"
+    return wrapped.eval()
+
+
+def _check_adapter(path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        near = (
+            sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
+            if folder.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"no adapter folder at '{path}'" + (f": choose from {', '.join(near)}" if near else "")
+        )
+    if not (folder / ADAPTER_FILE).exists():
+        raise UserError(f"'{path}' holds no adapter: {ADAPTER_FILE} is missing")
+
+
+@contextmanager
+def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Within the block the model is its untouched self (`base`) or has the adapter of that name on."""
+    if name == BASE and isinstance(model, PeftModel):
+        with model.disable_adapter():
+            yield model
+        return
+    if name != BASE:
+        assert isinstance(model, PeftModel), f"variant '{name}' needs adapters"
+        model.set_adapter(name, inference_mode=True)
+    yield model
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a training folder that were written to their end, oldest first.
+
+    The Trainer writes its state last, so a readable one marks a whole checkpoint: a kill or a full disk
+    leaves none.
+    """
+    found = [
+        path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and _has_state(path)
+    ]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _has_state(folder: Path) -> bool:
+    try:
+        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def save_merged(model: PeftModel, tokenizer, folder: Path) -> None:
+    """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not
+    at all.
+    """
+    merged = model.merge_and_unload()
+    beside = folder.with_name(folder.name + ".partial")
+    merged.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    os.replace(beside, folder)
+
+
+def quiet() -> None:
+    """Only rank 0 of a run speaks, and transformers speaks of errors alone."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
