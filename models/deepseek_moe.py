@@ -75,10 +75,9 @@ class DeepseekConfig(LlamaConfig):
     def __post_init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # names remote code, which this file replaces
         super().__post_init__(**kwargs)
+        self._refuse_what_is_not_computed()
 
-    def validate_architecture(self):
-        """Refuses what the block below does not compute."""
-        super().validate_architecture()
+    def _refuse_what_is_not_computed(self) -> None:
         if self.scoring_func != "softmax":
             raise UserError(f"deepseek config: scoring_func is '{self.scoring_func}': choose from softmax")
         if self.n_shared_experts < 1:
