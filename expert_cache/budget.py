@@ -43,6 +43,14 @@ def budget_of(trace: RoutingTrace, scope: str, capacity: int | str) -> Budget:
     return _of_slots(trace, scope, int(capacity))
 
 
+def parse_bytes(text: str) -> int:
+    """ "6GiB" -> bytes. UserError for anything but a number and a unit."""
+    number, unit = _split(text)
+    if unit == "%":
+        raise UserError(f"'{text}': give bytes with a unit: {', '.join(UNITS)}")
+    return int(number * UNITS[unit])
+
+
 def _split(text: str) -> tuple[float, str]:
     digits = text.rstrip("%BKMGi ")
     unit = text[len(digits) :].strip()

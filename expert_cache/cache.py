@@ -11,7 +11,18 @@ from errors import UserError, unknown_name
 from expert_cache.access import Stream
 from expert_cache.convention import CHOICES
 from expert_cache.policies.base import NEVER, TICK_BITS, parse_policy
-from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, USED, Log, Residency, advance_for
+from expert_cache.step import (
+    COMPULSORY,
+    DONE,
+    EVICTIONS,
+    HITS,
+    MISSES,
+    USED,
+    Log,
+    Residency,
+    advance_for,
+    take_away_for,
+)
 
 COUNTED, UNCOUNTED = 0, 1
 NO_FUTURE = np.empty(0, np.int64)
@@ -32,9 +43,10 @@ class ExpertCache:
     Letters: L layers, E routed experts a layer. Never exceeds its capacity, never evicts an expert of the
     request it serves (access "atomic"), and does the same again for the same requests.
 
-    policy        name with options, e.g. "lrfu:decay=0.95"; `opt` needs the whole trace and is refused, `lopt` needs
-                  `next_tokens` at each step
-    capacity      experts a layer (scope "layer") or in all (scope "global"); with `budget_bytes` (scope "global") left out
+    policy        name with options, e.g. "lrfu:decay=0.95"; `opt` needs the whole trace and is refused,
+                  `lopt` needs `next_tokens` at each step
+    capacity      experts a layer (scope "layer") or in all (scope "global")
+    budget_bytes  instead of capacity, with scope "global"
     expert_bytes  of one expert a layer, int [L]; needed with `budget_bytes`
     """
 
@@ -61,7 +73,7 @@ class ExpertCache:
         self._sequential = access == "sequential"
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
         self._policy = found.allocate(caches, len(size), np.full(caches, self.capacity), **options)
-        self._advance = advance_for(found)
+        self._kind, self._advance = found, advance_for(found)
         self._ids, self._starts = np.empty(0, np.int32), np.zeros(2, np.int64)
         self._groups = np.array([[COUNTED], [UNCOUNTED]], np.int32)
         self._resets = np.array([[False], [True]])
@@ -105,6 +117,13 @@ class ExpertCache:
         self._cold[lane] = False
         loads, evictions = self._lengths.tolist()
         return Step(asked - loads, self._loads[:loads], self._evictions[:evictions])
+
+    def take_away(self, layer: int, expert: int) -> bool:
+        """Evicts one expert, because it moved elsewhere or could not be read; whether it was resident."""
+        lane, number = self._lane[layer], expert + self._ask_offset[layer]
+        if self._cold[lane]:
+            return False
+        return bool(take_away_for(self._kind)(self._policy, self._residency, lane, number))
 
     def reset(self) -> None:
         """Back to a cold cache; the counts go on."""

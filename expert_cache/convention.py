@@ -18,7 +18,7 @@ class Convention:
     scope   "layer": a cache for each layer, "global": one for all
     access  "atomic": a layer's experts are asked for at once, "sequential": one after the other
     phase   "decode", "prefill" or "all": what is replayed and counted
-    start   "cold"; "warm:prefill": prefill passes through the same cache, uncounted; "warm:N": the first N passes do
+    start   "cold"; "warm:prefill": prefill goes through the cache, uncounted; "warm:N": the first N passes
     reset   "never": one cache across requests; "request": emptied when the request changes
     """
 

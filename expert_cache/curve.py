@@ -59,8 +59,8 @@ def _slots(lanes: Lanes, capacities: Sequence[int | str] | None) -> list[int]:
     slots = [budget_of(lanes.trace, scope, size).capacity for size in capacities]
     if slots and min(slots) < least:
         raise UserError(
-            f"capacity {min(slots)} is below the {least} experts that are asked for at once: raise it, run prefill in "
-            f"smaller chunks, or use access 'sequential'"
+            f"capacity {min(slots)} is below the {least} experts that are asked for at once: "
+            f"raise it, run prefill in smaller chunks, or use access 'sequential'"
         )
     return sorted(set(slots))
 

@@ -75,6 +75,19 @@ def victim(policy, cache, guard, now):
     return top
 
 
+def drop(policy, cache, expert):
+    """Takes one expert out of the order."""
+    heap = policy.heap
+    at, last = heap.place[cache, expert], heap.size[cache] - 1
+    heap.size[cache] = last
+    heap.place[cache, expert] = -1
+    if at < last:
+        moved = heap.slots[cache, last]
+        seat(heap, cache, at, moved)
+        rise(heap, cache, at)
+        sink(heap, cache, heap.place[cache, moved])
+
+
 @helper
 def put(heap, cache, expert, score, used):
     heap.score[cache, expert] = score

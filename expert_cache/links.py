@@ -74,7 +74,9 @@ def first(links, cache, ring):
 
 @helper
 def move(policy, cache, expert, ring):
-    """Makes `expert` the newest of `ring` (negative: of none) in a policy with `queues`, `where` and `length`."""
+    """Makes `expert` the newest of `ring` (negative: of none) in a policy with `queues`, `where` and
+    `length`.
+    """
     came_from = policy.where[cache, expert]
     if came_from >= 0:
         unlink(policy.queues, cache, expert)

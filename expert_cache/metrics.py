@@ -5,13 +5,14 @@ E routed experts.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from errors import UserError
 from expert_cache.access import PHASES
 from expert_cache.compiled import compiled
-from expert_cache.intervals import RESAMPLES, bootstrap_ci, ratio_interval
+from expert_cache.intervals import bootstrap_ci, ratio_interval
 from expert_cache.trace import EMPTY, RoutingTrace, release
 
 __all__ = [
@@ -32,14 +33,18 @@ class Locality:
 
     value: float
     per_layer: list[float]
-    ci95: list[float] | None  # bootstrap over requests; None with one request
     pairs: int
     by_request: np.ndarray  # float64 [requests, L]: sum over a request's pairs
     pairs_by_request: np.ndarray  # int64 [requests]
 
+    @cached_property
+    def ci95(self) -> list[float] | None:
+        """Bootstrap over requests, made when asked for; None with one request."""
+        return ratio_interval(self.by_request.mean(axis=1), self.pairs_by_request)
+
 
 def ecr(trace: RoutingTrace, phase: str = "decode") -> Locality:
-    """Expert consistency rate: mean over pairs and layers of |S_t & S_t+1| / K, in [0, 1]; chance is K / E."""
+    """Expert consistency rate: mean over pairs and layers of |S_t & S_t+1| / K; chance is K / E."""
     return _mean_over_pairs(trace, phase, trace.experts, _shared, 1 / trace.top_k)
 
 
@@ -120,8 +125,7 @@ def _mean_over_pairs(trace: RoutingTrace, phase: str, values: np.ndarray, compar
     sums *= scale
     counts = np.bincount(request, minlength=len(names))
     per_layer = sums.sum(axis=0) / counts.sum()
-    interval = ratio_interval(sums.mean(axis=1), counts, resamples=RESAMPLES)
-    return Locality(float(per_layer.mean()), per_layer.tolist(), interval, int(counts.sum()), sums, counts)
+    return Locality(float(per_layer.mean()), per_layer.tolist(), int(counts.sum()), sums, counts)
 
 
 @compiled

@@ -41,9 +41,10 @@ class CacheRun:
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
     place, layer = divmod(request, stream.wide)
     asked = stream.starts[request + 1] - stream.starts[request]
+    where = f"layer {stream.layer + layer}, pass {stream.tick + place}"
     return UserError(
-        f"layer {stream.layer + layer}, pass {stream.tick + place}: {asked} experts are asked for at once, more than capacity "
-        f"{budget.capacity} holds: raise the capacity, run prefill in smaller chunks, or use access 'sequential'"
+        f"{where}: {asked} experts are asked for at once, more than capacity {budget.capacity} holds: "
+        f"raise it, run prefill in smaller chunks, or use access 'sequential'"
     )
 
 

@@ -154,6 +154,26 @@ def write(array, lengths, kind, expert):
         lengths[kind] += 1
 
 
+# Bound when `take_away` is compiled for a policy.
+def drop(policy, cache, expert): ...
+
+
+def take_away(policy, residency, cache, expert):
+    """Evicts one expert by order of the caller; whether it was resident."""
+    was_resident = residency.resident[cache, expert]
+    if was_resident:
+        drop(policy, cache, expert)
+        residency.resident[cache, expert] = False
+        residency.book[cache, USED] -= residency.size[expert]
+    return was_resident
+
+
+@functools.cache
+def take_away_for(policy):
+    """`take_away`, compiled around one policy."""
+    return compiled_for(policy.__name__, take_away, drop=functions_of(policy)["drop"])
+
+
 @functools.cache
 def advance_for(policy):
     """`advance`, compiled around one policy."""

@@ -146,7 +146,9 @@ class _Block:
 
 
 def _first_uses(lanes: Lanes, blocks: list[range], pool: ThreadPoolExecutor) -> np.ndarray:
-    """int64 [blocks, lanes, experts]: the first use of each expert after a block, found from the end backwards."""
+    """int64 [blocks, lanes, experts]: the first use of each expert after a block, found from the end
+    backwards.
+    """
     ahead = np.full((len(blocks), lanes.number, lanes.experts), NEVER, np.int64)
     for number in range(len(blocks) - 1, 0, -1):
         ahead[number - 1] = ahead[number]

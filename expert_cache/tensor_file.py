@@ -13,7 +13,8 @@ from errors import UserError
 
 DTYPES = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "F16": np.float16,
-    "U32": np.uint32, "I32": np.int32, "F32": np.float32, "U64": np.uint64, "I64": np.int64, "F64": np.float64,
+    "U32": np.uint32, "I32": np.int32, "F32": np.float32,
+    "U64": np.uint64, "I64": np.int64, "F64": np.float64,
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LONGEST_HEADER_BYTES = 100_000_000
@@ -112,7 +113,8 @@ def _map(path: Path, data_begin: int, data_bytes: int, name: str, entry: dict) -
         )
     if end > data_bytes:
         raise UserError(
-            f"{path}: truncated: tensor '{name}' ends at byte {data_begin + end}, the file at {data_begin + data_bytes}"
+            f"{path}: truncated: tensor '{name}' ends at byte {data_begin + end}, "
+            f"the file at {data_begin + data_bytes}"
         )
     if expected_bytes == 0:
         return np.empty(shape, dtype)

@@ -6,6 +6,7 @@ Letters: S token steps (rows), L MoE layers, K experts chosen, E routed experts 
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,8 +54,8 @@ class RoutingTrace:
     phase: np.ndarray
     request: np.ndarray
     num_experts: int
-    layer_ids: tuple[int, ...] | None = None
-    expert_bytes: tuple[int, ...] | None = None
+    layer_ids: Sequence[int] = ()
+    expert_bytes: Sequence[int] = ()
     model: str = ""
     source: str = ""
     weights: np.ndarray | None = None
@@ -69,7 +70,7 @@ class RoutingTrace:
                 object.__setattr__(self, name, _read_only(getattr(self, name)))
         _check_shapes(self)
         layers = range(self.layers)
-        object.__setattr__(self, "layer_ids", tuple(layers if self.layer_ids is None else self.layer_ids))
+        object.__setattr__(self, "layer_ids", tuple(self.layer_ids or layers))
         object.__setattr__(self, "expert_bytes", tuple(self.expert_bytes or (0 for _ in layers)))
         _check_metadata(self)
         _check_values(self)

@@ -1,4 +1,4 @@
-"""ARC (Megiddo and Modha, FAST 2003): balances recency against frequency by what it should not have evicted."""
+"""ARC (Megiddo and Modha, FAST 2003): balances recency and frequency by what it regrets to have evicted."""
 
 from typing import NamedTuple
 
@@ -65,6 +65,9 @@ class Arc(NamedTuple):
             return once
         links.move(self, cache, often, OFTEN_GHOST)
         return often
+
+    def drop(self, cache, expert):
+        links.move(self, cache, expert, NOWHERE)
 
 
 policy = Arc

@@ -4,25 +4,25 @@ A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.p
 owns only its own state and moves nothing. Its functions are compiled with the cache's step
 (`expert_cache/step.py`), so they are plain numba: no Python objects, no exceptions.
 
-    allocate(caches, experts, capacity, *, options)   class method: the arrays; keyword options with defaults
-    FUTURE = "none" | "horizon" | "all"               how much of the future it must be told
+    allocate(caches, experts, capacity, *, options)  class method: the arrays; keyword options with defaults
+    FUTURE = "none" | "horizon" | "all"              how much of the future it must be told
 
 Then either an order of its own:
 
-    use(self, cache, expert, fresh, now)              `expert` was used; `fresh`: and has just been loaded
-    victim(self, cache, guard, now) -> expert         removes the expert to evict; never one with guard[cache, e] == now.step
-    clear(self, cache)                                back to the empty cache
-    want(self, cache, expert)                         optional: `expert` is missing; called before room is made for it
+    use(self, cache, expert, fresh, now)             `expert` was used; `fresh`: and has just been loaded
+    victim(self, cache, guard, now) -> expert        takes out the one to evict; none with guard[cache, e] == now.step
+    drop(self, cache, expert)                        `expert` was taken away by someone else
+    clear(self, cache)                               back to the empty cache
+    want(self, cache, expert)                        optional: `expert` is missing; room will be made
 
-or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first and ties
-leave by last use:
+or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first, ties by last use:
 
-    note(self, cache, expert, fresh, now)             remember this use
-    score(self, cache, expert, now) -> float          may rise between two uses, never fall
-    clear(self, cache)                                optional: forget all uses
-    STACK = True                                      the score does not depend on what is resident: one pass serves all
-                                                      capacities (`expert_cache/stack.py`); without a score,
-                                                      its order is that of last use
+    note(self, cache, expert, fresh, now)            remember this use
+    score(self, cache, expert, now) -> float         may rise between two uses, never fall
+    clear(self, cache)                               optional: forget all uses
+
+STACK = True says that the order does not depend on what is resident, so one pass serves all capacities
+(`expert_cache/stack.py`); without a score, it is the order of last use.
 """
 
 import functools
@@ -55,7 +55,7 @@ def policy_names() -> list[str]:
 
 @functools.cache
 def parse_policy(spec: str) -> tuple[Any, dict]:
-    """`name:option=value,...` -> (policy class, options); UserError lists the choices for what is not known."""
+    """`name:option=value,...` -> (policy class, options); UserError lists the choices."""
     name, _, text = spec.partition(":")
     if name not in policy_names():
         raise unknown_name("policy", name, policy_names())
@@ -90,13 +90,15 @@ def functions_of(policy) -> dict:
     """What the cache's step calls, built from the score where the policy only scores."""
     want = getattr(policy, "want", _nothing_wanted)
     if not hasattr(policy, "score"):
-        return {"clear": policy.clear, "want": want, "use": policy.use, "victim": policy.victim}
+        said = {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
+        return said | {"want": want}
     names = scoring_of(policy)
     return {
         "want": want,
         "clear": bound_heap("clear", forget=names["forget"]),
         "use": bound_heap("use", note=names["note"], score=names["score"]),
         "victim": bound_heap("victim", score=names["score"]),
+        "drop": heap.drop,
     }
 
 

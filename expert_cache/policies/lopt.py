@@ -11,7 +11,7 @@ from expert_cache.policies.base import NEVER, TICK_BITS
 
 
 class Lopt(NamedTuple):
-    """Victim: the farthest next use; all beyond `horizon` token steps tie and come first. Horizon 0 is LRU."""
+    """Victim: the farthest next use; all beyond `horizon` token steps tie and come first; 0 is LRU."""
 
     heap: Heap
     next_use: np.ndarray  # int64 [caches, E]

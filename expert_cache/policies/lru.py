@@ -32,5 +32,8 @@ class Lru(NamedTuple):
         links.unlink(self.ring, cache, expert)
         return expert
 
+    def drop(self, cache, expert):
+        links.unlink(self.ring, cache, expert)
+
 
 policy = Lru

@@ -48,11 +48,15 @@ class Random(NamedTuple):
             expert = self.members[cache, at]
             if guard[cache, expert] != now.step:
                 break
-        moved = self.members[cache, size - 1]
+        self.drop(cache, expert)
+        return expert
+
+    def drop(self, cache, expert):
+        at, last = self.place[cache, expert], self.size[cache] - 1
+        moved = self.members[cache, last]
         self.members[cache, at] = moved
         self.place[cache, moved] = at
-        self.size[cache] = size - 1
-        return expert
+        self.size[cache] = last
 
 
 policy = Random

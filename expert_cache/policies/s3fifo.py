@@ -1,4 +1,6 @@
-"""S3-FIFO (Yang et al., SOSP 2023): a small queue on trial, a main queue, and a memory of who failed the trial."""
+"""S3-FIFO (Yang et al., SOSP 2023): a small queue on trial, a main queue, and a memory of who failed the
+trial.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +14,8 @@ MOST_USES = 3  # counted
 
 
 class S3fifo(NamedTuple):
-    """Victim: the oldest on trial that was used at most once, or the oldest in main that was not used since it last moved.
+    """Victim: the oldest on trial that was used at most once, or the oldest in main that was not used since
+    it last moved.
 
     `small` is the share of the capacity that is on trial.
     """
@@ -68,6 +71,9 @@ class S3fifo(NamedTuple):
             else:
                 links.move(self, cache, settled, NOWHERE)
                 return settled
+
+    def drop(self, cache, expert):
+        links.move(self, cache, expert, NOWHERE)
 
 
 policy = S3fifo

@@ -43,5 +43,10 @@ class Sieve(NamedTuple):
         links.unlink(self.queue, cache, at)
         return at
 
+    def drop(self, cache, expert):
+        if self.hand[cache] == expert:
+            self.hand[cache] = self.queue.newer[cache, expert]
+        links.unlink(self.queue, cache, expert)
+
 
 policy = Sieve

@@ -1,4 +1,4 @@
-"""A slow and obvious cache, written from the definitions and nothing else: what the compiled one must equal."""
+"""A slow and obvious cache, written from the definitions alone: what the compiled one must equal."""
 
 from math import inf
 
@@ -121,10 +121,9 @@ class ReferenceCache:
     def _uses(self, requests, access):
         """expert -> [((request number, place), tick)]; a use after a reset is out of sight."""
         plan = {}
-        for number, (tick, _, emptied, ids) in enumerate(requests):
+        for number, (tick, _, _, ids) in enumerate(requests):
             for place, e in enumerate(ids):
                 plan.setdefault(e, []).append(((number, 0 if access == "atomic" else place), tick))
-        self.resets = [number for number, entry in enumerate(requests) if entry[2]]
         return plan
 
 

@@ -1,0 +1,126 @@
+"""Knows how fast a device would decode with a given budget for experts; replays nothing itself.
+
+The model is a floor: a token reads every weight it uses from memory once, and first fetches what the cache
+misses. Computation is taken to keep up with memory; nothing overlaps.
+"""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from errors import UserError
+from expert_cache.trace import DECODE, RoutingTrace
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What limits decoding on a device; decimal gigabytes. `memory_gb` None: memory is no limit."""
+
+    name: str
+    memory_gb_per_second: float
+    storage_gb_per_second: float
+    memory_gb: float | None = None
+    memory_latency_us: float = 0.0  # a layer: what it costs to start it
+    storage_latency_us: float = 0.0  # a read
+    storage_reads_at_once: float = 1.0
+
+    def seconds_per_token(self, read_bytes: float, layers: int, missed_bytes: float, misses: float) -> float:
+        """Time of one token that reads `read_bytes` from memory and fetches `misses` experts of
+        `missed_bytes` in all.
+        """
+        memory = read_bytes / (self.memory_gb_per_second * GIGA) + layers * self.memory_latency_us * 1e-6
+        waiting = misses * self.storage_latency_us * 1e-6 / self.storage_reads_at_once
+        return memory + missed_bytes / (self.storage_gb_per_second * GIGA) + waiting
+
+
+def load_device(path: str | os.PathLike) -> DeviceProfile:
+    """Reads a profile. UserError names the key that is missing, unknown or wrong."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    known = [field.name for field in fields(DeviceProfile)]
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(known)}")
+        least_open = "latency" not in key
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if key != "name" and (not number or (least_open and value == 0)):
+            raise UserError(
+                f"{path}: '{key}' must be a number {'above 0' if least_open else '>= 0'}, got {value!r}"
+            )
+    missing = [name for name in known[:3] if name not in table]
+    if missing:
+        raise UserError(f"{path}: key '{missing[0]}' is missing")
+    return DeviceProfile(**table)
+
+
+def plan(
+    trace: RoutingTrace,
+    device: DeviceProfile,
+    rows: Sequence[dict],
+    resident_bytes: int,
+    tokens_per_second: float | None = None,
+) -> dict:
+    """Memory in all and decoded tokens a second for each hit-rate row, and the least memory that reaches a
+    speed.
+
+    `resident_bytes`: what is always in memory beside routed experts (attention, shared experts, embeddings,
+    KV cache).
+    """
+    if min(trace.expert_bytes) <= 0:
+        raise UserError("a plan needs a trace that says expert_bytes")
+    planned = [_plan_row(trace, device, row, resident_bytes) for row in rows]
+    found = {"device": asdict(device), "resident_bytes": resident_bytes, "plan": planned}
+    if tokens_per_second is not None:
+        found |= {
+            "target_tokens_per_second": tokens_per_second,
+            "smallest": smallest(planned, tokens_per_second),
+        }
+    return found
+
+
+def _plan_row(trace: RoutingTrace, device: DeviceProfile, row: dict, resident_bytes: int) -> dict:
+    memory_bytes = resident_bytes + row["capacity_bytes"]
+    read_bytes = resident_bytes + trace.top_k * sum(trace.expert_bytes)
+    misses = row["misses"] / int((trace.phase == DECODE).sum())
+    seconds = device.seconds_per_token(read_bytes, trace.layers, row["miss_bytes_per_token"], misses)
+    shared = ("policy", "capacity", "capacity_bytes", "capacity_percent", "hit_rate", "miss_bytes_per_token")
+    return {
+        **{name: row[name] for name in shared},
+        "memory_bytes": memory_bytes,
+        "tokens_per_second": 1 / seconds,
+        "fits": device.memory_gb is None or memory_bytes <= device.memory_gb * GIGA,
+    }
+
+
+def smallest(rows: Sequence[dict], tokens_per_second: float) -> list[dict]:
+    """For each policy the row with the least memory that reaches a speed and fits; no row where none does."""
+    found: dict[str, dict] = {}
+    for row in sorted(rows, key=lambda row: row["memory_bytes"]):
+        if row["fits"] and row["tokens_per_second"] >= tokens_per_second:
+            found.setdefault(row["policy"], row)
+    return list(found.values())
+
+
+def plan_lines(found: dict) -> list[str]:
+    """A plan for people."""
+    lines = [
+        f"{row['policy']:<18}{row['capacity']:5d} slots a layer {row['memory_bytes'] / GIGA:9.3f} GB"
+        f"{row['tokens_per_second']:10.2f} tokens/s{'' if row['fits'] else '   does not fit'}"
+        for row in found["plan"]
+    ]
+    if "smallest" in found:
+        target = found["target_tokens_per_second"]
+        lines += [
+            f"least memory for {target:g} tokens/s, {row['policy']}: {row['memory_bytes'] / GIGA:.3f} GB "
+            f"({row['capacity']} slots a layer)"
+            for row in found["smallest"]
+        ] or [f"no budget that fits reaches {target:g} tokens/s on this device"]
+    return lines

@@ -1,0 +1,70 @@
+"""Knows how to take a trace through a `PhaseSplit` and what both phases fetched; does not know its rules."""
+
+import numpy as np
+
+from errors import UserError
+from expert_cache.access import passes_of
+from expert_cache.budget import budget_of
+from expert_cache.cache import ExpertCache
+from expert_cache.convention import Convention
+from expert_cache.phases import SHARED, PhaseSplit
+from expert_cache.replay import hit_rate_row
+from expert_cache.sweep import Progress, lanes_of
+from expert_cache.trace import DECODE, EMPTY, RoutingTrace
+
+
+def replay_split(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    hand_over: str,
+    *,
+    access: str = "atomic",
+    prefill_buffer: int = 0,
+    progress: Progress | None = None,
+) -> dict:
+    """Replays prefill and decode through a `PhaseSplit`; returns a decode hit-rate row (start
+    "warm:prefill").
+
+    `prefill_buffer`: slots a layer that the streaming buffer takes; they count as part of `capacity`, so that
+    rules are compared at equal memory. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
+    `prefill_bytes_per_token`.
+    """
+    lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"))
+    budget = budget_of(trace, "layer", capacity)
+    slots = budget.capacity - prefill_buffer
+    if prefill_buffer < 0 or slots < 1 or (access == "atomic" and slots < trace.top_k):
+        raise UserError(
+            f"capacity {budget.capacity} less a buffer of {prefill_buffer} is below K = {trace.top_k}"
+        )
+    if prefill_buffer and hand_over == SHARED:
+        raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
+    cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
+    split = PhaseSplit(cache, hand_over)
+    prefill_loads = _run(trace, split, progress)
+    counts = [split.cache.counts(layer) for layer in range(trace.layers)]
+    table = np.array([[layer["hits"], layer["misses"], layer["compulsory_misses"]] for layer in counts])
+    prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
+    return hit_rate_row(policy, budget, lanes, table) | {
+        "hand_over": hand_over,
+        "prefill_buffer": prefill_buffer,
+        "prefill_loads": int(prefill_loads.sum()),
+        "prefill_bytes_per_token": float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
+    }
+
+
+def _run(trace: RoutingTrace, split: PhaseSplit, progress: Progress | None) -> np.ndarray:
+    """int64 [L]: experts fetched in prefill."""
+    passes = passes_of(trace, "all")
+    loads = np.zeros(trace.layers, np.int64)
+    for number in range(len(passes)):
+        rows = trace.experts[passes.begin[number] : passes.end[number]]
+        for layer in range(trace.layers):
+            asked = rows[:, layer]
+            if passes.phase[number] == DECODE:
+                split.decode(layer, asked[asked != EMPTY])
+            else:
+                loads[layer] += len(split.prefill(layer, asked).loads)
+        if progress:
+            progress(number + 1, len(passes))
+    return loads
