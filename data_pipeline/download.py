@@ -14,7 +14,8 @@ from tqdm import tqdm
 from data_pipeline.cache import cache_folder, only_one
 from errors import UserError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+"""What is lost at most when a download breaks off: an unfinished chunk is not written."""
 TRIES = 5
 
 
@@ -23,13 +24,13 @@ class SourceUnreachable(UserError):
 
 
 def fetch_package(requirement: str, sha256: str) -> Path:
-    """Path of the wheel `name==version`, downloaded once from the package index pip is set up for.
+    """Path of the wheel `name==version`, from the cache if it is whole, else from the package index of pip.
 
     Raises SourceUnreachable if the index does not answer, UserError if the checksum differs.
     """
     target = cache_folder() / "packages" / f"{requirement.replace('==', '-')}.whl"
     with only_one(target):
-        if not target.exists():
+        if not target.exists() or file_sha256(target) != sha256:
             _download(_wheel_url(requirement), target, sha256)
     return target
 

@@ -51,7 +51,7 @@ def choose_source(task: Task, split: str) -> Source:
     Files named after the split beside the task file (`train.jsonl`, ...) come before every other source.
     """
     reasons = []
-    for source in (source for source in [*_beside(task, split), *task.sources] if _offers(source, split)):
+    for source in sources_of(task, split):
         try:
             for raw_split in raw_names(source.splits.get(split, split)):
                 make_ready(task, source, raw_split)
@@ -62,6 +62,11 @@ def choose_source(task: Task, split: str) -> Source:
                 say_once(f"{task.name}: {source.note}")
             return source
     raise _out_of_reach(task, split, reasons)
+
+
+def sources_of(task: Task, split: str) -> list[Source]:
+    """Every source that has the split, in the order of choice, in reach or not."""
+    return [source for source in [*_beside(task, split), *task.sources] if _offers(source, split)]
 
 
 def _out_of_reach(task: Task, split: str, reasons: list[str]) -> UserError:

@@ -5,13 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.checks import check_table, require_choice, require_keys
+from data_pipeline.splits import raw_names
 from errors import UserError, unknown_name
 
 TASKS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 SPLITS = ("train", "validation", "test")
 ANSWER_FORMS = ("true_false", "option_number", "option_letter", "choice_text", "rationale", "free_text")
 METRICS = ("accuracy", "rouge", "perplexity")
-SOURCE_KINDS = ("package", "hub", "file")
+SOURCE_KINDS = {"package": ("package", "sha256"), "hub": ("hub_path",), "file": ()}
+"""Kinds of source and the keys that each cannot do without."""
+TASK_TYPES = {"fields": list, "mix": dict, "source": list}
+SOURCE_TYPES = {"files": dict, "map": dict, "splits": dict, "below": dict, "shuffle_seed": int}
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,12 @@ class Task:
 
     name: str
     folder: Path
-    prompt: str
-    answer: str
-    form: str
-    metric: str
-    fields: tuple[str, ...]
     sources: tuple[Source, ...]
+    prompt: str = ""
+    answer: str = ""
+    form: str = "free_text"
+    metric: str = "perplexity"
+    fields: tuple[str, ...] = ()
     summary: str = ""
     licence: str = ""
     homepage: str = ""
@@ -79,66 +84,54 @@ def task_names() -> list[str]:
 
 def load_task(name_or_path: str) -> Task:
     """The task of that name, or the one in a task file of the user's own. Raises UserError."""
+    return _read_task_file(_task_path(name_or_path))
+
+
+def _task_path(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml"):
-        return _read_task_file(Path(name_or_path))
+        return Path(name_or_path)
     if name_or_path not in task_names():
         raise unknown_name("data set", name_or_path, [*task_names(), "path/to/task.toml"])
-    return _read_task_file(TASKS_FOLDER / name_or_path / "task.toml")
+    return TASKS_FOLDER / name_or_path / "task.toml"
 
 
 def _read_task_file(path: Path) -> Task:
+    table = _read_toml(path)
+    check_table(table, set(Task.__dataclass_fields__) - {"folder", "sources"} | {"source"}, TASK_TYPES, path)
+    if "mix" in table:
+        _check_mix(table["mix"], path)
+    else:
+        require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
+        require_choice(table["form"], "form", ANSWER_FORMS, path)
+        require_choice(table["metric"], "metric", METRICS, path)
+    sources = tuple(_source_from_table(source, path) for source in table.pop("source", ()))
+    settings: dict[str, Any] = {"name": path.resolve().parent.name} | table
+    settings["fields"] = tuple(table.get("fields", ()))
+    return Task(folder=path.resolve().parent, sources=sources, **settings)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no task file at '{path}'") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None
-    return _task_from_table(table, path)
 
 
-def _task_from_table(table: dict, path: Path) -> Task:
-    known = {*Task.__dataclass_fields__, "source"} - {"folder", "sources"}
-    _reject_unknown_keys(table, known, path)
-    mix = table.get("mix", {})
-    if not mix:
-        _require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
-        _require_choice(table["form"], "form", ANSWER_FORMS, path)
-        _require_choice(table["metric"], "metric", METRICS, path)
-    return Task(
-        name=table.get("name", path.parent.name),
-        folder=path.resolve().parent,
-        prompt=table.get("prompt", ""),
-        answer=table.get("answer", ""),
-        form=table.get("form", "free_text"),
-        metric=table.get("metric", "perplexity"),
-        fields=tuple(table.get("fields", ())),
-        sources=tuple(_source_from_table(source, path) for source in table.get("source", ())),
-        summary=table.get("summary", ""),
-        licence=table.get("licence", ""),
-        homepage=table.get("homepage", ""),
-        mix=dict(mix),
-    )
+def _check_mix(mix: dict[str, Any], path: Path) -> None:
+    for name, weight in mix.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            raise UserError(f"{path}: the weight of '{name}' must be a number above 0, found {weight!r}")
+        if "mix" in _read_toml(_task_path(name)):
+            raise UserError(f"{path}: '{name}' is a mix itself, which a mix cannot hold")
 
 
-def _source_from_table(table: dict, path: Path) -> Source:
-    _reject_unknown_keys(table, set(Source.__dataclass_fields__), path)
-    _require_keys(table, ("kind", "files"), path)
-    _require_choice(table["kind"], "source.kind", SOURCE_KINDS, path)
+def _source_from_table(table: dict[str, Any], path: Path) -> Source:
+    check_table(table, set(Source.__dataclass_fields__), SOURCE_TYPES, path, "source.")
+    require_keys(table, ("kind", "files"), path, "source.")
+    require_choice(table["kind"], "source.kind", SOURCE_KINDS, path)
+    require_keys(table, SOURCE_KINDS[table["kind"]], path, "source.")
+    for expression in table.get("splits", {}).values():
+        raw_names(expression)
     return Source(**table)
-
-
-def _require_keys(table: dict, keys: tuple[str, ...], path: Path) -> None:
-    for key in keys:
-        if key not in table:
-            raise UserError(f"{path}: key '{key}' is missing")
-
-
-def _reject_unknown_keys(table: dict, known: set[str], path: Path) -> None:
-    for key in table:
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(sorted(known))}")
-
-
-def _require_choice(value: str, key: str, choices: tuple[str, ...], path: Path) -> None:
-    if value not in choices:
-        raise UserError(f"{path}: {key} = '{value}': choose from {', '.join(choices)}")

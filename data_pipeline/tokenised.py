@@ -70,6 +70,8 @@ def tokenise_split(
 
     def build(folder: Path) -> None:
         examples = load_examples(task, split, seed=seed, mix_available_only=mix_available_only)
+        if not examples:
+            raise UserError(f"{task.name}: the split '{split}' is empty")
         encode_examples(seeded_sample(examples, limit, seed), tokenizer, max_tokens).save_to_disk(folder)
 
     rows = load_from_disk(build_once("tokenised", f"{task.name}-{split}-{key}", build))
@@ -84,8 +86,8 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
     begin = beginning(tokenizer)
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
-        prompts = tokenizer(batch["prompt"], add_special_tokens=False)["input_ids"]
-        answers = tokenizer(batch["answer"], add_special_tokens=False)["input_ids"]
+        prompts = token_ids(tokenizer, batch["prompt"])
+        answers = token_ids(tokenizer, batch["answer"])
         rows = [
             row
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -105,6 +107,11 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
         desc="tokenise",
         new_fingerprint="rows",
     )
+
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Each text's tokens and nothing added; long texts are no reason to warn, since they are cut here."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def beginning(tokenizer: Any) -> list[int]:

@@ -1,0 +1,116 @@
+"""The data sets' command line: fetches them, lists them, shows what a model will read. Trains nothing.
+
+python data_preparer.py fetch boolq piqa      (or: fetch all)
+python data_preparer.py list
+python data_preparer.py show boolq --split train --count 3 --tokenizer models/tiny-olmoe
+"""
+
+import argparse
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from data_pipeline.catalogue import entries, fetch
+from data_pipeline.examples import Example, load_examples
+from data_pipeline.lengths import Lengths, lengths_of
+from data_pipeline.remote import hub_answers
+from data_pipeline.task import SPLITS, load_task, task_names
+from errors import UserError, run_command
+
+console = Console(highlight=False, markup=False)
+
+
+def fetch_command(options: argparse.Namespace) -> None:
+    """Fetches each named data set; what is out of reach does not stop the others."""
+    names = task_names() if "all" in options.names else options.names
+    missing = []
+    for task in [load_task(name) for name in names]:
+        for arrival in fetch(task):
+            label = f"{arrival.name}, {arrival.split}"
+            print(f"{label}: {arrival.told}" if arrival.came else arrival.told, flush=True)
+            missing += [] if arrival.came else [label]
+    if missing:
+        raise UserError(f"out of reach: {'; '.join(missing)}")
+
+
+def list_command(options: argparse.Namespace) -> None:
+    """Name, licence, splits and sources of every data set."""
+    table = Table("data set", *SPLITS, "licence", "can come from", box=None)
+    for entry in entries():
+        table.add_row(entry.name, *entry.splits.values(), entry.licence, "\n".join(entry.places))
+    console.print(table)
+
+
+def show_command(options: argparse.Namespace) -> None:
+    """The first examples of a split, the answer marked, and how long prompts and answers are."""
+    tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
+    examples = load_examples(load_task(options.name), options.split, mix_available_only=True)
+    if not examples:
+        raise UserError(f"{options.name}: the split '{options.split}' is empty")
+    for number, example in enumerate(examples[: options.count], start=1):
+        console.print(_rendered(example, f"{options.name} {options.split} {number} of {len(examples)}"))
+    console.print(_length_table(examples, tokenizer))
+
+
+def _rendered(example: Example, title: str) -> Panel:
+    text = Text(example.prompt)
+    text.append("⟦").append(example.answer, style="bold green").append("⟧")
+    return Panel(text, title=title, title_align="left")
+
+
+def _length_table(examples: list[Example], tokenizer) -> Table:
+    table = Table("tokens" if tokenizer else "words", "mean", "p50", "p95", "max", box=None)
+    for part in ("prompt", "answer"):
+        lengths = lengths_of([getattr(example, part) for example in examples], tokenizer)
+        table.add_row(part, *_cells(lengths))
+    return table
+
+
+def _cells(lengths: Lengths) -> list[str]:
+    return [f"{lengths.mean:.1f}", str(lengths.p50), str(lengths.p95), str(lengths.max)]
+
+
+def _load_tokenizer(path: str):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=not hub_answers())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at '{path}': {str(error).splitlines()[0]}") from None
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command and its options; a mistake is told with the choices and exit code 2."""
+    parser = argparse.ArgumentParser(
+        description="Fetches, lists and shows the data sets.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="{fetch,list,show}")
+    fetching = commands.add_parser("fetch", help="fetch data sets into the cache, resuming what broke off")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help="data sets or task files, or: all")
+    fetching.set_defaults(run=fetch_command)
+    commands.add_parser("list", help="list the data sets").set_defaults(run=list_command)
+    showing = commands.add_parser("show", help="show examples and their lengths")
+    showing.add_argument("name", metavar="NAME", help="a data set or a task file")
+    showing.add_argument("--split", choices=SPLITS, default="train")
+    showing.add_argument("--count", type=_at_least_one, default=3, help="examples to show [3]")
+    showing.add_argument("--tokenizer", metavar="PATH", help="count its tokens instead of words")
+    showing.set_defaults(run=show_command)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Runs the command that was asked for."""
+    options = parse_options()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    run_command(main)
