@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -137,8 +138,9 @@ class TrainSettings(TrainingArguments):
     seed: int = _option(42, "seed of everything random")
 
     def __post_init__(self):
-        if self.output_dir is None:
-            self.output_dir = "./LoRA_models"
+        self.output_dir = self.output_dir or AdapterSettings.lora_save_path
+        # Without this, ranks on CPUs would not find one another.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         try:
             super().__post_init__()
         except (ValueError, OSError) as error:

@@ -84,10 +84,12 @@ def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) 
             f"--lora_extra_modules {', '.join(sorted(wrong))}: only '{ROUTER}' can be trained in full"
         )
     names = target_names(model, layers) if AUTO in shape.targets else list(shape.targets)
-    targets = lora_targets(model, layers, [name for name in names if name not in shape.extra])
-    full = lora_targets(model, layers, shape.extra)
+    targets = lora_targets(model, layers, names)
+    full = _flat(target.routers for target in lora_targets(model, layers, shape.extra))
     linears = _flat(target.linears for target in targets)
-    parameters = _flat((*target.parameters, *target.router_weights) for target in targets)
+    parameters = _flat(target.parameters for target in targets)
+    if not full:
+        parameters += _flat(target.router_weights for target in targets)
     if not linears and not parameters:
         raise UserError(
             "--target_modules names nothing: a fully trained gate works only beside at least one LoRA target"
@@ -99,7 +101,7 @@ def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) 
         lora_dropout=0.0,
         target_modules=linears,
         target_parameters=parameters or None,
-        modules_to_save=_flat(target.routers for target in full) or None,
+        modules_to_save=full or None,
         task_type="CAUSAL_LM",
     )
 

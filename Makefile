@@ -1,0 +1,29 @@
+# make demo | test | check | bench: each sets up .venv by itself on first use.
+PYTHON ?= python3
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: setup demo test check bench
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
+	touch $@
+
+demo: setup
+	$(RUN) bash runs/demo.sh
+
+test: setup
+	$(RUN) python -m pytest
+
+check: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+bench: setup
+	mkdir -p results/bench
+	$(RUN) python benchmarks/simulator.py --json results/bench/simulator.json
+	$(RUN) python benchmarks/training_overhead.py --json results/bench/training_overhead.json

@@ -1,0 +1,144 @@
+"""Contract of every locality objective, and each formula against an obvious version of its own."""
+
+import math
+
+import pytest
+import torch
+
+from errors import UserError
+from locality.objectives import load_objective, objective_names
+from locality.pairs import pair_mask
+
+L, B, T, E, K = 2, 3, 7, 8, 2
+
+
+def gates(seed=0, spread=1.0, layers=L, tokens=T):
+    logits = torch.randn(layers, B, tokens, E, generator=torch.Generator().manual_seed(seed)) * spread
+    return logits, logits.topk(K).indices
+
+
+def all_pairs(tokens=T):
+    return torch.ones(B, tokens - 1, dtype=torch.bool)
+
+
+def slow_js(p, q):
+    mixture = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return (slow_divergence(p, mixture) + slow_divergence(q, mixture)) / 2
+
+
+def slow_divergence(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def slow_kl(p, q):
+    return (slow_divergence(p, q) + slow_divergence(q, p)) / 2
+
+
+def slow_l2(p, q):
+    return sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / len(p)
+
+
+@pytest.mark.parametrize(("name", "slow"), [("js", slow_js), ("kl", slow_kl), ("l2", slow_l2)])
+def test_formula_against_a_slow_one(name, slow):
+    logits, chosen = gates()
+    mask = all_pairs()
+    mask[0, 3] = mask[2, 0] = False
+    p = logits.double().softmax(-1).tolist()
+    terms = [
+        slow(p[layer][row][at], p[layer][row][at + 1])
+        for layer in range(L)
+        for row in range(B)
+        for at in range(T - 1)
+        if mask[row, at]
+    ]
+    found = load_objective(name)(logits, chosen, mask).item()
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", objective_names())
+class TestEveryObjective:
+    def test_identical_tokens_cost_least(self, name):
+        logits, chosen = gates()
+        same = logits[:, :, :1].expand_as(logits)
+        loss = load_objective(name)
+        low = loss(same, same.topk(K).indices, all_pairs())
+        assert torch.isfinite(low)
+        assert low < loss(logits, chosen, all_pairs())
+
+    def test_no_valid_pair_is_zero_with_a_gradient(self, name):
+        logits, chosen = gates()
+        logits.requires_grad_()
+        value = load_objective(name)(logits, chosen, all_pairs() & False)
+        value.backward()
+        assert value == 0
+        assert logits.grad is not None and (logits.grad == 0).all()
+
+    def test_masked_tokens_get_no_gradient(self, name):
+        logits, chosen = gates()
+        logits.requires_grad_()
+        mask = all_pairs()
+        mask[1] = False
+        load_objective(name)(logits, chosen, mask).backward()
+        assert (logits.grad[:, 1] == 0).all()
+        assert (logits.grad[:, 0] != 0).any()
+
+    def test_comparable_across_lengths_and_depths(self, name):
+        """The seed's loss grew with both, so that no two weights could be compared."""
+        loss = load_objective(name)
+        short, chosen = gates()
+        twice = torch.cat([short, short])
+        assert loss(twice, twice.topk(K).indices, all_pairs()) == pytest.approx(
+            loss(short, chosen, all_pairs()).item(), rel=1e-5
+        )
+        doubled = torch.cat([short, short], dim=2)
+        mask = torch.cat([all_pairs(), torch.zeros(B, 1, dtype=torch.bool), all_pairs()], dim=1)
+        assert loss(doubled, doubled.topk(K).indices, mask) == pytest.approx(
+            loss(short, chosen, all_pairs()).item(), rel=1e-5
+        )
+
+    @pytest.mark.parametrize("spread", [0.0, 1e-3, 30.0, 1e4])
+    def test_finite_in_bfloat16(self, name, spread):
+        logits = gates(spread=spread)[0].bfloat16().requires_grad_()
+        value = load_objective(name)(logits, logits.topk(K).indices, all_pairs())
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(logits.grad).all()
+
+    def test_a_free_gate_becomes_local(self, name):
+        """A free gate trained with the seed's loss stayed at chance; ours must bring every token together."""
+        logits = gates(seed=1, layers=1, tokens=12)[0].requires_grad_()
+        optimizer = torch.optim.Adam([logits], lr=0.1)
+        before = consistency(logits)
+        for _ in range(150):
+            optimizer.zero_grad()
+            load_objective(name)(logits, logits.topk(K).indices, all_pairs(12)).backward()
+            optimizer.step()
+        assert consistency(logits) > max(0.7, before)
+
+
+def consistency(logits):
+    chosen = logits.topk(K).indices
+    shared = (chosen[..., :-1, :, None] == chosen[..., 1:, None, :]).any(-1)
+    return shared.float().mean().item()
+
+
+def test_js_stays_within_its_bounds():
+    logits, chosen = gates(spread=100.0)
+    assert 0 <= load_objective("js")(logits, chosen, all_pairs()).item() <= math.log(2)
+
+
+def test_unknown_objective_lists_the_choices():
+    with pytest.raises(UserError, match="unknown locality objective 'jss': choose from js, kl, l2"):
+        load_objective("jss")
+
+
+class TestPairMask:
+    segments = torch.tensor([[1, 1, 1, 2, 2, 0, 0]])
+    labels = torch.tensor([[-100, 5, 6, -100, 7, -100, -100]])
+
+    def test_neither_padding_nor_a_request_boundary(self):
+        assert pair_mask(self.segments, self.labels, True).tolist() == [[True, True, False, True, False, False]]
+
+    def test_without_the_prompt(self):
+        assert pair_mask(self.segments, self.labels, False).tolist() == [
+            [False, True, False, False, False, False]
+        ]
