@@ -1,0 +1,59 @@
+"""Knows how to talk with a loaded model line by line and what each reply did to a cache; loads nothing.
+
+Letters: K experts chosen, E routed experts a layer.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+from evaluation.generation import Answer, generate
+from evaluation.recording import Recording, has_pairs
+from evaluation.subject import Subject
+from expert_cache import metrics
+from expert_cache.replay import replay
+
+
+def chat(
+    subject: Subject, max_new_tokens: int, lines: Iterable[str] = sys.stdin, out: TextIO = sys.stdout
+) -> None:
+    """Answers each line until they end, or Ctrl-C; behind a reply stand its decode ECR and LRU hit rate.
+
+    The conversation is the prompt, as the tokenizer's chat template words it (without one: plain lines).
+    """
+    turns: list[dict[str, str]] = []
+    print(f"chat with {subject.name}: one message a line, end with Ctrl-D", file=out)
+    try:
+        for line in lines:
+            if line.strip():
+                turns.append({"role": "user", "content": line.strip()})
+                answer, recording = _reply(subject, turns, max_new_tokens)
+                turns.append({"role": "assistant", "content": answer.text.strip()})
+                print(f"{answer.text.strip()}\n[{what_it_cost(recording)}]", file=out, flush=True)
+    except KeyboardInterrupt:
+        print("\nchat ended", file=out)
+
+
+def what_it_cost(recording: Recording) -> str:
+    """ECR of a reply's generated tokens, and the hit rate of a cold LRU cache over them."""
+    trace = recording.trace
+    if not has_pairs(trace, "decode"):
+        return "too short for an ECR"
+    slots = max(trace.top_k, trace.num_experts // 4)
+    row = replay(trace, "lru", slots, phase="decode")
+    ecr = metrics.ecr(trace, "decode").value
+    chance = trace.top_k / trace.num_experts
+    cache = f"{slots} of {trace.num_experts} experts a layer, cold"
+    return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row['hit_rate']:.3f} ({cache})"
+
+
+def _reply(subject: Subject, turns: list[dict[str, str]], max_new_tokens: int) -> tuple[Answer, Recording]:
+    answers, recording = generate(subject, [0], [_prompt_ids(subject, turns)], max_new_tokens)
+    return answers[0], recording
+
+
+def _prompt_ids(subject: Subject, turns: list[dict[str, str]]) -> list[int]:
+    tokenizer = subject.tokenizer
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tokenizer("\n".join(turn["content"] for turn in turns) + "\n")["input_ids"]

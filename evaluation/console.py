@@ -1,0 +1,29 @@
+"""Knows how a report is told on a terminal in one table; does not know what else it holds."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.summary import HEADINGS, readable_bytes, summary_rows
+
+COUNTED = "reference text, decode, cache a layer, cold, atomic"
+
+
+def print_summary(report: Mapping, console: Console) -> None:
+    """One row a variant, with the convention of the numbers above and the ratios below."""
+    data = report["data"]
+    title = f"{data['dataset']} {data['split']}, {data['requests']} requests; {COUNTED}"
+    table = Table(*HEADINGS, title=title, title_justify="left")
+    for row in summary_rows(report):
+        cells = (_number(row["perplexity"]), _number(row["ecr"]), _number(row["hit_rate"]))
+        table.add_row(row["variant"], *cells, readable_bytes(row["miss_bytes_per_token"]))
+    console.print(table)
+    for name, ratios in report["comparison"].items():
+        told = {key: value for key, value in ratios.items() if key.endswith("_ratio")}
+        words = ", ".join(f"{key.removesuffix('_ratio')} {_number(value)}x" for key, value in told.items())
+        console.print(f"{name.replace('_', ' ')}: {words}", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,60 @@
+"""Knows where a report's files go and that they appear whole; does not know what is in them."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+REPORT = "report.json"
+
+
+def choose_folder(wanted: Path, settings: dict[str, Any]) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first that holds no report made by other settings."""
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([wanted], numbered) if _is_free(folder, settings))
+
+
+def _is_free(folder: Path, settings: dict[str, Any]) -> bool:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("settings") == json.loads(json.dumps(settings))
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write files in; they move to `target` when the block ends well, the report last of all.
+
+    After an error or a kill `target` is as it was. Raises UserError where nothing can be written.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target))
+    except OSError as error:
+        raise UserError(f"results folder '{target}': {error.strerror}") from None
+    try:
+        yield beside
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == REPORT):
+            os.replace(file, target / file.name)
+    except OSError as error:
+        raise UserError(f"results folder '{target}': {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one JSON value; the file appears complete or not at all. NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,78 @@
+"""Knows how answers are generated and their routing recorded; does not judge them.
+
+Letters: B rows, P prompt tokens of a row (padding included).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from evaluation.recording import Recording, recording_of
+from evaluation.subject import Subject
+from routing import RouterTap
+from routing.trace_recorder import TraceRecorder, generated_lengths
+
+NGRAM = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one request."""
+
+    number: int
+    text: str
+    token_ids: list[int]
+    """Without the end token."""
+
+
+def generate(
+    subject: Subject, numbers: Sequence[int], prompts: Sequence[list[int]], max_new_tokens: int
+) -> tuple[list[Answer], Recording]:
+    """Greedy answers to a batch of prompts; prompt tokens are prefill, generated tokens decode."""
+    prompt_ids, mask = _left_padded(prompts, subject.pad_token_id)
+    recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
+    with RouterTap(subject.model, subject.moe_layers, [recorder]):
+        sequences = _run(subject, prompt_ids, mask, max_new_tokens)
+    lengths = generated_lengths(sequences, prompt_ids.shape[1], subject.end_token_ids)
+    recorder.add_generated(list(numbers), mask, sequences, lengths)
+    new = sequences[:, prompt_ids.shape[1] :].tolist()
+    said = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
+    answers = [_answer(subject, number, ids) for number, ids in zip(numbers, said, strict=True)]
+    return answers, recording_of(recorder.trace(subject.name, "generated", subject.expert_bytes))
+
+
+def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
+    """Share of the n-grams of token ids that their own text has had before; 0 where none is long enough."""
+    grams = [[tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)] for ids in texts]
+    total = sum(map(len, grams))
+    return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
+
+
+def _run(subject: Subject, prompt_ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=subject.pad_token_id,
+        eos_token_id=subject.end_token_ids or None,
+    )
+    device = subject.model.device
+    inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
+    with torch.inference_mode():
+        return subject.model.generate(**inputs, generation_config=config).cpu()
+
+
+def _answer(subject: Subject, number: int, ids: list[int]) -> Answer:
+    kept = ids[:-1] if ids and ids[-1] in subject.end_token_ids else ids
+    return Answer(number, subject.tokenizer.decode(kept, skip_special_tokens=True), kept)
+
+
+def _left_padded(prompts: Sequence[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """`(ids, mask)` [B, P] with the padding on the left, where generation wants it."""
+    longest = max(map(len, prompts))
+    ids = [[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)

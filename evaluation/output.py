@@ -1,0 +1,42 @@
+"""Knows every file a report leaves in its folder; does not know what the numbers mean."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation.figures import write_figures
+from evaluation.folder import REPORT, choose_folder, write_json, written_whole
+from evaluation.html_report import write_html
+from evaluation.measure import Measured
+from evaluation.requests import Request
+from evaluation.samples import write_samples
+
+
+def write_results(
+    wanted: Path, report: dict, measured: Mapping[str, Measured], requests: Sequence[Request]
+) -> Path:
+    """Writes report, page, figures, samples and traces; gives the folder they are in.
+
+    A folder that holds a report of other settings is left alone, and the next numbered one is used.
+    """
+    target = choose_folder(wanted, report["settings"])
+    with written_whole(target) as folder:
+        for name, found in measured.items():
+            for text, recording in found.recordings.items():
+                recording.trace.save(folder / f"trace-{name}-{text}.safetensors")
+        captions = write_figures(folder, report, measured)
+        write_samples(folder / "samples.csv", requests, measured)
+        write_html(folder, report, captions)
+        report["files"] = sorted([*(file.name for file in folder.iterdir()), REPORT])
+        write_json(folder / REPORT, report)
+    return target
+
+
+def write_also(destination: str | None, report: dict) -> None:
+    """The report once more where `--json` wants it: a path, or `-` for standard output."""
+    if destination == "-":
+        json.dump(report, sys.stdout, indent=1, allow_nan=False)
+        print()
+    elif destination:
+        write_json(Path(destination), report)

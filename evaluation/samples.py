@@ -1,0 +1,41 @@
+"""Knows the table of single answers, base beside tuned; does not know how they were made."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.measure import Measured
+from evaluation.recording import has_pairs
+from evaluation.requests import Request
+from expert_cache import metrics
+from expert_cache.trace import DECODE
+
+TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
+
+
+def write_samples(path: Path, requests: Sequence[Request], measured: Mapping[str, Measured]) -> None:
+    """CSV of `Input`, then `Output_*` and `ECR_*` a variant; no ECR where an answer has no pair of tokens."""
+    variants = [name for name in TITLES if name in measured]
+    ecr = {name: _ecr_by_request(measured[name]) for name in variants}
+    inputs = {request.number: request.example.prompt or request.example.answer for request in requests}
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        titles = [f"{kind}_{TITLES[name]}" for name in variants for kind in ("Output", "ECR")]
+        table.writerow(["Input", *titles])
+        for number in measured[variants[0]].answers:
+            cells = [(measured[name].answers[number].text, ecr[name].get(number, "")) for name in variants]
+            table.writerow([inputs[number], *(cell for pair in cells for cell in pair)])
+
+
+def _ecr_by_request(measured: Measured) -> dict[int, float]:
+    """Decode ECR of each generated answer."""
+    recording = measured.recordings.get("generated")
+    if recording is None or not has_pairs(recording.trace, "decode"):
+        return {}
+    found = metrics.ecr(recording.trace, "decode")
+    answered = recording.trace.request[recording.trace.phase == DECODE]
+    numbers, rows = np.unique(answered, return_counts=True)
+    means = found.by_request.mean(axis=1) / found.pairs_by_request
+    return dict(zip(numbers[rows > 1].tolist(), means.tolist(), strict=True))
