@@ -2,6 +2,8 @@
 
 Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
 fused parameters. The old names go on meaning the experts, and the shared experts' own Linear modules too.
+PEFT 0.21.2 rewrites a *module* target that ends in one of them into the fused parameters of every layer, be
+it a full name, so a shared expert is named by its weights: PEFT leaves *parameter* targets alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +15,7 @@ from errors import UserError
 from models.base import MoeLayer, shape_of, unwrap
 
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+_EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 _ROUTER = "gate"
 
 
@@ -20,9 +23,9 @@ class LayerTargets(NamedTuple):
     """What a list of module names means in one MoE layer: full dotted names, nothing outside the layer."""
 
     linears: tuple[str, ...]
-    """nn.Linear modules of the attention, the block and the shared experts."""
+    """nn.Linear modules of the attention and the block: PEFT's `target_modules`."""
     parameters: tuple[str, ...]
-    """Fused 3-D parameters of the routed experts."""
+    """Fused 3-D parameters of the routed experts, weights of the shared: PEFT's `target_parameters`."""
     routers: tuple[str, ...]
     """Router modules."""
     router_weights: tuple[str, ...]
@@ -43,9 +46,8 @@ def lora_targets(model: nn.Module, layers: Sequence[MoeLayer], names: Iterable[s
 
 
 def target_names(model: nn.Module, layers: Iterable[MoeLayer]) -> list[str]:
-    """Every name that means something in one of the layers, old names of fused parameters left out."""
-    names = {name for layer in layers for name in _table(model, layer)}
-    return sorted(names - {old for old, new in _FUSED.items() if new in names})
+    """Every name that means something in one of the layers."""
+    return sorted({name for layer in layers for name in _table(model, layer)})
 
 
 def layer_targets(model: nn.Module, layer: MoeLayer, names: Iterable[str]) -> LayerTargets:
@@ -66,9 +68,11 @@ def _table(model: nn.Module, layer: MoeLayer) -> dict[str, LayerTargets]:
     table = {name: _router_targets(model, layer) for name in (_ROUTER, layer.router.rpartition(".")[2])}
     linears = _linears(model, layer)
     fused = _fused(model, layer)
-    for name in {*linears, *fused}:
-        if name not in table:
-            table[name] = LayerTargets(tuple(linears.get(name, ())), tuple(fused.get(name, ())), (), ())
+    for name in {*linears, *fused} - {*table}:
+        modules, parameters = linears.get(name, []), fused.get(name, [])
+        if name in _EXPERT_NAMES:
+            modules, parameters = [], [*parameters, *(f"{module}.weight" for module in modules)]
+        table[name] = LayerTargets(tuple(modules), tuple(parameters), (), ())
     return table
 
 
@@ -99,6 +103,6 @@ def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
         modules = model.get_submodule(place).named_modules() if place else ()
         for name, module in modules:
             full = f"{place}.{name}" if name else place
-            if isinstance(unwrap(module), nn.Linear) and not full.startswith(layer.router):
+            if isinstance(unwrap(module), nn.Linear) and not f"{full}.".startswith(f"{layer.router}."):
                 found.setdefault(full.rpartition(".")[2], []).append(full)
     return found
