@@ -1,0 +1,53 @@
+"""What the tests of evaluation share: a workspace on disk, its loaded model, and one whole run."""
+
+import json
+
+import pytest
+import torch
+
+from tests.evaluation.workspace import make_workspace, options
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Sums are then taken in the same order as under torchrun."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def subject(workspace, one_thread):
+    from inference import load_subject, parse
+
+    return load_subject(parse(options(workspace)))
+
+
+@pytest.fixture(scope="session")
+def requests(workspace, subject):
+    from data_pipeline.task import load_task
+    from evaluation.requests import load_requests
+
+    task = load_task(str(workspace / "task" / "task.toml"))
+    return load_requests(task, "test", subject.tokenizer, 64, 0, 42)
+
+
+@pytest.fixture(scope="session")
+def run(workspace, one_thread):
+    """The results folder of a whole run with one rank."""
+    from evaluation.ranks import Ranks
+    from inference import evaluate, parse
+
+    evaluate(parse(options(workspace, json=workspace / "copy.json")), Ranks())
+    return workspace / "results"
+
+
+@pytest.fixture(scope="session")
+def report(run):
+    return json.loads((run / "report.json").read_text())

@@ -1,0 +1,47 @@
+"""Any number of ranks gives the same report; a dead rank ends the run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.workspace import options
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(ranks: int, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+    """`torchrun` on this machine with one thread a rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_gives_the_same_report(workspace, report, ranks, tmp_path):
+    done = launch(ranks, "inference.py", *options(workspace, results_dir=tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results" / "report.json").read_text()) == report
+
+
+def test_a_dead_rank_ends_the_run(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os\n"
+        "from evaluation.ranks import joined_ranks\n"
+        "with joined_ranks() as ranks:\n"
+        "    if not ranks.first:\n"
+        "        os._exit(9)\n"
+        "    ranks.gather([(0, 'kept')])\n"
+    )
+    assert launch(2, str(script), timeout=120).returncode != 0

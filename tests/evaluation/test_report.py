@@ -1,0 +1,121 @@
+"""The whole report of one run: its rows, its files, and that they agree with the traces beside them."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from errors import UserError
+from evaluation.cache_rows import at_share, policy_list
+from evaluation.folder import choose_folder, written_whole
+from evaluation.intervals import mean_interval, ratio_intervals
+from evaluation.quality import _finite
+from evaluation.summary import readable_bytes
+from expert_cache.intervals import ratio_interval
+from expert_cache.metrics import ecr
+from expert_cache.replay import replay
+from expert_cache.trace import RoutingTrace
+
+VARIANTS = ["base", "control", "tuned"]
+TEXTS = ["teacher_forced", "generated"]
+
+
+def test_it_has_the_rows_of_every_variant_text_and_phase(report):
+    assert report["schema_version"] == 1 and report["variants"] == VARIANTS
+    found = {(row["variant"], row["text"], row["phase"]) for row in report["locality"]}
+    assert found == {(v, t, p) for v in VARIANTS for t in TEXTS for p in ("prefill", "decode")}
+    assert [row["variant"] for row in report["quality"]] == VARIANTS
+    names = {"ecr", "ecr_ci95", "gds", "gds_ci95", "lal", "lal_ci95", "chance_ecr", "per_layer"}
+    assert all(names <= set(row) and len(row["per_layer"]) == 3 for row in report["locality"])
+
+
+def test_every_capacity_is_there_in_both_scopes(report):
+    for phase, least in (("decode", 2), ("prefill", 1)):
+        for scope, step in (("layer", 1), ("global", 3)):
+            rows = [r for r in report["cache"] if (r["phase"], r["scope"]) == (phase, scope)]
+            some = [r for r in rows if (r["variant"], r["text"], r["policy"]) == ("base", TEXTS[0], "lru")]
+            expected = [step * slots for slots in range(1, 9) if step * slots >= least]
+            assert [row["capacity"] for row in some] == expected
+            assert {row["policy"] for row in rows} == {"lru", "lfu", "opt", "lopt:horizon=2"}
+
+
+def test_rows_are_what_the_written_traces_give(run, report):
+    for variant in VARIANTS:
+        trace = RoutingTrace.load(run / f"trace-{variant}-teacher_forced.safetensors")
+        row = at_share(report["cache"], variant=variant, policy="opt")
+        again = replay(trace, "opt", row["capacity"], phase="decode")
+        assert row["misses"] == again["misses"] and row["capacity_percent"] == 25.0
+        locality = next(r for r in report["locality"] if r["variant"] == variant and r["phase"] == "decode")
+        assert locality["ecr"] == pytest.approx(ecr(trace, "decode").value)
+
+
+def test_perplexity_and_ratios_belong_together(report):
+    quality = {row["variant"]: row for row in report["quality"]}
+    ratio = report["comparison"]["tuned_vs_control"]["perplexity_ratio"]
+    assert ratio == pytest.approx(quality["tuned"]["perplexity"] / quality["control"]["perplexity"])
+    assert all({"accuracy", "choice_accuracy", "perplexity_ci95"} <= set(row) for row in report["quality"])
+    locality = {
+        r["variant"]: r["ecr"] for r in report["locality"] if r["text"] == TEXTS[0] and r["phase"] == "decode"
+    }
+    switched = report["comparison"]["tuned_vs_base"]["switch_rate_ratio"]
+    assert switched == pytest.approx((1 - locality["tuned"]) / (1 - locality["base"]))
+
+
+def test_the_adapters_make_a_difference(report):
+    assert len({row["perplexity"] for row in report["quality"]}) == 3
+
+
+def test_the_folder_is_whole(run, report, workspace):
+    assert sorted(file.name for file in run.iterdir()) == report["files"]
+    assert json.loads((workspace / "copy.json").read_text()) == report
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_samples_have_the_known_columns(run):
+    with open(run / "samples.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:5] == ["Input", "Output_Baseline", "ECR_Baseline", "Output_Tuned", "ECR_Tuned"]
+    assert len(rows) == 3 and all(0 <= float(row[2] or 0) <= 1 for row in rows)
+
+
+def test_intervals_are_those_of_the_cache_room():
+    sums, pairs = [[3.0, 1.0], [4.0, 2.0], [5.0, 9.0]], [10, 8, 12]
+    ours = ratio_intervals(sums, pairs, 4000)
+    theirs = ratio_interval([row[0] for row in sums], pairs, resamples=4000)
+    assert ours[0] == pytest.approx(theirs, abs=0.01)
+    assert ratio_intervals([[1.0]], [2], 10) == [None] and mean_interval([1.0], 10) is None
+
+
+def test_policies_keep_their_own_commas():
+    assert policy_list("lru, lopt:horizon=2") == ["lru", "lopt:horizon=2"]
+    with pytest.raises(UserError, match="unknown policy"):
+        policy_list("lru,nearest")
+
+
+def test_reports_of_other_settings_are_left_alone(tmp_path):
+    first = tmp_path / "run"
+    with written_whole(choose_folder(first, {"seed": 1})) as folder:
+        (folder / "report.json").write_text('{"settings": {"seed": 1}}')
+    assert choose_folder(first, {"seed": 1}) == first
+    assert choose_folder(first, {"seed": 2}) == tmp_path / "run-2"
+
+
+def test_an_error_while_writing_leaves_the_old_report(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(RuntimeError), written_whole(tmp_path) as folder:
+        (folder / "report.json").write_text("half")
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "{}"
+
+
+def test_small_helpers():
+    assert (
+        readable_bytes(1_250_000) == "1.25 MB"
+        and readable_bytes(None) == "-"
+        and readable_bytes(12) == "12 B"
+    )
+    assert _finite({"a": float("inf"), "b": [1.0, float("nan")], "c": 2}) == {"a": None, "b": None, "c": 2}
