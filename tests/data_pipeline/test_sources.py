@@ -59,6 +59,7 @@ def no_network(monkeypatch):
     def refuse(requirement):
         raise download.SourceUnreachable(f"package {requirement} cannot be had")
 
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("data_pipeline.remote.hub_answers", lambda: False)
     monkeypatch.setattr("data_pipeline.download._wheel_url", refuse)
 
@@ -103,6 +104,11 @@ def test_a_hub_out_of_reach_is_told_with_the_way_out(name, no_network):
         UserError, match=f"(?s){name}, train: .*hub, which does not answer; your own file serves too"
     ):
         load_examples(load_task(name), "train")
+
+
+def test_an_offline_hub_is_asked_for_what_its_own_cache_holds(hub, no_network, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert len(load_examples(load_task("samsum"), "train")) == 10
 
 
 def test_mmlu_says_what_it_trains_on_without_the_hub(no_network, monkeypatch, capsys):
