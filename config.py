@@ -1,5 +1,5 @@
-"""Every setting of training and evaluation, with its default written once; reads the command line and
-YAML files.
+"""Every setting of training and evaluation, with its default written once; reads the command line and YAML
+files.
 """
 
 import dataclasses

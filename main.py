@@ -122,8 +122,8 @@ def make_collator(run: Run, tokenizer) -> PaddingCollator | PackingCollator:
 
 
 def checkpoint_to_resume(run: Run) -> Path | None:
-    """The checkpoint asked for, or None for a new run. Raises UserError rather than mixing two runs in
-    one folder.
+    """The checkpoint asked for, or None for a new run. Raises UserError rather than mixing two runs in one
+    folder.
     """
     found, asked = complete_checkpoints(run.folder), run.train.resume_from_checkpoint
     if asked and asked.lower() in ("auto", "true", "last"):

@@ -61,8 +61,8 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
 
 
 def _check_folder(name: str) -> None:
-    """Tells a path that is not there from a name on the hub, which has at most one slash and no dot
-    before it.
+    """Tells a path that is not there from a name on the hub, which has at most one slash and no dot before
+    it.
     """
     looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
@@ -91,8 +91,8 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
-    """One model that holds all the adapters, by name. Raises UserError for a path that holds none or one
-    that does not fit.
+    """One model that holds all the adapters, by name. Raises UserError for a path that holds none or one that
+    does not fit.
     """
     wrapped: PeftModel | None = None
     for name, path in paths.items():
@@ -156,8 +156,8 @@ def _has_state(folder: Path) -> bool:
 
 
 def save_merged(model: PeftModel, tokenizer, folder: Path) -> None:
-    """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not
-    at all.
+    """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not at
+    all.
     """
     merged = model.merge_and_unload()
     beside = folder.with_name(folder.name + ".partial")

@@ -23,9 +23,7 @@ from routing import RouterTap
 
 
 class RunningMeans:
-    """Weighted means of scalars since the last reading; keeps tensors, so that nothing waits for the
-    device.
-    """
+    """Weighted means of scalars since the last reading; keeps tensors, so that nothing waits for the device."""
 
     def __init__(self):
         self._sums: dict[str, Any] = defaultdict(float)
@@ -56,8 +54,7 @@ class LocalityTrainer(Trainer):
     """Adds `weight * objective + alpha * balance` of the tapped routers to the language-model loss.
 
     `trained_layers` are the MoE layers whose pairs the objective sees (all when none are named); what is
-    logged
-    (`ecr`, `hit_rate_lru_25`, the histogram) covers every layer. Batches carry `segment_ids` (see
+    logged (`ecr`, `hit_rate_lru_25`, the histogram) covers every layer. Batches carry `segment_ids` (see
     data_pipeline.collate).
     """
 
@@ -70,23 +67,23 @@ class LocalityTrainer(Trainer):
         self._means = {True: RunningMeans(), False: RunningMeans()}
         self._monitors = {True: RoutingMonitor(self.moe_layers), False: RoutingMonitor(self.moe_layers)}
         self.ecr_per_layer: dict[str, Any] = {}
-        """The layers' ECR at the last log entry, under `train` and `eval`; read by the TensorBoard
-        callback.
-        """
+        """`train` and `eval` -> ECR of each layer at the last log entry; for the TensorBoard callback."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         segments_BT = inputs.pop("segment_ids")
-        recorder = GateRecorder(*segments_BT.shape)
-        with RouterTap(self.model, self.moe_layers, [recorder]):
+        gates, monitor = GateRecorder(*segments_BT.shape), self._monitor_of_this_step()
+        with RouterTap(self.model, self.moe_layers, [gates, *([monitor.recorder] if monitor else [])]):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = self._terms(recorder, segments_BT, inputs["labels"])
-        self._note(lm_loss, terms, recorder, segments_BT, inputs["labels"])
+        terms = self._terms(gates, segments_BT, inputs["labels"])
+        self._note(lm_loss, terms, inputs["labels"])
+        if monitor:
+            monitor.add(segments_BT)
         loss = lm_loss + self._weighted(terms)
         return (loss, outputs) if return_outputs else loss
 
-    def _terms(self, recorder: GateRecorder, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
+    def _terms(self, gates: GateRecorder, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
         """The terms, unweighted: means over pairs, tokens and layers."""
-        logits_LBTE, chosen_LBTK = recorder.logits(self._trained), recorder.chosen(self._trained)
+        logits_LBTE, chosen_LBTK = gates.logits(self._trained), gates.chosen(self._trained)
         mask_BP = pair_mask(segments_BT, labels_BT, self.locality.locality_on_prompt)
         valid_T = segments_BT.flatten() > 0
         return {
@@ -95,9 +92,7 @@ class LocalityTrainer(Trainer):
         }
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """What is added to the loss. The model's own loss is already a share of an accumulated batch; so
-        must this be.
-        """
+        """What is added to the loss: like the model's own loss a share of an accumulated batch."""
         settings = self.locality
         total = settings.consecutive_expert_loss_weight * terms["locality_loss"]
         total = total + settings.aux_loss_alpha * terms["balance_loss"]
@@ -107,21 +102,16 @@ class LocalityTrainer(Trainer):
         scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         return self.current_gradient_accumulation_steps if self.model.training and scaled else 1
 
-    def _note(
-        self,
-        lm_loss: Tensor,
-        terms: dict[str, Tensor],
-        recorder: GateRecorder,
-        segments_BT: Tensor,
-        labels_BT: Tensor,
-    ) -> None:
-        """Remembers what the next log entry will say; routing is looked at only on steps that log."""
+    def _note(self, lm_loss: Tensor, terms: dict[str, Tensor], labels_BT: Tensor) -> None:
+        """Remembers what the next log entry will say."""
         training = self.model.training
         weight = 1.0 if training else (labels_BT[:, 1:] != IGNORED_LABEL).sum()
         self._means[training].add(weight, lm_loss=lm_loss * self._parts_of_a_step(), **terms)
-        if training and not self._logs_after_this_step():
-            return
-        self._monitors[training].add(recorder.chosen(), segments_BT)
+
+    def _monitor_of_this_step(self) -> RoutingMonitor | None:
+        """Where routing is looked at: on every validation batch, and on training steps that log."""
+        training = self.model.training
+        return self._monitors[training] if not training or self._logs_after_this_step() else None
 
     def _logs_after_this_step(self) -> bool:
         step = self.state.global_step + 1
@@ -134,7 +124,7 @@ class LocalityTrainer(Trainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._means[False].read(self.accelerator)
-        self._monitors[False].clear()
+        self._monitors[False].trace()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         summary = self._summary(training=False)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in summary.items()})
@@ -142,11 +132,9 @@ class LocalityTrainer(Trainer):
 
     def _summary(self, training: bool) -> dict[str, float]:
         """Means of the losses, and what the routing of the observed batches gives, over all ranks."""
-        monitor, means = self._monitors[training], self._means[training]
-        if monitor:
-            trace = monitor.trace()
+        trace, means = self._monitors[training].trace(), self._means[training]
+        if trace:
             per_layer = ecr_per_layer(trace)
             self.ecr_per_layer["train" if training else "eval"] = per_layer
             means.add(trace.steps, ecr=float(per_layer.mean()), hit_rate_lru_25=lru_hit_rate(trace))
-            monitor.clear()
         return means.read(self.accelerator)

@@ -9,13 +9,11 @@ from torch import Tensor
 
 def balance_loss(logits_TE: Tensor, chosen_TK: Tensor, valid_T: Tensor | None = None) -> Tensor:
     """E * sum_e f_e P_e: f_e the share of choices that went to e, P_e its mean probability; the mean over
-    layers where
-    [T, E] has leading dimensions (valid_T is the same for all of them).
+    layers where [T, E] has leading dimensions (valid_T is the same for all of them).
 
     1 where use is even, up to E where one expert takes all. Taken over the whole batch, so that a single
-    request may
-    stay local while the batch is balanced. Switch Transformer, arXiv 2101.03961, equations 4-6, generalised
-    to K > 1.
+    request may stay local while the batch is balanced. Switch Transformer, arXiv 2101.03961, equations 4-6,
+    generalised to K > 1.
     """
     p = logits_TE.float().softmax(-1)
     weight_T = torch.ones_like(p[..., 0]) if valid_T is None else valid_T.to(p).expand(p.shape[:-1])

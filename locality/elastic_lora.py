@@ -33,8 +33,7 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
     """Layers whose ECR is below the threshold: absolute (`0.7`), or a quantile of the profile (`q50`).
 
     A threshold of 1 or more is every layer and needs no profile. Raises UserError for a malformed threshold
-    and for one
-    that selects nothing.
+    and for one that selects nothing.
     """
     if not needs_profile(threshold):
         return list(layers)
@@ -50,9 +49,7 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
 
 
 def needs_profile(threshold: str) -> bool:
-    """Whether the threshold can leave a layer out. Raises UserError if it is neither a number nor a
-    quantile.
-    """
+    """Whether the threshold can leave a layer out. Raises UserError if it is neither a number nor a quantile."""
     if threshold.startswith("q"):
         return _quantile(threshold) < 2
     try:
@@ -71,8 +68,8 @@ def _quantile(threshold: str) -> float:
 
 
 def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> PeftModel:
-    """The model with LoRA in the given layers alone, everything else frozen. Raises UserError for a
-    wrong name.
+    """The model with LoRA in the given layers alone, everything else frozen. Raises UserError for a wrong
+    name.
     """
     return get_peft_model(model, lora_config(model, layers, shape))
 

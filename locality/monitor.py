@@ -1,63 +1,48 @@
-"""Turns what routers chose in training batches into the numbers people watch; every number comes from
-expert_cache.
+"""Turns what routers chose in some batches into the numbers people watch; expert_cache computes them.
 
-Letters: L layers, B rows, T tokens a row, S valid tokens, E experts, K chosen experts a token.
+Letters: L layers, B rows, T tokens a row.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from expert_cache import metrics
 from expert_cache.replay import replay
-from expert_cache.trace import DECODE, RoutingTrace
+from expert_cache.trace import RoutingTrace
 from models import MoeLayer
+from routing.trace_recorder import TraceRecorder
 
 CACHE_SHARE = 0.25
 """Capacity of the simulated cache, as a share of a layer's experts."""
 
 
 class RoutingMonitor:
-    """Keeps the choices of some batches and says how local they are.
+    """Records batches through `recorder`, an observer of routers, and says how local their routing is.
 
     Every valid token counts as decoded: text scored in one causal pass routes as if it had been decoded.
     """
 
     def __init__(self, layers: Sequence[MoeLayer]):
-        self._layers = layers
-        self._experts: list[np.ndarray] = []
-        self._requests: list[np.ndarray] = []
+        self.recorder = TraceRecorder(layers)
+        self._next_request = 0
 
-    def add(self, chosen_LBTK: Tensor, segment_ids_BT: Tensor) -> None:
-        """Takes one batch; tokens of segment 0 are padding and are dropped."""
+    def add(self, segment_ids_BT: Tensor) -> None:
+        """Describes the batch that just ran; each segment is a request, segment 0 padding."""
+        requests_a_row = int(segment_ids_BT.max()) + 1
+        first_B = torch.arange(len(segment_ids_BT)) * requests_a_row + self._next_request
         valid_BT = segment_ids_BT > 0
-        self._experts.append(chosen_LBTK.permute(1, 2, 0, 3)[valid_BT].cpu().numpy().astype(np.uint16))
-        first = self._requests[-1][-1] + 1 if self._requests else 0
-        rows_BT = segment_ids_BT + valid_BT.new_tensor(range(len(valid_BT)), dtype=int)[:, None] * (
-            int(segment_ids_BT.max()) + 1
-        )
-        _, ids = np.unique(rows_BT[valid_BT].cpu().numpy(), return_inverse=True)
-        self._requests.append(first + ids.astype(np.int32))
+        self.recorder.add(segment_ids_BT.cpu() + first_B[:, None], valid_BT, valid_BT)
+        self._next_request += len(segment_ids_BT) * requests_a_row
 
-    def trace(self) -> RoutingTrace:
-        """What was added since the last clear, as one trace."""
-        experts = np.concatenate(self._experts)
-        return RoutingTrace(
-            experts=experts,
-            phase=np.full(len(experts), DECODE, np.uint8),
-            request=np.concatenate(self._requests),
-            num_experts=self._layers[0].num_experts,
-            layer_ids=tuple(layer.layer_id for layer in self._layers),
-        )
-
-    def clear(self) -> None:
-        """Forgets everything added."""
-        self._experts.clear()
-        self._requests.clear()
-
-    def __bool__(self) -> bool:
-        return bool(self._experts)
+    def trace(self) -> RoutingTrace | None:
+        """What was added since the last trace, None for nothing; the monitor then starts anew."""
+        if self._next_request == 0:
+            return None
+        self._next_request = 0
+        return self.recorder.trace()
 
 
 def ecr_per_layer(trace: RoutingTrace) -> np.ndarray:
@@ -66,8 +51,6 @@ def ecr_per_layer(trace: RoutingTrace) -> np.ndarray:
 
 
 def lru_hit_rate(trace: RoutingTrace) -> float:
-    """Hit rate of a cold LRU cache of CACHE_SHARE of each layer's experts (atomic), or of K slots where
-    that is more.
-    """
+    """Hit rate of a cold LRU cache of CACHE_SHARE of each layer's experts (atomic), or of K slots if more."""
     capacity = max(int(trace.num_experts * CACHE_SHARE), trace.top_k)
     return replay(trace, "lru", capacity, phase="decode")["hit_rate"]

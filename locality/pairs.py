@@ -10,8 +10,8 @@ IGNORED_LABEL = -100
 
 def pair_mask(segment_ids_BT: Tensor, labels_BT: Tensor, include_prompt: bool) -> Tensor:
     """Bool [B, P]: both tokens belong to the same request, neither is padding (segment 0), and, unless
-    prompts
-    are included, both are tokens of the answer (their labels are not ignored)."""
+    prompts are included, both are tokens of the answer (their labels are not ignored).
+    """
     left, right = segment_ids_BT[:, :-1], segment_ids_BT[:, 1:]
     mask_BP = (left == right) & (left > 0)
     if not include_prompt:

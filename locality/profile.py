@@ -1,6 +1,4 @@
-"""Measures and keeps the ECR of each layer on training data, by which elastic fine-tuning picks its
-layers.
-"""
+"""Measures and keeps the ECR of each layer on training data, by which elastic fine-tuning picks its layers."""
 
 import csv
 import io
@@ -14,7 +12,6 @@ from torch import nn
 from tqdm import tqdm
 
 from errors import UserError
-from locality.gate_recorder import GateRecorder
 from locality.monitor import RoutingMonitor, ecr_per_layer
 from models import MoeLayer
 from routing import RouterTap
@@ -35,12 +32,13 @@ def measure_profile(model: nn.Module, layers: Sequence[MoeLayer], batches: Itera
             name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()
         }
         segments = inputs.pop("segment_ids")
-        recorder = GateRecorder(*segments.shape)
-        with RouterTap(model, layers, [recorder]):
+        with RouterTap(model, layers, [monitor.recorder]):
             model(**inputs)
-        monitor.add(recorder.chosen(), segments)
+        monitor.add(segments)
     model.train(was_training)
-    return ecr_per_layer(monitor.trace())
+    trace = monitor.trace()
+    assert trace is not None, "no batch to measure the profile on"
+    return ecr_per_layer(trace)
 
 
 def write_profile(path: Path, layers: Sequence[MoeLayer], ecr_L: np.ndarray) -> None:

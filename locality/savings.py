@@ -19,8 +19,7 @@ def savings(trainable: int, selected: Sequence[MoeLayer], all_layers: Sequence[M
     """Memory and time saved against training every MoE layer, layers being alike.
 
     Time: a step is one part forward, one part gradients of activations (needed above the lowest selected
-    layer) and one
-    part gradients of weights (needed in the selected layers).
+    layer) and one part gradients of weights (needed in the selected layers).
     """
     share = len(selected) / len(all_layers)
     above = 1 - min(layer.index for layer in selected) / len(all_layers)

@@ -13,8 +13,7 @@ LocalityObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
 pair.
 
 Logits are raw gate logits, chosen the experts that ran (no gradient), mask the valid pairs (P = T - 1). A
-pure function:
-no state, no gradient through the choice; computed in float32 whatever the model's type.
+pure function: no state, no gradient through the choice; computed in float32 whatever the model's type.
 """
 
 

@@ -1,5 +1,5 @@
-"""Soft overlap of consecutive expert sets: acts only on experts near the decision, where routing is won
-or lost.
+"""Soft overlap of consecutive expert sets: acts only on experts near the decision, where routing is won or
+lost.
 """
 
 import torch
@@ -15,8 +15,7 @@ def loss(logits_LBTE: Tensor, chosen_LBTK: Tensor, mask_BP: Tensor) -> Tensor:
     """1 - sum_e m_t[e] m_{t+1}[e] / K with the membership m = sigmoid((z - boundary) / tau).
 
     The boundary lies midway between the K-th and the next logit, so that a chosen expert has m > 1/2 and no
-    other has;
-    it and tau (WIDTH times the layer's spread of logits) carry no gradient.
+    other has; it and tau (WIDTH times the layer's spread of logits) carry no gradient.
     """
     z = logits_LBTE.float()
     top_k = chosen_LBTK.shape[-1]

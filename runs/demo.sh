@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The main job on real input: fine-tune the routers of models/tiny-olmoe on HellaSwag stories, once without
+# locality (control) and once with it (tuned), and measure base, control and tuned on held-out stories.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=results/demo
+rm -rf "$out" logs_demo
+mkdir -p "$out"
+
+python data_preparer.py fetch hellaswag
+common=(--model_name models/tiny-olmoe --model_key _demo --dataset_name hellaswag --max_words_len 128
+  --limit_train 3200 --limit_validation 128 --batch_size 16 --learning_rate 2e-3 --warmup_steps 20
+  --lr_scheduler_type cosine --lora_extra_modules gate --eval_steps 100 --save_steps 100)
+python main.py "${common[@]}" --lora_save_path "$out/control" --consecutive_expert_loss_weight 0
+python main.py "${common[@]}" --lora_save_path "$out/tuned" \
+  --consecutive_expert_loss_type overlap --consecutive_expert_loss_weight 2
+torchrun --standalone --nproc_per_node=1 inference.py "${common[@]:0:8}" \
+  --lora_save_path "$out/tuned" --control_path "$out/control" --results_dir "$out"
+echo "report: $out/report.html   curves: .venv/bin/tensorboard --logdir=./logs_demo"

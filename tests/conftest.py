@@ -1,0 +1,58 @@
+"""What tests share: tiny checkpoints and data sets on disk, made once a session."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data_pipeline.stand_ins import WORDS, word_tokenizer, words, write_task
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A random OLMoE of 3 layers with a tokenizer, as a checkpoint folder."""
+    from tests.tiny_models import tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny-olmoe")
+    tiny_model("olmoe", vocab_size=len(WORDS), eos_token_id=1, pad_token_id=2).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory) -> Path:
+    """The task file of a data set of 48 training and 8 validation and test examples each."""
+    draw = random.Random(0)
+    rows = [
+        {"question": words(draw.randrange(80), 6), "reply": words(draw.randrange(80), 6)} for _ in range(64)
+    ]
+    return write_task(tmp_path_factory.mktemp("sentences"), a=rows[:48], b=rows[48:56], c=rows[56:])
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch):
+    """Runs a command of the project in a folder of the test's own; gives the finished process."""
+
+    def run(*command: str, timeout_seconds: int = 240, **environment: str) -> subprocess.CompletedProcess:
+        variables = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "STICKYMOE_CACHE": str(tmp_path / "cache"),
+            **environment,
+        }
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+        )
+
+    return run

@@ -1,0 +1,180 @@
+"""The loss that is trained, the gradient it leaves, and what is logged."""
+
+import pytest
+import torch
+from transformers import Trainer
+
+from config import LocalitySettings, TrainSettings
+from data_pipeline.collate import PaddingCollator
+from locality.elastic_lora import LoraShape, add_elastic_lora
+from models import find_moe_layers
+from tests.tiny_models import tiny_model
+from trainer import LocalityTrainer
+
+FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
+
+
+def rows(count=8, length=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for at in range(count):
+        ids = torch.randint(3, 60, (length + at % 3,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [-100] * 4 + ids[4:]})
+    return made
+
+
+def settings(folder, **options):
+    defaults = {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "logging_steps": 1,
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "dataloader_pin_memory": False,
+    }
+    return TrainSettings(**(defaults | options))
+
+
+def trainer_of(folder, model, locality=None, **options):
+    locality = locality or LocalitySettings(consecutive_expert_loss_weight=1.0, aux_loss_alpha=0.01)
+    return LocalityTrainer(
+        model,
+        settings(folder, **options),
+        train_dataset=rows(),
+        eval_dataset=rows(4, seed=1),
+        data_collator=PaddingCollator(0),
+        locality=locality,
+    )
+
+
+def gate_gradient(folder, model, **locality):
+    """Gradient of the first gate after one loss."""
+    trainer = trainer_of(folder, model, LocalitySettings(**locality))
+    model.train()
+    batch = PaddingCollator(0)(rows(2))
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(model, batch).backward()
+    gate = model.get_submodule(trainer.moe_layers[0].router)
+    return next(parameter.grad for parameter in gate.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_reaches_the_gate_with_checkpointing_on(family, tmp_path):
+    gradients = {}
+    for checkpointing in (False, True):
+        for weight in (0.0, 5.0):
+            model = tiny_model(family)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            gradients[checkpointing, weight] = gate_gradient(
+                tmp_path, model, consecutive_expert_loss_weight=weight
+            )
+    assert not torch.allclose(gradients[False, 0.0], gradients[False, 5.0], rtol=1e-3), "no locality gradient"
+    torch.testing.assert_close(gradients[True, 5.0], gradients[False, 5.0], rtol=1e-3, atol=1e-6)
+
+
+def test_weight_zero_trains_exactly_as_the_plain_trainer(tmp_path):
+    losses = []
+    for kind in ("plain", "ours"):
+        torch.manual_seed(0)
+        model = tiny_model("olmoe")
+        if kind == "ours":
+            off = LocalitySettings(consecutive_expert_loss_weight=0.0, aux_loss_alpha=0.0)
+            trainer = trainer_of(tmp_path / kind, model, off)
+        else:
+            trainer = Trainer(
+                model,
+                settings(tmp_path / kind, eval_strategy="no"),
+                train_dataset=rows(),
+                data_collator=without_segments,
+            )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def without_segments(batch):
+    made = PaddingCollator(0)(batch)
+    del made["segment_ids"]
+    return made
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    """Micro-batches of equal pair counts: the locality term must weigh as in one large batch."""
+    weights = []
+    for size, parts in ((4, 1), (1, 4)):
+        torch.manual_seed(0)
+        model = tiny_model("olmoe")
+        data = [row for row in rows(12) if len(row["input_ids"]) == 12][:4]
+        trainer = LocalityTrainer(
+            model,
+            settings(
+                tmp_path / str(size),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=parts,
+                max_steps=1,
+                optim="sgd",
+                eval_strategy="no",
+            ),
+            train_dataset=data,
+            data_collator=PaddingCollator(0),
+            locality=LocalitySettings(consecutive_expert_loss_weight=3.0),
+        )
+        trainer.train()
+        weights.append(model.get_submodule(trainer.moe_layers[0].router).weight.detach().clone())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_logged(tmp_path):
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"))
+    trainer.train()
+    history = trainer.state.log_history
+    train = next(entry for entry in history if "loss" in entry)
+    for name in ("lm_loss", "locality_loss", "balance_loss", "ecr", "hit_rate_lru_25"):
+        assert name in train, name
+        assert any(f"eval_{name}" in entry for entry in history), f"eval_{name}"
+    assert train["loss"] == pytest.approx(
+        train["lm_loss"] + train["locality_loss"] + 0.01 * train["balance_loss"], rel=1e-3
+    )
+    assert 0 <= train["ecr"] <= 1
+
+
+def test_padding_changes_nothing(tmp_path):
+    """Random routing read 0.46 behind forty pads in the seed; here pads are no tokens."""
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"))
+    model = trainer.model.eval()
+    terms = []
+    for multiple in (1, 64):
+        batch = PaddingCollator(0, multiple)(rows(3))
+        with torch.no_grad():
+            trainer.compute_loss(model, batch)
+        terms.append(trainer._summary(training=False))
+    for name, value in terms[0].items():
+        assert value == pytest.approx(terms[1][name], rel=1e-4), name
+
+
+def test_only_trained_layers_enter_the_objective(tmp_path):
+    model = tiny_model("olmoe")
+    layers = find_moe_layers(model)
+    wrapped = add_elastic_lora(model, layers[-1:], LoraShape(rank=2, extra=("gate",)))
+    trainer = LocalityTrainer(
+        wrapped,
+        settings(tmp_path),
+        train_dataset=rows(),
+        eval_dataset=rows(2),
+        data_collator=PaddingCollator(0),
+        locality=LocalitySettings(consecutive_expert_loss_weight=1.0),
+        trained_layers=layers[-1:],
+    )
+    trainer.train()
+    changed = {
+        name
+        for name, parameter in wrapped.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+    assert changed and all(f"layers.{layers[-1].layer_id}." in name for name in changed)
