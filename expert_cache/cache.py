@@ -9,6 +9,7 @@ import numpy as np
 
 from errors import UserError, unknown_name
 from expert_cache.access import Stream
+from expert_cache.compiled import direct
 from expert_cache.convention import CHOICES
 from expert_cache.policies.base import NEVER, TICK_BITS, parse_policy
 from expert_cache.step import (
@@ -69,14 +70,14 @@ class ExpertCache:
         caches = layers if scope == "layer" else 1
         self.spec, self.layers, self.experts, self.scope, self.access = policy, layers, experts, scope, access
         self.capacity = limit // int(size.max())
-        self._needs_future = found.FUTURE != "none"
+        self.needs_future = found.FUTURE != "none"
         self._sequential = access == "sequential"
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
         self._policy = found.allocate(caches, len(size), np.full(caches, self.capacity), **options)
-        self._kind, self._advance = found, advance_for(found)
+        self._kind, self._advance, self._looked_up = found, advance_for(found), False
         self._ids, self._starts = np.empty(0, np.int32), np.zeros(2, np.int64)
-        self._groups = np.array([[COUNTED], [UNCOUNTED]], np.int32)
-        self._resets = np.array([[False], [True]])
+        self._groups = [np.array([group], np.int32) for group in (UNCOUNTED, COUNTED)]
+        self._resets = [np.array([empty]) for empty in (False, True)]
         self._lengths = np.zeros(2, np.int64)
         self._loads, self._evictions = np.empty(len(size), np.int32), np.empty(len(size), np.int32)
         per_layer = scope == "layer"
@@ -96,6 +97,8 @@ class ExpertCache:
         `next_tokens`: for a policy with limited sight, how many token steps later each is used again (-1: not
         in sight). UserError when the request cannot fit or an id is out of range; nothing has changed then.
         """
+        if not 0 <= layer < self.layers:
+            raise UserError(f"layer {layer} does not exist: layers go from 0 to {self.layers - 1}")
         asked = len(experts)
         if asked > len(self._ids):
             self._ids = np.empty(asked, np.int32)
@@ -104,15 +107,14 @@ class ExpertCache:
             self._ids[:asked] += self._ask_offset[layer]
         self._starts[1] = asked
         lane, tick = self._lane[layer], self._ticks[layer]
-        group, reset = self._groups[0 if counted else 1], self._resets[1 if self._cold[lane] else 0]
-        stream = Stream(
-            self._ids, self._starts, group, reset, self._moments(tick, next_tokens, asked), 1, layer, tick
-        )
-        if (
-            self._advance(self._policy, self._residency, lane, stream, self._sequential, self._logs[layer])
-            != DONE
-        ):
+        group, reset = self._groups[counted], self._resets[self._cold[lane]]
+        future = self._moments(tick, next_tokens, asked) if self.needs_future else NO_FUTURE
+        stream = Stream(self._ids, self._starts, group, reset, future, 1, layer, tick)
+        arguments = self._policy, self._residency, lane, stream, self._sequential, self._logs[layer]
+        if self._advance(*arguments) != DONE:
             raise self._cannot_serve(layer, experts)
+        if not self._looked_up:
+            self._advance, self._looked_up = direct(self._advance, *arguments), True
         self._ticks[layer] = tick + 1
         self._cold[lane] = False
         loads, evictions = self._lengths.tolist()
@@ -150,8 +152,6 @@ class ExpertCache:
         return {name: int(total[kind]) for name, kind in kinds.items()}
 
     def _moments(self, tick: int, next_tokens, asked: int) -> np.ndarray:
-        if not self._needs_future:
-            return NO_FUTURE
         if next_tokens is None or len(next_tokens) != asked:
             raise UserError(
                 f"policy '{self.spec}' looks ahead: give next_tokens, one number for each of {asked} experts"

@@ -58,3 +58,14 @@ def compiled_for(label: str, kernel: Callable, **names: Callable) -> Callable:
     copy = bound(kernel, **names)
     copy.__qualname__ += f"-{label}"
     return compiled(copy)
+
+
+def direct(function: Callable, *arguments) -> Callable:
+    """The machine code behind a compiled function, for arguments of exactly these types.
+
+    Calling it leaves out numba's look at the types of each argument, which takes longer than a step of a
+    cache. The function must have been called with such arguments before.
+    """
+    if not hasattr(function, "overloads"):
+        return function  # numba is switched off
+    return function.overloads[tuple(numba.typeof(argument) for argument in arguments)].entry_point

@@ -48,11 +48,13 @@ def _facts(trace: RoutingTrace) -> dict:
 def description_lines(found: dict) -> list[str]:
     """A description for people."""
     facts, row, reuse = found["trace"], found["locality"][0], found["reuse"]
+    model = facts["model"] or "unnamed model"
+    tokens = f"{facts['prefill_tokens']} prefill and {facts['decode_tokens']} decode tokens"
+    gds = "" if row["gds"] is None else f", GDS {row['gds']:.4f}"
     lines = [
-        f"{facts['model'] or 'unnamed model'}: {facts['layers']} layers x {facts['experts']} experts, K = {facts['top_k']}; "
-        f"{facts['prefill_tokens']} prefill and {facts['decode_tokens']} decode tokens, {facts['requests']} requests",
-        f"{row['phase']}: ECR {row['ecr']:.4f} (chance {row['chance_ecr']:.4f}), LAL {row['lal']:.4f}"
-        + (f", GDS {row['gds']:.4f}" if row["gds"] is not None else ""),
+        f"{model}: {facts['layers']} layers x {facts['experts']} experts, K = {facts['top_k']}",
+        f"{tokens}, {facts['requests']} requests",
+        f"{row['phase']}: ECR {row['ecr']:.4f} (chance {row['chance_ecr']:.4f}), LAL {row['lal']:.4f}{gds}",
     ]
     if found["srp"]["value"] is not None:
         best = ", ".join(f"{entry['rho']:g}K {entry['value']:.3f}" for entry in found["sch"])

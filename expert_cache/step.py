@@ -66,30 +66,24 @@ def victim(policy, cache, guard, now) -> int: ...  # type: ignore[empty-body]
 
 
 def advance(policy, residency, cache, stream, sequential, log):
-    """Takes the requests of `stream` through one cache. Returns DONE, or the number of a request that cannot
-    fit.
+    """Takes the requests of `stream` through one cache; returns DONE, or the first that cannot be.
 
     Atomic: a request's experts are protected together, room is made, then all are used in router order.
     Sequential: each access is a request of its own.
     """
-    book = residency.book
     log.lengths[:] = 0
     for request in range(len(stream.starts) - 1):
         first, last = stream.starts[request], stream.starts[request + 1]
         place = request // stream.wide
-        tick = stream.tick + place
-        counts = residency.counts[stream.layer + request - place * stream.wide, stream.group[place]]
+        layer = stream.layer + request - place * stream.wide
+        tick, counts = stream.tick + place, residency.counts[layer, stream.group[place]]
         if stream.reset[place] and request == place * stream.wide:
             empty(policy, residency, cache)
-        if sequential:
-            for at in range(first, last):
-                if asked_size(residency, cache, stream.ids, at, at + 1) > book[cache, LIMIT]:
-                    return request
-                ask(policy, residency, cache, stream, at, at + 1, tick, counts, log)
-        else:
-            if asked_size(residency, cache, stream.ids, first, last) > book[cache, LIMIT]:
-                return request
-            ask(policy, residency, cache, stream, first, last, tick, counts, log)
+        if not can_be(residency, cache, layer, stream.ids, first, last, sequential):
+            return request
+        width = 1 if sequential else max(1, last - first)
+        for at in range(first, last, width):
+            ask(policy, residency, cache, stream, at, at + width, tick, counts, log)
     return DONE
 
 
@@ -101,18 +95,26 @@ def empty(policy, residency, cache):
     clear(policy, cache)
 
 
-def asked_size(residency, cache, ids, first, last):
-    """Room that a request needs, each expert once; more than there is for an expert that does not exist."""
-    residency.book[cache, STEP] += 1
-    total = 0
+def can_be(residency, cache, layer, ids, first, last, sequential):
+    """Whether a request asks only for experts of its layer, and no more at once than the cache holds."""
+    caches, layers = residency.resident.shape[0], residency.counts.shape[0]
+    experts = len(residency.size) * caches // layers
+    lowest = layer * experts if caches < layers else 0
+    book = residency.book[cache]
+    book[STEP] += 1
+    room = book[LIMIT]
     for at in range(first, last):
         expert = ids[at]
-        if not 0 <= expert < len(residency.size):
-            return residency.book[cache, LIMIT] + 1
-        if residency.guard[cache, expert] != residency.book[cache, STEP]:
-            residency.guard[cache, expert] = residency.book[cache, STEP]
-            total += residency.size[expert]
-    return total
+        if not lowest <= expert < lowest + experts:
+            return False
+        if sequential:
+            room = book[LIMIT]
+        if residency.guard[cache, expert] != book[STEP] or sequential:
+            residency.guard[cache, expert] = book[STEP]
+            room -= residency.size[expert]
+        if room < 0:
+            return False
+    return True
 
 
 def ask(policy, residency, cache, stream, first, last, tick, counts, log):
@@ -180,4 +182,4 @@ def advance_for(policy):
     said = functions_of(policy)
     asking = bound(ask, write=write, want=said["want"], use=said["use"], victim=said["victim"])
     emptying = bound(empty, clear=said["clear"])
-    return compiled_for(policy.__name__, advance, ask=asking, empty=emptying, asked_size=asked_size)
+    return compiled_for(policy.__name__, advance, ask=asking, empty=emptying, can_be=can_be)

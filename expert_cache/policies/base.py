@@ -10,12 +10,12 @@ owns only its own state and moves nothing. Its functions are compiled with the c
 Then either an order of its own:
 
     use(self, cache, expert, fresh, now)             `expert` was used; `fresh`: and has just been loaded
-    victim(self, cache, guard, now) -> expert        takes out the one to evict; none with guard[cache, e] == now.step
+    victim(self, cache, guard, now) -> expert        takes out whom to evict; not guard[cache, e] == now.step
     drop(self, cache, expert)                        `expert` was taken away by someone else
     clear(self, cache)                               back to the empty cache
-    want(self, cache, expert)                        optional: `expert` is missing; room will be made
+    want(self, cache, expert)                        optional: `expert` is missing, room will be made
 
-or, with a field `heap` (`expert_cache/heap.py`), a keep-score, of which the lowest leaves first, ties by last use:
+or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves first, ties by last use:
 
     note(self, cache, expert, fresh, now)            remember this use
     score(self, cache, expert, now) -> float         may rise between two uses, never fall

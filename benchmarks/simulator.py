@@ -1,0 +1,185 @@
+"""Measures the simulator beside libcachesim, on one trace in one run: `python benchmarks/simulator.py --json
+PATH`.
+
+Both replay the same accesses (sequential, one global cache) and must count the same hits, or there is no
+result. Compilation is timed apart: every kernel runs once on a small trace first. Ratios are of accesses a
+second, ours over theirs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from errors import UserError, run_command
+from expert_cache.cache import ExpertCache
+from expert_cache.curve import curve
+from expert_cache.formats import write_trace
+from expert_cache.replay import replay
+from expert_cache.tensor_file import replacing
+from expert_cache.trace import RoutingTrace
+
+LAYERS, EXPERTS, TOP_K = 48, 128, 8
+GLOBAL = {"scope": "global", "access": "sequential"}
+MILLION = 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
+    parser.add_argument("--accesses", type=float, default=10e6, help="length of the trace [10e6]")
+    parser.add_argument("--capacity_percent", type=float, default=25, help="of the global cache [25]")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts [3]")
+    arguments = parser.parse_args()
+    result = measure(arguments)
+    text = json.dumps(result, indent=1) + "\n"
+    if arguments.json and arguments.json != "-":
+        with replacing(arguments.json) as file:
+            file.write(text.encode())
+    print(text, end="")
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """All figures; UserError where hit counts differ or a peer is not installed."""
+    steps = max(1, round(arguments.accesses / (LAYERS * TOP_K)))
+    capacity = round(LAYERS * EXPERTS * arguments.capacity_percent / 100)
+    compile_seconds = warm_up()
+    trace = local_trace(steps, seed=0)
+    settings = {
+        "accesses": trace.experts.size,
+        "capacity": capacity,
+        "layers": LAYERS,
+        "experts": EXPERTS,
+        "top_k": TOP_K,
+    }
+    peers = beside_libcachesim(trace, capacity, arguments.repeats)
+    curves = {
+        f"curve_{name}_maccess_s": trace.experts.size
+        / fastest(arguments.repeats, curve, trace, [spec])
+        / MILLION
+        for name, spec in {"lru": "lru", "opt": "opt", "lopt": "lopt:horizon=2"}.items()
+    }
+    live = {"live_step_us": live_step_us()}
+    return (
+        {"schema_version": 1, "settings": settings, "compile_or_load_seconds": compile_seconds}
+        | peers
+        | curves
+        | live
+    )
+
+
+def local_trace(steps: int, seed: int) -> RoutingTrace:
+    """Routing about as local as a real model's: skewed popularity a layer, and a third of each set kept from
+    the last token.
+    """
+    rng = np.random.default_rng(seed)
+    popularity = rng.normal(0, 1.2, (LAYERS, EXPERTS)).astype(np.float32)
+    chosen = np.empty((steps, LAYERS, TOP_K), np.uint16)
+    previous = np.zeros((LAYERS, EXPERTS), np.float32)
+    for step in range(steps):
+        wish = (
+            popularity - np.log(rng.exponential(size=(LAYERS, EXPERTS)).astype(np.float32)) + 1.5 * previous
+        )
+        best = np.argpartition(wish, EXPERTS - TOP_K, axis=1)[:, -TOP_K:]
+        chosen[step] = best
+        previous[:] = 0
+        np.put_along_axis(previous, best, 1, axis=1)
+    return RoutingTrace(
+        chosen, np.ones(steps, np.uint8), np.zeros(steps, np.int32), EXPERTS, source="synthetic"
+    )
+
+
+def warm_up() -> float:
+    """Runs every kernel once; seconds of compiling, or of loading compiled code."""
+    begun = time.perf_counter()
+    small = local_trace(20, seed=1)
+    for spec in ("lru", "lfu", "opt"):
+        replay(small, spec, 2000, **GLOBAL)
+    curve(small, ["lru", "opt", "lopt:horizon=2"])
+    return time.perf_counter() - begun
+
+
+def beside_libcachesim(trace: RoutingTrace, capacity: int, repeats: int) -> dict:
+    """Ratios, and accesses a second of both, for lru, lfu and opt."""
+    try:
+        import libcachesim
+    except ImportError:
+        raise UserError("the peer is not installed: pip install libcachesim==0.3.5") from None
+    theirs = {"lru": libcachesim.LRU, "lfu": libcachesim.LFU, "opt": libcachesim.Belady}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.oracleGeneral"
+        write_trace(trace, path)
+        for spec, kind in theirs.items():
+            found |= _pair(spec, kind, trace, capacity, str(path), repeats)
+    return found
+
+
+def _pair(spec: str, kind, trace: RoutingTrace, capacity: int, path: str, repeats: int) -> dict:
+    """Ours and theirs in turn, so that both see the same machine."""
+    ours_seconds, theirs_seconds = [], []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        hits = replay(trace, spec, capacity, **GLOBAL)["hits"]
+        ours_seconds.append(time.perf_counter() - begun)
+        seconds, their_hits = _theirs(kind, capacity, path, trace.experts.size)
+        theirs_seconds.append(seconds)
+        if spec != "lfu" and hits != their_hits:
+            raise UserError(f"{spec}: {hits} hits here, {their_hits} in libcachesim: nothing to compare")
+    speed = {
+        who: trace.experts.size / min(seconds) / MILLION
+        for who, seconds in (("ours", ours_seconds), ("theirs", theirs_seconds))
+    }
+    return {
+        f"{spec}_vs_libcachesim": speed["ours"] / speed["theirs"],
+        f"{spec}_maccess_s": speed["ours"],
+        f"{spec}_libcachesim_maccess_s": speed["theirs"],
+        f"{spec}_hits": hits,
+        f"{spec}_libcachesim_hits": their_hits,
+    }
+
+
+def _theirs(kind, capacity: int, path: str, accesses: int) -> tuple[float, int]:
+    from libcachesim import TraceReader, TraceType
+
+    reader = TraceReader(path, TraceType.ORACLE_GENERAL_TRACE)
+    cache = kind(cache_size=capacity, hashpower=16)
+    begun = time.perf_counter()
+    missed, _ = cache.process_trace(reader)
+    return time.perf_counter() - begun, round((1 - missed) * accesses)
+
+
+def live_step_us(steps: int = 20000) -> float:
+    """Microseconds of one live request: 8 experts of one layer, `lru`, a quarter of the experts resident."""
+    cache = ExpertCache("lru", layers=LAYERS, experts=EXPERTS, capacity=EXPERTS // 4)
+    requests = [
+        sets.astype(np.int32) for sets in local_trace(steps // LAYERS, seed=2).experts.reshape(-1, TOP_K)
+    ]
+    cache.step(0, requests[0])
+    begun = time.perf_counter()
+    for number, experts in enumerate(requests):
+        cache.step(number % LAYERS, experts)
+    return (time.perf_counter() - begun) / len(requests) * MILLION
+
+
+def fastest(repeats: int, function: Callable, *arguments) -> float:
+    """Seconds of the fastest run."""
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        function(*arguments)
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    run_command(main)
