@@ -83,6 +83,7 @@ def parse(arguments: list[str]) -> Options:
     parser = settings_parser((*SETTINGS, EvaluationSettings), __doc__ or "")
     model, data, adapter, _, train, evaluation = parser.parse(arguments)
     _warn(parser)
+    policy_list(evaluation.policies)
     return Options(model, data, adapter, train.seed, evaluation)
 
 

@@ -13,7 +13,7 @@ from tests.evaluation.workspace import options
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(ranks: int, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+def launch(ranks: int, script: str, *arguments: str, timeout: float = 580) -> subprocess.CompletedProcess:
     """`torchrun` on this machine with one thread a rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
