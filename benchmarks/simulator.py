@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from expert_cache.tensor_file import replacing
 from expert_cache.trace import RoutingTrace
 
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
-GLOBAL = {"scope": "global", "access": "sequential"}
+GLOBAL: dict = {"scope": "global", "access": "sequential"}
 MILLION = 1e6
 
 
@@ -149,9 +150,9 @@ def _pair(spec: str, kind, trace: RoutingTrace, capacity: int, path: str, repeat
 
 
 def _theirs(kind, capacity: int, path: str, accesses: int) -> tuple[float, int]:
-    from libcachesim import TraceReader, TraceType
+    import libcachesim
 
-    reader = TraceReader(path, TraceType.ORACLE_GENERAL_TRACE)
+    reader: Any = libcachesim.TraceReader(path, libcachesim.TraceType.ORACLE_GENERAL_TRACE)  # type: ignore
     cache = kind(cache_size=capacity, hashpower=16)
     begun = time.perf_counter()
     missed, _ = cache.process_trace(reader)

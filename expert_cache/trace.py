@@ -18,7 +18,7 @@ from expert_cache.tensor_file import map_tensors, write_tensors
 PREFILL, DECODE = 0, 1
 EMPTY = 65535  # a slot that a routing strategy left unused
 FORMAT, VERSION = "moe-routing-trace", "1"
-BLOCK_BYTES = 64 << 20  # of mapped trace looked at together
+BLOCK_BYTES = 128 << 20  # of mapped trace looked at together
 
 LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
     "experts": (np.uint16, "SLK", True),

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from expert_cache.compiled import helper
+
 STRIDE, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -48,15 +50,21 @@ class Random(NamedTuple):
             expert = self.members[cache, at]
             if guard[cache, expert] != now.step:
                 break
-        self.drop(cache, expert)
+        take_out(self, cache, expert)
         return expert
 
     def drop(self, cache, expert):
-        at, last = self.place[cache, expert], self.size[cache] - 1
-        moved = self.members[cache, last]
-        self.members[cache, at] = moved
-        self.place[cache, moved] = at
-        self.size[cache] = last
+        take_out(self, cache, expert)
+
+
+@helper
+def take_out(state, cache, expert):
+    """The last member takes the place of `expert`."""
+    at, last = state.place[cache, expert], state.size[cache] - 1
+    moved = state.members[cache, last]
+    state.members[cache, at] = moved
+    state.place[cache, moved] = at
+    state.size[cache] = last
 
 
 policy = Random

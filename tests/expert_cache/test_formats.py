@@ -28,7 +28,7 @@ def test_route_csv_and_back(tmp_path):
     back = read_trace(tmp_path / "t.route.csv")
     for name in ("experts", "phase", "request"):
         assert np.array_equal(getattr(back, name), getattr(trace, name)), name
-    assert np.allclose(back.weights, trace.weights, atol=1e-3)
+    assert np.allclose(np.asarray(back.weights), np.asarray(trace.weights), atol=1e-3)
     assert (back.expert_bytes, back.num_experts, back.model) == (trace.expert_bytes, 12, "m/x")
 
 

@@ -14,7 +14,7 @@ from expert_cache.trace import RoutingTrace
 from tests.expert_cache.traces import random_trace
 
 LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
-SIZES = {"layers": 2, "experts": 8}
+SIZES: dict = {"layers": 2, "experts": 8}
 
 
 @pytest.mark.parametrize("spec", LIVE)

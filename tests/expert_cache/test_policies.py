@@ -32,7 +32,7 @@ def moves(spec, asked, capacity, scope):
     cache = ExpertCache(spec, layers=2, experts=EXPERTS, capacity=capacity, scope=scope)
     found = []
     for at, (layer, ids) in enumerate(asked):
-        future = {"next_tokens": next_tokens(asked, at)} if cache.needs_future else {}
+        future: dict = {"next_tokens": next_tokens(asked, at)} if cache.needs_future else {}
         step = cache.step(layer, ids, **future)
         found.append((step.hits, step.loads.tolist(), step.evictions.tolist()))
     return cache, found
@@ -119,7 +119,7 @@ def test_wrong_policy_is_refused(spec, said):
 
 
 def test_opt_is_refused_live_and_limited_sight_needs_the_future():
-    sizes = {"layers": 1, "experts": 8, "capacity": 4}
+    sizes: dict = {"layers": 1, "experts": 8, "capacity": 4}
     with pytest.raises(UserError, match="'opt' needs the whole trace"):
         ExpertCache("opt", **sizes)
     with pytest.raises(UserError, match="give next_tokens"):
