@@ -64,7 +64,14 @@ def training_step(args: argparse.Namespace, objective: str | None, part: str = "
 
 
 def make_trainer(model, objective: str | None, selected: list[MoeLayer]) -> Trainer:
-    settings = TrainSettings(output_dir="results/bench", report_to="none", disable_tqdm=True)
+    settings = TrainSettings(
+        output_dir="results/bench",
+        report_to="none",
+        disable_tqdm=True,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
     if objective is None:
         return Trainer(model, settings)
     locality = LocalitySettings(consecutive_expert_loss_type=objective, consecutive_expert_loss_weight=1.0)
