@@ -17,8 +17,6 @@ from transformers.hf_argparser import HfArg
 
 from errors import UserError
 
-PROJECT_FOLDER = Path(__file__).resolve().parent
-DEFAULT_DEEPSPEED = PROJECT_FOLDER / "configs" / "zero2.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -238,19 +236,6 @@ def _options_of(path: Path) -> list[str]:
     if not isinstance(table, dict):
         raise UserError(f"--config {path}: expected options and values, found {type(table).__name__}")
     return [text for name, value in table.items() for text in (f"--{name}", str(value))]
-
-
-def launched_by_deepspeed(arguments: list[str]) -> bool:
-    """The deepspeed launcher, and no other, adds --local_rank to the command line."""
-    return any(argument.startswith("--local_rank") for argument in arguments)
-
-
-def with_default_deepspeed(arguments: list[str]) -> list[str]:
-    """Adds the ZeRO-2 file when the deepspeed launcher started us and no file was named."""
-    named = any(argument.split("=")[0] == "--deepspeed" for argument in arguments)
-    if named or not launched_by_deepspeed(arguments):
-        return arguments
-    return [*arguments, "--deepspeed", str(DEFAULT_DEEPSPEED)]
 
 
 def log_folder(model: ModelSettings, run_name: str) -> str:

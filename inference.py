@@ -8,7 +8,6 @@ Takes the options of training, of which most have no effect here, and those of E
 import dataclasses
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,7 +190,6 @@ def _label(adapter: Path) -> str:
 def main() -> None:
     options = parse(sys.argv[1:])
     quiet()
-    warnings.filterwarnings("ignore", category=FutureWarning)
     if not options.evaluation.chat_mode:
         with joined_ranks() as ranks:
             evaluate(options, ranks)

@@ -27,17 +27,17 @@ from config import (
     TrainSettings,
     log_folder,
     settings_parser,
-    with_default_deepspeed,
 )
 from data_pipeline.collate import PackingCollator, PaddingCollator
 from data_pipeline.task import Task, load_task
 from data_pipeline.tokenised import tokenise_split
 from errors import UserError, run_command
+from launch import with_default_deepspeed
 from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
 from locality.objectives import load_objective
 from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from locality.savings import savings, trainable_count
-from model_loader import complete_checkpoints, load_model, load_tokenizer, save_merged
+from model_loader import complete_checkpoints, load_model, load_tokenizer, quiet, save_merged
 from models import MoeLayer, find_moe_layers
 from trainer import LocalityTrainer
 from training_callbacks import EvaluateAtEnd, RoutingFigures
@@ -64,6 +64,7 @@ class Run:
 
 
 def main() -> None:
+    quiet()
     run = parse_run(sys.argv[1:])
     task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
     train_rows, validation_rows = load_rows(run, task, tokenizer)

@@ -4,6 +4,7 @@ asked for.
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,7 +168,9 @@ def save_merged(model: PeftModel, tokenizer, folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Only rank 0 of a run speaks, and transformers speaks of errors alone."""
+    """The libraries speak of errors alone: their notices are about their own future, not the user's run."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

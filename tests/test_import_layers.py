@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     "errors": 0,
     "config": 0,
+    "launch": 0,
     "expert_cache": 0,
     "models": 0,
     "routing": 1,

@@ -1,0 +1,26 @@
+"""What a launcher leaves to the program."""
+
+import os
+import time
+
+from launch import DEFAULT_DEEPSPEED, STALE_SECONDS, with_default_deepspeed
+
+
+def test_only_the_deepspeed_launcher_gets_the_default_file():
+    assert with_default_deepspeed(["--batch_size", "2"]) == ["--batch_size", "2"]
+    launched = with_default_deepspeed(["--local_rank=1", "--batch_size", "2"])
+    assert launched[-2:] == ["--deepspeed", str(DEFAULT_DEEPSPEED)]
+    named = ["--local_rank=1", "--deepspeed=mine.json"]
+    assert with_default_deepspeed(named) == named
+
+
+def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    old, fresh = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
+    for lock in (old, fresh):
+        lock.parent.mkdir()
+        lock.touch()
+    then = time.time() - STALE_SECONDS - 1
+    os.utime(old, (then, then))
+    with_default_deepspeed(["--local_rank=0"])
+    assert not old.exists() and fresh.exists()
