@@ -23,7 +23,7 @@ from routing import RouterTap
 
 
 class RunningMeans:
-    """Weighted means of scalars since the last reading; keeps tensors, so that nothing waits for the device."""
+    """Weighted means of scalars since the last reading; keeps tensors, so that no step waits for a device."""
 
     def __init__(self):
         self._sums: dict[str, Any] = defaultdict(float)

@@ -99,7 +99,7 @@ def forward_step(args: argparse.Namespace, traced: bool) -> Step:
 
 
 def seconds_of(steps: dict[str, Step], rounds: int, warm_up: int) -> dict[str, float]:
-    """Median seconds of each step; they take turns, so that a slow moment of the machine meets all of them."""
+    """Median seconds of each step; they take turns, so that a slow moment of the machine meets all."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for at in range(warm_up + rounds):
         for name, step in steps.items():

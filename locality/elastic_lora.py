@@ -49,7 +49,7 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
 
 
 def needs_profile(threshold: str) -> bool:
-    """Whether the threshold can leave a layer out. Raises UserError if it is neither a number nor a quantile."""
+    """Whether the threshold can leave a layer out. Raises UserError if it is no number and no quantile."""
     if threshold.startswith("q"):
         return _quantile(threshold) < 2
     try:

@@ -1,4 +1,4 @@
-"""Measures and keeps the ECR of each layer on training data, by which elastic fine-tuning picks its layers."""
+"""Measures and keeps the ECR of each layer on training data, by which elastic fine-tuning picks layers."""
 
 import csv
 import io

@@ -71,7 +71,7 @@ def logged_tags(folder):
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_deepspeed_on_two_ranks(run_command, tmp_path, options, stage):
-    """The locality loss falls only if the gradient of the gate survives sharding; the launcher picks ZeRO-2."""
+    """The locality loss falls only if the gate's gradient survives sharding; the launcher picks ZeRO-2."""
     config = ["--deepspeed", ROOT / "configs" / "zero3.json"] if stage == "zero3" else []
     done = run_command(
         "deepspeed", "--num_accelerators", "2", "--master_port", "29613", MAIN, *options, *config,

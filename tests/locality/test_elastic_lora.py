@@ -1,4 +1,4 @@
-"""What is trained is what was selected: the trainable set against the chosen layers, for every named family."""
+"""What is trained is what was selected: the trainable set against the layers, for every named family."""
 
 import re
 
@@ -51,7 +51,7 @@ def test_old_names_mean_the_fused_experts():
 
 def test_wrong_names_are_told_with_the_choices():
     layers = find_moe_layers(model := tiny_model("olmoe"))
-    with pytest.raises(UserError, match="no MoE layer has a module 'queries': choose from .*q_proj"):
+    with pytest.raises(UserError, match=r"no MoE layer has a module 'queries': choose from .*q_proj"):
         add_elastic_lora(model, layers, LoraShape(targets=("queries",)))
     with pytest.raises(UserError, match="only 'gate' can be trained in full"):
         add_elastic_lora(model, layers, LoraShape(extra=("experts",)))

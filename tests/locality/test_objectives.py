@@ -136,7 +136,8 @@ class TestPairMask:
     labels = torch.tensor([[-100, 5, 6, -100, 7, -100, -100]])
 
     def test_neither_padding_nor_a_request_boundary(self):
-        assert pair_mask(self.segments, self.labels, True).tolist() == [[True, True, False, True, False, False]]
+        expected = [[True, True, False, True, False, False]]
+        assert pair_mask(self.segments, self.labels, True).tolist() == expected
 
     def test_without_the_prompt(self):
         assert pair_mask(self.segments, self.labels, False).tolist() == [
