@@ -9,6 +9,10 @@ from types import FunctionType
 
 import numba
 
+# Loops over caches allocate nothing, so they need not count references to their arrays; counting them at each
+# call takes several times as long as the step itself.
+BARE = {"_nrt": False, "forceinline": True}
+
 
 @functools.cache
 def sources_digest() -> str:
@@ -19,7 +23,7 @@ def sources_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, **options) -> Callable:
     """Compiles `function` without holding the GIL; keeps the result on disk where a folder can be written.
 
     numba names the file on disk after `__qualname__` and looks only at the file the function is in. The
@@ -28,17 +32,15 @@ def compiled(function: Callable) -> Callable:
     """
     function.__qualname__ = f"{function.__qualname__}-{sources_digest()}"
     try:
-        return numba.njit(function, cache=True, nogil=True)
+        return numba.njit(function, cache=True, nogil=True, **options)
     except RuntimeError:
-        warnings.warn(
-            "no writable folder for compiled code: it is compiled again at each start", stacklevel=2
-        )
-        return numba.njit(function, nogil=True)
+        warnings.warn("no writable folder for compiled code: it is compiled again at each start", stacklevel=2)
+        return numba.njit(function, nogil=True, **options)
 
 
 def helper(function: Callable) -> Callable:
     """Compiles `function` into whatever calls it; it has no machine code of its own on disk."""
-    return numba.njit(function)
+    return numba.njit(function, **BARE)
 
 
 def bound(function: Callable, **names: Callable) -> FunctionType:
@@ -57,7 +59,7 @@ def compiled_for(label: str, kernel: Callable, **names: Callable) -> Callable:
     """`kernel` with its names bound, compiled, and kept on disk under `label`."""
     copy = bound(kernel, **names)
     copy.__qualname__ += f"-{label}"
-    return compiled(copy)
+    return compiled(copy, **BARE)
 
 
 def direct(function: Callable, *arguments) -> Callable:

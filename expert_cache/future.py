@@ -20,10 +20,12 @@ def look_back(stream: Stream, upcoming, sequential):
         first, last = stream.starts[request], stream.starts[request + 1]
         place = request // stream.wide
         moment = (stream.tick + place) << TICK_BITS
+        begin = stream.starts[place * stream.wide]
         for at in range(last - 1, first - 1, -1):
-            next_use[at] = upcoming[stream.ids[at]]
+            expert = stream.ids[at]
+            next_use[at] = upcoming[expert]
             if sequential:
-                upcoming[stream.ids[at]] = moment + at - stream.starts[place * stream.wide]
+                upcoming[expert] = moment + at - begin
         if not sequential:
             for at in range(first, last):
                 upcoming[stream.ids[at]] = moment + request - place * stream.wide

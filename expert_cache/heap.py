@@ -9,13 +9,18 @@ import numpy as np
 
 from expert_cache.compiled import helper
 
+WAYS = 4  # children of a place
+
 
 class Heap(NamedTuple):
-    """A binary min-heap of (score, last use) a cache, with the position of every expert."""
+    """A min-heap of (score, last use) a cache, with the position of every expert.
+
+    Scores lie in the order of the heap, side by side with their siblings': they are what is compared.
+    """
 
     slots: np.ndarray  # int32 [caches, E]: the heap, then what was just popped
     place: np.ndarray  # int32 [caches, E]: where an expert is in `slots`, -1 for absent
-    score: np.ndarray  # float64 [caches, E]
+    score: np.ndarray  # float64 [caches, E]: of whom is in the same place of `slots`
     used: np.ndarray  # int64 [caches, E]: sequence number of the last use
     size: np.ndarray  # int64 [caches]
 
@@ -61,9 +66,8 @@ def victim(policy, cache, guard, now):
     while True:
         top = heap.slots[cache, 0]
         current = score(policy, cache, top, now)
-        if current != heap.score[cache, top]:
-            heap.score[cache, top] = current
-            sink(heap, cache, 0)
+        if current != heap.score[cache, 0]:
+            sink(heap, cache, 0, top, current)
         elif guard[cache, top] == now.step:
             pop(heap, cache)
             aside += 1
@@ -82,36 +86,39 @@ def drop(policy, cache, expert):
     heap.size[cache] = last
     heap.place[cache, expert] = -1
     if at < last:
-        moved = heap.slots[cache, last]
-        seat(heap, cache, at, moved)
-        rise(heap, cache, at)
-        sink(heap, cache, heap.place[cache, moved])
+        put_at(heap, cache, at, heap.slots[cache, last], heap.score[cache, last])
 
 
 @helper
 def put(heap, cache, expert, score, used):
-    heap.score[cache, expert] = score
+    """Gives `expert` a new score and moves it to where that belongs."""
     heap.used[cache, expert] = used
     at = heap.place[cache, expert]
     if at < 0:
         at = heap.size[cache]
         heap.size[cache] = at + 1
-        seat(heap, cache, at, expert)
-    rise(heap, cache, at)
-    sink(heap, cache, heap.place[cache, expert])
+        rise(heap, cache, at, expert, score)
+    else:
+        put_at(heap, cache, at, expert, score)
+
+
+@helper
+def put_at(heap, cache, at, expert, score):
+    if rise(heap, cache, at, expert, score) == at:
+        sink(heap, cache, at, expert, score)
 
 
 @helper
 def pop(heap, cache):
     """Takes the top out and leaves it in the first slot behind the heap."""
     last = heap.size[cache] - 1
-    top = heap.slots[cache, 0]
+    top, top_score = heap.slots[cache, 0], heap.score[cache, 0]
     heap.size[cache] = last
-    seat(heap, cache, 0, heap.slots[cache, last])
-    heap.slots[cache, last] = top
-    heap.place[cache, top] = -1
     if last > 0:
-        sink(heap, cache, 0)
+        sink(heap, cache, 0, heap.slots[cache, last], heap.score[cache, last])
+    heap.slots[cache, last] = top
+    heap.score[cache, last] = top_score
+    heap.place[cache, top] = -1
 
 
 @helper
@@ -119,51 +126,49 @@ def restore(heap, cache):
     """Takes back what was popped before the last pop."""
     at = heap.size[cache]
     heap.size[cache] = at + 1
-    seat(heap, cache, at, heap.slots[cache, at + 1])
-    rise(heap, cache, at)
+    rise(heap, cache, at, heap.slots[cache, at + 1], heap.score[cache, at + 1])
 
 
 @helper
-def seat(heap, cache, at, expert):
+def seat(heap, cache, at, expert, score):
     heap.slots[cache, at] = expert
+    heap.score[cache, at] = score
     heap.place[cache, expert] = at
 
 
 @helper
-def before(heap, cache, one, other):
-    one_score, other_score = heap.score[cache, one], heap.score[cache, other]
-    if one_score != other_score:
-        return one_score < other_score
-    return heap.used[cache, one] < heap.used[cache, other]
+def before(heap, cache, expert, score, at):
+    """Whether `expert` with `score` leaves before whoever sits at `at`."""
+    other_score = heap.score[cache, at]
+    if score != other_score:
+        return score < other_score
+    return heap.used[cache, expert] < heap.used[cache, heap.slots[cache, at]]
 
 
 @helper
-def rise(heap, cache, at):
-    expert = heap.slots[cache, at]
+def rise(heap, cache, at, expert, score):
+    """Seats `expert` at `at` or above; returns where."""
     while at > 0:
-        parent = (at - 1) >> 1
-        above = heap.slots[cache, parent]
-        if not before(heap, cache, expert, above):
+        parent = (at - 1) // WAYS
+        if not before(heap, cache, expert, score, parent):
             break
-        seat(heap, cache, at, above)
+        seat(heap, cache, at, heap.slots[cache, parent], heap.score[cache, parent])
         at = parent
-    seat(heap, cache, at, expert)
+    seat(heap, cache, at, expert, score)
+    return at
 
 
 @helper
-def sink(heap, cache, at):
-    expert = heap.slots[cache, at]
+def sink(heap, cache, at, expert, score):
+    """Seats `expert` at `at` or below."""
     size = heap.size[cache]
-    while True:
-        child = 2 * at + 1
-        if child >= size:
+    while WAYS * at + 1 < size:
+        lowest = WAYS * at + 1
+        for child in range(lowest + 1, min(lowest + WAYS, size)):
+            if before(heap, cache, heap.slots[cache, child], heap.score[cache, child], lowest):
+                lowest = child
+        if before(heap, cache, expert, score, lowest):
             break
-        below = heap.slots[cache, child]
-        if child + 1 < size and before(heap, cache, heap.slots[cache, child + 1], below):
-            child += 1
-            below = heap.slots[cache, child]
-        if not before(heap, cache, below, expert):
-            break
-        seat(heap, cache, at, below)
-        at = child
-    seat(heap, cache, at, expert)
+        seat(heap, cache, at, heap.slots[cache, lowest], heap.score[cache, lowest])
+        at = lowest
+    seat(heap, cache, at, expert, score)

@@ -15,19 +15,19 @@ class Links(NamedTuple):
 
     older: np.ndarray  # int32 [caches, E + rings]
     newer: np.ndarray  # int32 [caches, E + rings]
-    rings: np.ndarray  # int64 [1]
+    rings: int
 
     @classmethod
     def allocate(cls, caches: int, experts: int, rings: int) -> "Links":
         shape = (caches, experts + rings)
-        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.array([rings]))
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), rings)
 
 
 @helper
 def clear(links, cache):
     """Makes every ring empty."""
     nodes = links.older.shape[1]
-    for node in range(nodes - links.rings[0], nodes):
+    for node in range(nodes - links.rings, nodes):
         links.older[cache, node] = node
         links.newer[cache, node] = node
 
@@ -35,7 +35,7 @@ def clear(links, cache):
 @helper
 def head(links, ring):
     """The node at which `ring` starts and ends."""
-    return links.older.shape[1] - links.rings[0] + ring
+    return links.older.shape[1] - links.rings + ring
 
 
 @helper

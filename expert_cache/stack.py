@@ -160,7 +160,8 @@ def move_up(policy, stack, cache, stream, first, last, tick, depths):
     for place in range(max(held, asked), held + asked - found):
         pooled -= 1
         order[place] = pool[pooled]
-    order[:asked] = stack.asked[cache, :asked]
+    for place in range(asked):
+        order[place] = stack.asked[cache, place]
     take(policy, stack, cache, stream, first, last, tick)
 
 

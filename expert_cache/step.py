@@ -16,6 +16,7 @@ from expert_cache.policies.base import NEVER, Moment, functions_of
 HITS, MISSES, COMPULSORY, EVICTIONS = range(4)
 USED, LIMIT, SEQ, STEP = range(4)
 DONE = -1
+UNPROTECTED = -1  # a request number that guards nobody
 
 
 class Residency(NamedTuple):
@@ -23,6 +24,7 @@ class Residency(NamedTuple):
 
     resident: np.ndarray  # bool [caches, E]
     guard: np.ndarray  # int64 [caches, E]: the last request that asked for an expert
+    fresh: np.ndarray  # bool [caches, E]: being loaded by the present request
     touched: np.ndarray  # bool [caches, E]: asked for since the cache was last emptied
     size: np.ndarray  # int64 [E]: what an expert takes of the limit (1, or its bytes)
     book: np.ndarray  # int64 [caches, 4]: used, limit, accesses so far, requests so far
@@ -35,14 +37,8 @@ class Residency(NamedTuple):
         book = np.zeros((len(limits), 4), np.int64)
         book[:, LIMIT] = limits
         counts = np.zeros((layers, groups, 4), np.int64)
-        return cls(
-            np.zeros(shape, np.bool_),
-            np.zeros(shape, np.int64),
-            np.zeros(shape, np.bool_),
-            size,
-            book,
-            counts,
-        )
+        resident, fresh, touched = (np.zeros(shape, np.bool_) for _ in range(3))
+        return cls(resident, np.zeros(shape, np.int64), fresh, touched, size, book, counts)
 
 
 class Log(NamedTuple):
@@ -69,21 +65,29 @@ def advance(policy, residency, cache, stream, sequential, log):
     """Takes the requests of `stream` through one cache; returns DONE, or the first that cannot be.
 
     Atomic: a request's experts are protected together, room is made, then all are used in router order.
-    Sequential: each access is a request of its own.
+    Sequential: each is asked for after the other, and may leave for the next.
     """
     log.lengths[:] = 0
     for request in range(len(stream.starts) - 1):
         first, last = stream.starts[request], stream.starts[request + 1]
         place = request // stream.wide
         layer = stream.layer + request - place * stream.wide
-        tick, counts = stream.tick + place, residency.counts[layer, stream.group[place]]
         if stream.reset[place] and request == place * stream.wide:
             empty(policy, residency, cache)
         if not can_be(residency, cache, layer, stream.ids, first, last, sequential):
             return request
-        width = 1 if sequential else max(1, last - first)
-        for at in range(first, last, width):
-            ask(policy, residency, cache, stream, at, at + width, tick, counts, log)
+        counts = residency.counts[layer, stream.group[place]]
+        if sequential:
+            missed = ask_in_turn(
+                policy, residency, cache, stream, first, last, stream.tick + place, counts, log
+            )
+        else:
+            missed = ask_together(
+                policy, residency, cache, stream, first, last, stream.tick + place, counts, log
+            )
+        counts[MISSES] += missed
+        counts[HITS] += last - first - missed
+        residency.book[cache, SEQ] += last - first
     return DONE
 
 
@@ -100,54 +104,79 @@ def can_be(residency, cache, layer, ids, first, last, sequential):
     caches, layers = residency.resident.shape[0], residency.counts.shape[0]
     experts = len(residency.size) * caches // layers
     lowest = layer * experts if caches < layers else 0
-    book = residency.book[cache]
-    book[STEP] += 1
-    room = book[LIMIT]
+    residency.book[cache, STEP] += 1
+    step = residency.book[cache, STEP]
+    asked = 0
     for at in range(first, last):
         expert = ids[at]
         if not lowest <= expert < lowest + experts:
             return False
         if sequential:
-            room = book[LIMIT]
-        if residency.guard[cache, expert] != book[STEP] or sequential:
-            residency.guard[cache, expert] = book[STEP]
-            room -= residency.size[expert]
-        if room < 0:
-            return False
-    return True
+            asked = max(asked, residency.size[expert])
+        elif residency.guard[cache, expert] != step:
+            residency.guard[cache, expert] = step
+            asked += residency.size[expert]
+    return asked <= residency.book[cache, LIMIT]
 
 
-def ask(policy, residency, cache, stream, first, last, tick, counts, log):
-    """One request: protect, make room, use. An expert asked twice in a request is loaded once."""
-    book = residency.book
-    book[cache, STEP] += 1
-    step = book[cache, STEP]
+def ask_in_turn(policy, residency, cache, stream, first, last, tick, counts, log):
+    """One request, one access after the other; returns the misses."""
+    missed = 0
+    seq = residency.book[cache, SEQ] + 1 - first
     for at in range(first, last):
         expert = stream.ids[at]
-        if residency.resident[cache, expert] or residency.guard[cache, expert] == step:
-            counts[HITS] += 1
-        else:
-            counts[MISSES] += 1
-            counts[COMPULSORY] += not residency.touched[cache, expert]
-            residency.touched[cache, expert] = True
-            want(policy, cache, expert)
-            book[cache, USED] += residency.size[expert]
-            write(log.loads, log.lengths, 0, expert + log.offset)
-        residency.guard[cache, expert] = step
-    while book[cache, USED] > book[cache, LIMIT]:
-        now = Moment(book[cache, SEQ], tick, step, NEVER)
+        now = Moment(seq + at, tick, UNPROTECTED, next_use_of(stream, at))
+        fresh = not residency.resident[cache, expert]
+        if fresh:
+            missed += 1
+            admit(policy, residency, cache, expert, counts, log)
+            make_room(policy, residency, cache, now, counts, log)
+        use(policy, cache, expert, fresh, now)
+    return missed
+
+
+def ask_together(policy, residency, cache, stream, first, last, tick, counts, log):
+    """One request whose experts are all protected; returns the misses. One asked for twice is loaded once."""
+    missed = 0
+    seq, step = residency.book[cache, SEQ] + 1 - first, residency.book[cache, STEP]
+    for at in range(first, last):
+        expert = stream.ids[at]
+        if not residency.resident[cache, expert]:
+            missed += 1
+            residency.fresh[cache, expert] = True
+            admit(policy, residency, cache, expert, counts, log)
+    make_room(policy, residency, cache, Moment(seq + first, tick, step, NEVER), counts, log)
+    for at in range(first, last):
+        expert = stream.ids[at]
+        now = Moment(seq + at, tick, step, next_use_of(stream, at))
+        use(policy, cache, expert, residency.fresh[cache, expert], now)
+        residency.fresh[cache, expert] = False
+    return missed
+
+
+def next_use_of(stream, at):
+    """The moment of an access's next use; NEVER where the future is not told."""
+    return stream.next_use[at] if len(stream.next_use) > 0 else NEVER
+
+
+def admit(policy, residency, cache, expert, counts, log):
+    """Loads one expert; the room for it is made afterwards."""
+    counts[COMPULSORY] += not residency.touched[cache, expert]
+    residency.touched[cache, expert] = True
+    residency.resident[cache, expert] = True
+    residency.book[cache, USED] += residency.size[expert]
+    want(policy, cache, expert)
+    write(log.loads, log.lengths, 0, expert + log.offset)
+
+
+def make_room(policy, residency, cache, now, counts, log):
+    """Evicts until the residents fit."""
+    while residency.book[cache, USED] > residency.book[cache, LIMIT]:
         leaving = victim(policy, cache, residency.guard, now)
         residency.resident[cache, leaving] = False
-        book[cache, USED] -= residency.size[leaving]
+        residency.book[cache, USED] -= residency.size[leaving]
         counts[EVICTIONS] += 1
         write(log.evictions, log.lengths, 1, leaving + log.offset)
-    for at in range(first, last):
-        expert = stream.ids[at]
-        book[cache, SEQ] += 1
-        following = stream.next_use[at] if len(stream.next_use) > 0 else NEVER
-        fresh = not residency.resident[cache, expert]
-        residency.resident[cache, expert] = True
-        use(policy, cache, expert, fresh, Moment(book[cache, SEQ], tick, step, following))
 
 
 def write(array, lengths, kind, expert):
@@ -180,6 +209,9 @@ def take_away_for(policy):
 def advance_for(policy):
     """`advance`, compiled around one policy."""
     said = functions_of(policy)
-    asking = bound(ask, write=write, want=said["want"], use=said["use"], victim=said["victim"])
+    admitting = bound(admit, want=said["want"], write=write)
+    making_room = bound(make_room, victim=said["victim"], write=write)
+    names = {"use": said["use"], "admit": admitting, "make_room": making_room, "next_use_of": next_use_of}
+    modes = {"ask_in_turn": bound(ask_in_turn, **names), "ask_together": bound(ask_together, **names)}
     emptying = bound(empty, clear=said["clear"])
-    return compiled_for(policy.__name__, advance, ask=asking, empty=emptying, can_be=can_be)
+    return compiled_for(policy.__name__, advance, **modes, empty=emptying, can_be=can_be)

@@ -15,7 +15,7 @@ class Lopt(NamedTuple):
 
     heap: Heap
     next_use: np.ndarray  # int64 [caches, E]
-    horizon: np.ndarray  # int64 [1]: token steps
+    horizon: int  # token steps
 
     FUTURE = "horizon"
     STACK = True
@@ -25,15 +25,14 @@ class Lopt(NamedTuple):
         if not horizon >= 0 or not (isinf(horizon) or horizon.is_integer()):
             raise UserError(f"lopt: horizon must be a whole number of token steps >= 0 or inf, got {horizon}")
         steps = NEVER if isinf(horizon) else int(horizon)
-        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64), np.array([steps]))
+        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64), steps)
 
     def note(self, cache, expert, fresh, now):
         self.next_use[cache, expert] = now.next_use
 
     def score(self, cache, expert, now):
         following = self.next_use[cache, expert]
-        horizon = self.horizon[0]
-        if following == NEVER or horizon == 0 or (following >> TICK_BITS) - now.tick > horizon:
+        if following == NEVER or self.horizon == 0 or (following >> TICK_BITS) - now.tick > self.horizon:
             return -inf
         return -float(following)
 

@@ -22,7 +22,7 @@ class Lrfu(NamedTuple):
     counter: np.ndarray  # float64 [caches, E]: as of the last use
     tick: np.ndarray  # int64 [caches, E]: token step of the last use
     worth: np.ndarray  # float64 [caches, E]
-    fading: np.ndarray  # float64 [1]: -log(decay)
+    fading: float  # -log(decay)
 
     FUTURE = "none"
     STACK = True
@@ -33,16 +33,16 @@ class Lrfu(NamedTuple):
             raise UserError(f"lrfu: decay must be above 0 and at most 1, got {decay}")
         shape = (caches, experts)
         heap = Heap.allocate(caches, experts)
-        return cls(heap, np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape), np.array([-log(decay)]))
+        return cls(heap, np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape), -log(decay))
 
     def clear(self, cache):
         self.counter[cache, :] = 0
 
     def note(self, cache, expert, fresh, now):
-        faded = exp(-self.fading[0] * (now.tick - self.tick[cache, expert]))
+        faded = exp(-self.fading * (now.tick - self.tick[cache, expert]))
         self.counter[cache, expert] = self.counter[cache, expert] * faded + 1
         self.tick[cache, expert] = now.tick
-        self.worth[cache, expert] = log(self.counter[cache, expert]) + self.fading[0] * now.tick
+        self.worth[cache, expert] = log(self.counter[cache, expert]) + self.fading * now.tick
 
     def score(self, cache, expert, now):
         return self.worth[cache, expert]
