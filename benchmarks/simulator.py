@@ -134,7 +134,7 @@ def _pair(spec: str, kind, trace: RoutingTrace, capacity: int, path: str, repeat
         ours_seconds.append(time.perf_counter() - begun)
         seconds, their_hits = _theirs(kind, capacity, path, trace.experts.size)
         theirs_seconds.append(seconds)
-        if spec != "lfu" and hits != their_hits:
+        if hits != their_hits:
             raise UserError(f"{spec}: {hits} hits here, {their_hits} in libcachesim: nothing to compare")
     speed = {
         who: trace.experts.size / min(seconds) / MILLION
@@ -153,7 +153,7 @@ def _theirs(kind, capacity: int, path: str, accesses: int) -> tuple[float, int]:
     import libcachesim
 
     reader: Any = libcachesim.TraceReader(path, libcachesim.TraceType.ORACLE_GENERAL_TRACE)  # type: ignore
-    cache = kind(cache_size=capacity, hashpower=16)
+    cache = kind(cache_size=capacity)
     begun = time.perf_counter()
     missed, _ = cache.process_trace(reader)
     return time.perf_counter() - begun, round((1 - missed) * accesses)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FunctionType
 
 import numba
+import numpy as np
 
 # Loops over caches allocate nothing, so they need not count references to their arrays; counting them at each
 # call takes several times as long as the step itself.
@@ -34,8 +35,15 @@ def compiled(function: Callable, **options) -> Callable:
     try:
         return numba.njit(function, cache=True, nogil=True, **options)
     except RuntimeError:
-        warnings.warn("no writable folder for compiled code: it is compiled again at each start", stacklevel=2)
+        warnings.warn(
+            "no writable folder for compiled code: it is compiled again at each start", stacklevel=2
+        )
         return numba.njit(function, nogil=True, **options)
+
+
+def index_type(count: int) -> type:
+    """The smallest signed type that numbers `count` things: half the memory is more of the nearest cache."""
+    return np.int16 if count <= np.iinfo(np.int16).max else np.int32
 
 
 def helper(function: Callable) -> Callable:

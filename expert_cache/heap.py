@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_cache.compiled import helper
+from expert_cache.compiled import helper, index_type
 
 WAYS = 4  # children of a place
 
@@ -18,8 +18,8 @@ class Heap(NamedTuple):
     Scores lie in the order of the heap, side by side with their siblings': they are what is compared.
     """
 
-    slots: np.ndarray  # int32 [caches, E]: the heap, then what was just popped
-    place: np.ndarray  # int32 [caches, E]: where an expert is in `slots`, -1 for absent
+    slots: np.ndarray  # int [caches, E]: the heap, then what was just popped
+    place: np.ndarray  # int [caches, E]: where an expert is in `slots`, -1 for absent
     score: np.ndarray  # float64 [caches, E]: of whom is in the same place of `slots`
     used: np.ndarray  # int64 [caches, E]: sequence number of the last use
     size: np.ndarray  # int64 [caches]
@@ -28,8 +28,8 @@ class Heap(NamedTuple):
     def allocate(cls, caches: int, experts: int) -> "Heap":
         shape = (caches, experts)
         return cls(
-            np.zeros(shape, np.int32),
-            np.full(shape, -1, np.int32),
+            np.zeros(shape, index_type(experts)),
+            np.full(shape, -1, index_type(experts)),
             np.zeros(shape, np.float64),
             np.zeros(shape, np.int64),
             np.zeros(caches, np.int64),
@@ -68,7 +68,7 @@ def victim(policy, cache, guard, now):
         current = score(policy, cache, top, now)
         if current != heap.score[cache, 0]:
             sink(heap, cache, 0, top, current)
-        elif guard[cache, top] == now.step:
+        elif now.step >= 0 and guard[cache, top] == now.step:
             pop(heap, cache)
             aside += 1
         else:

@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_cache.compiled import helper
+from expert_cache.compiled import helper, index_type
 
 
 class Links(NamedTuple):
     """Doubly linked rings over the same experts: an expert is in at most one of them."""
 
-    older: np.ndarray  # int32 [caches, E + rings]
-    newer: np.ndarray  # int32 [caches, E + rings]
+    older: np.ndarray  # int [caches, E + rings]
+    newer: np.ndarray  # int [caches, E + rings]
     rings: int
 
     @classmethod
     def allocate(cls, caches: int, experts: int, rings: int) -> "Links":
         shape = (caches, experts + rings)
-        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), rings)
+        return cls(np.zeros(shape, index_type(shape[1])), np.zeros(shape, index_type(shape[1])), rings)
 
 
 @helper
@@ -61,7 +61,7 @@ def first_unguarded(links, cache, ring, guard, step):
     """The oldest of `ring` that is not protected in this step; the ring's own node if there is none."""
     end = head(links, ring)
     expert = links.newer[cache, end]
-    while expert != end and guard[cache, expert] == step:
+    while expert != end and step >= 0 and guard[cache, expert] == step:
         expert = links.newer[cache, expert]
     return expert
 

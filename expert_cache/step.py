@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_cache.compiled import bound, compiled_for
+from expert_cache.compiled import bound, compiled_for, helper
 from expert_cache.policies.base import NEVER, Moment, functions_of
 
 HITS, MISSES, COMPULSORY, EVICTIONS = range(4)
 USED, LIMIT, SEQ, STEP = range(4)
 DONE = -1
-UNPROTECTED = -1  # a request number that guards nobody
+UNPROTECTED = -1  # a request number that guards nobody; policies need not look at the guard then
 
 
 class Residency(NamedTuple):
@@ -27,6 +27,7 @@ class Residency(NamedTuple):
     fresh: np.ndarray  # bool [caches, E]: being loaded by the present request
     touched: np.ndarray  # bool [caches, E]: asked for since the cache was last emptied
     size: np.ndarray  # int64 [E]: what an expert takes of the limit (1, or its bytes)
+    unit: int  # the same for all, or 0
     book: np.ndarray  # int64 [caches, 4]: used, limit, accesses so far, requests so far
     counts: np.ndarray  # int64 [layers, groups, 4]: hits, misses, compulsory misses, evictions
 
@@ -38,7 +39,8 @@ class Residency(NamedTuple):
         book[:, LIMIT] = limits
         counts = np.zeros((layers, groups, 4), np.int64)
         resident, fresh, touched = (np.zeros(shape, np.bool_) for _ in range(3))
-        return cls(resident, np.zeros(shape, np.int64), fresh, touched, size, book, counts)
+        unit = int(size[0]) if (size == size[0]).all() else 0
+        return cls(resident, np.zeros(shape, np.int64), fresh, touched, size, unit, book, counts)
 
 
 class Log(NamedTuple):
@@ -104,18 +106,21 @@ def can_be(residency, cache, layer, ids, first, last, sequential):
     caches, layers = residency.resident.shape[0], residency.counts.shape[0]
     experts = len(residency.size) * caches // layers
     lowest = layer * experts if caches < layers else 0
+    outside = False
+    for at in range(first, last):
+        outside |= (ids[at] < lowest) | (ids[at] >= lowest + experts)
+    if outside or (sequential and residency.unit > 0):
+        return not outside and residency.unit <= residency.book[cache, LIMIT]
     residency.book[cache, STEP] += 1
     step = residency.book[cache, STEP]
     asked = 0
     for at in range(first, last):
         expert = ids[at]
-        if not lowest <= expert < lowest + experts:
-            return False
         if sequential:
-            asked = max(asked, residency.size[expert])
+            asked = max(asked, size_of(residency, expert))
         elif residency.guard[cache, expert] != step:
             residency.guard[cache, expert] = step
-            asked += residency.size[expert]
+            asked += size_of(residency, expert)
     return asked <= residency.book[cache, LIMIT]
 
 
@@ -154,6 +159,12 @@ def ask_together(policy, residency, cache, stream, first, last, tick, counts, lo
     return missed
 
 
+@helper
+def size_of(residency, expert):
+    """What an expert takes of the limit; mostly they are alike, and then nothing is looked up."""
+    return residency.unit if residency.unit > 0 else residency.size[expert]
+
+
 def next_use_of(stream, at):
     """The moment of an access's next use; NEVER where the future is not told."""
     return stream.next_use[at] if len(stream.next_use) > 0 else NEVER
@@ -164,7 +175,7 @@ def admit(policy, residency, cache, expert, counts, log):
     counts[COMPULSORY] += not residency.touched[cache, expert]
     residency.touched[cache, expert] = True
     residency.resident[cache, expert] = True
-    residency.book[cache, USED] += residency.size[expert]
+    residency.book[cache, USED] += size_of(residency, expert)
     want(policy, cache, expert)
     write(log.loads, log.lengths, 0, expert + log.offset)
 
@@ -174,7 +185,7 @@ def make_room(policy, residency, cache, now, counts, log):
     while residency.book[cache, USED] > residency.book[cache, LIMIT]:
         leaving = victim(policy, cache, residency.guard, now)
         residency.resident[cache, leaving] = False
-        residency.book[cache, USED] -= residency.size[leaving]
+        residency.book[cache, USED] -= size_of(residency, leaving)
         counts[EVICTIONS] += 1
         write(log.evictions, log.lengths, 1, leaving + log.offset)
 
@@ -195,7 +206,7 @@ def take_away(policy, residency, cache, expert):
     if was_resident:
         drop(policy, cache, expert)
         residency.resident[cache, expert] = False
-        residency.book[cache, USED] -= residency.size[expert]
+        residency.book[cache, USED] -= size_of(residency, expert)
     return was_resident
 
 

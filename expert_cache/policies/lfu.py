@@ -11,13 +11,13 @@ class Lfu(NamedTuple):
     """Victim: the resident with the fewest uses since it was loaded; the count is forgotten on eviction."""
 
     heap: Heap
-    uses: np.ndarray  # int64 [caches, E]
+    uses: np.ndarray  # int32 [caches, E]
 
     FUTURE = "none"
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64))
+        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int32))
 
     def note(self, cache, expert, fresh, now):
         self.uses[cache, expert] = 1 if fresh else self.uses[cache, expert] + 1
