@@ -248,4 +248,6 @@ def save_figure(figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    # numba looks for scipy to do linear algebra, of which there is none here: half of the time to start.
+    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
     run_command(main)

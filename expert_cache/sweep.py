@@ -15,12 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
+from expert_cache import trace as trace_module
 from expert_cache.access import Passes, Stream, gather
 from expert_cache.convention import Convention
 from expert_cache.future import look_back
 from expert_cache.policies.base import NEVER
 from expert_cache.trace import RoutingTrace, release
 
+PARTS = 32  # of a block: small ones stay in the processor's caches, but each costs a look ahead
 Progress = Callable[[int, int], None]  # done, of
 
 
@@ -76,8 +78,8 @@ def lanes_of(trace: RoutingTrace, convention: Convention, by_request: bool = Fal
 
 def sweep(lanes: Lanes, simulations: Sequence[Simulation], progress: Progress | None = None) -> None:
     """Feeds the whole trace to every simulation."""
-    blocks = list(_blocks(lanes))
     needs_future = any(simulation.needs_future for simulation in simulations)
+    blocks = list(_blocks(lanes, 1 if needs_future else PARTS))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead = _first_uses(lanes, blocks, pool) if needs_future else [None] * len(blocks)
         for block, first_uses in zip(blocks, ahead, strict=True):
@@ -106,9 +108,9 @@ def _all(results: Iterator) -> None:
         pass
 
 
-def _blocks(lanes: Lanes) -> Iterator[range]:
-    """Ranges of passes, each about a block of the trace."""
-    first_rows = [rows.start for rows in lanes.trace.blocks()]
+def _blocks(lanes: Lanes, parts: int) -> Iterator[range]:
+    """Ranges of passes, each about a block of the trace, or one of `parts` of it."""
+    first_rows = np.arange(0, lanes.trace.steps, lanes.trace.rows_in(trace_module.BLOCK_BYTES // parts))
     edges = {*np.searchsorted(lanes.passes.begin, first_rows).tolist(), 0, len(lanes.passes)}
     return (range(low, high) for low, high in pairwise(sorted(edges)))
 

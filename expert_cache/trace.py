@@ -89,8 +89,12 @@ class RoutingTrace:
 
     def blocks(self) -> list[range]:
         """Consecutive ranges of rows, each about `BLOCK_BYTES` of experts."""
-        rows = max(1, BLOCK_BYTES // (self.layers * self.top_k * self.experts.itemsize))
+        rows = self.rows_in(BLOCK_BYTES)
         return [range(at, min(at + rows, self.steps)) for at in range(0, self.steps, rows)]
+
+    def rows_in(self, size_bytes: int) -> int:
+        """Rows whose experts take about so many bytes."""
+        return max(1, size_bytes // (self.layers * self.top_k * self.experts.itemsize))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the trace as one .safetensors file; the file appears complete or not at all."""
