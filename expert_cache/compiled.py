@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import numba
 import numpy as np
 
 # Loops over caches allocate nothing, so they need not count references to their arrays; counting them at each
 # call takes several times as long as the step itself.
-BARE = {"_nrt": False, "forceinline": True}
+BARE: dict[str, Any] = {"_nrt": False, "forceinline": True}
 
 
 @functools.cache

@@ -16,7 +16,8 @@ from expert_cache.trace import DECODE, EMPTY, RoutingTrace
 
 SUFFIXES = (".oracleGeneral", ".oracleGeneral.bin", ".csv")
 HINTS = ("num_experts",)
-RECORD = np.dtype([("time", "<u4"), ("object", "<u8"), ("size", "<u4"), ("next", "<i8")])
+FIELDS = {"time": "<u4", "object": "<u8", "size": "<u4", "next": "<i8"}
+RECORD = np.dtype(list(FIELDS.items()))
 COLUMNS = "time,object,size,next_access_vtime"
 NONE = -1
 
@@ -66,9 +67,7 @@ def write(trace: RoutingTrace, path: str | Path) -> None:
     with replacing(path) as file:
         if str(path).endswith(".csv"):
             file.write(COLUMNS.encode() + b"\n")
-            np.savetxt(
-                file, np.stack([records[name].astype(np.int64) for name in RECORD.names], 1), "%d", ","
-            )
+            np.savetxt(file, np.stack([records[name].astype(np.int64) for name in FIELDS], 1), "%d", ",")
         else:
             file.write(records.tobytes())
 

@@ -24,7 +24,7 @@ def test_blocks_do_not_show(spec, scope, reset, monkeypatch):
     trace = random_trace(8, steps=200)
     options = {"scope": scope, "reset": reset, "access": "sequential"}
     whole = replay(trace, spec, 12, **options), curve(trace, [spec], **options)
-    monkeypatch.setattr(trace_module, "BLOCK_BYTES", trace.experts.nbytes // 13)
+    monkeypatch.setattr(trace_module, "BLOCK_BYTES", trace.experts.nbytes // 5)
     assert (replay(trace, spec, 12, **options), curve(trace, [spec], **options)) == whole
 
 
