@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import HfArg
 
 from errors import UserError
 
+PROJECT_FOLDER = Path(__file__).resolve().parent
+SCHEDULES = ("constant", "linear")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -102,6 +103,9 @@ class LocalitySettings:
     consecutive_expert_loss_weight: float = _option(
         1.0, "its weight; 0 measures but does not train for locality"
     )
+    locality_schedule: str = _option(
+        "constant", f"course of that weight over training: {', '.join(SCHEDULES)} (falls to 0 at the end)"
+    )
     aux_loss_alpha: float = _option(0.0, "weight of the load-balancing loss")
     locality_on_prompt: bool = _option(
         True, "count pairs of prompt tokens in the objective, not only the answer's"
@@ -110,6 +114,7 @@ class LocalitySettings:
     def __post_init__(self):
         check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
         check_at_least("aux_loss_alpha", self.aux_loss_alpha, 0)
+        check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
 
 
 @dataclass
@@ -117,9 +122,7 @@ class TrainSettings(TrainingArguments):
     """transformers' own training options, with this project's defaults."""
 
     output_dir: str | None = _option(None, "set from lora_save_path")
-    per_device_train_batch_size: int = HfArg(
-        aliases=["--batch_size"], help="requests a step and device", default=1
-    )
+    per_device_train_batch_size: int = _option(1, "requests a step and device", aliases=["--batch_size"])
     learning_rate: float = _option(1e-3, "highest learning rate")
     num_train_epochs: float = _option(1.0, "passes over the training data")
     logging_steps: float = _option(10, "steps between log entries")
@@ -212,9 +215,9 @@ class SettingsParser(HfArgumentParser):
             )
 
 
-def settings_parser(kinds: tuple[type, ...], description: str) -> SettingsParser:
+def settings_parser(kinds: tuple[Any, ...], description: str) -> SettingsParser:
     """A parser of the given settings; option names must be written out in full."""
-    return SettingsParser(list(kinds), description=description, allow_abbrev=False)
+    return SettingsParser(kinds, description=description, allow_abbrev=False)
 
 
 def _expand_config(arguments: list[str]) -> list[str]:

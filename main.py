@@ -107,10 +107,10 @@ def _refuse_reentrant(train: TrainSettings) -> None:
 
 def load_rows(run: Run, task: Task, tokenizer):
     """Tokenised training and validation rows."""
-    options = {"max_tokens": run.data.max_words_len, "seed": run.train.seed}
-    train_rows = tokenise_split(task, "train", tokenizer, limit=run.data.limit_train, **options)
-    validation_rows = tokenise_split(
-        task, "validation", tokenizer, limit=run.data.limit_validation, **options
+    limits = {"train": run.data.limit_train, "validation": run.data.limit_validation}
+    train_rows, validation_rows = (
+        tokenise_split(task, split, tokenizer, run.data.max_words_len, limit=limit, seed=run.train.seed)
+        for split, limit in limits.items()
     )
     run.say(f"{task.name}: {len(train_rows)} training and {len(validation_rows)} validation examples")
     return train_rows, validation_rows

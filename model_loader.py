@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -44,7 +45,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     """
     _check_folder(settings.model_name)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.model_name,
             dtype=_dtype(settings.dtype),
             trust_remote_code=settings.trust_remote_code,
@@ -55,6 +56,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         raise UserError(
             f"checkpoint '{settings.model_name}' cannot be loaded: {_first_line(error)}"
         ) from None
+    model, loading = loaded
     _check_loaded(settings.model_name, loading)
     if torch.cuda.is_available() and not _is_sharded(model):
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
@@ -156,7 +158,7 @@ def _has_state(folder: Path) -> bool:
         return False
 
 
-def save_merged(model: PeftModel, tokenizer, folder: Path) -> None:
+def save_merged(model, tokenizer, folder: Path) -> None:
     """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not at
     all.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from config import LocalitySettings
 from locality.balance import balance_loss
@@ -60,6 +60,7 @@ class LocalityTrainer(Trainer):
 
     def __init__(self, *args, locality: LocalitySettings, trained_layers: Sequence[MoeLayer] = (), **kwargs):
         super().__init__(*args, **kwargs)
+        self.model: PreTrainedModel
         self.locality = locality
         self.moe_layers = find_moe_layers(self.model)
         self._trained = {layer.index for layer in trained_layers} or None
@@ -94,9 +95,15 @@ class LocalityTrainer(Trainer):
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """What is added to the loss: like the model's own loss a share of an accumulated batch."""
         settings = self.locality
-        total = settings.consecutive_expert_loss_weight * terms["locality_loss"]
+        total = settings.consecutive_expert_loss_weight * self._share_of_weight() * terms["locality_loss"]
         total = total + settings.aux_loss_alpha * terms["balance_loss"]
         return total / self._parts_of_a_step()
+
+    def _share_of_weight(self) -> float:
+        """What the schedule leaves of the locality weight at this step, in [0, 1]."""
+        if self.locality.locality_schedule == "constant":
+            return 1.0
+        return 1 - self.state.global_step / max(self.state.max_steps, 1)
 
     def _parts_of_a_step(self) -> int:
         scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 
-def draw(steps: Sequence[int], ecr_of_layer: Sequence[Sequence[float]], layer_ids: Sequence[int]) -> Figure:
+def draw(steps: Sequence[int], ecr_of_layer: Sequence[np.ndarray], layer_ids: Sequence[int]) -> Figure:
     """A figure of `ecr_of_layer` [steps, L] in [0, 1]: time to the right, layers upwards."""
     figure = Figure(figsize=(7, 0.3 * len(layer_ids) + 1.6), layout="constrained")
     axes = figure.subplots()

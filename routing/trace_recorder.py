@@ -101,9 +101,7 @@ class TraceRecorder:
         tokens = _array(sequences)[:, : prompt_tokens + steps]
         self.add(requests, np.concatenate([prompt, answer], axis=1), decode, tokens)
 
-    def trace(
-        self, model: str = "", source: str = "", expert_bytes: Sequence[int] | None = None
-    ) -> RoutingTrace:
+    def trace(self, model: str = "", source: str = "", expert_bytes: Sequence[int] = ()) -> RoutingTrace:
         """Everything described since the last call, as one trace; the recorder then starts anew."""
         batches, self._batches = self._batches, []
         names = set.intersection(*(set(batch) for batch in batches)) if batches else set()
@@ -113,7 +111,7 @@ class TraceRecorder:
             **{name: np.concatenate([batch[name] for batch in batches]) for name in names},
             num_experts=self.moe_layers[0].num_experts,
             layer_ids=tuple(layer.layer_id for layer in self.moe_layers),
-            expert_bytes=None if expert_bytes is None else tuple(expert_bytes),
+            expert_bytes=tuple(expert_bytes),
             model=model,
             source=source,
         )

@@ -6,16 +6,15 @@ cd "$(dirname "$0")/.."
 out=results/demo
 rm -rf "$out" logs_demo
 mkdir -p "$out"
-export OMP_WAIT_POLICY=PASSIVE  # a busy machine must not stall threads that wait for one another
 
 python data_preparer.py fetch hellaswag
 model=(--model_name models/tiny-olmoe --model_key _demo --dataset_name hellaswag --max_words_len 256)
-training=(--packing True --limit_train 4800 --limit_validation 128 --batch_size 32 --learning_rate 1.5e-3
+training=(--packing True --limit_train 6080 --limit_validation 128 --batch_size 32 --learning_rate 1.5e-3
   --warmup_steps 20 --lr_scheduler_type cosine --lora_rank 16 --lora_extra_modules gate
   --eval_steps 50 --save_steps 50)
 python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/control" --consecutive_expert_loss_weight 0
 python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/tuned" \
-  --consecutive_expert_loss_type overlap --consecutive_expert_loss_weight 0.1
+  --consecutive_expert_loss_type overlap --consecutive_expert_loss_weight 0.125 --locality_schedule linear
 torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" --seed 42 \
   --lora_save_path "$out/tuned" --control_path "$out/control" --results_dir "$out"
 echo "report: $out/report.html   curves: .venv/bin/tensorboard --logdir=./logs_demo"

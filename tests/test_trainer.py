@@ -1,5 +1,7 @@
 """The loss that is trained, the gradient it leaves, and what is logged."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import Trainer
@@ -14,7 +16,7 @@ from trainer import LocalityTrainer
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 
 
-def rows(count=8, length=12, seed=0):
+def rows(count=8, length=12, seed=0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for at in range(count):
@@ -58,7 +60,8 @@ def gate_gradient(folder, model, **locality):
     model.train()
     batch = PaddingCollator(0)(rows(2))
     trainer.current_gradient_accumulation_steps = 1
-    trainer.compute_loss(model, batch).backward()
+    loss: Any = trainer.compute_loss(model, batch)
+    loss.backward()
     gate = model.get_submodule(trainer.moe_layers[0].router)
     return next(parameter.grad for parameter in gate.parameters() if parameter.requires_grad)
 
@@ -126,7 +129,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
             locality=LocalitySettings(consecutive_expert_loss_weight=3.0),
         )
         trainer.train()
-        weights.append(model.get_submodule(trainer.moe_layers[0].router).weight.detach().clone())
+        router: Any = model.get_submodule(trainer.moe_layers[0].router)
+        weights.append(router.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from locality.pairs import mean_over_pairs
 
-WIDTH = 0.3
+WIDTH = 0.25
 """Temperature of the membership, in standard deviations of a layer's logits."""
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -41,6 +42,7 @@ import matplotlib.pyplot as plt
 TRAIN_SHARES = {"boolq": 1.0, "piqa": 1.0, "siqa": 1.0, "obqa": 1.0, "hellaswag": 0.5}
 VOCABULARY = 4096
 ROW_TOKENS = 256
+TOP_K = 4
 BALANCE_WEIGHT = 0.01
 END, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -99,12 +101,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> OlmoeForCausalLM:
             num_attention_heads=6,
             num_key_value_heads=6,
             num_experts=32,
-            num_experts_per_tok=4,
+            num_experts_per_tok=TOP_K,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=int(tokenizer.vocab[END]),
+            pad_token_id=int(tokenizer.vocab[PAD]),
             router_aux_loss_coef=0.0,
         )
     )
@@ -114,11 +116,10 @@ class BalancedTrainer(Trainer):
     """The Trainer, with the mean balance loss of the layers added."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, output_router_logits=self.model.training)
+        outputs = model(**inputs, output_router_logits=model.training)
         loss = outputs.loss
-        if self.model.training:
-            top_k = model.config.num_experts_per_tok
-            terms = [balance_loss(logits, logits.topk(top_k).indices) for logits in outputs.router_logits]
+        if model.training:
+            terms = [balance_loss(logits, logits.topk(TOP_K).indices) for logits in outputs.router_logits]
             balance = torch.stack(terms).mean()
             if self.state.global_step % self.args.logging_steps == 0:
                 self.log({"balance_loss": balance.item(), "lm_loss": loss.item()})
@@ -190,8 +191,9 @@ def main() -> None:
     train_rows = pack(train_texts, tokenizer, args.seed)
     held_out_rows = pack(texts_of("validation"), tokenizer, 0)
     print(f"{len(train_texts)} texts, {len(train_rows) * ROW_TOKENS} tokens", flush=True)
+    model: Any = new_model(tokenizer)
     trainer = BalancedTrainer(
-        new_model(tokenizer),
+        model,
         training_arguments(args),
         train_dataset=train_rows,
         eval_dataset=held_out_rows.select(range(192)),
@@ -199,7 +201,7 @@ def main() -> None:
     trainer.train(
         resume_from_checkpoint=get_last_checkpoint(args.work_dir) if args.work_dir.exists() else None
     )
-    trainer.model.to(torch.bfloat16).save_pretrained(args.output_dir)
+    model.to(dtype=torch.bfloat16).save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     draw_loss_curve(trainer.state.log_history, args.output_dir / "loss_curve.png")
     saved = AutoModelForCausalLM.from_pretrained(args.output_dir, dtype=torch.float32).eval()

@@ -25,7 +25,7 @@ def make_workspace(folder: Path, requests: int = 7) -> Path:
     """`model/`, `control/`, `tuned/checkpoint-10/` and `task/task.toml` in `folder`."""
     model = tiny_model("olmoe", vocab_size=len(WORDS), eos_token_id=1, pad_token_id=2)
     model.save_pretrained(folder / "model")
-    word_tokenizer().save_pretrained(folder / "model")
+    word_tokenizer().save_pretrained(str(folder / "model"))
     for seed, name in enumerate(("control", "tuned/checkpoint-10")):
         make_adapter(folder / name, seed)
     (folder / "task").mkdir()
@@ -39,7 +39,7 @@ def make_adapter(folder: Path, seed: int) -> None:
     model = tiny_model("olmoe", vocab_size=len(WORDS), eos_token_id=1, pad_token_id=2)
     torch.manual_seed(seed)
     settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(model, settings).save_pretrained(folder)
+    get_peft_model(model, settings).save_pretrained(str(folder))
 
 
 def make_row(number: int) -> dict:
