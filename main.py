@@ -64,8 +64,8 @@ class Run:
 
 
 def main() -> None:
-    quiet()
     run = parse_run(sys.argv[1:])
+    quiet()
     task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
     if run.data.data_preprocess_only:
