@@ -27,6 +27,7 @@ ADAPTER_FILE = "adapter_config.json"
 
 def load_tokenizer(settings: ModelSettings):
     """The checkpoint's tokenizer, with a padding token. Raises UserError."""
+    _check_folder(settings.model_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             settings.model_name, trust_remote_code=settings.trust_remote_code

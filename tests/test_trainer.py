@@ -175,10 +175,16 @@ def test_only_trained_layers_enter_the_objective(tmp_path):
         locality=LocalitySettings(consecutive_expert_loss_weight=1.0),
         trained_layers=layers[-1:],
     )
+    before = {name: weight.detach().clone() for name, weight in wrapped.named_parameters()}
     trainer.train()
-    changed = {
-        name
-        for name, parameter in wrapped.named_parameters()
-        if parameter.requires_grad and parameter.grad is not None
-    }
+    changed = {name for name, weight in wrapped.named_parameters() if not weight.equal(before[name])}
     assert changed and all(f"layers.{layers[-1].layer_id}." in name for name in changed)
+
+
+def test_the_linear_schedule_falls_to_zero(tmp_path):
+    locality = LocalitySettings(consecutive_expert_loss_weight=1.0, locality_schedule="linear")
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, max_steps=4)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    added = [(entry["loss"] - entry["lm_loss"]) / entry["locality_loss"] for entry in logged]
+    assert added == pytest.approx([1.0, 0.75, 0.5, 0.25], abs=2e-3)
