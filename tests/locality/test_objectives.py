@@ -109,11 +109,11 @@ class TestEveryObjective:
         logits = gates(seed=1, layers=1, tokens=12)[0].requires_grad_()
         optimizer = torch.optim.Adam([logits], lr=0.1)
         before = consistency(logits)
-        for _ in range(150):
+        for _ in range(300):
             optimizer.zero_grad()
             load_objective(name)(logits, logits.topk(K).indices, all_pairs(12)).backward()
             optimizer.step()
-        assert consistency(logits) > max(0.7, before)
+        assert consistency(logits) > max(0.65, 1.8 * before)
 
 
 def consistency(logits):
