@@ -13,6 +13,11 @@ def unknown_name(kind: str, name: str, choices) -> UserError:
     return UserError(f"unknown {kind} '{name}': choose from {', '.join(sorted(choices))}")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Runs an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:

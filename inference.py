@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from command_line import SettingsParser, settings_parser
 from config import (
     SETTINGS,
     AdapterSettings,
@@ -21,9 +22,7 @@ from config import (
     EvaluationSettings,
     LocalitySettings,
     ModelSettings,
-    SettingsParser,
     TrainSettings,
-    settings_parser,
 )
 from data_pipeline.task import Task, load_task
 from errors import run_command

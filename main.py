@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from command_line import settings_parser
 from config import (
     SETTINGS,
     AdapterSettings,
@@ -26,7 +27,6 @@ from config import (
     ModelSettings,
     TrainSettings,
     log_folder,
-    settings_parser,
 )
 from data_pipeline.collate import PackingCollator, PaddingCollator
 from data_pipeline.task import Task, load_task

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 import models  # noqa: F401 - registers the architecture that transformers lacks
 from config import ModelSettings
-from errors import UserError
+from errors import UserError, first_line
 
 BASE = "base"
 ADAPTER_FILE = "adapter_config.json"
@@ -33,7 +33,7 @@ def load_tokenizer(settings: ModelSettings):
             settings.model_name, trust_remote_code=settings.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no tokenizer in '{settings.model_name}': {_first_line(error)}") from None
+        raise UserError(f"no tokenizer in '{settings.model_name}': {first_line(error)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -54,9 +54,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"checkpoint '{settings.model_name}' cannot be loaded: {_first_line(error)}"
-        ) from None
+        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
     model, loading = loaded
     _check_loaded(settings.model_name, loading)
     if torch.cuda.is_available() and not _is_sharded(model):
@@ -107,7 +105,7 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel
             else:
                 wrapped.load_adapter(path, adapter_name=name)
         except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise UserError(f"adapter '{path}' does not fit the model: {_first_line(error)}") from None
+            raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
     assert wrapped is not None, "no adapter was named"
     return wrapped.eval()
 
@@ -176,7 +174,3 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

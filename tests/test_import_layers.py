@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     "errors": 0,
+    "command_line": 0,
     "config": 0,
     "launch": 0,
     "expert_cache": 0,
@@ -27,7 +28,13 @@ LAYERS = {
     "simulate": 4,
 }
 SAME_LAYER = {  # arrows inside a layer that the design allows, beside those inside a room
-    0: {("config", "errors"), ("expert_cache", "errors"), ("models", "errors")},
+    0: {
+        ("command_line", "errors"),
+        ("config", "command_line"),
+        ("config", "errors"),
+        ("expert_cache", "errors"),
+        ("models", "errors"),
+    },
     1: {("locality", "routing")},
     2: set(),
     3: None,
