@@ -43,6 +43,12 @@ def budget_of(trace: RoutingTrace, scope: str, capacity: int | str) -> Budget:
     return _of_slots(trace, scope, int(capacity))
 
 
+def check_capacity(text: str) -> None:
+    """UserError unless `text` is written as a capacity: slots, percent or bytes."""
+    if not text.isdecimal():
+        _split(text)
+
+
 def parse_bytes(text: str) -> int:
     """ "6GiB" -> bytes. UserError for anything but a number and a unit."""
     number, unit = _split(text)

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     "errors": 0,
+    "specs": 0,
     "command_line": 0,
     "config": 0,
     "launch": 0,
@@ -33,14 +34,16 @@ SAME_LAYER = {  # arrows inside a layer that the design allows, beside those ins
         ("config", "command_line"),
         ("config", "errors"),
         ("expert_cache", "errors"),
+        ("expert_cache", "specs"),
         ("models", "errors"),
+        ("specs", "errors"),
     },
     1: {("locality", "routing")},
     2: set(),
     3: None,
     4: set(),
 }
-TORCH_FREE = ("expert_cache", "plots", "simulate", "errors")
+TORCH_FREE = ("expert_cache", "plots", "simulate", "errors", "specs")
 
 
 def _files():

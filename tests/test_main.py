@@ -135,7 +135,10 @@ def kill_at_checkpoint(folder, options, checkpoint):
     [
         ("--model_name ./nowhere", "no model folder at './nowhere'"),
         ("--dataset_name nothing", "unknown data set 'nothing': choose from"),
-        ("--consecutive_expert_loss_type jss", "unknown locality objective 'jss': choose from js, kl, l2"),
+        (
+            "--consecutive_expert_loss_type jss",
+            "unknown locality objective 'jss': choose from cache_miss, js",
+        ),
         ("--target_modules q_proj,w_proj", "no MoE layer has a module 'w_proj': choose from"),
         ("--moe_module_name moe", "no MoE block is called 'moe'"),
         ("--daft_threshold 0.001", "--daft_threshold 0.001 selects no layer"),

@@ -27,13 +27,13 @@ STACK = True says that the order does not depend on what is resident, so one pas
 
 import functools
 import importlib
-import inspect
 import pkgutil
 from typing import Any, NamedTuple
 
-from errors import UserError, unknown_name
+from errors import unknown_name
 from expert_cache import heap, policies
 from expert_cache.compiled import bound
+from specs import name_of, options_of
 
 NEVER = 1 << 62  # next use of an expert that is not used again
 TICK_BITS = 20  # a moment is (token step << TICK_BITS) + place within the token step
@@ -56,34 +56,11 @@ def policy_names() -> list[str]:
 @functools.cache
 def parse_policy(spec: str) -> tuple[Any, dict]:
     """`name:option=value,...` -> (policy class, options); UserError lists the choices."""
-    name, _, text = spec.partition(":")
+    name = name_of(spec)
     if name not in policy_names():
         raise unknown_name("policy", name, policy_names())
     policy = importlib.import_module(f"expert_cache.policies.{name}").policy
-    return policy, _parse_options(spec, text, _defaults(policy))
-
-
-def _defaults(policy) -> dict[str, float | int]:
-    parameters = inspect.signature(policy.allocate).parameters.values()
-    return {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
-
-
-def _parse_options(spec: str, text: str, defaults: dict) -> dict:
-    options = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        if key not in defaults:
-            raise UserError(
-                f"policy '{spec}': unknown option '{key}': choose from {', '.join(defaults) or 'none'}"
-            )
-        try:
-            options[key] = type(defaults[key])(value)
-        except ValueError:
-            kind = type(defaults[key]).__name__
-            raise UserError(
-                f"policy '{spec}': option '{key}' must be of type {kind}, got '{value}'"
-            ) from None
-    return options
+    return policy, options_of("policy", spec, policy.allocate)
 
 
 def functions_of(policy) -> dict:

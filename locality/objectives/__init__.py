@@ -1,5 +1,6 @@
 """The registry of locality objectives: every file of this folder that defines `loss`."""
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -7,13 +8,16 @@ from collections.abc import Callable
 from torch import Tensor
 
 from errors import unknown_name
+from specs import name_of, options_of
 
 LocalityObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`loss(logits_LBTE, chosen_LBTK, mask_BP) -> scalar`: the mean over layers and valid pairs of one term a
-pair.
+"""`loss(logits_LBTE, chosen_LBTK, mask_BP, *, options) -> scalar`: the mean over layers and valid pairs of
+one term a pair.
 
 Logits are raw gate logits, chosen the experts that ran (no gradient), mask the valid pairs (P = T - 1). A
 pure function: no state, no gradient through the choice; computed in float32 whatever the model's type.
+Options are keywords with defaults; a file that has any defines `check`, of the same options, which raises
+UserError.
 """
 
 
@@ -22,8 +26,15 @@ def objective_names() -> list[str]:
     return sorted(file.name for file in pkgutil.iter_modules(__path__))
 
 
-def load_objective(name: str) -> LocalityObjective:
-    """The objective of that name. Raises UserError listing the names that exist."""
+def load_objective(spec: str) -> LocalityObjective:
+    """The objective `name` or `name:option=value,...`. Raises UserError listing the names or options there
+    are.
+    """
+    name = name_of(spec)
     if name not in objective_names():
         raise unknown_name("locality objective", name, objective_names())
-    return importlib.import_module(f"{__name__}.{name}").loss
+    module = importlib.import_module(f"{__name__}.{name}")
+    options = options_of("locality objective", spec, module.loss)
+    if options:
+        module.check(**options)
+    return functools.partial(module.loss, **options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from errors import UserError
+from expert_cache.cache import ExpertCache
 from locality.objectives import load_objective, objective_names
 from locality.pairs import pair_mask
 
@@ -116,6 +117,67 @@ class TestEveryObjective:
         assert consistency(logits) > max(0.65, 1.8 * before)
 
 
+def slow_reuse(p, chosen, window, decay):
+    """Terms of one row, an expert at a time."""
+    terms = []
+    for at in range(len(p) - 1):
+        weight = {}
+        for age in range(min(window, at + 1)):
+            for expert in chosen[at - age]:
+                weight[expert] = max(weight.get(expert, 0), decay**age)
+        terms.append(-math.log(sum(p[at + 1][expert] * share for expert, share in weight.items())))
+    return terms
+
+
+@pytest.mark.parametrize(("window", "decay"), [(1, 0.5), (3, 0.5), (20, 1.0)])
+def test_reuse_against_a_slow_one(window, decay):
+    logits, chosen = gates()
+    mask = all_pairs()
+    mask[1, 3] = False
+    p, picks = logits.double().softmax(-1).tolist(), chosen.tolist()
+    terms = []
+    for layer in range(L):
+        for row, cut in ((0, T), (1, 4), (2, T)):
+            terms += slow_reuse(p[layer][row][:cut], picks[layer][row][:cut], window, decay)
+        terms += slow_reuse(p[layer][1][4:], picks[layer][1][4:], window, decay)
+    found = load_objective(f"reuse:window={window},decay={decay}")(logits, chosen, mask).item()
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu:decay=0.9"])
+def test_cache_miss_knows_who_the_live_cache_holds(policy):
+    """With a narrow membership the loss is the miss rate itself, of a cache that is cold in each request."""
+    logits, chosen = gates(spread=3.0, tokens=20)
+    mask = all_pairs(20)
+    mask[1, 8] = False
+    missed = asked = 0
+    for row, span in ((0, range(20)), (1, range(9)), (1, range(9, 20)), (2, range(20))):
+        cache = ExpertCache(policy, layers=L, experts=E, capacity=4)
+        for layer in range(L):
+            for place, at in enumerate(span):
+                step = cache.step(layer, chosen[layer, row, at].numpy(), counted=place > 0)
+                missed += len(step.loads) if place else 0
+                asked += K if place else 0
+    loss = load_objective(f"cache_miss:policy={policy},budget=50%,width=0.0001")
+    assert loss(logits, chosen, mask).item() == pytest.approx(missed / asked, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("js:window=2", "unknown option 'window': choose from none"),
+        ("reuse:window=0", "window must be at least 1"),
+        ("reuse:decay=x", "option 'decay' must be of type float, got 'x'"),
+        ("overlap:width=0", "must be above 0"),
+        ("cache_miss:policy=lrux", "unknown policy 'lrux'"),
+        ("cache_miss:budget=25q", "capacity '25q'"),
+    ],
+)
+def test_a_wrong_option_is_a_users_mistake(spec, message):
+    with pytest.raises(UserError, match=message):
+        load_objective(spec)
+
+
 def consistency(logits):
     chosen = logits.topk(K).indices
     shared = (chosen[..., :-1, :, None] == chosen[..., 1:, None, :]).any(-1)
@@ -128,7 +190,7 @@ def test_js_stays_within_its_bounds():
 
 
 def test_unknown_objective_lists_the_choices():
-    with pytest.raises(UserError, match="unknown locality objective 'jss': choose from js, kl, l2"):
+    with pytest.raises(UserError, match="unknown locality objective 'jss': choose from cache_miss, js, kl"):
         load_objective("jss")
 
 
