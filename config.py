@@ -95,7 +95,10 @@ class AdapterSettings:
 class LocalitySettings:
     """The terms that are added to the language-model loss."""
 
-    consecutive_expert_loss_type: str = _option("js", "objective of locality: a file of locality/objectives/")
+    consecutive_expert_loss_type: str = _option(
+        "js",
+        "objective of locality: a file of locality/objectives/, with options as reuse:window=4,decay=0.7",
+    )
     consecutive_expert_loss_weight: float = _option(
         1.0, "its weight; 0 measures but does not train for locality"
     )

@@ -9,6 +9,7 @@ from transformers import Trainer
 from config import LocalitySettings, TrainSettings
 from data_pipeline.collate import PaddingCollator
 from locality.elastic_lora import LoraShape, add_elastic_lora
+from locality.objectives import objective_names
 from models import find_moe_layers
 from tests.tiny_models import tiny_model
 from trainer import LocalityTrainer
@@ -79,6 +80,20 @@ def test_the_gradient_reaches_the_gate_with_checkpointing_on(family, tmp_path):
             )
     assert not torch.allclose(gradients[False, 0.0], gradients[False, 5.0], rtol=1e-3), "no locality gradient"
     torch.testing.assert_close(gradients[True, 5.0], gradients[False, 5.0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", objective_names())
+def test_every_objective_moves_the_gate(objective, tmp_path):
+    off, on = (
+        gate_gradient(
+            tmp_path,
+            tiny_model("olmoe"),
+            consecutive_expert_loss_type=objective,
+            consecutive_expert_loss_weight=weight,
+        )
+        for weight in (0.0, 5.0)
+    )
+    assert not torch.allclose(off, on, rtol=1e-3)
 
 
 def test_weight_zero_trains_exactly_as_the_plain_trainer(tmp_path):
