@@ -97,7 +97,7 @@ class LocalitySettings:
 
     consecutive_expert_loss_type: str = _option(
         "js",
-        "objective of locality: a file of locality/objectives/, with options as reuse:window=4,decay=0.7",
+        "objective of locality: a file of locality/objectives/, options as in reuse:window=4",
     )
     consecutive_expert_loss_weight: float = _option(
         1.0, "its weight; 0 measures but does not train for locality"
