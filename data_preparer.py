@@ -44,12 +44,21 @@ def list_command(options: argparse.Namespace) -> None:
 
 
 def show_command(options: argparse.Namespace) -> None:
-    """The first examples of a split, the answer marked, and how long prompts and answers are."""
+    """The first examples of a split, the answer marked, and how long prompts and answers are.
+
+    Of a data set whose authors ask for it, the lengths alone.
+    """
+    task = load_task(options.name)
+    options.split = options.split or ("test" if task.benchmark else "train")
     tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
-    examples = load_examples(load_task(options.name), options.split, mix_available_only=True)
+    examples = load_examples(task, options.split, mix_available_only=True)
     if not examples:
         raise UserError(f"{options.name}: the split '{options.split}' is empty")
-    for number, example in enumerate(examples[: options.count], start=1):
+    if task.undisclosed:
+        console.print(
+            f"{task.name}: {len(examples)} examples, not shown: its authors ask to keep them offline"
+        )
+    for number, example in enumerate(examples[: 0 if task.undisclosed else options.count], start=1):
         console.print(_rendered(example, f"{options.name} {options.split} {number} of {len(examples)}"))
     console.print(_length_table(examples, tokenizer))
 
@@ -99,7 +108,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     commands.add_parser("list", help="list the data sets").set_defaults(run=list_command)
     showing = commands.add_parser("show", help="show examples and their lengths")
     showing.add_argument("name", metavar="NAME", help="a data set or a task file")
-    showing.add_argument("--split", choices=SPLITS, default="train")
+    showing.add_argument("--split", choices=SPLITS, help="[train; of a benchmark: test]")
     showing.add_argument("--count", type=_at_least_one, default=3, help="examples to show [3]")
     showing.add_argument("--tokenizer", metavar="PATH", help="count its tokens instead of words")
     showing.set_defaults(run=show_command)

@@ -40,10 +40,11 @@ def entries() -> list[Entry]:
 
 
 def fetch(task: Task) -> Iterator[Arrival]:
-    """Makes every split ready that can be had; of a mix, those of its members."""
+    """Makes every split ready that can be had; of a mix those of its members, of a benchmark its test."""
     for member in task.mix:
         yield from fetch(load_task(member))
-    for split in () if task.mix else SPLITS:
+    splits = ("test",) if task.benchmark else SPLITS
+    for split in () if task.mix else splits:
         try:
             yield Arrival(task.name, split, True, place(choose_source(task, split)))
         except SourceUnreachable as error:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.download import SourceUnreachable
-from data_pipeline.fields import check_answer, fill, map_record, with_options
+from data_pipeline.fields import check_answer, fill, map_record, shuffle_choices, with_options
 from data_pipeline.files import Record
 from data_pipeline.mix import check_missing, draw
 from data_pipeline.records import make_ready, read_records
 from data_pipeline.say import say_once
 from data_pipeline.splits import raw_names, select
-from data_pipeline.task import SPLITS, Source, Task, check_split, load_task
+from data_pipeline.task import SPLITS, Source, Task, check_split, load_task, task_names
 from errors import UserError
 
 LOCAL_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
@@ -61,12 +61,22 @@ def choose_source(task: Task, split: str) -> Source:
             if source.note:
                 say_once(f"{task.name}: {source.note}")
             return source
+    if task.benchmark and not reasons:
+        raise _only_a_test(task, split)
     raise _out_of_reach(task, split, reasons)
 
 
 def sources_of(task: Task, split: str) -> list[Source]:
     """Every source that has the split, in the order of choice, in reach or not."""
     return [source for source in [*_beside(task, split), *task.sources] if _offers(source, split)]
+
+
+def _only_a_test(task: Task, split: str) -> SourceUnreachable:
+    others = [name for name in task_names() if not load_task(name).benchmark]
+    return SourceUnreachable(
+        f"{task.name} is a benchmark with a test split alone and has no '{split}': it can be evaluated "
+        f"(inference.py, --split test) but not trained on; to train, choose from {', '.join(others)}"
+    )
 
 
 def _out_of_reach(task: Task, split: str, reasons: list[str]) -> UserError:
@@ -97,6 +107,8 @@ def _example(task: Task, source: Source, record: Record) -> Example:
         for name in task.fields:
             if name not in fields:
                 raise KeyError(name)
+        if task.shuffle_choices_seed is not None:
+            fields = shuffle_choices(fields, task.shuffle_choices_seed)
         fields = with_options(fields)
         answer = fill(task.answer, fields)
         check_answer(answer, task.form)

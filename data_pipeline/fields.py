@@ -5,10 +5,12 @@ A rule is a dotted path (`"doc.goal"`), a list of paths, or a table: `{from = "l
 integer shifted; `{from = "key", index_of = ["A", "B"]}` a position in a list; `{from = "query", match =
 "Question: (.*)"}` the first group of a pattern; `{from = "label", values = {"1" = "true"}}` a look-up; `{from
 = "options", split = ","}` a text cut into a list; `{from = "options", remove = "^[A-E]\\)"}` a pattern taken
-out of a text or of each text of a list; `{join = ["a", "b"], with = " "}` texts joined, blank ones left out.
+out of a text or of each text of a list; `{from = "tests", lines = true}` a list joined to lines; `{join =
+["a", "b"], with = " "}` texts joined, blank ones left out; `{value = 0}` the same for every record.
 """
 
 import json
+import random
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +34,8 @@ def _apply(rule: Any, raw: Mapping) -> Any:
         return _value_at(raw, rule)
     if isinstance(rule, list):
         return [_value_at(raw, path) for path in rule]
+    if "value" in rule:
+        return rule["value"]
     if "join" in rule:
         texts = [str(_value_at(raw, path)) for path in rule["join"]]
         return rule.get("with", " ").join(text for text in texts if text.strip())
@@ -75,6 +79,7 @@ STEPS = {
     "index_of": lambda items, value: items.index(str(value)),
     "values": lambda table, value: table[str(value)],
     "offset": lambda offset, value: int(value) + offset,
+    "lines": lambda _, value: "\n".join(str(part).strip() for part in value),
 }
 
 
@@ -112,6 +117,18 @@ def with_options(fields: dict[str, Any]) -> dict[str, Any]:
         "letter": LETTERS[gold],
         "number": str(gold + 1),
     }
+
+
+def shuffle_choices(fields: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The fields with `choices` in an order that depends on the seed and the record alone; `gold` goes along.
+
+    Raises UserError as `with_options` does.
+    """
+    fields = with_options(fields)
+    order = list(range(len(fields["choices"])))
+    random.Random("\n".join([str(seed), *fields["choices"]])).shuffle(order)
+    choices = [fields["choices"][place] for place in order]
+    return fields | {"choices": choices, "gold": order.index(fields["gold"])}
 
 
 def _list_of(value: Any) -> list:
@@ -155,5 +172,7 @@ def check_answer(answer: str, form: str) -> None:
         raise UserError(f"the answer must be true or false, found {answer.strip()!r:.60}")
     if form == "rationale" and not answer.rpartition("####")[2].strip():
         raise UserError(f"the answer must end with '#### result', found {answer[-60:]!r}")
+    if form == "boxed" and "\\boxed" not in answer:
+        raise UserError(f"the answer must hold its result in \\boxed{{}}, found {answer[-60:]!r}")
     if not answer.strip():
         raise UserError("the answer is empty")

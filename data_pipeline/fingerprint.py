@@ -15,7 +15,9 @@ def task_identity(task: Task, split: str) -> list:
     if task.mix:
         return [task.mix, [task_identity(load_task(name), split) for name in task.mix]]
     earlier_too = SPLITS[: SPLITS.index(split) + 1]
-    return [task.prompt, task.answer, task.fields, [_source_identity(task, name) for name in earlier_too]]
+    order = [] if task.shuffle_choices_seed is None else [task.shuffle_choices_seed]
+    sources = [_source_identity(task, name) for name in earlier_too]
+    return [task.prompt, task.answer, task.fields, sources, *order]
 
 
 def _source_identity(task: Task, split: str) -> list | None:

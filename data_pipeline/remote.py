@@ -1,6 +1,8 @@
 """Knows how raw rows are read out of a package or the hub; keeps nothing."""
 
+import csv
 import gzip
+import io
 import json
 import os
 import zipfile
@@ -38,6 +40,8 @@ def _member_rows(archive: zipfile.ZipFile, member: str) -> Iterator[dict]:
         elif member.endswith(".gz"):
             with gzip.open(file) as lines:
                 yield from map(json.loads, lines)
+        elif member.endswith(".csv"):
+            yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), strict=True)
         else:
             yield from map(json.loads, file)
 

@@ -11,11 +11,19 @@ from errors import UserError, unknown_name
 
 TASKS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 SPLITS = ("train", "validation", "test")
-ANSWER_FORMS = ("true_false", "option_number", "option_letter", "choice_text", "rationale", "free_text")
-METRICS = ("accuracy", "rouge", "perplexity")
+ANSWER_FORMS = (
+    *("true_false", "option_number", "option_letter", "final_letter", "choice_text"),
+    *("rationale", "boxed", "code", "free_text"),
+)
+METRICS = ("accuracy", "pass_at_1", "rouge", "perplexity")
 SOURCE_KINDS = {"package": ("package", "sha256"), "hub": ("hub_path",), "file": ()}
 """Kinds of source and the keys that each cannot do without."""
-TASK_TYPES = {"fields": list, "mix": dict, "source": list}
+TASK_TYPES = {
+    **dict.fromkeys(("fields", "stop", "source"), list),
+    **dict.fromkeys(("benchmark", "undisclosed", "chat"), bool),
+    **dict.fromkeys(("answer_tokens", "shuffle_choices_seed"), int),
+    "mix": dict,
+}
 SOURCE_TYPES = {"files": dict, "map": dict, "splits": dict, "below": dict, "shuffle_seed": int}
 
 
@@ -67,6 +75,23 @@ class Task:
     summary: str = ""
     licence: str = ""
     homepage: str = ""
+    benchmark: bool = False
+    """For evaluation alone: it has a test split only, which is measured whole, every request answered."""
+    undisclosed: bool = False
+    """Its authors ask that no example be shown: texts and token ids stay out of terminals and results."""
+    chat: bool = False
+    """Asked through the model's chat template, where it has one."""
+    chat_prompt: str = ""
+    """Wording of the user's message in a chat; empty: as `prompt`. Likewise `chat_answer`."""
+    chat_answer: str = ""
+    stop: tuple[str, ...] = ()
+    """A plain (not chat) answer ends before the first of these texts."""
+    answer_tokens: int = 0
+    """Tokens an answer may need; 0: whatever the command says."""
+    program: str = ""
+    """What is run to judge an answer of form `code`: `{code}` is the answer's."""
+    shuffle_choices_seed: int | None = None
+    """Each record's choices are put in an order drawn by this seed and the record itself."""
     mix: dict[str, float] = field(default_factory=dict)
     """Other tasks -> share of the mix; a mix has no sources of its own."""
 
@@ -104,9 +129,10 @@ def _read_task_file(path: Path) -> Task:
         require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
         require_choice(table["form"], "form", ANSWER_FORMS, path)
         require_choice(table["metric"], "metric", METRICS, path)
+        _check_code(table, path)
     sources = tuple(_source_from_table(source, path) for source in table.pop("source", ()))
     settings: dict[str, Any] = {"name": path.resolve().parent.name} | table
-    settings["fields"] = tuple(table.get("fields", ()))
+    settings |= {name: tuple(table.get(name, ())) for name in ("fields", "stop")}
     return Task(folder=path.resolve().parent, sources=sources, **settings)
 
 
@@ -117,6 +143,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"no task file at '{path}'") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None
+
+
+def _check_code(table: dict[str, Any], path: Path) -> None:
+    if (table["form"] == "code") != (table["metric"] == "pass_at_1"):
+        raise UserError(f"{path}: form = 'code' and metric = 'pass_at_1' belong together")
+    if table["form"] == "code":
+        require_keys(table, ("program",), path)
 
 
 def _check_mix(mix: dict[str, Any], path: Path) -> None:

@@ -1,8 +1,8 @@
 """Knows how an answer is found in what a model wrote, by the form its task asks for; never runs what it
 reads.
 
-The forms are those of a task file: true_false, option_number, option_letter, choice_text, rationale,
-free_text.
+The forms are those of a task file: true_false, option_number, option_letter, final_letter, choice_text,
+rationale, boxed, free_text. Code is not judged by its text (see code_sandbox.py).
 """
 
 import re
@@ -11,6 +11,7 @@ from enum import Enum
 
 from data_pipeline.fields import LETTERS
 from errors import unknown_name
+from evaluation.maths import boxed, same_result
 from evaluation.numbers import parse_number, same_number
 
 
@@ -36,8 +37,8 @@ def judge(written: str, reference: str, form: str, choices: Sequence[str] = ()) 
 def extract_answer(written: str, form: str, choices: Sequence[str] = ()) -> str | None:
     """The answer in what a model wrote, or None. `choices`, where known, bound what counts as an option.
 
-    Gives `true` / `false`, an option's number or letter, a choice's text, what follows `####`, or the whole
-    text. Raises UserError for an unknown form.
+    Gives `true` / `false`, an option's number or letter, a choice's text, what follows `####`, what stands in
+    the last box, or the whole text. Raises UserError for an unknown form.
     """
     if form not in EXTRACTORS:
         raise unknown_name("answer form", form, EXTRACTORS)
@@ -45,6 +46,8 @@ def extract_answer(written: str, form: str, choices: Sequence[str] = ()) -> str 
 
 
 def _same(found: str, expected: str, form: str) -> bool:
+    if form == "boxed":
+        return same_result(found, expected)
     if form == "rationale":
         number, expected_number = parse_number(found), parse_number(expected)
         if number and expected_number:
@@ -92,6 +95,18 @@ def _option_letter(written: str, choices: Sequence[str]) -> str | None:
     return None
 
 
+def _final_letter(written: str, choices: Sequence[str]) -> str | None:
+    """The letter announced last, as thought comes before it; without one as `option_letter`."""
+    letters = LETTERS[: len(choices) or len(LETTERS)]
+    announced = _ANNOUNCED + rf"([{letters}])(?![\w'])" + rf"|\\boxed\{{(?:\\text\{{)?\(?([{letters}])\)?\}}"
+    found = [one or other for one, other in re.findall(announced, written)]
+    return found[-1] if found else _option_letter(written, choices)
+
+
+def _boxed(written: str, choices: Sequence[str]) -> str | None:
+    return boxed(written)
+
+
 def _choice_text(written: str, choices: Sequence[str]) -> str | None:
     if not choices:
         return _plain(written) or None
@@ -113,7 +128,9 @@ EXTRACTORS: dict[str, Callable[[str, Sequence[str]], str | None]] = {
     "true_false": _true_false,
     "option_number": _option_number,
     "option_letter": _option_letter,
+    "final_letter": _final_letter,
     "choice_text": _choice_text,
     "rationale": _after_marker,
+    "boxed": _boxed,
     "free_text": _free_text,
 }
