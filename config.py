@@ -13,6 +13,13 @@ from errors import UserError, first_line
 
 PROJECT_FOLDER = Path(__file__).resolve().parent
 SCHEDULES = ("constant", "linear")
+BALANCE_SCOPES = ("batch", "sequence", "global")
+TRAIN_SCOPES = {
+    "router": (["gate"], []),
+    "router_attention": (["attention"], ["gate"]),
+    "all": (["auto"], ["gate"]),
+}
+"""What is trained -> modules with LoRA, and modules trained in full."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -70,6 +77,11 @@ class AdapterSettings:
         "auto", "comma list of modules that get LoRA; auto: attention, experts, gate"
     )
     lora_extra_modules: str = _option("", "comma list of fully trained modules, e.g. gate")
+    train_scope: str | None = _option(
+        None,
+        "short for the two options above: router (LoRA on the gate alone), router_attention (gate in full, "
+        "LoRA on attention), all (gate in full, LoRA on attention and experts)",
+    )
     daft_threshold: str = _option(
         "1.0", "train the layers whose ECR is below; 1.0 is every layer, q50 the lower half"
     )
@@ -81,14 +93,18 @@ class AdapterSettings:
 
     def __post_init__(self):
         check_at_least("lora_rank", self.lora_rank, 1)
+        if self.train_scope is not None:
+            check_choice("train_scope", self.train_scope, tuple(TRAIN_SCOPES))
+            if self.target_modules != "auto" or self.lora_extra_modules:
+                raise UserError("give either --train_scope, or --target_modules and --lora_extra_modules")
 
     @property
     def target_names(self) -> list[str]:
-        return split_list(self.target_modules)
+        return TRAIN_SCOPES[self.train_scope][0] if self.train_scope else split_list(self.target_modules)
 
     @property
     def extra_names(self) -> list[str]:
-        return split_list(self.lora_extra_modules)
+        return TRAIN_SCOPES[self.train_scope][1] if self.train_scope else split_list(self.lora_extra_modules)
 
 
 @dataclass
@@ -105,14 +121,60 @@ class LocalitySettings:
     locality_schedule: str = _option(
         "constant", f"course of that weight over training: {', '.join(SCHEDULES)} (falls to 0 at the end)"
     )
+    target_ecr: float | None = _option(
+        None,
+        "adapt the locality weight until the validation text has this ECR; the weight given is the first",
+    )
+    target_hit_rate: str | None = _option(
+        None, "the same for the hit rate of a cache, e.g. lru@25%=0.8 (POLICY@CAPACITY=RATE)"
+    )
+    quality_budget: float | None = _option(
+        None,
+        "as much locality as a rise of the validation loss by this (nats; 0.01 is perplexity x 1.01) buys",
+    )
+    quality_reference: str | None = _option(
+        None,
+        "folder of a control run whose validation loss, step by step, the rise is counted from; default: the "
+        "loss of the untouched model",
+    )
     aux_loss_alpha: float = _option(0.0, "weight of the load-balancing loss")
+    balance_scope: str = _option(
+        "batch", "what must be balanced: a batch, each request (sequence), or the step of all ranks (global)"
+    )
+    distillation_weight: float = _option(
+        0.0, "weight of KL(untouched model || trained) on the next token; costs another forward pass a step"
+    )
+    gate_trust_weight: float = _option(
+        0.0, "weight of KL(untouched gate || trained gate); costs another forward pass a step"
+    )
     locality_on_prompt: bool = _option(
         True, "count pairs of prompt tokens in the objective, not only the answer's"
     )
 
+    @property
+    def has_target(self) -> bool:
+        """Whether a target is given, for which the weight is adapted."""
+        targets = (self.target_ecr, self.target_hit_rate, self.quality_budget)
+        return any(target is not None for target in targets)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether training compares with the untouched model."""
+        return self.distillation_weight > 0 or self.gate_trust_weight > 0
+
     def __post_init__(self):
         check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
-        check_at_least("aux_loss_alpha", self.aux_loss_alpha, 0)
+        for name in ("aux_loss_alpha", "distillation_weight", "gate_trust_weight"):
+            check_at_least(name, getattr(self, name), 0)
+        check_choice("balance_scope", self.balance_scope, BALANCE_SCOPES)
+        if self.has_target:
+            self._check_dial()
+
+    def _check_dial(self):
+        if not self.consecutive_expert_loss_weight > 0:
+            raise UserError("a target needs a --consecutive_expert_loss_weight above 0 to start from")
+        if self.locality_schedule != "constant":
+            raise UserError("a target sets the course of the locality weight: leave --locality_schedule out")
         check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
 
 

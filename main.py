@@ -36,11 +36,13 @@ from launch import with_default_deepspeed
 from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
 from locality.objectives import load_objective
 from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
+from locality.quality_reference import control_losses
 from locality.savings import savings, trainable_count
+from locality.targets import target_of
 from model_loader import complete_checkpoints, load_model, load_tokenizer, quiet, save_merged
 from models import MoeLayer, find_moe_layers
 from trainer import LocalityTrainer
-from training_callbacks import EvaluateAtEnd, RoutingFigures
+from training_callbacks import EvaluateAtEnd, HoldTarget, RoutingFigures
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,31 @@ def parse_run(arguments: list[str]) -> Run:
     run = Run(*parser.parse(with_default_deepspeed(arguments)))
     load_objective(run.locality.consecutive_expert_loss_type)
     needs_profile(run.adapter.daft_threshold)
+    if run.locality.anchored and not run.adapter.use_lora:
+        raise UserError(
+            "--distillation_weight and --gate_trust_weight compare with the adapters off: they "
+            "need --use_lora True"
+        )
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
+    if run.locality.has_target:
+        hold_a_target(run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
     set_seed(run.train.seed)
     return run
+
+
+def hold_a_target(run: Run) -> None:
+    """What a target changes of the training options: the best checkpoint is the best that meets it."""
+    settings, train = run.locality, run.train
+    target_of(settings.target_ecr, settings.target_hit_rate, settings.quality_budget)
+    if train.eval_strategy == "no":
+        raise UserError("a target is held on validation text: leave --eval_strategy on")
+    if train.metric_for_best_model == TrainSettings.metric_for_best_model:
+        train.metric_for_best_model = "eval_dial_score"
+    if settings.quality_budget is not None and settings.quality_reference is None:
+        train.eval_on_start = True
 
 
 def _refuse_reentrant(train: TrainSettings) -> None:
@@ -203,6 +224,7 @@ def tell_selection(run: Run, model, selected: list[MoeLayer], layers: list[MoeLa
 
 
 def make_trainer(run: Run, model, selected, train_rows, validation_rows, collator) -> LocalityTrainer:
+    reference = run.locality.quality_reference
     trainer = LocalityTrainer(
         model,
         run.train,
@@ -211,10 +233,29 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
         data_collator=collator,
         locality=run.locality,
         trained_layers=selected,
+        control_losses=control_losses(reference) if reference else (),
     )
     trainer.add_callback(EvaluateAtEnd())
     trainer.add_callback(RoutingFigures(trainer))
+    if trainer.target:
+        trainer.add_callback(HoldTarget(trainer))
     return trainer
+
+
+def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
+    """What became of the target, told on the first rank; None where none was given."""
+    held = [found for found in trainer.callback_handler.callbacks if isinstance(found, HoldTarget)]
+    if not held:
+        return None
+    result = held[0].result()
+    limit = " at its limit" if result["weight_at_limit"] else ""
+    run.say(
+        f"target {result['target']} {result['asked']:g} {'met' if result['met'] else 'NOT MET'}: reached "
+        f"{result['reached']:.4f} on the validation text at step {result['step']}, the locality weight ended "
+        f"at {result['weight_at_the_end']:.4g}{limit}"
+        + ("" if result["met"] else "; more steps, a wider --train_scope or a nearer target may help")
+    )
+    return result
 
 
 def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
@@ -228,6 +269,7 @@ def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]
             },
             "train": run.train.to_sanitized_dict(),
             "trained_layers": [layer.layer_id for layer in selected],
+            "dial": dial_result(run, trainer),
             "best_checkpoint": trainer.state.best_model_checkpoint,
             "log_history": trainer.state.log_history,
         }

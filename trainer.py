@@ -1,109 +1,146 @@
 """LocalityTrainer: transformers' Trainer with the locality and balance terms added to the loss, and their
 logging.
 
-Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token.
+Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, V vocabulary.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from config import LocalitySettings
-from locality.balance import balance_loss
+from expert_cache.trace import RoutingTrace
+from locality.anchors import distillation_loss, gate_trust_loss, untouched
+from locality.balance import UsesOfAStep, balance_loss, request_groups
+from locality.collapse import refuse_collapse
+from locality.controller import Dial
 from locality.gate_recorder import GateRecorder
-from locality.monitor import RoutingMonitor, ecr_per_layer, lru_hit_rate
+from locality.monitor import RoutingMonitor, ecr_per_layer, experts_used, lru_hit_rate
 from locality.objectives import load_objective
 from locality.pairs import IGNORED_LABEL, pair_mask
+from locality.running_means import RunningMeans
+from locality.targets import target_of
 from models import MoeLayer, find_moe_layers
 from routing import RouterTap
 
 
-class RunningMeans:
-    """Weighted means of scalars since the last reading; keeps tensors, so that no step waits for a device."""
-
-    def __init__(self):
-        self._sums: dict[str, Any] = defaultdict(float)
-        self._weights: dict[str, Any] = defaultdict(float)
-
-    def add(self, weight: Any = 1.0, **values: Any) -> None:
-        for name, value in values.items():
-            self._sums[name] = (
-                self._sums[name] + (value.detach() if torch.is_tensor(value) else value) * weight
-            )
-            self._weights[name] = self._weights[name] + weight
-
-    def read(self, accelerator) -> dict[str, float]:
-        """The means over all ranks; starts anew. Every rank must call it."""
-        names = sorted(self._sums)
-        totals = torch.tensor(
-            [[float(self._sums[n]), float(self._weights[n])] for n in names], dtype=torch.float64
-        )
-        self._sums.clear()
-        self._weights.clear()
-        if not names:
-            return {}
-        totals = accelerator.reduce(totals.float().to(accelerator.device), "sum")
-        return {name: (total / weight).item() for name, (total, weight) in zip(names, totals, strict=True)}
-
-
 class LocalityTrainer(Trainer):
-    """Adds `weight * objective + alpha * balance` of the tapped routers to the language-model loss.
+    """Adds `weight * objective + alpha * balance` of the tapped routers, and the anchors that are asked for,
+    to the language-model loss.
 
     `trained_layers` are the MoE layers whose pairs the objective sees (all when none are named); what is
     logged (`ecr`, `hit_rate_lru_25`, the histogram) covers every layer. Batches carry `segment_ids` (see
-    data_pipeline.collate).
+    data_pipeline.collate). `control_losses`: (step, validation loss) of a run without locality, against which
+    a budget of loss is counted.
     """
 
-    def __init__(self, *args, locality: LocalitySettings, trained_layers: Sequence[MoeLayer] = (), **kwargs):
+    def __init__(
+        self,
+        *args,
+        locality: LocalitySettings,
+        trained_layers: Sequence[MoeLayer] = (),
+        control_losses: Sequence[tuple[int, float]] = (),
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.model: PreTrainedModel
         self.locality = locality
         self.moe_layers = find_moe_layers(self.model)
         self._trained = {layer.index for layer in trained_layers} or None
         self._objective = load_objective(locality.consecutive_expert_loss_type)
+        self._uses = UsesOfAStep(lambda counts: self.accelerator.reduce(counts, "sum"))
         self._means = {True: RunningMeans(), False: RunningMeans()}
         self._monitors = {True: RoutingMonitor(self.moe_layers), False: RoutingMonitor(self.moe_layers)}
         self.ecr_per_layer: dict[str, Any] = {}
         """`train` and `eval` -> ECR of each layer at the last log entry; for the TensorBoard callback."""
+        self.target = target_of(locality.target_ecr, locality.target_hit_rate, locality.quality_budget)
+        self.dial = self.target and Dial(self.target.value, locality.consecutive_expert_loss_weight)
+        """Adapts the weight where a target is given; the callback `HoldTarget` tells it what was measured."""
+        self.control_losses = control_losses
+        self._step_monitor = RoutingMonitor(self.moe_layers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         segments_BT = inputs.pop("segment_ids")
-        gates, monitor = GateRecorder(*segments_BT.shape), self._monitor_of_this_step()
-        with RouterTap(self.model, self.moe_layers, [gates, *([monitor.recorder] if monitor else [])]):
+        anchor = self._run_untouched(inputs, segments_BT)
+        gates, monitors = GateRecorder(*segments_BT.shape), self._monitors_of_this_step()
+        with RouterTap(self.model, self.moe_layers, [gates, *(monitor.recorder for monitor in monitors)]):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         terms = self._terms(gates, segments_BT, inputs["labels"])
+        if anchor:
+            terms |= self._anchors(gates, outputs["logits"], anchor, segments_BT, inputs["labels"])
         self._note(lm_loss, terms, inputs["labels"])
-        if monitor:
+        for monitor in monitors:
             monitor.add(segments_BT)
         loss = lm_loss + self._weighted(terms)
         return (loss, outputs) if return_outputs else loss
+
+    def _run_untouched(self, inputs, segments_BT: Tensor) -> tuple[GateRecorder, Tensor] | None:
+        """Gates and logits [B, T, V] of the untouched model on this batch, where an anchor needs them."""
+        if not (self.locality.anchored and self.model.training):
+            return None
+        gates = GateRecorder(*segments_BT.shape)
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        with untouched(self.model), RouterTap(self.model, self.moe_layers, [gates]):
+            return gates, self.model(**unlabelled).logits
 
     def _terms(self, gates: GateRecorder, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
         """The terms, unweighted: means over pairs, tokens and layers."""
         logits_LBTE, chosen_LBTK = gates.logits(self._trained), gates.chosen(self._trained)
         mask_BP = pair_mask(segments_BT, labels_BT, self.locality.locality_on_prompt)
-        valid_T = segments_BT.flatten() > 0
         return {
             "locality_loss": self._objective(logits_LBTE, chosen_LBTK, mask_BP),
-            "balance_loss": balance_loss(logits_LBTE.flatten(1, 2), chosen_LBTK.flatten(1, 2), valid_T),
+            "balance_loss": self._balance(logits_LBTE.flatten(1, 2), chosen_LBTK.flatten(1, 2), segments_BT),
         }
+
+    def _balance(self, logits_LTE: Tensor, chosen_LTK: Tensor, segments_BT: Tensor) -> Tensor:
+        """The balance of the batch, of each request, or of the step over all ranks so far."""
+        valid_T, scope = segments_BT.flatten() > 0, self.locality.balance_scope
+        group_T = request_groups(segments_BT) if scope == "sequence" else None
+        counts_LE = None
+        if scope == "global" and self.model.training:
+            step, experts = self.state.global_step, logits_LTE.shape[-1]
+            counts_LE = self._uses.add(step, chosen_LTK, valid_T, experts)
+        return balance_loss(logits_LTE, chosen_LTK, valid_T, group_T, counts_LE)
+
+    def _anchors(self, gates: GateRecorder, logits_BTV: Tensor, anchor, segments_BT, labels_BT) -> dict:
+        """How far the model is from its untouched self, unweighted; what has no weight is not computed."""
+        before, untouched_BTV = anchor
+        terms = {}
+        if self.locality.distillation_weight:
+            terms["distillation_loss"] = distillation_loss(logits_BTV, untouched_BTV, labels_BT)
+        if self.locality.gate_trust_weight:
+            pair = gates.logits(self._trained), before.logits(self._trained)
+            terms["gate_trust_loss"] = gate_trust_loss(*pair, segments_BT > 0)
+        return terms
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """What is added to the loss: like the model's own loss a share of an accumulated batch."""
-        settings = self.locality
-        total = settings.consecutive_expert_loss_weight * self._share_of_weight() * terms["locality_loss"]
-        total = total + settings.aux_loss_alpha * terms["balance_loss"]
+        weights = self._weights()
+        total: Any = sum(weights[name] * term for name, term in terms.items())
         return total / self._parts_of_a_step()
 
-    def _share_of_weight(self) -> float:
-        """What the schedule leaves of the locality weight at this step, in [0, 1]."""
+    def _weights(self) -> dict[str, float]:
+        settings = self.locality
+        return {
+            "locality_loss": self.locality_weight,
+            "balance_loss": settings.aux_loss_alpha,
+            "distillation_loss": settings.distillation_weight,
+            "gate_trust_loss": settings.gate_trust_weight,
+        }
+
+    @property
+    def locality_weight(self) -> float:
+        """The weight of the objective at this step: the dial's, or what the schedule leaves of the option."""
+        if self.dial:
+            return self.dial.weight
+        weight = self.locality.consecutive_expert_loss_weight
         if self.locality.locality_schedule == "constant":
-            return 1.0
-        return 1 - self.state.global_step / max(self.state.max_steps, 1)
+            return weight
+        return weight * (1 - self.state.global_step / max(self.state.max_steps, 1))
 
     def _parts_of_a_step(self) -> int:
         scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
@@ -115,10 +152,21 @@ class LocalityTrainer(Trainer):
         weight = 1.0 if training else (labels_BT[:, 1:] != IGNORED_LABEL).sum()
         self._means[training].add(weight, lm_loss=lm_loss * self._parts_of_a_step(), **terms)
 
-    def _monitor_of_this_step(self) -> RoutingMonitor | None:
-        """Where routing is looked at: on every validation batch, and on training steps that log."""
+    def _monitors_of_this_step(self) -> list[RoutingMonitor]:
+        """Where routing is looked at: on every validation batch, on training steps that log, and for a rate
+        that is to be held on every one.
+        """
         training = self.model.training
-        return self._monitors[training] if not training or self._logs_after_this_step() else None
+        looked_at = not training or self._logs_after_this_step()
+        held = training and self.target is not None and self.target.kind != "budget"
+        return [self._monitors[training]] * looked_at + [self._step_monitor] * held
+
+    def rate_of_step(self) -> float:
+        """The target's rate in the training step that just ended, over all ranks. Every rank must call it."""
+        trace, mean = self._step_monitor.trace(), RunningMeans()
+        assert trace is not None and self.target is not None, "no step was looked at"
+        mean.add(trace.steps, rate=self.target.measure(trace))
+        return mean.read(self.accelerator)["rate"]
 
     def _logs_after_this_step(self) -> bool:
         step = self.state.global_step + 1
@@ -126,7 +174,7 @@ class LocalityTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = logs | self._summary(training=True)
+            logs = logs | self._summary(training=True) | {"locality_weight": self.locality_weight}
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -135,7 +183,27 @@ class LocalityTrainer(Trainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         summary = self._summary(training=False)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in summary.items()})
+        if self.target and metric_key_prefix == "eval":
+            score = self.target.score(self.controlled_value(output.metrics), output.metrics)
+            output.metrics["eval_dial_score"] = score
         return output
+
+    def controlled_value(self, metrics: dict[str, float]) -> float:
+        """What the dial holds, out of the metrics of a validation: a rate, or the rise of the loss."""
+        assert self.target is not None and self.dial is not None, "nothing is held"
+        value = metrics[f"eval_{self.target.metric}"]
+        return value if self.target.kind != "budget" else value - self.reference_loss(value)
+
+    def reference_loss(self, loss: float) -> float:
+        """What the validation loss is compared with at this step: the control run's at the same step, or that
+        of the untouched model, which is `loss` itself before the first step.
+        """
+        assert self.dial is not None, "nothing is held"
+        if self.control_losses:
+            return float(np.interp(self.state.global_step, *zip(*self.control_losses, strict=True)))
+        if self.dial.reference_loss is None:
+            self.dial.reference_loss = loss
+        return self.dial.reference_loss
 
     def _summary(self, training: bool) -> dict[str, float]:
         """Means of the losses, and what the routing of the observed batches gives, over all ranks."""
@@ -144,4 +212,17 @@ class LocalityTrainer(Trainer):
             per_layer = ecr_per_layer(trace)
             self.ecr_per_layer["train" if training else "eval"] = per_layer
             means.add(trace.steps, ecr=float(per_layer.mean()), hit_rate_lru_25=lru_hit_rate(trace))
+            if self.target and self.target.kind == "hit_rate":
+                means.add(trace.steps, hit_rate_target=self.target.measure(trace))
+        if not training:
+            self._refuse_collapse(trace)
         return means.read(self.accelerator)
+
+    def _refuse_collapse(self, trace: RoutingTrace | None) -> None:
+        """Raises UserError, on every rank, where a trained layer came down to a few experts."""
+        first = self.moe_layers[0]
+        uses_LE = experts_used(trace) if trace else np.zeros((len(self.moe_layers), first.num_experts))
+        told = torch.tensor(uses_LE, dtype=torch.float32), torch.tensor([trace.steps if trace else 0])
+        uses_LE, tokens = (self.accelerator.reduce(part.to(self.accelerator.device), "sum") for part in told)
+        layers = [layer for layer in self.moe_layers if self._trained is None or layer.index in self._trained]
+        refuse_collapse(layers, (uses_LE > 0).sum(-1).tolist(), int(tokens))

@@ -1,8 +1,9 @@
-"""What happens beside training: routing figures for TensorBoard, and a last validation; knows no loss."""
+"""What happens beside training: figures for TensorBoard, a last validation, the dial; knows no loss."""
 
 import numpy as np
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState
 
 from plots import ecr_heatmap
 from trainer import LocalityTrainer
@@ -48,3 +49,47 @@ class RoutingFigures(TrainerCallback):
         callbacks = self._trainer.callback_handler.callbacks
         found = (callback for callback in callbacks if isinstance(callback, TensorBoardCallback))
         return getattr(next(found, None), "tb_writer", None)
+
+
+class HoldTarget(TrainerCallback, ExportableState):
+    """Tells the trainer's dial what was measured, and keeps its state in the checkpoints."""
+
+    def __init__(self, trainer: LocalityTrainer):
+        assert trainer.target is not None and trainer.dial is not None, "there is no target to hold"
+        self._trainer, self._target, self._dial = trainer, trainer.target, trainer.dial
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"dial": self._dial.state()}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._dial.restore(saved["attributes"]["dial"])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._target.kind != "budget":
+            self._dial.after_step(state.global_step, state.max_steps, self._trainer.rate_of_step())
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if str(state.global_step) in self._dial.validated:
+            return  # a resumed run that validates on its start
+        value = self._trainer.controlled_value(metrics)
+        if self._target.kind != "budget":
+            self._dial.after_validation(state.global_step, value)
+        else:
+            validations = max(1.0, state.max_steps / state.eval_steps)
+            self._dial.after_budget_validation(state.global_step, validations, value)
+
+    def result(self) -> dict:
+        """What was asked for and what the kept checkpoint reached, on the validation text."""
+        state = self._trainer.state
+        step = state.best_global_step or state.global_step
+        value = self._dial.validated.get(str(step))
+        return {
+            "target": self._target.text,
+            "asked": self._target.value,
+            "reached": value,
+            "met": value is not None and self._target.met_by(value),
+            "step": step,
+            "weight_at_the_end": self._dial.weight,
+            "weight_at_limit": self._dial.at_limit,
+        }

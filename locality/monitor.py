@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expert_cache import metrics
+from expert_cache.budget import budget_of
 from expert_cache.replay import replay
 from expert_cache.trace import RoutingTrace
 from models import MoeLayer
@@ -52,5 +53,19 @@ def ecr_per_layer(trace: RoutingTrace) -> np.ndarray:
 
 def lru_hit_rate(trace: RoutingTrace) -> float:
     """Hit rate of a cold LRU cache of CACHE_SHARE of each layer's experts (atomic), or of K slots if more."""
-    capacity = max(int(trace.num_experts * CACHE_SHARE), trace.top_k)
-    return replay(trace, "lru", capacity, phase="decode")["hit_rate"]
+    return hit_rate(trace, "lru", f"{CACHE_SHARE:.0%}")
+
+
+def hit_rate(trace: RoutingTrace, policy: str, capacity: str) -> float:
+    """Hit rate of a cold cache a layer (atomic); `capacity` as in `replay`, but at least K slots."""
+    slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
+    return replay(trace, policy, slots, phase="decode")["hit_rate"]
+
+
+def experts_used(trace: RoutingTrace) -> np.ndarray:
+    """bool [L, E]: whether any token of the trace chose the expert."""
+    used = np.zeros((trace.layers, trace.num_experts), bool)
+    for layer in range(trace.layers):
+        chosen = trace.experts[:, layer]
+        used[layer, chosen[chosen < trace.num_experts]] = True
+    return used

@@ -17,6 +17,7 @@ from models.base import MoeLayer, shape_of, unwrap
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 _ROUTER = "gate"
+_ATTENTION = "attention"
 
 
 class LayerTargets(NamedTuple):
@@ -73,6 +74,9 @@ def _table(model: nn.Module, layer: MoeLayer) -> dict[str, LayerTargets]:
         if name in _EXPERT_NAMES:
             modules, parameters = [], [*parameters, *(f"{module}.weight" for module in modules)]
         table[name] = LayerTargets(tuple(modules), tuple(parameters), (), ())
+    mixer = [name for names in linears.values() for name in names if name.startswith(f"{layer.attention}.")]
+    if layer.attention and mixer:
+        table[_ATTENTION] = LayerTargets(tuple(mixer), (), (), ())
     return table
 
 

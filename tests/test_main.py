@@ -15,6 +15,7 @@ from model_loader import complete_checkpoints
 from tests.conftest import ROOT
 
 MAIN = ROOT / "main.py"
+LOGGED = ("lm_loss", "locality_weight")
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def options(tiny_checkpoint, sentences):
 
 def losses(folder):
     history = json.loads((folder / "training_summary.json").read_text())["log_history"]
-    return {entry["step"]: entry["lm_loss"] for entry in history if "lm_loss" in entry}
+    named = [(entry["step"], name, entry.get(name)) for entry in history for name in LOGGED]
+    return {(step, name): value for step, name, value in named if value is not None}
 
 
 def test_plain_python_trains_saves_and_logs(run_command, tmp_path, options):
@@ -48,6 +50,7 @@ def test_plain_python_trains_saves_and_logs(run_command, tmp_path, options):
     assert logged_tags(tmp_path / "logs_t" / "out") >= {
         "train/lm_loss",
         "train/locality_loss",
+        "train/locality_weight",
         "train/balance_loss",
         "train/ecr",
         "train/hit_rate_lru_25",
@@ -76,6 +79,8 @@ def test_deepspeed_on_two_ranks(run_command, tmp_path, options, stage):
     done = run_command(
         "deepspeed", "--num_accelerators", "2", "--master_port", "29613", MAIN, *options, *config,
         "--consecutive_expert_loss_weight", "5", "--lora_extra_modules", "gate", "--num_train_epochs", "2",
+        "--distillation_weight", "0.1", "--aux_loss_alpha", "0.001", "--balance_scope", "global",
+        "--target_ecr", "0.95",
         timeout_seconds=600,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -91,6 +96,7 @@ def test_torchrun_on_two_ranks(run_command, tmp_path, options):
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(run_command, tmp_path, options):
+    options += ["--target_ecr", "0.5"]
     whole = [*options[:], "--lora_save_path", "./whole"]
     assert run_command(sys.executable, MAIN, *whole).returncode == 0
     kill_at_checkpoint(
@@ -108,6 +114,8 @@ def test_a_killed_run_goes_on_with_the_same_losses(run_command, tmp_path, option
     assert re.search(r"resuming from .*checkpoint-\d+", resumed.stdout)
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "killed")
     assert found == pytest.approx(expected, rel=1e-5)
+    assert len({value for (_, name), value in found.items() if name == "locality_weight"}) > 2
+    assert "target ECR 0.5 " in resumed.stdout
 
 
 def kill_at_checkpoint(folder, options, checkpoint):
@@ -143,6 +151,7 @@ def kill_at_checkpoint(folder, options, checkpoint):
         ("--moe_module_name moe", "no MoE block is called 'moe'"),
         ("--daft_threshold 0.001", "--daft_threshold 0.001 selects no layer"),
         ("--lora_rnk 4", "unknown option '--lora_rnk': did you mean --lora_rank"),
+        ("--target_ecr 0.5 --quality_budget 0.1", "one weight can hold one target"),
         ("--lora_rank 0", "--lora_rank 0: must be at least 1"),
         ("--deepspeed nothing.json", "training options:"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),

@@ -8,11 +8,13 @@ from transformers import Trainer
 
 from config import LocalitySettings, TrainSettings
 from data_pipeline.collate import PaddingCollator
+from errors import UserError
 from locality.elastic_lora import LoraShape, add_elastic_lora
 from locality.objectives import objective_names
 from models import find_moe_layers
 from tests.tiny_models import tiny_model
 from trainer import LocalityTrainer
+from training_callbacks import HoldTarget
 
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 
@@ -161,6 +163,56 @@ def test_what_is_logged(tmp_path):
         train["lm_loss"] + train["locality_loss"] + 0.01 * train["balance_loss"], rel=1e-3
     )
     assert 0 <= train["ecr"] <= 1
+
+
+def test_the_dial_turns_the_weight_until_the_target_is_met(tmp_path):
+    locality = LocalitySettings(consecutive_expert_loss_weight=0.1, target_ecr=0.6)
+    options = {"max_steps": 60, "eval_steps": 15, "learning_rate": 1e-2}
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, **options)
+    trainer.eval_dataset = trainer.train_dataset  # eight random rows teach nothing about others
+    held = HoldTarget(trainer)
+    trainer.add_callback(held)
+    trainer.train()
+    weights = [entry["locality_weight"] for entry in trainer.state.log_history if "loss" in entry]
+    assert max(weights) > 0.3
+    assert held.result()["reached"] == pytest.approx(0.6, rel=0.15)
+
+
+def test_a_budget_is_counted_from_the_untouched_model(tmp_path):
+    locality = LocalitySettings(consecutive_expert_loss_weight=0.1, quality_budget=0.5)
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, max_steps=4, eval_on_start=True)
+    held = HoldTarget(trainer)
+    trainer.add_callback(held)
+    trainer.train()
+    losses = [entry["eval_lm_loss"] for entry in trainer.state.log_history if "eval_lm_loss" in entry]
+    assert held.result()["reached"] == pytest.approx(losses[-1] - losses[0])
+
+
+def test_a_collapsed_router_ends_the_run(tmp_path):
+    model = tiny_model("olmoe")
+    for layer in find_moe_layers(model):
+        router: Any = model.get_submodule(layer.router)
+        router.weight.data.zero_()  # every choice is a tie, which falls alike each time
+    with pytest.raises(UserError, match=r"the router of layer 0 has collapsed: 2 of 8 experts"):
+        trainer_of(tmp_path, model, learning_rate=0.0).train()
+
+
+def test_anchors_pull_back_to_the_untouched_model(tmp_path):
+    """At the start there is no distance; with a heavy anchor training stays closer than without."""
+    trust = []
+    for weight in (1e-9, 50.0):
+        torch.manual_seed(0)
+        model = tiny_model("olmoe")
+        model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2, extra=("gate",)))
+        anchors = {"distillation_weight": weight, "gate_trust_weight": weight}
+        locality = LocalitySettings(consecutive_expert_loss_weight=20.0, **anchors)
+        trainer = trainer_of(tmp_path, model, locality, max_steps=6, eval_strategy="no", learning_rate=1e-2)
+        trainer.train()
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert logged[0]["distillation_loss"] == pytest.approx(0, abs=1e-5)
+        assert logged[-1]["distillation_loss"] > 1e-6
+        trust.append(logged[-1]["gate_trust_loss"])
+    assert trust[1] < 0.7 * trust[0]
 
 
 def test_padding_changes_nothing(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from locality.balance import balance_loss
+from locality.balance import UsesOfAStep, balance_loss, request_groups
 
 T, E, K = 40, 8, 2
 
@@ -34,3 +34,28 @@ def test_gradient_pushes_the_crowded_expert_down():
         logits[:, 0] += 1.0
     balance_loss(logits, logits.topk(1).indices).backward()
     assert (logits.grad[:, 0] > 0).all()
+
+
+def test_each_request_apart_is_the_mean_of_the_requests():
+    segments = torch.tensor([[1] * 5 + [2] * 12 + [0] * 3, [1] * 20])
+    logits = torch.randn(2, T, E, generator=torch.Generator().manual_seed(0))
+    chosen, groups = logits.topk(K).indices, request_groups(segments)
+    spans = [slice(0, 5), slice(5, 17), slice(20, 40)]
+    expected = [balance_loss(logits[:, span], chosen[:, span]).item() for span in spans]
+    found = balance_loss(logits, chosen, segments.flatten() > 0, groups).item()
+    assert found == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+def test_a_local_request_costs_nothing_where_the_step_is_balanced():
+    """Two micro-batches, each on one half of the experts: unbalanced alone, balanced together."""
+    uses = UsesOfAStep(lambda counts: counts)
+    logits = torch.full((2, 1, T, E), -9.0)
+    logits[0, ..., : E // 2] = logits[1, ..., E // 2 :] = 9.0
+    halves = [torch.arange(T * K).reshape(1, T, K) % (E // 2) + begin for begin in (0, E // 2)]
+    valid = torch.ones(T, dtype=torch.bool)
+    for step in range(2):  # a new step forgets the one before
+        counts = [uses.add(step, half, valid, E) for half in halves]
+        parts = zip(logits, halves, counts, strict=True)
+        terms = [balance_loss(gate, half, valid, None, count).item() for gate, half, count in parts]
+        assert terms == pytest.approx([2.0, 1.0], rel=1e-4)
+    assert balance_loss(logits[1], halves[1]).item() == pytest.approx(2.0, rel=1e-4)

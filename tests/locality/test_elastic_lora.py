@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from config import AdapterSettings
 from errors import UserError
 from locality.elastic_lora import LoraShape, add_elastic_lora
 from locality.savings import savings, trainable_count
@@ -70,3 +71,20 @@ def test_savings_of_the_upper_half():
     )
     assert half["memory_saved_bytes"] == (whole - half["trainable"]) * 16
     assert half["time_saved_share"] == pytest.approx(1 - (1 + 0.5 + 0.5) / 3)
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"), [("router", {"gate"}), ("router_attention", {"gate", "self_attn"})]
+)
+def test_scopes_of_training(scope, expected):
+    adapter = AdapterSettings(train_scope=scope)
+    shape = LoraShape(rank=2, targets=tuple(adapter.target_names), extra=tuple(adapter.extra_names))
+    model = add_elastic_lora(tiny_model("qwen2_moe"), find_moe_layers(tiny_model("qwen2_moe")), shape)
+    assert {re.search(r"\.(gate|self_attn)\.", name)[1] for name in trainable_names(model)} == expected
+
+
+def test_a_scope_excludes_the_options_it_is_short_for():
+    with pytest.raises(UserError, match="either --train_scope"):
+        AdapterSettings(train_scope="all", lora_extra_modules="gate")
+    with pytest.raises(UserError, match="--train_scope gates: choose from router, router_attention, all"):
+        AdapterSettings(train_scope="gates")
