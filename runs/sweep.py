@@ -1,0 +1,165 @@
+"""Trains and measures every point of objectives x weights x scopes x seeds, and draws the Pareto fronts.
+
+    python runs/sweep.py --out DIR --objectives js overlap --weights 0.1 0.3 --seeds 1 2 3 -- OPTIONS
+
+OPTIONS go to main.py as they are, and those of the model and the data to inference.py. Weight 0 is the
+control, trained once a scope and seed. A point is a JSON file in DIR/points; what is there is not made again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from errors import UserError, run_command
+from expert_cache.replay import replay
+from expert_cache.trace import RoutingTrace
+from plots import pareto
+from plots.style import save
+
+BUDGETS = (12.5, 25.0, 50.0)
+"""Percent of a layer's experts that the cache holds."""
+SHARED = ("--model_name", "--dataset_name", "--max_words_len", "--dtype", "--experts_implementation")
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training."""
+
+    objective: str
+    weight: float
+    scope: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        objective = self.objective.replace(":", "-").replace("=", "").replace(",", "-").replace("%", "pc")
+        return f"{objective}_{self.weight:g}_{self.scope}_{self.seed}"
+
+    def options(self) -> list[str]:
+        chosen = ["--consecutive_expert_loss_weight", f"{self.weight:g}", "--train_scope", self.scope]
+        if self.objective != CONTROL:
+            chosen += ["--consecutive_expert_loss_type", self.objective]
+        return [*chosen, "--seed", str(self.seed)]
+
+
+def points_of(args: argparse.Namespace) -> Iterator[Point]:
+    """The controls first, then every objective at every weight."""
+    for scope in args.scopes:
+        for seed in args.seeds:
+            yield Point(CONTROL, 0.0, scope, seed)
+            for objective in args.objectives:
+                yield from (Point(objective, weight, scope, seed) for weight in args.weights if weight > 0)
+
+
+def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
+    """Trains and measures one point. Raises UserError with the last line of a command that fails."""
+    adapter, results = out / "adapters" / point.name, out / "reports" / point.name
+    saving = ["--lora_save_path", str(adapter)]
+    if not (adapter / "training_summary.json").exists():
+        command("main.py", *options, *point.options(), *saving, "--resume_from_checkpoint", "auto")
+    measuring = ["--results_dir", str(results), "--generate_limit", "0", "--choice_limit", "0"]
+    command("inference.py", *shared_options(options), *saving, *measuring, "--policies", "lru", "--seed", "0")
+    report = json.loads((results / "report.json").read_text())
+    return {
+        "schema_version": 1,
+        **asdict(point),
+        "options": list(options),
+        "variants": variants(report, results),
+    }
+
+
+def variants(report: dict, results: Path) -> dict[str, dict]:
+    """Base and tuned: perplexity, ECR, and what LRU fetches a token at each budget, with 95 % intervals."""
+    return {
+        name: {
+            **picked(report["quality"], variant=name),
+            **picked(report["locality"], variant=name, text="teacher_forced", phase="decode"),
+            "budgets": budget_rows(RoutingTrace.load(results / f"trace-{name}-teacher_forced.safetensors")),
+        }
+        for name in ("base", "tuned")
+    }
+
+
+def picked(rows: Sequence[dict], **wanted: str) -> dict:
+    """The numbers that are kept of the one row that has these fields."""
+    row = next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    return {name: row[name] for name in ("perplexity", "perplexity_ci95", "ecr", "ecr_ci95") if name in row}
+
+
+def budget_rows(trace: RoutingTrace) -> list[dict]:
+    """A hit-rate row a budget (at least K slots) with the interval of the bytes fetched a token."""
+    rows = []
+    for percent in BUDGETS:
+        slots = max(int(percent / 100 * trace.num_experts), trace.top_k)
+        row = replay(trace, "lru", slots, phase="decode")
+        full = row["miss_bytes_per_token"] / max(1 - row["hit_rate"], 1e-12)
+        ends = [full * (1 - rate) for rate in reversed(row["hit_rate_ci95"])]
+        rows.append({"budget_percent": percent, "miss_bytes_per_token_ci95": ends, **row})
+    return rows
+
+
+def shared_options(options: Sequence[str]) -> list[str]:
+    """Those of the options that inference.py needs as well."""
+    pairs = [options[at : at + 2] for at, option in enumerate(options) if option in SHARED]
+    return [text for pair in pairs for text in pair]
+
+
+def command(script: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, *arguments], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{script} {' '.join(arguments)}: {last.removeprefix('error: ')}")
+
+
+def write(path: Path, record: dict) -> None:
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of points, adapters and reports")
+    parser.add_argument("--objectives", nargs="+", default=["js", "overlap", "reuse", "cache_miss"])
+    parser.add_argument("--weights", nargs="+", type=float, default=[0.1, 0.3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--scopes", nargs="+", default=["router_attention"])
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return parser.parse_args(arguments[:end]), arguments[end + 1 :]
+
+
+def main() -> None:
+    args, options = parse()
+    (args.out / "points").mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for point in points_of(args):
+        path = args.out / "points" / f"{point.name}.json"
+        if path.exists():
+            continue
+        try:
+            write(path, run_point(point, args.out, options))
+        except UserError as error:
+            failed += 1
+            print(f"{point.name} failed: {error}", file=sys.stderr)
+    records = [json.loads(path.read_text()) for path in sorted((args.out / "points").glob("*.json"))]
+    if records:
+        save(pareto.draw(pareto.fronts(records)), args.out / "pareto.png")
+        print(f"{len(records)} points, {failed} failed: {args.out / 'pareto.png'}")
+    if failed:
+        raise UserError(f"{failed} points failed: repeat the command to try them again")
+
+
+if __name__ == "__main__":
+    run_command(main)
