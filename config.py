@@ -167,6 +167,7 @@ class LocalitySettings:
         for name in ("aux_loss_alpha", "distillation_weight", "gate_trust_weight"):
             check_at_least(name, getattr(self, name), 0)
         check_choice("balance_scope", self.balance_scope, BALANCE_SCOPES)
+        check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
         if self.has_target:
             self._check_dial()
 
@@ -175,7 +176,6 @@ class LocalitySettings:
             raise UserError("a target needs a --consecutive_expert_loss_weight above 0 to start from")
         if self.locality_schedule != "constant":
             raise UserError("a target sets the course of the locality weight: leave --locality_schedule out")
-        check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
 
 
 @dataclass

@@ -248,12 +248,12 @@ def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
     if not held:
         return None
     result = held[0].result()
-    limit = " at its limit" if result["weight_at_limit"] else ""
+    reached = "nothing measured" if result["reached"] is None else f"{result['reached']:.4f}"
     run.say(
         f"target {result['target']} {result['asked']:g} {'met' if result['met'] else 'NOT MET'}: reached "
-        f"{result['reached']:.4f} on the validation text at step {result['step']}, the locality weight ended "
-        f"at {result['weight_at_the_end']:.4g}{limit}"
-        + ("" if result["met"] else "; more steps, a wider --train_scope or a nearer target may help")
+        f"{reached} on the validation text at step {result['step']}, the locality weight ended at "
+        f"{result['weight_at_the_end']:.4g}{' (its limit)' if result['weight_at_limit'] else ''}"
+        f"{'' if result['met'] else '; more steps, a wider --train_scope or a nearer target may help'}"
     )
     return result
 

@@ -1,0 +1,21 @@
+"""Settings that cannot be together, and values that cannot be."""
+
+import pytest
+
+from config import LocalitySettings
+from errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"locality_schedule": "cosine"}, "--locality_schedule cosine: choose from constant, linear"),
+        ({"balance_scope": "token"}, "--balance_scope token: choose from batch, sequence, global"),
+        ({"distillation_weight": -1.0}, "--distillation_weight -1.0: must be at least 0"),
+        ({"target_ecr": 0.5, "consecutive_expert_loss_weight": 0.0}, "above 0 to start from"),
+        ({"quality_budget": 0.1, "locality_schedule": "linear"}, "leave --locality_schedule out"),
+    ],
+)
+def test_a_wrong_setting_is_a_users_mistake(given, message):
+    with pytest.raises(UserError, match=message):
+        LocalitySettings(**given)
