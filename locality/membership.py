@@ -22,8 +22,9 @@ def soft_membership(logits_LBTE: Tensor, top_k: int, width: float = WIDTH) -> Te
     with torch.no_grad():
         largest = z.topk(min(top_k + 1, z.shape[-1]), dim=-1).values
         boundary = largest[..., -2:].mean(-1, keepdim=True)
-        spread_LBT = (z - z.mean(-1, keepdim=True)).square().mean(-1).sqrt()
-        tau = width * spread_LBT.mean(dim=(1, 2)).clamp(min=1e-6)[:, None, None, None]
+        squares_LBT = (z - z.mean(-1, keepdim=True)).square().sum(-1)
+        spread_L = (squares_LBT / (z.shape[-1] - 1)).sqrt().mean(dim=(1, 2))  # z.std is several times slower
+        tau = width * spread_L.clamp(min=1e-6)[:, None, None, None]
     return torch.sigmoid((z - boundary) / tau)
 
 
