@@ -249,6 +249,8 @@ def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
         return None
     result = held[0].result()
     reached = "nothing measured" if result["reached"] is None else f"{result['reached']:.4f}"
+    if result["deviation"] is not None:
+        reached += f" ({result['deviation']:+.1%})"
     run.say(
         f"target {result['target']} {result['asked']:g} {'met' if result['met'] else 'NOT MET'}: reached "
         f"{reached} on the validation text at step {result['step']}, the locality weight ended at "

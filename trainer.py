@@ -52,7 +52,7 @@ class LocalityTrainer(Trainer):
         self.moe_layers = find_moe_layers(self.model)
         self._trained = {layer.index for layer in trained_layers} or None
         self._objective = load_objective(locality.consecutive_expert_loss_type)
-        self._uses = UsesOfAStep(lambda counts: self.accelerator.reduce(counts, "sum"))
+        self._uses = UsesOfAStep(self._sum_over_ranks)
         self._means = {True: RunningMeans(), False: RunningMeans()}
         self._monitors = {True: RoutingMonitor(self.moe_layers), False: RoutingMonitor(self.moe_layers)}
         self.ecr_per_layer: dict[str, Any] = {}
@@ -64,6 +64,7 @@ class LocalityTrainer(Trainer):
         self._step_monitor = RoutingMonitor(self.moe_layers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs: Any
         segments_BT = inputs.pop("segment_ids")
         anchor = self._run_untouched(inputs, segments_BT)
         gates, monitors = GateRecorder(*segments_BT.shape), self._monitors_of_this_step()
@@ -180,7 +181,7 @@ class LocalityTrainer(Trainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._means[False].read(self.accelerator)
         self._monitors[False].trace()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         summary = self._summary(training=False)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in summary.items()})
         if self.target and metric_key_prefix == "eval":
@@ -200,7 +201,8 @@ class LocalityTrainer(Trainer):
         """
         assert self.dial is not None, "nothing is held"
         if self.control_losses:
-            return float(np.interp(self.state.global_step, *zip(*self.control_losses, strict=True)))
+            steps, losses = np.array(self.control_losses).T
+            return float(np.interp(self.state.global_step, steps, losses))
         if self.dial.reference_loss is None:
             self.dial.reference_loss = loss
         return self.dial.reference_loss
@@ -222,7 +224,11 @@ class LocalityTrainer(Trainer):
         """Raises UserError, on every rank, where a trained layer came down to a few experts."""
         first = self.moe_layers[0]
         uses_LE = experts_used(trace) if trace else np.zeros((len(self.moe_layers), first.num_experts))
-        told = torch.tensor(uses_LE, dtype=torch.float32), torch.tensor([trace.steps if trace else 0])
-        uses_LE, tokens = (self.accelerator.reduce(part.to(self.accelerator.device), "sum") for part in told)
+        uses_LE = self._sum_over_ranks(torch.tensor(uses_LE, dtype=torch.float32))
+        tokens = self._sum_over_ranks(torch.tensor(trace.steps if trace else 0))
         layers = [layer for layer in self.moe_layers if self._trained is None or layer.index in self._trained]
         refuse_collapse(layers, (uses_LE > 0).sum(-1).tolist(), int(tokens))
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        total: Any = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return total

@@ -1,5 +1,7 @@
 """What happens beside training: figures for TensorBoard, a last validation, the dial; knows no loss."""
 
+from typing import Any
+
 import numpy as np
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -62,7 +64,8 @@ class HoldTarget(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"dial": self._dial.state()}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        states: Any = state.stateful_callbacks
+        saved = states.setdefault(type(self).__name__, self.state())
         self._dial.restore(saved["attributes"]["dial"])
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -84,10 +87,12 @@ class HoldTarget(TrainerCallback, ExportableState):
         state = self._trainer.state
         step = state.best_global_step or state.global_step
         value = self._dial.validated.get(str(step))
+        is_rate = value is not None and self._target.kind != "budget"
         return {
             "target": self._target.text,
             "asked": self._target.value,
             "reached": value,
+            "deviation": value / self._target.value - 1 if is_rate else None,
             "met": value is not None and self._target.met_by(value),
             "step": step,
             "weight_at_the_end": self._dial.weight,

@@ -57,7 +57,7 @@ def trainer_of(folder, model, locality=None, **options):
     )
 
 
-def gate_gradient(folder, model, **locality):
+def gate_gradient(folder, model, **locality) -> Any:
     """Gradient of the first gate after one loss."""
     trainer = trainer_of(folder, model, LocalitySettings(**locality))
     model.train()
@@ -204,8 +204,9 @@ def test_anchors_pull_back_to_the_untouched_model(tmp_path):
         torch.manual_seed(0)
         model = tiny_model("olmoe")
         model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2, extra=("gate",)))
-        anchors = {"distillation_weight": weight, "gate_trust_weight": weight}
-        locality = LocalitySettings(consecutive_expert_loss_weight=20.0, **anchors)
+        locality = LocalitySettings(
+            consecutive_expert_loss_weight=20.0, distillation_weight=weight, gate_trust_weight=weight
+        )
         trainer = trainer_of(tmp_path, model, locality, max_steps=6, eval_strategy="no", learning_rate=1e-2)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
