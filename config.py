@@ -242,6 +242,19 @@ class EvaluationSettings:
             check_at_least(name, getattr(self, name), 1)
 
 
+@dataclass
+class CacheSettings:
+    """How large the memory for experts is, who stays in it, and whether the router heeds it."""
+
+    routing_strategy: str | None = _option(
+        None, "also measure with re-routing by name:option=value,... of routing/strategies/, e.g. margin"
+    )
+    expert_budget: str = _option("25%", "memory for experts: slots a layer (8), percent (25%), bytes (6GiB)")
+    decode_policy: str = _option("lru", "eviction policy of the decode cache, of expert_cache/policies/")
+    hand_over: str = _option("recent:tokens=8", "what a prompt leaves in the decode cache: shared, none, ...")
+    reroute_prefill: bool = _option(False, "re-route prompt tokens too, not only decoded ones")
+
+
 def log_folder(model: ModelSettings, run_name: str) -> str:
     """Where TensorBoard's files go: `tensorboard --logdir=./logs{model_key}` shows every run of a model."""
     return os.path.join(f"./logs{model.model_key}", run_name)

@@ -18,6 +18,7 @@ from command_line import SettingsParser, settings_parser
 from config import (
     SETTINGS,
     AdapterSettings,
+    CacheSettings,
     DataSettings,
     EvaluationSettings,
     LocalitySettings,
@@ -30,14 +31,16 @@ from evaluation.cache_rows import policy_list
 from evaluation.chat import chat
 from evaluation.choices import choice_rows
 from evaluation.console import print_summary
-from evaluation.measure import Measured, Workload, measure, workload
+from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from evaluation.output import write_also, write_results
 from evaluation.quality import quality_row
 from evaluation.ranks import Ranks, joined_ranks
 from evaluation.report import build_report
 from evaluation.requests import Request, load_requests
+from evaluation.rerouting_rows import REROUTED, rerouting_rows
 from evaluation.speed import device_note, find_device, speed_rows
 from evaluation.subject import Subject
+from evaluation.virtual_setup import NONE, VirtualSetup
 from expert_cache.plan import DeviceProfile
 from model_loader import BASE, active_variant, load_adapters, load_model, load_tokenizer, quiet
 from models import find_moe_layers
@@ -56,6 +59,7 @@ class Options(NamedTuple):
     adapter: AdapterSettings
     seed: int
     evaluation: EvaluationSettings
+    cache: CacheSettings
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -65,6 +69,24 @@ class Options(NamedTuple):
             found["tuned"] = self.adapter.lora_save_path
         return {name: path for name, path in found.items() if path}
 
+    @property
+    def virtual(self) -> VirtualSetup | None:
+        """How choices are re-routed, if they are."""
+        cache = self.cache
+        if not cache.routing_strategy:
+            return None
+        held = cache.expert_budget, cache.decode_policy, cache.hand_over
+        return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
+
+    @property
+    def variants(self) -> dict[str, VirtualSetup | None]:
+        """Variant -> the cache it routes by, in the order of the report; `-rerouted` ones come last."""
+        names, setup = (BASE, *self.adapters), self.virtual
+        if setup is None:
+            return dict.fromkeys(names)
+        plain = dict.fromkeys(names, dataclasses.replace(setup, strategy=NONE))
+        return plain | {name + REROUTED: setup for name in names if setup.strategy != NONE}
+
     def fields(self) -> dict[str, Any]:
         """Every setting that bears on the numbers, but not where the report goes."""
         evaluation = dataclasses.asdict(self.evaluation)
@@ -73,21 +95,27 @@ class Options(NamedTuple):
         data = {"dataset_name": self.data.dataset_name, "max_words_len": self.data.max_words_len}
         chosen = {"adapters": self.adapters, "seed": self.seed}
         policies = {"policies": policy_list(self.evaluation.policies)}
-        return dataclasses.asdict(self.model) | data | chosen | evaluation | policies
+        cache = dataclasses.asdict(self.cache) if self.virtual else {}
+        return dataclasses.asdict(self.model) | data | chosen | evaluation | policies | cache
 
 
 def parse(arguments: list[str]) -> Options:
     """The options of a command line; those without effect here are named in one warning. Raises UserError."""
-    parser = settings_parser((*SETTINGS, EvaluationSettings), __doc__ or "")
-    model, data, adapter, _, train, evaluation = parser.parse(arguments)
-    _warn(parser)
+    parser = settings_parser((*SETTINGS, EvaluationSettings, CacheSettings), __doc__ or "")
+    model, data, adapter, _, train, evaluation, cache = parser.parse(arguments)
+    options = Options(model, data, adapter, train.seed, evaluation, cache)
+    _warn(parser, options)
     policy_list(evaluation.policies)
-    return Options(model, data, adapter, train.seed, evaluation)
+    if options.virtual:
+        options.virtual.check()
+    return options
 
 
-def _warn(parser: SettingsParser) -> None:
+def _warn(parser: SettingsParser, options: Options) -> None:
     kinds = (DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"batch_size"}
+    if options.virtual is None:
+        names |= {field.name for field in dataclasses.fields(CacheSettings)}
     if os.environ.get("RANK", "0") == "0":
         unused = dataclasses.make_dataclass("Unused", sorted(names - USED))
         parser.warn_without_effect(unused, "inference.py")
@@ -113,9 +141,9 @@ def evaluate(options: Options, ranks: Ranks) -> None:
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
     console.print(_limits(options, task, requests, work), highlight=False)
     measured = {}
-    for variant in (BASE, *options.adapters):
-        with active_variant(subject.model, variant):
-            measured[variant] = measure(subject, work, ranks, variant)
+    for variant, setup in options.variants.items():
+        with active_variant(subject.model, variant.removesuffix(REROUTED)):
+            measured[variant] = measure(subject, work, ranks, variant, setup)
     if ranks.first:
         report = _report(options, task, subject, device, requests, measured)
         folder = write_results(_wanted_folder(options, task), report, measured, requests)
@@ -131,7 +159,8 @@ def _load_work(options: Options, task: Task, subject: Subject) -> tuple[list[Req
     )
     choices = choice_rows(task, requests, subject.tokenizer, tokens, settings.choice_limit)
     generated = settings.generate_limit, settings.max_new_tokens
-    return requests, workload(requests, choices, settings.eval_batch_size, *generated)
+    work = workload(requests, choices, settings.eval_batch_size, *generated)
+    return requests, one_after_the_other(work) if options.virtual else work
 
 
 def _limits(options: Options, task: Task, requests: Sequence[Request], work: Workload) -> str:
@@ -140,7 +169,7 @@ def _limits(options: Options, task: Task, requests: Sequence[Request], work: Wor
     return (
         f"{task.name}, {settings.split}: {len(requests)} requests (--limit_evaluation), {answered} answered "
         f"with at most {settings.max_new_tokens} tokens (--generate_limit, --max_new_tokens), {ranked} other "
-        f"choices ranked (--choice_limit); variants: {', '.join((BASE, *options.adapters))}"
+        f"choices ranked (--choice_limit); variants: {', '.join(options.variants)}"
     )
 
 
@@ -169,7 +198,11 @@ def _report(
         "data": data,
         "device": dataclasses.asdict(device) | {"about": device_note(device)},
     }
-    report = build_report(options.fields(), about, measured, rows)
+    rerouting = []
+    if setup := options.virtual:
+        rows_found = rerouting_rows(measured, setup.strategy, subject.expert_bytes, resamples)
+        rerouting = [row | setup.fields(subject) for row in rows_found]
+    report = build_report(options.fields(), about, measured, rows, rerouting)
     return report | {"speed": speed_rows(device, measured, report["cache"], subject.resident_bytes)}
 
 

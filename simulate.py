@@ -1,5 +1,5 @@
-"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | convert. Needs
-no torch.
+"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | convert |
+calibrate. Needs no torch.
 """
 
 import argparse
@@ -25,6 +25,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     _add_describe(commands)
     _add_plan(commands)
     _add_convert(commands)
+    _add_calibrate(commands)
     return parser.parse_args(words)
 
 
@@ -79,13 +80,19 @@ def _add_convert(commands) -> None:
     command.add_argument("--out", required=True, type=Path, help="the file to write")
 
 
+def _add_calibrate(commands) -> None:
+    about = "thresholds of the routing strategies des and odp, from the weights of a recorded trace"
+    command = _command(commands, "calibrate", run_calibrate, about)
+    command.add_argument("--out", required=True, type=Path, help="the file of thresholds to write (JSON)")
+
+
 def _command(commands, name: str, run, about: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=about, description=about)
     command.set_defaults(run=run, command=name)
     command.add_argument("--trace", required=True, type=Path, help="a trace in any format that convert knows")
     command.add_argument("--num_experts", type=int, help="experts a layer, for formats that do not say")
     command.add_argument("--prompt_tokens", type=int, help="rows that are prefill, for a .npy array [0]")
-    if name != "convert":
+    if name not in ("convert", "calibrate"):
         command.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
     return command
 
@@ -180,6 +187,17 @@ def run_convert(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {trace.steps} token steps, {trace.layers} layers x {trace.num_experts} experts, "
         f"K = {trace.top_k}"
+    )
+
+
+def run_calibrate(arguments: argparse.Namespace) -> None:
+    from expert_cache.weight_ratios import thresholds_of
+
+    found = thresholds_of(read(arguments))
+    found.save(arguments.out)
+    print(
+        f"{arguments.out}: {len(found.median_LN)} layers, K = {found.top_k}: a token may stop at "
+        f"{', '.join(map(str, found.kept)) or 'none'}"
     )
 
 

@@ -13,7 +13,17 @@ from evaluation.measure import Measured
 from evaluation.recording import has_pairs
 from expert_cache import metrics
 
-PAIRS = (("tuned", "control"), ("tuned", "base"), ("control", "base"))
+PAIRS = (
+    ("tuned", "control"),
+    ("tuned", "base"),
+    ("control", "base"),
+    ("base-rerouted", "base"),
+    ("control-rerouted", "control"),
+    ("tuned-rerouted", "tuned"),
+    ("tuned-rerouted", "base"),
+    ("tuned-rerouted", "base-rerouted"),
+    ("tuned-rerouted", "control-rerouted"),
+)
 
 
 def comparisons(measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int) -> dict[str, dict]:

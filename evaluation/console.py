@@ -19,10 +19,21 @@ def print_summary(report: Mapping, console: Console) -> None:
         cells = (_number(row["perplexity"]), _number(row["ecr"]), _number(row["hit_rate"]))
         table.add_row(row["variant"], *cells, readable_bytes(row["miss_bytes_per_token"]))
     console.print(table)
+    for row in report["rerouting"]:
+        console.print(_rerouted(row), highlight=False)
     for name, ratios in report["comparison"].items():
         told = {key: value for key, value in ratios.items() if key.endswith("_ratio")}
         words = ", ".join(f"{key.removesuffix('_ratio')} {_number(value)}x" for key, value in told.items())
         console.print(f"{name.replace('_', ' ')}: {words}", highlight=False)
+
+
+def _rerouted(row: Mapping) -> str:
+    quality = f", perplexity {_number(row['perplexity'])}" if "perplexity" in row else ""
+    return (
+        f"{row['variant']} ({row['strategy']}), {row['text']}, {row['policy']}, {row['capacity']} slots: "
+        f"hits {_number(row['hit_rate'])}, {readable_bytes(row['miss_bytes_per_token'])} a token, misses "
+        f"{_number(row['misses_ratio'])}x{quality}, agreement {_number(row['agreement'])}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -34,7 +34,9 @@ def generate(
     """Greedy answers to a batch of prompts; prompt tokens are prefill, generated tokens decode."""
     prompt_ids, mask = _left_padded(prompts, subject.pad_token_id)
     recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
-    with RouterTap(subject.model, subject.moe_layers, [recorder]):
+    if subject.virtual:
+        subject.virtual.describe(numbers, mask.numpy(), torch.zeros_like(mask).numpy())
+    with RouterTap(subject.model, subject.moe_layers, [recorder], subject.virtual):
         sequences = _run(subject, prompt_ids, mask, max_new_tokens)
     lengths = generated_lengths(sequences, prompt_ids.shape[1], subject.end_token_ids)
     recorder.add_generated(list(numbers), mask, sequences, lengths)

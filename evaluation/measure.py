@@ -1,9 +1,10 @@
 """Knows in what order a variant is measured and what that leaves behind; makes no numbers of a report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from evaluation.choices import chosen_rightly
@@ -13,9 +14,11 @@ from evaluation.recording import Recording, join
 from evaluation.requests import Request, in_batches
 from evaluation.subject import Subject
 from evaluation.teacher_forced import Score, score_and_record, score_rows
+from evaluation.virtual_setup import VirtualSetup
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Tallies = dict[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Measured:
     scores: dict[int, Score]
     rightly: dict[int, float]
     answers: dict[int, Answer]
+    tallies: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """Text -> what a virtual cache counted a request, where there was one."""
 
 
 def workload(
@@ -60,23 +65,45 @@ def workload(
     )
 
 
-def measure(subject: Subject, work: Workload, ranks: Ranks, variant: str) -> Measured | None:
-    """Everything about the variant that is active now; None on every rank but the first."""
+def one_after_the_other(work: Workload) -> Workload:
+    """The same work in the order of the requests, answered one at a time: as one cache serves them."""
+    requests = sorted((request for batch in work.scored for request in batch), key=lambda r: r.number)
+    size = max(map(len, work.scored))
+    scored = [requests[at : at + size] for at in range(0, len(requests), size)]
+    answered = sorted((request for batch in work.generated for request in batch), key=lambda r: r.number)
+    return replace(work, scored=scored, generated=[[request] for request in answered])
+
+
+def measure(
+    subject: Subject, work: Workload, ranks: Ranks, variant: str, setup: VirtualSetup | None = None
+) -> Measured | None:
+    """Everything about the variant that is active now; None on every rank but the first.
+
+    `setup`: route as if memory were small, each kind of text through an empty cache of its own.
+    """
+    subjects = [replace(subject, virtual=setup.cache(subject) if setup else None) for _ in range(3)]
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
-        scored = _shared(ranks, bar, work.scored, lambda batch: _score(subject, batch))
-        generated = _shared(ranks, bar, work.generated, lambda batch: _generate(subject, batch, work))
-        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(subject, batch))
+        scored = _shared(ranks, bar, work.scored, lambda batch: _score(subjects[0], batch))
+        generated = _shared(ranks, bar, work.generated, lambda batch: _generate(subjects[1], batch, work))
+        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(subjects[2], batch))
     return _merged(scored, generated, ranked) if ranks.first else None
 
 
-def _score(subject: Subject, batch: list[Request]) -> tuple[dict[int, Score], Recording]:
+def _score(subject: Subject, batch: list[Request]) -> tuple[dict[int, Score], Recording, Tallies]:
     scores, recording = score_and_record(subject, batch)
-    return {request.number: score for request, score in zip(batch, scores, strict=True)}, recording
+    numbers = [request.number for request in batch]
+    return dict(zip(numbers, scores, strict=True)), recording, _tallies(subject, numbers)
 
 
-def _generate(subject: Subject, batch: list[Request], work: Workload) -> tuple[list[Answer], Recording]:
+def _generate(
+    subject: Subject, batch: list[Request], work: Workload
+) -> tuple[list[Answer], Recording, Tallies]:
     numbers, prompts = [r.number for r in batch], [r.prompt_ids for r in batch]
-    return generate(subject, numbers, prompts, work.max_new_tokens)
+    return *generate(subject, numbers, prompts, work.max_new_tokens), _tallies(subject, numbers)
+
+
+def _tallies(subject: Subject, numbers: Sequence[int]) -> Tallies:
+    return {number: subject.virtual.tallies[number] for number in numbers} if subject.virtual else {}
 
 
 def _rank(subject: Subject, batch: list[tuple[int, dict]]) -> list[tuple[int, Score]]:
@@ -94,10 +121,15 @@ def _shared(ranks: Ranks, bar: Any, batches: Sequence[Item], run: Callable[[Item
 
 
 def _merged(scored: list, generated: list, ranked: list) -> Measured:
-    scores = {number: score for part, _ in scored for number, score in sorted(part.items())}
-    recordings = {"teacher_forced": join([recording for _, recording in scored])}
-    if generated:
-        recordings["generated"] = join([recording for _, recording in generated])
-    answers = {answer.number: answer for part, _ in generated for answer in part}
+    scores = {number: score for part, _, _ in scored for number, score in sorted(part.items())}
+    results = {"teacher_forced": scored} | ({"generated": generated} if generated else {})
+    recordings = {text: join([part[1] for part in parts]) for text, parts in results.items()}
+    tallies = {text: _joined([part[2] for part in parts]) for text, parts in results.items()}
+    answers = {answer.number: answer for part, _, _ in generated for answer in part}
     rightly = chosen_rightly(scores, [pair for part in ranked for pair in part])
-    return Measured(recordings, dict(sorted(scores.items())), rightly, dict(sorted(answers.items())))
+    in_order = dict(sorted(scores.items())), rightly, dict(sorted(answers.items()))
+    return Measured(recordings, *in_order, {text: found for text, found in tallies.items() if found})
+
+
+def _joined(parts: Sequence[Tallies]) -> Tallies:
+    return dict(sorted((number, tally) for part in parts for number, tally in part.items()))

@@ -23,6 +23,10 @@ CONVENTION = {
     "start": "cold",
     "reset": "never",
     "order": "one request after the other through one cache; prefill layer-major, a prompt is one chunk",
+    "rerouting": "a virtual cache: every expert is in memory, the routing strategy sees what a cache of the "
+    "budget would hold; decode tokens counted, prompts hand over to the cache; requests in order through one "
+    "cache (one a rank), each kind of text through its own; agreement: share of the router's own choice that "
+    "ran; kl_next_token: KL in nats from the own choice's to the re-routed next-token distribution",
     "scope": "layer: capacity is slots a layer; global: slots for all layers together",
     "ci95": "percentile bootstrap over requests",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
@@ -38,6 +42,7 @@ def build_report(
     about: Mapping[str, Any],
     measured: Mapping[str, Measured],
     quality: Sequence[dict],
+    rerouting: Sequence[dict] = (),
 ) -> dict:
     """The whole report; `about` is merged in as it is (model, data, device)."""
     resamples = settings["bootstrap_samples"]
@@ -52,6 +57,7 @@ def build_report(
         "locality": [row for name, found in measured.items() for row in _locality(name, found, resamples)],
         "cache": cache,
         "quality": list(quality),
+        "rerouting": list(rerouting),
         "comparison": comparisons(measured, cache, resamples),
     }
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from models import MoeLayer
 from models.base import shape_of, unwrap
+from routing import VirtualCache
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Subject:
     tokenizer: Any
     moe_layers: list[MoeLayer]
     name: str
+    virtual: VirtualCache | None = None
+    """Where there is one, it routes: as if only what it holds were in memory."""
 
     @property
     def pad_token_id(self) -> int:

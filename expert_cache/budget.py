@@ -1,13 +1,25 @@
 """Knows how slots, bytes and percent of a model's experts convert; does not know what is kept in them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from errors import UserError
-from expert_cache.trace import RoutingTrace
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class Sizes(Protocol):
+    """What a budget is a share of: a routing trace, or anything else that says how many experts there are."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def expert_bytes(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Budget:
         return {name: getattr(self, name) for name in names}
 
 
-def budget_of(trace: RoutingTrace, scope: str, capacity: int | str) -> Budget:
+def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
     """`capacity`: slots (8), percent of all routed experts ("25%"), or bytes ("6GiB").
 
     Slots are all of one size: a global cache of slots must be able to hold the largest expert in each. Bytes
@@ -71,11 +83,11 @@ def _split(text: str) -> tuple[float, str]:
     return number, unit
 
 
-def _most(trace: RoutingTrace, scope: str) -> int:
+def _most(trace: Sizes, scope: str) -> int:
     return trace.num_experts * (1 if scope == "layer" else trace.layers)
 
 
-def _of_slots(trace: RoutingTrace, scope: str, slots: int) -> Budget:
+def _of_slots(trace: Sizes, scope: str, slots: int) -> Budget:
     most, caches = _most(trace, scope), trace.layers if scope == "layer" else 1
     if not 1 <= slots <= most:
         raise UserError(f"capacity must be 1 to {most} experts with scope {scope}, got {slots}")
@@ -84,7 +96,7 @@ def _of_slots(trace: RoutingTrace, scope: str, slots: int) -> Budget:
     return Budget(scope, slots, known, 100 * slots / most, (slots,) * caches, np.ones(most, np.int64))
 
 
-def _of_bytes(trace: RoutingTrace, scope: str, budget_bytes: int) -> Budget:
+def _of_bytes(trace: Sizes, scope: str, budget_bytes: int) -> Budget:
     if min(trace.expert_bytes) <= 0:
         raise UserError("a capacity in bytes needs a trace that says expert_bytes")
     if scope == "layer":

@@ -13,7 +13,8 @@ def _read(output: tuple, top_k: int) -> RouterTriple:
 
 
 def _write(output: tuple, weights_TK: Tensor, indices_TK: Tensor) -> tuple:
-    scores_TE = torch.zeros_like(output[0]).scatter(1, indices_TK, weights_TK.to(output[0].dtype))
+    # An expert may stand twice in a row, the second time with weight 0.
+    scores_TE = torch.zeros_like(output[0]).scatter_add(1, indices_TK, weights_TK.to(output[0].dtype))
     return scores_TE, output[1]
 
 

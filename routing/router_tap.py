@@ -22,7 +22,8 @@ class RouterOutput(NamedTuple):
     """Raw: before any softmax or sigmoid, with its gradient."""
     weights_TK: Tensor
     indices_TK: Tensor
-    """The experts that run: the router's choice, or the strategy's where there is one. Not always sorted."""
+    """The experts that run: the router's choice, or the strategy's where there is one. Not always sorted.
+    -1: a slot that the strategy left empty."""
 
 
 Observer = Callable[[RouterOutput], None]
@@ -35,6 +36,11 @@ def router_order(weights_TK: Tensor, indices_TK: Tensor) -> tuple[Tensor, Tensor
     return weights_TK, indices_TK.gather(-1, order_TK)
 
 
+def runnable(indices_TK: Tensor) -> Tensor:
+    """Indices that every experts module can run: an empty slot names the row's first expert once more."""
+    return torch.where(indices_TK < 0, indices_TK[:, :1], indices_TK)
+
+
 class RouterTap:
     """A `with` block that shows router outputs to observers and lets at most one strategy replace the choice.
 
@@ -43,8 +49,9 @@ class RouterTap:
     pass: with both in use, keep the backward pass inside the block. Open the block anew for each step: hooks
     registered late run last, behind those of DeepSpeed, whose gathering of weights the logits then carry.
 
-    `model` is the one `moe_layers` was found in. A strategy maps a RouterOutput to (weights_TK, indices_TK);
-    observers see its answer. Raises UserError at an output that is not a router's.
+    `model` is the one `moe_layers` was found in. A strategy maps a RouterOutput to (weights_TK, indices_TK),
+    with -1 and weight 0 for a slot it leaves empty; observers see its answer. Raises UserError at an output
+    that is not a router's.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class RouterTap:
             seen = self._read(layer, output)
             if self.strategy is not None:
                 seen = seen._replace(**self._replacement(seen))
-                output = self._family.write(output, seen.weights_TK, seen.indices_TK)
+                output = self._family.write(output, seen.weights_TK, runnable(seen.indices_TK))
             if not _in_backward():
                 for observer in self.observers:
                     observer(seen)

@@ -112,6 +112,17 @@ def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
     )
 
 
+def test_calibrate_writes_thresholds(tmp_path, capsys):
+    weights = np.random.default_rng(0).random((120, 3, 3)).astype(np.float16) + np.float16(0.1)
+    random_trace(0, steps=120, weights=weights).save(tmp_path / "t.safetensors")
+    run("calibrate", "--trace", tmp_path / "t.safetensors", "--out", tmp_path / "mu.json")
+    table = json.loads((tmp_path / "mu.json").read_text())
+    ratios = np.sort(weights[:, 0].astype(float), axis=1)
+    assert table["kept"] == [2] and len(table["median_ratio"]) == 3
+    assert table["median_ratio"][0] == [pytest.approx(np.median(ratios[:, 1] / ratios[:, 0]))]
+    assert "a token may stop at 2" in capsys.readouterr().out
+
+
 def test_convert_and_back(trace_path, tmp_path, capsys):
     run("convert", "--trace", trace_path, "--out", tmp_path / "t.route.csv")
     run("convert", "--trace", tmp_path / "t.route.csv", "--out", tmp_path / "back.safetensors")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from plots import ecr_per_layer, hit_rate_curve, memory_throughput, routing_over_time
+from plots import ecr_per_layer, hit_rate_curve, levers, memory_throughput, routing_over_time
 from plots.style import save
 
 CONVENTION = {"scope": "layer", "access": "atomic", "phase": "decode", "start": "cold", "reset": "never"}
@@ -38,6 +38,20 @@ FIGURES = {
     ),
     "ecr": lambda: ecr_per_layer.draw(localities()),
     "routing": lambda: routing_over_time.draw({"base": np.arange(6).reshape(3, 2)}, 6, 0, 1, "request 0"),
+    "levers": lambda: levers.draw(
+        [
+            {
+                "lever": lever,
+                "name": lever[:4],
+                "budget_percent": budget,
+                "miss_bytes_per_token": 1e6,
+                "perplexity": 9.0,
+            }
+            for lever in levers.LEVERS
+            for budget in (12.5, 25)
+        ],
+        "a model",
+    ),
     "memory": lambda: memory_throughput.draw(
         {("base", "lru"): [(2e6, 5.0), (1e6, 3.0)]}, "a device", "a floor"
     ),
@@ -57,6 +71,7 @@ def test_only_what_the_token_before_chose_counts_as_stayed():
 
 
 def test_figures_need_no_torch():
-    modules = "plots.hit_rate_curve, plots.ecr_per_layer, plots.routing_over_time, plots.memory_throughput"
+    names = ("hit_rate_curve", "ecr_per_layer", "routing_over_time", "memory_throughput", "levers")
+    modules = ", ".join(f"plots.{name}" for name in names)
     check = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

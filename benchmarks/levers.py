@@ -1,0 +1,111 @@
+"""Measures every lever side by side: eviction policy, re-routing, training, and both, at several budgets.
+
+    python benchmarks/levers.py --json F.json --plot F.png --model_name PATH --lora_save_path ADAPTER
+
+All other options are those of inference.py; without an adapter (`--use_lora False`) training has no points.
+Reference text only: the same tokens for all, one pass a measurement, decode counted in a virtual cache.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_pipeline.task import load_task
+from errors import UserError, run_command
+from evaluation.folder import write_json
+from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from evaluation.ranks import Ranks
+from evaluation.requests import load_requests
+from evaluation.rerouting_rows import rerouting_row
+from evaluation.subject import Subject
+from evaluation.virtual_setup import NONE, VirtualSetup
+from inference import Options, load_subject, parse
+from model_loader import BASE, active_variant, quiet
+from plots import levers
+from plots.style import save
+
+POLICIES = ("lru", "lfu", "lrfu:decay=0.95")
+STRATEGIES = (
+    "margin:loss=0.05",
+    "margin:loss=0.1",
+    "margin:loss=0.15",
+    "mocce:strength=0.4",
+    "cecar:scale=0.3",
+)
+
+
+def setups(budgets: list[str], strategies: list[str]) -> Iterator[VirtualSetup]:
+    """Every policy without re-routing and every strategy under LRU; a budget's first is LRU alone."""
+    for budget in budgets:
+        pairs = [(NONE, policy) for policy in POLICIES] + [(strategy, "lru") for strategy in strategies]
+        yield from (VirtualSetup(strategy, budget, policy, "recent:tokens=8") for strategy, policy in pairs)
+
+
+def load_work(options: Options, subject: Subject) -> Workload:
+    task, limit = load_task(options.data.dataset_name), options.evaluation.limit_evaluation
+    tokens, split = options.data.max_words_len, options.evaluation.split
+    requests = load_requests(task, split, subject.tokenizer, tokens, limit, options.seed)
+    return one_after_the_other(workload(requests, [], options.evaluation.eval_batch_size, 0, 1))
+
+
+def point(
+    subject: Subject, variant: str, setup: VirtualSetup, found: Measured, base: Measured, resamples: int
+) -> dict:
+    """One point of the figure: which lever, what it bought and what it cost."""
+    rerouted = setup.strategy != NONE
+    lever = levers.LEVERS[2 * (variant != BASE) + rerouted]
+    row = rerouting_row(found, base, "teacher_forced", subject.expert_bytes, resamples)
+    about = {"lever": lever, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
+    budget = float(setup.budget.removesuffix("%"))
+    return about | {"budget_percent": budget, "strategy": setup.strategy} | setup.fields(subject) | row
+
+
+def run(options: Options, subject: Subject, budgets: list[str], strategies: list[str]) -> list[dict]:
+    work, points, bases = load_work(options, subject), [], {}
+    for variant in (BASE, *options.adapters):
+        for setup in setups(budgets, strategies):
+            with active_variant(subject.model, variant):
+                found = measure(subject, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)
+            assert found is not None, "there is one rank"
+            base = bases.setdefault(setup.budget, found)
+            points.append(point(subject, variant, setup, found, base, options.evaluation.bootstrap_samples))
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", required=True, type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--budgets", nargs="+", default=["12.5%", "25%", "50%"])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    arguments, others = parser.parse_known_args()
+    if wrong := [budget for budget in arguments.budgets if not budget.endswith("%")]:
+        raise UserError(f"--budgets {wrong[0]}: give percent, e.g. 25%")
+    quiet()
+    options = parse(others)
+    subject = load_subject(options)
+    points = run(options, subject, arguments.budgets, arguments.strategies)
+    settings = options.fields() | {"budgets": arguments.budgets, "strategies": arguments.strategies}
+    report = {"schema_version": 1, "command": "levers", "settings": settings, "points": points}
+    write_json(arguments.json, report | {"model": subject.fields()})
+    if arguments.plot:
+        about = (
+            f"{subject.name}, {options.data.dataset_name} {options.evaluation.split}, reference text, decode"
+        )
+        save(levers.draw(points, about), arguments.plot)
+    for row in points:
+        print(
+            f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
+            f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
+            f"perplexity {row['perplexity']:.3f}, KL {row['kl_next_token']:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

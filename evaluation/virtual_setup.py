@@ -1,0 +1,68 @@
+"""Knows how a virtual cache is set up for a loaded model; does not run it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from errors import UserError
+from evaluation.subject import Subject
+from expert_cache.budget import Budget, budget_of
+from expert_cache.phases import parse_hand_over
+from expert_cache.policies.base import parse_policy
+from routing import VirtualCache
+from routing.strategies import load_strategy
+
+NONE = "none"
+
+
+class _Sizes(NamedTuple):
+    layers: int
+    num_experts: int
+    expert_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VirtualSetup:
+    """A routing strategy, and the cache by whose residents it routes."""
+
+    strategy: str
+    budget: str
+    policy: str
+    hand_over: str
+    reroute_prefill: bool = False
+
+    def check(self) -> None:
+        """Everything that can be wrong before a model is loaded. Raises UserError."""
+        load_strategy(self.strategy)
+        parse_hand_over(self.hand_over)
+        if parse_policy(self.policy)[0].FUTURE != "none":
+            raise UserError(f"--decode_policy {self.policy} looks into the future: it cannot run live")
+
+    def room(self, subject: Subject) -> Budget:
+        """The decode cache's room. UserError for a budget that does not hold one token's experts."""
+        first = subject.moe_layers[0]
+        sizes = _Sizes(len(subject.moe_layers), first.num_experts, subject.expert_bytes)
+        budget = budget_of(sizes, "layer", self.budget)
+        if budget.capacity < first.top_k:
+            raise UserError(
+                f"--expert_budget {self.budget} leaves {budget.capacity} slots a layer: a token needs "
+                f"{first.top_k} of {first.num_experts} experts"
+            )
+        return budget
+
+    def cache(self, subject: Subject) -> VirtualCache:
+        """An empty cache on the model as it is now."""
+        return VirtualCache(
+            subject.model,
+            subject.moe_layers,
+            self.strategy,
+            policy=self.policy,
+            capacity=self.room(subject).capacity,
+            hand_over=self.hand_over,
+            reroute_prefill=self.reroute_prefill,
+        )
+
+    def fields(self, subject: Subject) -> dict[str, Any]:
+        """The convention of what the cache counts."""
+        counted = {"scope": "layer", "access": "atomic", "phase": "decode", "start": "warm:prefill"}
+        cache = {"policy": self.policy, "hand_over": self.hand_over, "reset": "never"}
+        return counted | cache | self.room(subject).fields() | {"reroute_prefill": self.reroute_prefill}

@@ -1,0 +1,41 @@
+"""Ours: a resident takes the place of a missing expert where that costs little of the routing weight."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from routing.strategies.base import Situation, allowed, check, first_of, ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """The missing experts of the router's choice, lightest first, change places with the best residents
+    outside of it, as long as a swap loses less than `loss` of the weight of the router's choice.
+
+    A swap of one expert for another changes a layer's output by about the difference of their weights, not of
+    their logits: a limit on it spares the experts that matter, however widely logits spread. The dial is in
+    one unit for every family: the share of its choice's weight that a token may lose with one swap.
+    """
+
+    loss: float = 0.15
+
+    def __post_init__(self) -> None:
+        check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
+
+    def choose(self, seen: Situation) -> np.ndarray:
+        own_TK = np.take_along_axis(seen.score_TE, seen.own_TK, axis=1)
+        share_TE = seen.score_TE / np.maximum(own_TK.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        missing_TK = np.where(
+            seen.resident_E[seen.own_TK], np.inf, np.take_along_axis(share_TE, seen.own_TK, axis=1)
+        )
+        order_TK = np.argsort(missing_TK, axis=1, kind="stable")
+        leaving_TK = np.take_along_axis(seen.own_TK, order_TK, axis=1)
+        spare_TE = allowed(seen) & ~first_of(seen.own_TK, seen.top_k, seen.rank_TE.shape[1])
+        best_TE = np.where(spare_TE, seen.rank_TE, -np.inf)
+        coming_TK = ranking(best_TE, seen.own_TK)[:, : seen.top_k]
+        gained_TK = np.take_along_axis(np.where(spare_TE, share_TE, -np.inf), coming_TK, axis=1)
+        lost_TK = np.take_along_axis(missing_TK, order_TK, axis=1) - gained_TK
+        return np.where(lost_TK < self.loss, coming_TK, leaving_TK)
+
+
+strategy = Margin

@@ -1,0 +1,135 @@
+"""Knows how a model runs as if only some experts were in memory; in truth all are, residency is simulated.
+
+Letters: B rows of a batch, T tokens of a row (padding included), L MoE layers, E experts, K chosen a token.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from expert_cache.cache import ExpertCache
+from expert_cache.phases import PhaseSplit
+from models import MoeLayer
+from routing.rerouter import Rerouter, Rows
+from routing.router_tap import RouterOutput
+from routing.strategies.base import EMPTY
+from routing.token_importance import TokenImportance
+
+HITS, MISSES, KEPT, AGREED, TOKENS, PREFILL_LOADS = range(6)
+
+
+class _Pass(NamedTuple):
+    """Whose tokens run in a forward pass, and which of them are decoded."""
+
+    requests: Sequence[int]
+    valid_BT: np.ndarray
+    decode_BT: np.ndarray
+
+
+class VirtualCache:
+    """A strategy for `RouterTap`: each layer's choice is made as a cache of that size would have it made.
+
+    Teacher forcing is exact in one causal pass: the choice of a layer for a token depends on what its cache
+    held after the token before, so the tokens of a row are taken one after the other, row after row, layer by
+    layer. One cache serves all passes, as in a server.
+
+    spec             a strategy of routing/strategies; `none` keeps every choice and only counts
+    policy, capacity, hand_over   of the decode cache, in slots a layer, and of `PhaseSplit`
+    reroute_prefill  prompt tokens are re-routed too, all of a chunk against what was resident before it
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        moe_layers: Sequence[MoeLayer],
+        spec: str,
+        *,
+        policy: str,
+        capacity: int,
+        hand_over: str = "recent:tokens=8",
+        reroute_prefill: bool = False,
+    ):
+        self.rerouter = Rerouter(model, moe_layers, spec)
+        experts = moe_layers[0].num_experts
+        cache = ExpertCache(policy, layers=len(moe_layers), experts=experts, capacity=capacity)
+        self.split = PhaseSplit(cache, hand_over)
+        self.reroute_prefill = reroute_prefill
+        self.tallies: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((len(moe_layers), 6), np.int64))
+        """Request -> int [L, 6]: decode hits, misses, experts run, of those the router's own, tokens; prefill
+        loads."""
+        watched = reroute_prefill and getattr(self.rerouter.strategy, "WANTS_IMPORTANCE", False)
+        self._importance = TokenImportance(model, moe_layers) if watched else None
+        self._described: dict[int, _Pass] = {}
+        self._requests: Sequence[int] = ()
+
+    @property
+    def reroutes(self) -> bool:
+        """Whether any choice may be another than the router's own."""
+        return self.rerouter.spec != "none"
+
+    def describe(self, requests: Sequence[int], valid_BT: np.ndarray, decode_BT: np.ndarray) -> None:
+        """Says what runs in the next forward pass. Passes not described are decode steps of the same rows."""
+        described = _Pass(requests, np.asarray(valid_BT, bool), np.asarray(decode_BT, bool))
+        self._described = dict.fromkeys(range(self.split.cache.layers), described)
+        self._requests = requests
+        if self._importance:
+            self._importance.start()
+
+    def __call__(self, output: RouterOutput) -> tuple[Tensor, Tensor]:
+        rows, layer = self.rerouter.read(output), output.layer.index
+        described = self._described.pop(layer, None)
+        if described is None:
+            return self.rerouter.replace(output, self._step(layer, rows, self._requests))
+        chosen_TK = rows.own_TK.copy()
+        width = described.valid_BT.shape[1]
+        for row, request in enumerate(described.requests):
+            valid_T, decode_T = described.valid_BT[row], described.decode_BT[row]
+            prompt = np.flatnonzero(valid_T & ~decode_T) + row * width
+            if len(prompt):
+                importance_T = (
+                    self._importance.of(layer, row, prompt - row * width) if self._importance else None
+                )
+                chosen_TK[prompt] = self._prompt(layer, rows.at(prompt), request, importance_T)
+            for place in np.flatnonzero(valid_T & decode_T) + row * width:
+                at = slice(place, place + 1)
+                chosen_TK[at] = self._step(layer, rows.at(at), [request])
+        if self._importance and not self._described:
+            self._importance.stop()
+        return self.rerouter.replace(output, chosen_TK)
+
+    def _prompt(self, layer: int, rows: Rows, request: int, importance_T: np.ndarray | None) -> np.ndarray:
+        """A chunk of one request's prompt."""
+        if self.reroute_prefill:
+            chosen_TK = self.rerouter.choose(layer, rows, self.split.cache.resident(layer), importance_T)
+            for row_1K in chosen_TK[:, None]:
+                self.rerouter.use(layer, row_1K)
+        else:
+            chosen_TK = self.rerouter.keep(layer, rows)
+        asked_TK = np.where(chosen_TK == EMPTY, self.split.cache.experts, chosen_TK)
+        self.tallies[request][layer, PREFILL_LOADS] += len(self.split.prefill(layer, asked_TK).loads)
+        return chosen_TK
+
+    def _step(self, layer: int, rows: Rows, requests: Sequence[int]) -> np.ndarray:
+        """One token of each request; all choose by what was resident before the step, and ask in waves that
+        surely fit.
+        """
+        chosen_TK = self.rerouter.choose(layer, rows, self.split.cache.resident(layer))
+        self.rerouter.use(layer, chosen_TK)
+        rows_a_wave = max(1, self.split.cache.capacity // chosen_TK.shape[1])
+        for begin in range(0, len(chosen_TK), rows_a_wave):
+            wave = slice(begin, begin + rows_a_wave)
+            self._ask(layer, chosen_TK[wave], rows.own_TK[wave], requests[wave])
+        return chosen_TK
+
+    def _ask(self, layer: int, chosen_TK: np.ndarray, own_TK: np.ndarray, requests: Sequence[int]) -> None:
+        """A row hits what was resident before the wave or was loaded for a row before it."""
+        resident_E = self.split.cache.resident(layer)
+        self.split.decode(layer, chosen_TK[chosen_TK != EMPTY])
+        for row_K, own_K, request in zip(chosen_TK, own_TK, requests, strict=True):
+            kept = row_K[row_K != EMPTY]
+            hits, agreed = int(resident_E[kept].sum()), len(np.intersect1d(kept, own_K))
+            self.tallies[request][layer, :5] += (hits, len(kept) - hits, len(kept), agreed, 1)
+            resident_E[kept] = True

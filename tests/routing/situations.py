@@ -1,0 +1,37 @@
+"""Knows random situations for routing strategies and files of thresholds; does not test."""
+
+import numpy as np
+
+from expert_cache.weight_ratios import Thresholds, stopping_places
+from routing.strategies import strategy_names
+from routing.strategies.base import NEVER, Situation
+
+EXPERTS, TOP_K, LAYERS = 12, 4, 3
+
+
+def situation(seed=0, rows=3, resident=5, **changes) -> Situation:
+    """Softmax routing of `rows` tokens with `resident` of 12 experts in memory."""
+    draw = np.random.default_rng(seed)
+    rank_TE = draw.normal(size=(rows, EXPERTS)) * 2
+    resident_E = np.zeros(EXPERTS, bool)
+    resident_E[draw.permutation(EXPERTS)[:resident]] = True
+    lag_E = np.where(draw.random(EXPERTS) < 0.3, NEVER, draw.integers(1, 20, EXPERTS))
+    lag_E[resident_E & (lag_E == NEVER)] = 7
+    score_TE = np.exp(rank_TE) / np.exp(rank_TE).sum(1, keepdims=True)
+    own_TK = np.argsort(-rank_TE, axis=1)[:, :TOP_K]
+    uses_E = draw.integers(0, 9, EXPERTS)
+    found = Situation(rank_TE, score_TE, own_TK, resident_E, lag_E, uses_E, 3.0, 1, 40)
+    return found._replace(**changes)
+
+
+def thresholds_file(folder, value: float, top_k=TOP_K, layers=LAYERS) -> str:
+    path = folder / f"thresholds-{value}-{top_k}.json"
+    Thresholds("tiny", top_k, [[value] * len(stopping_places(top_k))] * layers).save(path)
+    return str(path)
+
+
+def specs(folder, threshold: float, top_k=TOP_K, layers=LAYERS) -> dict[str, str]:
+    """Name -> spec of every strategy there is."""
+    file = thresholds_file(folder, threshold, top_k, layers)
+    needs = {name: f"{name}:thresholds={file}" for name in ("des", "odp")}
+    return {name: needs.get(name, name) for name in strategy_names()}
