@@ -102,14 +102,16 @@ def test_weights_are_the_original_ones(family, spec):
 def test_with_everything_resident_and_no_bonus_the_model_is_itself(family, tmp_path):
     model = model_of(family)
     plain, _ = run(model)
-    found = specs(tmp_path, 1e30, top_k=2)
+    every = specs(tmp_path, 1e30, top_k=2)
     no_bonus = {name: f"{name}:scale=0" for name in ("cecar", "lru", "lfu", "random", "constant")}
-    for spec in (found | no_bonus | {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=2"}).values():
+    for spec in (every | no_bonus | {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=2"}).values():
         strategy = virtual(model, spec, capacity=8, reroute_prefill=True, hand_over="shared")
         for layer in find_moe_layers(model):
             strategy.split.cache.step(layer.index, range(8))
         described(strategy)
-        assert torch.equal(run(model, strategy)[0].logits, plain.logits), spec
+        found = run(model, strategy)[0].logits
+        eager = spec.startswith("odp")  # it needs attention weights, and so another implementation
+        torch.testing.assert_close(found, plain.logits, rtol=0, atol=1e-5 if eager else 0, msg=spec)
 
 
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss", "mixtral", "deepseek"])
@@ -159,14 +161,12 @@ def test_counts_are_those_of_the_recorded_trace(spec, reroute_prefill):
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "llama4_text", "deepseek_v3"])
 def test_an_empty_slot_adds_nothing_whatever_runs_the_experts(family):
     """The experts module is given a choice with empty slots as if K were smaller there."""
-    model = model_of(family)
-    logits = {}
-    for implementation in ("eager", "grouped_mm", "batched_mm"):
-        model.set_experts_implementation(implementation)
-        logits[implementation] = run(model, lambda output: first_only(output, -1))[0].logits
-    model.set_experts_implementation("eager")
+    model = tiny_model(family)
     expected = run(model, lambda output: first_only(output, 0))[0].logits
-    for found in logits.values():
+    for implementation in ("eager", "grouped_mm", "batched_mm"):
+        if family != "llama4_text":  # it has one way only
+            model.set_experts_implementation(implementation)
+        found = run(model, lambda output: first_only(output, -1))[0].logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
