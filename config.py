@@ -170,6 +170,8 @@ class LocalitySettings:
         check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
         if self.has_target:
             self._check_dial()
+        if self.quality_reference is not None and self.quality_budget is None:
+            raise UserError("--quality_reference is what --quality_budget is counted from: give that too")
 
     def _check_dial(self):
         if not self.consecutive_expert_loss_weight > 0:

@@ -115,7 +115,9 @@ def hold_a_target(run: Run) -> None:
         raise UserError("a target is held on validation text: leave --eval_strategy on")
     if train.metric_for_best_model == TrainSettings.metric_for_best_model:
         train.metric_for_best_model = "eval_dial_score"
-    if settings.quality_budget is not None and settings.quality_reference is None:
+    if settings.quality_reference is not None:
+        control_losses(settings.quality_reference)
+    elif settings.quality_budget is not None:
         train.eval_on_start = True
 
 
@@ -244,20 +246,11 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
 
 def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
     """What became of the target, told on the first rank; None where none was given."""
-    held = [found for found in trainer.callback_handler.callbacks if isinstance(found, HoldTarget)]
-    if not held:
-        return None
-    result = held[0].result()
-    reached = "nothing measured" if result["reached"] is None else f"{result['reached']:.4f}"
-    if result["deviation"] is not None:
-        reached += f" ({result['deviation']:+.1%})"
-    run.say(
-        f"target {result['target']} {result['asked']:g} {'met' if result['met'] else 'NOT MET'}: reached "
-        f"{reached} on the validation text at step {result['step']}, the locality weight ended at "
-        f"{result['weight_at_the_end']:.4g}{' (its limit)' if result['weight_at_limit'] else ''}"
-        f"{'' if result['met'] else '; more steps, a wider --train_scope or a nearer target may help'}"
-    )
-    return result
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, HoldTarget):
+            run.say(callback.verdict())
+            return callback.result()
+    return None
 
 
 def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:

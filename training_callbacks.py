@@ -69,8 +69,11 @@ class HoldTarget(TrainerCallback, ExportableState):
         self._dial.restore(saved["attributes"]["dial"])
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._target.kind != "budget":
-            self._dial.after_step(state.global_step, state.max_steps, self._trainer.rate_of_step())
+        if self._target.kind == "budget":
+            return
+        rate = self._trainer.rate_of_step()
+        if np.isfinite(rate):  # requests of one token have no pair
+            self._dial.after_step(state.global_step, state.max_steps, rate)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if str(state.global_step) in self._dial.validated:
@@ -98,3 +101,17 @@ class HoldTarget(TrainerCallback, ExportableState):
             "weight_at_the_end": self._dial.weight,
             "weight_at_limit": self._dial.at_limit,
         }
+
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        found = self.result()
+        reached = "nothing measured" if found["reached"] is None else f"{found['reached']:.4f}"
+        if found["deviation"] is not None:
+            reached += f" ({found['deviation']:+.1%})"
+        advice = "; more steps, a wider --train_scope or a nearer target may help"
+        return (
+            f"target {found['target']} {found['asked']:g} {'met' if found['met'] else 'NOT MET'}: reached "
+            f"{reached} on the validation text at step {found['step']}, the locality weight ended at "
+            f"{found['weight_at_the_end']:.4g}{' (its limit)' if found['weight_at_limit'] else ''}"
+            f"{'' if found['met'] else advice}"
+        )

@@ -186,6 +186,7 @@ def test_a_budget_is_counted_from_the_untouched_model(tmp_path):
     trainer.train()
     losses = [entry["eval_lm_loss"] for entry in trainer.state.log_history if "eval_lm_loss" in entry]
     assert held.result()["reached"] == pytest.approx(losses[-1] - losses[0])
+    assert held.verdict().startswith("target rise of the validation loss 0.5 met: reached ")
 
 
 def test_a_collapsed_router_ends_the_run(tmp_path):
