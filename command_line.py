@@ -28,7 +28,8 @@ class SettingsParser(HfArgumentParser):
         overrides.
         """
         arguments = _expand_config(arguments)
-        self.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
+        named = [argument[2:] for argument in arguments if argument.startswith("--")]
+        self.given = {name.split("=")[0].replace("-", "_") for name in named}
         self._reject_unknown(arguments)
         return self.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 

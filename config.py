@@ -222,10 +222,26 @@ class EvaluationSettings:
         None, "adapter trained alike but without locality, reported as control"
     )
     split: str = _option("test", "what is measured on: test, validation or train")
-    limit_evaluation: int = _option(256, "measure on a seeded sample of so many requests; 0 is all")
-    generate_limit: int = _option(24, "generate answers to so many of them; 0 is none")
+    limit_evaluation: int | None = _option(
+        None, "measure on a seeded sample of so many requests; 0 is all [256; of a benchmark all]"
+    )
+    limit: int | None = _option(None, "measure on so many requests in their order instead; each is answered")
+    limit_start: int | None = _option(None, "the first of them, counted from 0; alone: all from there on")
+    task_num: int | None = _option(None, "answer this request alone, counted from 0, and print the answer")
+    input: str | None = _option(None, "answer this prompt of your own and print the answer")
+    use_chat_template: str = _option(
+        "auto", "ask through the model's chat template: on, off; auto: for the tasks that say so"
+    )
+    unfenced_code: bool = _option(
+        False, "run generated programs even where the machine cannot isolate them: at your own risk"
+    )
+    generate_limit: int | None = _option(
+        None, "generate answers to so many of them; 0 is none [24; of a benchmark all]"
+    )
     choice_limit: int = _option(64, "rank the choices of so many of them by likelihood; 0 is none")
-    max_new_tokens: int = _option(48, "tokens a generated answer may have")
+    max_new_tokens: int | None = _option(
+        None, "tokens a generated answer may have [48; of a benchmark what its answers need]"
+    )
     eval_batch_size: int = _option(16, "requests that run together on one rank")
     policies: str = _option("lru,lfu,opt,lopt:horizon=2", "eviction policies whose hit rates are reported")
     device_profile: str = _option("configs/devices/cfmoe_cpu.toml", "memory and bandwidths of a device")
@@ -238,10 +254,16 @@ class EvaluationSettings:
 
     def __post_init__(self):
         check_choice("split", self.split, ("train", "validation", "test"))
-        for name in ("limit_evaluation", "generate_limit", "choice_limit"):
-            check_at_least(name, getattr(self, name), 0)
-        for name in ("max_new_tokens", "eval_batch_size", "bootstrap_samples"):
-            check_at_least(name, getattr(self, name), 1)
+        check_choice("use_chat_template", self.use_chat_template, ("auto", "on", "off"))
+        least = dict.fromkeys(
+            ("limit_evaluation", "limit_start", "task_num", "generate_limit", "choice_limit"), 0
+        )
+        least |= dict.fromkeys(("limit", "max_new_tokens", "eval_batch_size", "bootstrap_samples"), 1)
+        for name, bound in least.items():
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), bound)
+        if self.task_num is not None and self.input is not None:
+            raise UserError("--task_num answers a request of the data set, --input one of your own: give one")
 
 
 @dataclass

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_pipeline.task import load_task
 from errors import UserError, run_command
+from evaluation.extent import extent_of
 from evaluation.folder import write_json
 from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from evaluation.ranks import Ranks
@@ -46,10 +47,10 @@ def setups(budgets: list[str], strategies: list[str]) -> Iterator[VirtualSetup]:
 
 
 def load_work(options: Options, subject: Subject) -> Workload:
-    task, limit = load_task(options.data.dataset_name), options.evaluation.limit_evaluation
-    tokens, split = options.data.max_words_len, options.evaluation.split
-    requests = load_requests(task, split, subject.tokenizer, tokens, limit, options.seed)
-    return one_after_the_other(workload(requests, [], options.evaluation.eval_batch_size, 0, 1))
+    task, settings = load_task(options.data.dataset_name), options.evaluation
+    extent = extent_of(settings, task, options.row_tokens(task, subject.model))
+    requests = load_requests(task, settings.split, subject.tokenizer, extent, options.seed)
+    return one_after_the_other(workload(requests, [], settings.eval_batch_size, 0, 1))
 
 
 def point(

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from evaluation.summary import HEADINGS, readable_bytes, summary_rows
 
+SCORES = ("pass_at_1", "accuracy", "no_answer", "rouge_l")
 COUNTED = "reference text, decode, cache a layer, cold, atomic"
 
 
@@ -34,6 +35,19 @@ def _rerouted(row: Mapping) -> str:
         f"hits {_number(row['hit_rate'])}, {readable_bytes(row['miss_bytes_per_token'])} a token, misses "
         f"{_number(row['misses_ratio'])}x{quality}, agreement {_number(row['agreement'])}"
     )
+
+
+def print_answers(report: Mapping, console: Console) -> None:
+    """One line a variant: what its answers were worth, and how fast they came."""
+    rows = zip(report["quality"], report["measured_speed"], strict=True)
+    for quality, speed in rows:
+        scores = [f"{name} {_number(quality[name])}" for name in SCORES if name in quality]
+        speeds = [
+            f"{kind} {_number(speed[f'{kind}_tokens_per_second'])} tokens/s" for kind in ("prefill", "decode")
+        ]
+        told = [f"{quality['answered_requests']} answers", *scores, *speeds] if scores else speeds
+        if speed["batches_timed"]:
+            console.print(f"{quality['variant']}: {', '.join(told)}", highlight=False)
 
 
 def _number(value: float | None) -> str:

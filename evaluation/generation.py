@@ -6,12 +6,15 @@ Letters: B rows, P prompt tokens of a row (padding included).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from evaluation.recording import Recording, recording_of
+from evaluation.stopping import StopWords, before_stop
 from evaluation.subject import Subject
+from evaluation.timing import Clock, Timing
 from routing import RouterTap
 from routing.trace_recorder import TraceRecorder, generated_lengths
 
@@ -25,24 +28,37 @@ class Answer:
     number: int
     text: str
     token_ids: list[int]
-    """Without the end token."""
+    """Without the end token; a stop word is among them, but not in the text."""
 
 
 def generate(
-    subject: Subject, numbers: Sequence[int], prompts: Sequence[list[int]], max_new_tokens: int
+    subject: Subject,
+    numbers: Sequence[int],
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    timings: list[Timing] | None = None,
 ) -> tuple[list[Answer], Recording]:
-    """Greedy answers to a batch of prompts; prompt tokens are prefill, generated tokens decode."""
+    """Greedy answers to a batch of prompts; prompt tokens are prefill, generated tokens decode.
+
+    An answer ends before the first of the texts in `stop`. What it took is added to `timings`.
+    """
     prompt_ids, mask = _left_padded(prompts, subject.pad_token_id)
     recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
     if subject.virtual:
         subject.virtual.describe(numbers, mask.numpy(), torch.zeros_like(mask).numpy())
     with RouterTap(subject.model, subject.moe_layers, [recorder], subject.virtual):
-        sequences = _run(subject, prompt_ids, mask, max_new_tokens)
+        words = StopWords(subject.tokenizer, stop, prompt_ids.shape[1], len(prompts))
+        clock = Clock()
+        sequences = _run(subject, prompt_ids, mask, max_new_tokens, [clock, *([words] if stop else [])])
     lengths = generated_lengths(sequences, prompt_ids.shape[1], subject.end_token_ids)
+    lengths = np.minimum(lengths, words.lengths)
+    if timings is not None:
+        timings.append(clock.timing(int(mask.sum()), lengths.tolist()))
     recorder.add_generated(list(numbers), mask, sequences, lengths)
     new = sequences[:, prompt_ids.shape[1] :].tolist()
     said = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
-    answers = [_answer(subject, number, ids) for number, ids in zip(numbers, said, strict=True)]
+    answers = [_answer(subject, number, ids, stop) for number, ids in zip(numbers, said, strict=True)]
     return answers, recording_of(recorder.trace(subject.name, "generated", subject.expert_bytes))
 
 
@@ -53,7 +69,7 @@ def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
     return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
 
 
-def _run(subject: Subject, prompt_ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+def _run(subject: Subject, prompt_ids: Tensor, mask: Tensor, max_new_tokens: int, criteria: list) -> Tensor:
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -64,12 +80,14 @@ def _run(subject: Subject, prompt_ids: Tensor, mask: Tensor, max_new_tokens: int
     device = subject.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
     with torch.inference_mode():
-        return subject.model.generate(**inputs, generation_config=config).cpu()
+        found = subject.model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+        return found.cpu()
 
 
-def _answer(subject: Subject, number: int, ids: list[int]) -> Answer:
+def _answer(subject: Subject, number: int, ids: list[int], stop: Sequence[str]) -> Answer:
     kept = ids[:-1] if ids and ids[-1] in subject.end_token_ids else ids
-    return Answer(number, subject.tokenizer.decode(kept, skip_special_tokens=True), kept)
+    text = subject.tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(number, before_stop(text, stop), kept)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from evaluation.recording import Recording, join
 from evaluation.requests import Request, in_batches
 from evaluation.subject import Subject
 from evaluation.teacher_forced import Score, score_and_record, score_rows
+from evaluation.timing import Timing
 from evaluation.virtual_setup import VirtualSetup
 
 Item = TypeVar("Item")
@@ -29,6 +30,8 @@ class Workload:
     generated: list[list[Request]]
     choices: list[list[tuple[int, dict]]]
     max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
 
     @property
     def batches(self) -> int:
@@ -45,6 +48,8 @@ class Measured:
     answers: dict[int, Answer]
     tallies: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """Text -> what a virtual cache counted a request, where there was one."""
+    timings: list[Timing] = field(default_factory=list)
+    """Of each batch that was answered; beside everything else, as two runs never agree in them."""
 
 
 def workload(
@@ -53,6 +58,7 @@ def workload(
     batch_size: int,
     generate_limit: int,
     max_new_tokens: int,
+    stop: tuple[str, ...] = (),
 ) -> Workload:
     """Batches of like length; the first `generate_limit` requests are answered too."""
     lengths = [len(request.row["input_ids"]) for request in requests]
@@ -62,6 +68,7 @@ def workload(
         in_batches(answered, [len(request.prompt_ids) for request in answered], batch_size),
         in_batches(choices, [len(row["input_ids"]) for _, row in choices], batch_size),
         max_new_tokens,
+        stop,
     )
 
 
@@ -97,9 +104,11 @@ def _score(subject: Subject, batch: list[Request]) -> tuple[dict[int, Score], Re
 
 def _generate(
     subject: Subject, batch: list[Request], work: Workload
-) -> tuple[list[Answer], Recording, Tallies]:
+) -> tuple[list[Answer], Recording, Tallies, list[Timing]]:
     numbers, prompts = [r.number for r in batch], [r.prompt_ids for r in batch]
-    return *generate(subject, numbers, prompts, work.max_new_tokens), _tallies(subject, numbers)
+    timings: list[Timing] = []
+    answered = generate(subject, numbers, prompts, work.max_new_tokens, work.stop, timings)
+    return *answered, _tallies(subject, numbers), timings
 
 
 def _tallies(subject: Subject, numbers: Sequence[int]) -> Tallies:
@@ -125,10 +134,12 @@ def _merged(scored: list, generated: list, ranked: list) -> Measured:
     results = {"teacher_forced": scored} | ({"generated": generated} if generated else {})
     recordings = {text: join([part[1] for part in parts]) for text, parts in results.items()}
     tallies = {text: _joined([part[2] for part in parts]) for text, parts in results.items()}
-    answers = {answer.number: answer for part, _, _ in generated for answer in part}
+    answers = {answer.number: answer for part, *_ in generated for answer in part}
+    timings = [timing for *_, part in generated for timing in part]
     rightly = chosen_rightly(scores, [pair for part in ranked for pair in part])
     in_order = dict(sorted(scores.items())), rightly, dict(sorted(answers.items()))
-    return Measured(recordings, *in_order, {text: found for text, found in tallies.items() if found})
+    counted = {text: found for text, found in tallies.items() if found}
+    return Measured(recordings, *in_order, counted, timings)
 
 
 def _joined(parts: Sequence[Tallies]) -> Tallies:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evaluation.figures import write_figures
@@ -14,19 +15,25 @@ from evaluation.samples import write_samples
 
 
 def write_results(
-    wanted: Path, report: dict, measured: Mapping[str, Measured], requests: Sequence[Request]
+    wanted: Path,
+    report: dict,
+    measured: Mapping[str, Measured],
+    requests: Sequence[Request],
+    undisclosed: bool = False,
 ) -> Path:
     """Writes report, page, figures, samples and traces; gives the folder they are in.
 
-    A folder that holds a report of other settings is left alone, and the next numbered one is used.
+    A folder that holds a report of other settings is left alone, and the next numbered one is used. Where the
+    data are `undisclosed`, neither their text nor their tokens are written.
     """
     target = choose_folder(wanted, report["settings"])
     with written_whole(target) as folder:
         for name, found in measured.items():
             for text, recording in found.recordings.items():
-                recording.trace.save(folder / f"trace-{name}-{text}.safetensors")
+                trace = replace(recording.trace, token_ids=None) if undisclosed else recording.trace
+                trace.save(folder / f"trace-{name}-{text}.safetensors")
         captions = write_figures(folder, report, measured)
-        write_samples(folder / "samples.csv", requests, measured)
+        write_samples(folder / "samples.csv", requests, measured, undisclosed)
         write_html(folder, report, captions)
         report["files"] = sorted([*(file.name for file in folder.iterdir()), REPORT])
         write_json(folder / REPORT, report)

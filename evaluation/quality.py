@@ -12,22 +12,31 @@ from evaluation.choices import task_of
 from evaluation.intervals import mean_interval
 from evaluation.measure import Measured
 from evaluation.metrics import load_metric
+from evaluation.programs import program_of
 from evaluation.requests import Request
+from evaluation.sandbox.confine import WAYS
 
 
 def quality_row(
-    variant: str, task: Task, requests: Sequence[Request], measured: Measured, resamples: int
+    variant: str,
+    task: Task,
+    requests: Sequence[Request],
+    measured: Measured,
+    resamples: int,
+    ways: Sequence[str] = WAYS,
 ) -> dict:
     """Perplexity of all reference answers, and what the task's metric says of the generated ones.
 
-    A mix has its members' metrics apart, under `by_task`. A metric that is not finite is None.
+    A mix has its members' metrics apart, under `by_task`. A metric that is not finite is None. `ways`: how
+    programs may be fenced (code_sandbox.py).
     """
     scores = list(measured.scores.values())
     tokens = [score.tokens for score in scores]
     row: dict[str, Any] = {"variant": variant, "scored_requests": len(scores), "scored_tokens": sum(tokens)}
     row |= load_metric("perplexity").compute(nll=[score.nll for score in scores], tokens=tokens) or {}
     row |= _choice_accuracy(measured.rightly, resamples)
-    by_task = {name: _judged(rule, some, measured) for name, rule, some in _groups(task, requests, measured)}
+    groups = _groups(task, requests, measured)
+    by_task = {name: _judged(rule, some, measured, ways) for name, rule, some in groups}
     row |= {"by_task": by_task} if task.mix else by_task.get(task.name, {})
     return _finite(row)
 
@@ -53,13 +62,18 @@ def _groups(
     return [(name, task_of(task, some[0].example), some) for name, some in parts]
 
 
-def _judged(rule: Task, requests: Sequence[Request], measured: Measured) -> dict:
-    if rule.metric not in ("accuracy", "rouge"):
+def _judged(rule: Task, requests: Sequence[Request], measured: Measured, ways: Sequence[str]) -> dict:
+    if rule.metric not in ("accuracy", "pass_at_1", "rouge"):
         return {}
-    texts = {
-        "predictions": [measured.answers[request.number].text for request in requests],
+    written = [measured.answers[request.number].text for request in requests]
+    texts: dict[str, Any] = {
+        "predictions": written,
         "references": [request.example.answer for request in requests],
     }
+    if rule.metric == "pass_at_1":
+        pairs = zip(requests, written, strict=True)
+        programs = [program_of(rule, request.example, text) for request, text in pairs]
+        texts = {"predictions": programs, "ways": tuple(ways)}
     if rule.metric == "accuracy":
         choices = [tuple(request.example.fields.get("choices", ())) for request in requests]
         texts |= {"form": rule.form, "choices": choices}

@@ -31,6 +31,8 @@ CONVENTION = {
     "ci95": "percentile bootstrap over requests",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
     "accuracy": "answer extracted from the generated text",
+    "pass_at_1": "share of answers whose program, the task's tests at its end, runs through in a sandbox; "
+    "one greedy answer a request",
     "choice_accuracy": "the reference has the highest mean log-likelihood a token of all allowed answers",
     "rouge": "F1 of generated against reference text",
     "miss_bytes_per_token": "bytes of experts fetched for a token of the phase, weights as loaded",

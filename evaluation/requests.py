@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from data_pipeline.examples import Example, load_examples
-from data_pipeline.sampling import seeded_sample
 from data_pipeline.task import Task
-from data_pipeline.tokenised import encode_examples
+from data_pipeline.tokenised import beginning, encode_examples, token_ids
 from errors import UserError
+from evaluation.extent import Extent
+from evaluation.wording import as_messages
 
 Item = TypeVar("Item")
 
@@ -22,29 +23,43 @@ class Request:
     """`input_ids`, `labels`, `prompt_tokens` as the training data have them."""
     example: Example
     has_prompt: bool
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """What generation starts from: the prompt; of running text the first half of its window."""
-        tokens = self.row["prompt_tokens"] if self.has_prompt else max(1, len(self.row["input_ids"]) // 2)
-        return self.row["input_ids"][:tokens]
+    prompt_ids: list[int]
+    """What generation starts from: the prompt, whatever of it the reference answer leaves room for in `row`;
+    of running text the first half of its window.
+    """
 
 
 def load_requests(
-    task: Task, split: str, tokenizer: Any, max_tokens: int, limit: int, seed: int
+    task: Task, split: str, tokenizer: Any, extent: Extent, seed: int, in_chat: bool = False
 ) -> list[Request]:
-    """A seeded sample of `limit` examples of a split (0: all) as numbered requests. Raises UserError."""
-    examples = seeded_sample(load_examples(task, split, seed=seed), limit or None, seed)
+    """The examples of a split that are measured as numbered requests. Raises UserError."""
+    examples = extent.of(load_examples(task, split, seed=seed), seed)
     if not examples:
         raise UserError(f"{task.name}: the split '{split}' is empty")
+    examples = as_messages(examples, tokenizer) if in_chat else examples
     asked = [example for example in examples if example.prompt]
-    pairs = list(zip(asked, encode_examples(asked, tokenizer, max_tokens), strict=True)) if asked else []
+    rows = encode_examples(asked, tokenizer, extent.row_tokens) if asked else []
+    texts = [example.prompt for example in asked]
+    prompts = [prompt_ids(tokenizer, ids, extent.row_tokens) for ids in token_ids(tokenizer, texts)]
+    found = list(zip(asked, map(dict, rows), prompts, strict=True))
     for example in examples:
         if not example.prompt:
-            pairs += [(example, row) for row in encode_examples([example], tokenizer, max_tokens)]
+            windows = map(dict, encode_examples([example], tokenizer, extent.row_tokens))
+            found += [(example, row, _first_half(row["input_ids"])) for row in windows]
     return [
-        Request(place, dict(row), example, bool(example.prompt)) for place, (example, row) in enumerate(pairs)
+        Request(place, row, example, bool(example.prompt), prompt)
+        for place, (example, row, prompt) in enumerate(found)
     ]
+
+
+def prompt_ids(tokenizer: Any, ids: list[int], max_tokens: int) -> list[int]:
+    """A prompt's tokens behind what the tokenizer puts before every text; its beginning gives way."""
+    begin = beginning(tokenizer)
+    return begin + ids[max(0, len(ids) - max_tokens + len(begin)) :]
+
+
+def _first_half(ids: list[int]) -> list[int]:
+    return ids[: max(1, len(ids) // 2)]
 
 
 def in_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int) -> list[list[Item]]:

@@ -15,17 +15,28 @@ from expert_cache.trace import DECODE
 TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
 
 
-def write_samples(path: Path, requests: Sequence[Request], measured: Mapping[str, Measured]) -> None:
-    """CSV of `Input`, then `Output_*` and `ECR_*` a variant; no ECR where an answer has no pair of tokens."""
+def write_samples(
+    path: Path, requests: Sequence[Request], measured: Mapping[str, Measured], undisclosed: bool = False
+) -> None:
+    """CSV of `Input`, then `Output_*` and `ECR_*` a variant; no ECR where an answer has no pair of tokens.
+
+    Texts that are `undisclosed` are left out: a request is then told by its number.
+    """
     variants = [name for name in TITLES if name in measured]
     ecr = {name: _ecr_by_request(measured[name]) for name in variants}
-    inputs = {request.number: request.example.prompt or request.example.answer for request in requests}
+    inputs = {
+        request.number: f"request {request.number}, not shown"
+        if undisclosed
+        else request.example.prompt or request.example.answer
+        for request in requests
+    }
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         titles = [f"{kind}_{TITLES[name]}" for name in variants for kind in ("Output", "ECR")]
         table.writerow(["Input", *titles])
         for number in measured[variants[0]].answers:
-            cells = [(measured[name].answers[number].text, ecr[name].get(number, "")) for name in variants]
+            texts = [("" if undisclosed else measured[name].answers[number].text) for name in variants]
+            cells = [(text, ecr[name].get(number, "")) for text, name in zip(texts, variants, strict=True)]
             table.writerow([inputs[number], *(cell for pair in cells for cell in pair)])
 
 

@@ -32,10 +32,11 @@ def subject(workspace, one_thread):
 @pytest.fixture(scope="session")
 def requests(workspace, subject):
     from data_pipeline.task import load_task
+    from evaluation.extent import Extent
     from evaluation.requests import load_requests
 
     task = load_task(str(workspace / "task" / "task.toml"))
-    return load_requests(task, "test", subject.tokenizer, 64, 0, 42)
+    return load_requests(task, "test", subject.tokenizer, Extent(0, 3, 6, 64), 42)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,8 @@ def launch(ranks: int, script: str, *arguments: str, timeout: float = 580) -> su
 def test_any_number_of_ranks_gives_the_same_report(workspace, report, ranks, tmp_path):
     done = launch(ranks, "inference.py", *options(workspace, results_dir=tmp_path / "results"))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "results" / "report.json").read_text()) == report
+    again = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert again | {"measured_speed": None} == report | {"measured_speed": None}
 
 
 def test_a_dead_rank_ends_the_run(tmp_path):

@@ -1,0 +1,39 @@
+"""Knows what share of programs run through to their end; how they are run is the sandbox's business."""
+
+from collections import Counter
+
+import datasets
+import evaluate
+from tqdm import tqdm
+
+from evaluation.code_sandbox import Verdict, run_program
+from evaluation.sandbox.confine import WAYS
+from expert_cache.metrics import bootstrap_ci
+
+
+class PassAt1(evaluate.Metric):
+    """`pass_at_1` with its interval, `verdicts` (how many programs passed, failed, timed out, ...) and
+    `sandbox`, the way files were fenced.
+
+    `compute(predictions=, ways=)`: whole programs, one a request, which raise unless the answer is right.
+    Raises UserError where none may be run.
+    """
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=str(__doc__),
+            citation="",
+            inputs_description=str(PassAt1.__doc__),
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(self, predictions, ways=WAYS):
+        programs = tqdm(predictions, desc="programs", unit="program", leave=False)
+        outcomes = [run_program(program, ways=ways) for program in programs]
+        right = [float(outcome.verdict is Verdict.PASSED) for outcome in outcomes]
+        return {
+            "pass_at_1": sum(right) / len(right),
+            "pass_at_1_ci95": bootstrap_ci(right),
+            "verdicts": dict(Counter(outcome.verdict.value for outcome in outcomes)),
+            "sandbox": sorted({outcome.way for outcome in outcomes if outcome.way}),
+        }

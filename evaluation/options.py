@@ -1,0 +1,114 @@
+"""Knows what the command line of evaluation said, as far as it matters there; evaluates nothing."""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+from command_line import SettingsParser, settings_parser
+from config import (
+    SETTINGS,
+    AdapterSettings,
+    CacheSettings,
+    DataSettings,
+    EvaluationSettings,
+    LocalitySettings,
+    ModelSettings,
+    TrainSettings,
+)
+from data_pipeline.task import Task
+from evaluation.cache_rows import policy_list
+from evaluation.cecar_names import in_our_names
+from evaluation.rerouting_rows import REROUTED
+from evaluation.sandbox.confine import UNFENCED, WAYS
+from evaluation.virtual_setup import NONE, VirtualSetup
+from model_loader import BASE
+
+BENCHMARK_TOKENS = 4096
+"""Longest row of a benchmark: enough for nearly every prompt with its reference answer."""
+USED = {
+    *(field.name for field in dataclasses.fields(ModelSettings)),
+    *("dataset_name", "max_words_len", "lora_save_path", "use_lora", "seed", "output_dir"),
+}
+
+
+class Options(NamedTuple):
+    """What the command line said, as far as it matters here."""
+
+    model: ModelSettings
+    data: DataSettings
+    adapter: AdapterSettings
+    seed: int
+    evaluation: EvaluationSettings
+    cache: CacheSettings
+    given: frozenset[str] = frozenset()
+    """Names of the options that were given."""
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Variant -> folder of its adapter, in the order of the report."""
+        found = {"control": self.evaluation.control_path}
+        if self.adapter.use_lora:
+            found["tuned"] = self.adapter.lora_save_path
+        return {name: path for name, path in found.items() if path}
+
+    @property
+    def virtual(self) -> VirtualSetup | None:
+        """How choices are re-routed, if they are."""
+        cache = self.cache
+        if not cache.routing_strategy:
+            return None
+        held = cache.expert_budget, cache.decode_policy, cache.hand_over
+        return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
+
+    @property
+    def variants(self) -> dict[str, VirtualSetup | None]:
+        """Variant -> the cache it routes by, in the order of the report; `-rerouted` ones come last."""
+        names, setup = (BASE, *self.adapters), self.virtual
+        if setup is None:
+            return dict.fromkeys(names)
+        plain = dict.fromkeys(names, dataclasses.replace(setup, strategy=NONE))
+        return plain | {name + REROUTED: setup for name in names if setup.strategy != NONE}
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How generated programs may be fenced."""
+        return (*WAYS, UNFENCED) if self.evaluation.unfenced_code else WAYS
+
+    def row_tokens(self, task: Task, model: Any) -> int:
+        """Tokens of a row: as given; of a benchmark otherwise as many as the model's context holds."""
+        if "max_words_len" in self.given or not task.benchmark:
+            return self.data.max_words_len
+        return min(BENCHMARK_TOKENS, getattr(model.config, "max_position_embeddings", BENCHMARK_TOKENS))
+
+    def fields(self) -> dict[str, Any]:
+        """Every setting that bears on the numbers, but not where the report goes."""
+        evaluation = dataclasses.asdict(self.evaluation)
+        for name in ("results_dir", "json", "chat_mode"):
+            del evaluation[name]
+        data = {"dataset_name": self.data.dataset_name, "max_words_len": self.data.max_words_len}
+        chosen = {"adapters": self.adapters, "seed": self.seed}
+        policies = {"policies": policy_list(self.evaluation.policies)}
+        cache = dataclasses.asdict(self.cache) if self.virtual else {}
+        return dataclasses.asdict(self.model) | data | chosen | evaluation | policies | cache
+
+
+def parse(arguments: list[str], description: str = "") -> Options:
+    """The options of a command line; those without effect here are named in one warning. Raises UserError."""
+    parser = settings_parser((*SETTINGS, EvaluationSettings, CacheSettings), description)
+    model, data, adapter, _, train, evaluation, cache = parser.parse(in_our_names(arguments))
+    options = Options(model, data, adapter, train.seed, evaluation, cache, frozenset(parser.given))
+    _warn(parser, options)
+    policy_list(evaluation.policies)
+    if options.virtual:
+        options.virtual.check()
+    return options
+
+
+def _warn(parser: SettingsParser, options: Options) -> None:
+    kinds = (DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"batch_size"}
+    if options.virtual is None:
+        names |= {field.name for field in dataclasses.fields(CacheSettings)}
+    if os.environ.get("RANK", "0") == "0":
+        unused = dataclasses.make_dataclass("Unused", sorted(names - USED))
+        parser.warn_without_effect(unused, "inference.py")

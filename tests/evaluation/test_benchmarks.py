@@ -1,0 +1,207 @@
+"""Benchmarks end to end on a tiny model and stand-in data: slices, stop words, programs, single answers."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from config import EvaluationSettings
+from data_pipeline.examples import Example
+from data_pipeline.task import Task
+from errors import UserError
+from evaluation.extent import EVERY, Extent, extent_of
+from evaluation.generation import generate
+from evaluation.metrics import load_metric
+from evaluation.programs import program_of
+from evaluation.ranks import Ranks
+from evaluation.stopping import StopWords, before_stop
+from evaluation.timing import Timing, speed_row
+from evaluation.wording import as_message, asked_in_chat, chat_task
+from expert_cache.trace import RoutingTrace
+from inference import answer_one, evaluate, parse
+from tests.data_pipeline.stand_ins import word_tokenizer, words, write_task
+from tests.evaluation.workspace import make_workspace, options
+
+CODE_TASK = """
+benchmark = true
+undisclosed = {undisclosed}
+prompt = "w1 {question}"
+answer = " {reply}"
+fields = ["question", "reply"]
+form = "code"
+metric = "pass_at_1"
+program = "{code}\\nassert {question} == 3"
+stop = ["w7 w8"]
+answer_tokens = 5
+[[source]]
+kind = "file"
+files = { test = "c.jsonl" }
+"""
+STUB = 'def add(a, b):\n    """Sum."""\n'
+HUMANEVAL = Task("t", None, (), program="{stub}{code}\n{tests}\n")  # type: ignore[arg-type]
+TESTS = "assert add(1, 2) == 3"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = make_workspace(tmp_path_factory.mktemp("benchmark"))
+    for name, undisclosed in (("code", "false"), ("secret", "true")):
+        (folder / name).mkdir()
+        rows = [{"question": f"w{30 + n}", "reply": words(n, 3)} for n in range(5)]
+        write_task(folder / name, CODE_TASK.replace("{undisclosed}", undisclosed), c=rows)
+    return folder
+
+
+def alone(place, task="code", **changes):
+    given = options(place, **{"dataset_name": place / task / "task.toml"} | changes)
+    for name in ("--generate_limit", "--control_path", "--lora_save_path", "--max_new_tokens"):
+        at = given.index(name)
+        del given[at : at + 2]
+    return [*given, "--use_lora", "False"]
+
+
+def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(place, capsys):
+    """One run for both, as a run takes its time: five programs judged, nothing undisclosed written."""
+    folder = place / "results"
+    evaluate(parse(alone(place, task="secret")), Ranks())
+    report, shown = json.loads((folder / "report.json").read_text()), capsys.readouterr().out
+    row, speed = report["quality"][0], report["measured_speed"][0]
+    assert (report["data"]["requests"], row["answered_requests"]) == (5, 5)
+    assert row["pass_at_1"] == 0 and sum(row["verdicts"].values()) == 5
+    assert "at most 5 tokens" in shown and "pass_at_1 0.0000" in shown and not report["data"]["in_chat"]
+    assert speed["prefill_tokens_per_second"] > 0 and speed["decode_tokens_per_second"] > 0 and speed["warm"]
+    assert RoutingTrace.load(folder / "trace-base-generated.safetensors").token_ids is None
+    for path in ("samples.csv", "report.html"):
+        assert "w30" not in (folder / path).read_text()
+
+
+def test_an_undisclosed_answer_is_not_printed(place, capsys):
+    path = place / "undisclosed.json"
+    answer_one(parse([*alone(place, task="secret"), "--task_num", "0", "--json", str(path)]))
+    found = json.loads(path.read_text())
+    assert found["answer"] is None and "(not shown)" in capsys.readouterr().out
+
+
+def test_one_request_and_ones_own_prompt(place, capsys):
+    path = place / "one.json"
+    answer_one(parse([*alone(place), "--task_num", "3", "--json", str(path)]))
+    numbered = json.loads(path.read_text())
+    assert numbered["prompt_tokens"] == 2 and 1 <= numbered["answer_tokens"] <= 5
+    assert numbered["verdict"].split()[0] == "failed"
+    assert [row["policy"] for row in numbered["cache"]] == ["lru", "lfu", "opt", "lopt:horizon=2"]
+    assert all(row["miss_bytes_per_token"] > 0 for row in numbered["cache"])
+    shown = capsys.readouterr().out
+    assert "tokens/s" in shown and "hit rate" in shown and "verdict: failed" in shown
+    answer_one(parse([*alone(place), "--input", "w1 w33", "--json", str(path)]))
+    own = json.loads(path.read_text())
+    assert own["prompt_tokens"] == 2 and own["answer"].startswith(numbered["answer"].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--task_num", "9"], "--limit_start 9: the last example is number 4"),
+        (["--input", " "], "--input: the prompt is empty"),
+        (["--input", "a", "--use_chat_template", "on"], "no chat template; choose from auto, off"),
+        (["--task_num", "1", "--input", "a"], "give one"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--use_chat_template", "maybe"], "choose from auto, on, off"),
+    ],
+)
+def test_mistakes_are_told(place, change, message):
+    with pytest.raises(UserError, match=message):
+        answer_one(parse([*alone(place), *change]))
+
+
+def test_what_is_measured():
+    settings = EvaluationSettings()
+    plain = Task("t", None, ())  # type: ignore[arg-type]
+    benchmark = dataclasses.replace(plain, benchmark=True, answer_tokens=99)
+    assert extent_of(settings, plain, 64) == Extent(256, 24, 48, 64)
+    assert extent_of(settings, benchmark, 64) == Extent(0, EVERY, 99, 64, 0)
+    some = EvaluationSettings(limit=2, limit_start=3, max_new_tokens=7)
+    assert extent_of(some, plain, 64) == Extent(2, EVERY, 7, 64, 3)
+    assert extent_of(some, plain, 64).of(range(10), 0) == [3, 4]
+    assert extent_of(EvaluationSettings(limit_start=8), benchmark, 64).of(range(10), 0) == [8, 9]
+    assert len(extent_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).of(range(10), 0)) == 4
+    with pytest.raises(UserError, match="give one"):
+        extent_of(EvaluationSettings(limit=2, limit_evaluation=3), plain, 64)
+
+
+def test_an_answer_ends_before_its_stop_word(subject, requests):
+    prompts = [request.prompt_ids for request in requests[:3]]
+    free, _ = generate(subject, [0, 1, 2], prompts, 8)
+    word = subject.tokenizer.decode(free[1].token_ids[2])
+    timings: list[Timing] = []
+    stopped, recording = generate(subject, [0, 1, 2], prompts, 8, [word], timings)
+    assert stopped[1].text == before_stop(free[1].text, [word]) and len(stopped[1].token_ids) <= 3
+    for number, answer in enumerate(stopped):
+        assert answer.token_ids == free[number].token_ids[: len(answer.token_ids)] and word not in answer.text
+        ran = recording.trace.phase[recording.trace.request == number].sum()
+        assert ran == max(0, len(answer.token_ids) - 1) or len(answer.token_ids) == 8
+    assert timings[0].rows == 3 and timings[0].prefill_tokens == sum(map(len, prompts))
+
+
+def test_a_row_that_has_stopped_stays_stopped():
+    tokenizer = word_tokenizer()
+    words_of = StopWords(tokenizer, ["w5 w6"], prompt_tokens=1, rows=2)
+    ids = [[9, 9], [8, 9]]  # w5 is token 9, w6 is token 10
+    ended = [words_of(torch.tensor([row + tail for row, tail in zip([[4], [4]], ids, strict=True)]), None)]  # type: ignore[arg-type]
+    assert ended[0].tolist() == [False, False]
+    ids = torch.tensor([[4, 9, 10], [4, 8, 9]])
+    assert words_of(ids, None).tolist() == [True, False]  # type: ignore[arg-type]
+    ids = torch.tensor([[4, 9, 10, 2], [4, 8, 9, 10]])
+    assert words_of(ids, None).tolist() == [True, True]  # type: ignore[arg-type]
+    assert np.array_equal(words_of.lengths, [2, 3])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "    return a + b\n",
+        "```python\ndef add(a, b):\n    return a + b\n```",
+        "So:\n```py\nimport math\n\ndef add(a, b):\n    return math.fsum([a, b])\n```\nand\n```\nadd(1)\n```",
+        "```\n    return a + b\n```",
+        "```python\ndef add(a, b):\n    return a + b\n",
+    ],
+)
+def test_the_answer_is_found_and_judged(written):
+    example = Example("", "", {"stub": STUB, "tests": TESTS})
+    metric = load_metric("pass_at_1")
+    found = metric.compute(predictions=[program_of(HUMANEVAL, example, written)])
+    assert found["pass_at_1"] == 1.0 and found["verdicts"] == {"passed": 1}
+
+
+def test_pass_at_1_is_a_share():
+    programs = ["pass", "assert False", "import sys; sys.exit(0)", "x = 1"]
+    found = load_metric("pass_at_1").compute(predictions=programs)
+    assert found["pass_at_1"] == 0.5 and found["verdicts"] == {"passed": 2, "failed": 2} and found["sandbox"]
+
+
+def test_the_chat_template_is_asked_for_by_task_or_user():
+    tokenizer = word_tokenizer(with_bos=True)
+    task = Task("t", None, (), prompt="p ", answer=" a", chat=True, chat_answer="b", stop=("x",))  # type: ignore[arg-type]
+    assert not asked_in_chat("auto", task, tokenizer)
+    tokenizer.chat_template = "<bos>{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    assert asked_in_chat("auto", task, tokenizer) and not asked_in_chat("off", task, tokenizer)
+    assert not asked_in_chat("auto", dataclasses.replace(task, chat=False), tokenizer)
+    worded = chat_task(task)
+    assert (worded.prompt, worded.answer, worded.stop) == ("p", "b", ())
+    assert as_message("w1", tokenizer) == "[w1]", "the tokenizer itself puts BOS before it"
+    assert as_message("w1", word_tokenizer_with(tokenizer.chat_template)) == "<bos>[w1]"
+
+
+def word_tokenizer_with(template):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_speed_leaves_the_first_batch_out():
+    timings = [Timing(10, 5.0, 10, 5.0, 2), Timing(10, 1.0, 8, 2.0, 2)]
+    row = speed_row("base", timings)
+    assert (row["prefill_tokens_per_second"], row["decode_tokens_per_second"]) == (10.0, 4.0)
+    assert not speed_row("base", timings[:1])["warm"]
+    assert speed_row("base", [])["decode_tokens_per_second"] is None
