@@ -28,7 +28,8 @@ def main() -> None:
         if os.getppid() != orders["parent"]:
             os._exit(1)
         del sys.path[0]
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.close(0)
+        os.open(os.devnull, os.O_RDONLY)
         way = _confine(orders)
     except OSError as error:
         _end(mark, REFUSED, error.strerror or str(error))

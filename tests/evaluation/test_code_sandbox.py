@@ -208,6 +208,33 @@ def test_raw_system_calls_are_refused(way):
     assert outcome.verdict is Verdict.PASSED, outcome
 
 
+INT_80 = """
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(bytes.fromhex("b802000000cd80c3"))
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+"""
+
+
+def test_the_old_way_into_the_kernel_is_death(way):
+    """fork by the 32-bit interface, whose numbers mean other calls."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("code of x86_64")
+    assert run_program(INT_80, QUICK, way).reason == "SIGSYS before its end"
+
+
+def test_only_input_and_output_are_open(way):
+    program = "import os\nfor n in range(3, 64):\n  try: os.fstat(n)\n  except OSError: continue\n  assert 0"
+    assert run_program(program, QUICK, way).verdict is Verdict.PASSED
+
+
+def test_what_an_error_says_is_no_way_out(way):
+    endless = "class E(BaseException):\n  def __str__(self):\n    while True: pass\nraise E"
+    assert run_program(endless, SHORT, way).verdict is Verdict.TIMED_OUT
+    huge = "class E(Exception):\n  def __str__(self): return 'x' * (1 << 28)\nraise E"
+    assert run_program(huge, QUICK, way).verdict in (Verdict.DIED, Verdict.FAILED)
+
+
 def test_no_server_of_the_host_is_reached(way):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
