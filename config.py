@@ -262,8 +262,14 @@ class EvaluationSettings:
         for name, bound in least.items():
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), bound)
-        if self.task_num is not None and self.input is not None:
-            raise UserError("--task_num answers a request of the data set, --input one of your own: give one")
+        self._check_single()
+
+    def _check_single(self):
+        single = [name for name in ("task_num", "input") if getattr(self, name) is not None]
+        many = ("limit", "limit_start", "limit_evaluation", "generate_limit")
+        others = single[1:] + [name for name in many if getattr(self, name) is not None]
+        if single and others:
+            raise UserError(f"--{single[0]} asks for one answer: leave out --{others[0]}")
 
 
 @dataclass

@@ -166,7 +166,7 @@ def _numbered(options: Options, subject: Subject) -> tuple[dict, bool]:
     settings, task = options.evaluation, load_task(options.data.dataset_name)
     in_chat = asked_in_chat(settings.use_chat_template, task, subject.tokenizer)
     task = chat_task(task) if in_chat else task
-    one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, limit_evaluation=None)
+    one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
     extent = extent_of(one, task, options.row_tokens(task, subject.model))
     request = load_requests(task, settings.split, subject.tokenizer, extent, options.seed, in_chat)[0]
     policies = policy_list(settings.policies)

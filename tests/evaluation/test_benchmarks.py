@@ -9,13 +9,14 @@ import torch
 
 from config import EvaluationSettings
 from data_pipeline.examples import Example
-from data_pipeline.task import Task
+from data_pipeline.task import Task, load_task
 from errors import UserError
 from evaluation.extent import EVERY, Extent, extent_of
 from evaluation.generation import generate
 from evaluation.metrics import load_metric
 from evaluation.programs import program_of
 from evaluation.ranks import Ranks
+from evaluation.requests import load_requests
 from evaluation.stopping import StopWords, before_stop
 from evaluation.timing import Timing, speed_row
 from evaluation.wording import as_message, asked_in_chat, chat_task
@@ -105,7 +106,8 @@ def test_one_request_and_ones_own_prompt(place, capsys):
         (["--task_num", "9"], "--limit_start 9: the last example is number 4"),
         (["--input", " "], "--input: the prompt is empty"),
         (["--input", "a", "--use_chat_template", "on"], "no chat template; choose from auto, off"),
-        (["--task_num", "1", "--input", "a"], "give one"),
+        (["--task_num", "1", "--input", "a"], "--task_num asks for one answer: leave out --input"),
+        (["--input", "a", "--limit", "2"], "--input asks for one answer: leave out --limit"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--use_chat_template", "maybe"], "choose from auto, on, off"),
     ],
@@ -191,6 +193,20 @@ def test_the_chat_template_is_asked_for_by_task_or_user():
     assert (worded.prompt, worded.answer, worded.stop) == ("p", "b", ())
     assert as_message("w1", tokenizer) == "[w1]", "the tokenizer itself puts BOS before it"
     assert as_message("w1", word_tokenizer_with(tokenizer.chat_template)) == "<bos>[w1]"
+
+
+def test_a_chat_is_scored_and_continued_in_its_own_words(place):
+    task = chat_task(load_task(str(place / "code" / "task.toml")))
+    tokenizer = word_tokenizer_with("{% for m in messages %}w90 {{ m['content'] }} w91{% endfor %}")
+    asked = load_requests(task, "test", tokenizer, Extent(1, 1, 5, 64, 2), 0, in_chat=True)[0]
+    assert tokenizer.decode(asked.prompt_ids) == "w90 w1 w32 w91"
+    assert tokenizer.decode(asked.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
+
+
+def test_a_long_reference_does_not_shorten_the_question(place):
+    task, tokenizer = load_task(str(place / "code" / "task.toml")), word_tokenizer()
+    asked = load_requests(task, "test", tokenizer, Extent(1, 1, 5, 3, 0), 0)[0]
+    assert asked.row["prompt_tokens"] == 0 and tokenizer.decode(asked.prompt_ids) == "w1 w30"
 
 
 def word_tokenizer_with(template):

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 from tqdm import tqdm
 
-from evaluation.code_sandbox import Verdict, run_program
+from evaluation.code_sandbox import Verdict, check_sandbox, run_program
 from evaluation.sandbox.confine import WAYS
 from expert_cache.metrics import bootstrap_ci
 
@@ -35,5 +35,5 @@ class PassAt1(evaluate.Metric):
             "pass_at_1": sum(right) / len(right),
             "pass_at_1_ci95": bootstrap_ci(right),
             "verdicts": dict(Counter(outcome.verdict.value for outcome in outcomes)),
-            "sandbox": sorted({outcome.way for outcome in outcomes if outcome.way}),
+            "sandbox": check_sandbox(ways),
         }
