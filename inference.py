@@ -68,7 +68,8 @@ def evaluate(options: Options, ranks: Ranks) -> None:
             measured[variant] = measure(subject, work, ranks, variant, setup)
     if ranks.first:
         report = _report(options, task, subject, device, requests, measured)
-        report["data"]["in_chat"] = in_chat
+        row_tokens = options.row_tokens(task, subject.model)
+        report["data"] |= {"in_chat": in_chat, "row_tokens": row_tokens, "new_tokens": work.max_new_tokens}
         folder = write_results(_wanted_folder(options, task), report, measured, requests, task.undisclosed)
         write_also(settings.json, report)
         print_summary(report, console)

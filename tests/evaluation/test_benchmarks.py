@@ -72,6 +72,7 @@ def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(place, capsys):
     assert (report["data"]["requests"], row["answered_requests"]) == (5, 5)
     assert row["pass_at_1"] == 0 and sum(row["verdicts"].values()) == 5
     assert "at most 5 tokens" in shown and "pass_at_1 0.0000" in shown and not report["data"]["in_chat"]
+    assert (report["data"]["row_tokens"], report["data"]["new_tokens"]) == (64, 5)
     assert speed["prefill_tokens_per_second"] > 0 and speed["decode_tokens_per_second"] > 0 and speed["warm"]
     assert RoutingTrace.load(folder / "trace-base-generated.safetensors").token_ids is None
     for path in ("samples.csv", "report.html"):
