@@ -154,6 +154,8 @@ def test_rationales_are_judged_by_their_number(written, reference, verdict):
         ("option_letter", " B", " A"),
         ("choice_text", " the sea", " a hen"),
         ("rationale", " r\n#### 4", " r\n#### 5"),
+        ("final_letter", "Not A.\nAnswer: B", "Answer: A"),
+        ("boxed", r" so \boxed{4}", r" so \boxed{5}"),
         ("free_text", " a word", " another"),
     ],
 )
@@ -167,9 +169,9 @@ def test_every_form_tells_right_wrong_and_nothing_apart(form, right, wrong):
 def test_the_forms_are_those_of_task_files():
     from data_pipeline.task import ANSWER_FORMS
 
-    assert set(EXTRACTORS) == set(ANSWER_FORMS)
+    assert {*EXTRACTORS, "code"} == set(ANSWER_FORMS), "code is run, not read"
 
 
 def test_an_unknown_form_lists_the_known_ones():
-    with pytest.raises(UserError, match="'essay': choose from choice_text"):
+    with pytest.raises(UserError, match="'essay': choose from boxed, choice_text"):
         extract_answer("w", "essay")
