@@ -60,5 +60,5 @@ def test_perplexity_beyond_floats_is_infinite():
 
 
 def test_an_unknown_metric_lists_the_known_ones():
-    with pytest.raises(UserError, match="'bleu': choose from accuracy, perplexity, rouge"):
+    with pytest.raises(UserError, match="'bleu': choose from accuracy, pass_at_1, perplexity, rouge"):
         load_metric("bleu")

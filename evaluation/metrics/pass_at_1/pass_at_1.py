@@ -11,7 +11,7 @@ from evaluation.sandbox.confine import WAYS
 from expert_cache.metrics import bootstrap_ci
 
 
-class PassAt1(evaluate.Metric):
+class PassAt_1(evaluate.Metric):
     """`pass_at_1` with its interval, `verdicts` (how many programs passed, failed, timed out, ...) and
     `sandbox`, the way files were fenced.
 
@@ -23,7 +23,7 @@ class PassAt1(evaluate.Metric):
         return evaluate.MetricInfo(
             description=str(__doc__),
             citation="",
-            inputs_description=str(PassAt1.__doc__),
+            inputs_description=str(PassAt_1.__doc__),
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
