@@ -1,5 +1,6 @@
 """Knows what the module names of a LoRA option mean in a MoE layer; does not know LoRA.
 
+`attention` means every Linear module of the layer's token mixer.
 Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
 fused parameters. The old names go on meaning the experts, and the shared experts' own Linear modules too.
 PEFT 0.21.2 rewrites a *module* target that ends in one of them into the fused parameters of every layer, be

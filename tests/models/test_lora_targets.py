@@ -34,7 +34,7 @@ def test_the_router_is_gate_whatever_its_name():
 
 def test_an_unknown_name_tells_what_there_is():
     with pytest.raises(
-        UserError, match=r"has a module 'q_prj': choose from down_proj, gate, gate_proj, .*q_proj"
+        UserError, match=r"has a module 'q_prj': choose from attention, down_proj, gate, gate_proj, .*q_proj"
     ):
         targets_of("olmoe", ["q_prj"])
     with pytest.raises(UserError, match=r"'k_proj': choose from .*kv_a_proj_with_mqa, kv_b_proj, o_proj"):
