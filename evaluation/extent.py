@@ -33,7 +33,8 @@ class Extent:
             return seeded_sample(examples, self.requests or None, seed)
         stop = self.start + self.requests if self.requests else None
         if examples and self.start >= len(examples):
-            raise UserError(f"--limit_start {self.start}: the last example is number {len(examples) - 1}")
+            last = len(examples) - 1
+            raise UserError(f"--limit_start or --task_num {self.start}: the last request is number {last}")
         return list(examples[self.start : stop])
 
 

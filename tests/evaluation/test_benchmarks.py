@@ -104,7 +104,7 @@ def test_one_request_and_ones_own_prompt(place, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--task_num", "9"], "--limit_start 9: the last example is number 4"),
+        (["--task_num", "9"], "--task_num 9: the last request is number 4"),
         (["--input", " "], "--input: the prompt is empty"),
         (["--input", "a", "--use_chat_template", "on"], "no chat template; choose from auto, off"),
         (["--task_num", "1", "--input", "a"], "--task_num asks for one answer: leave out --input"),
