@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.cache_rows import at_share
-from evaluation.intervals import ratio_intervals
 from evaluation.measure import Measured
 from evaluation.recording import has_pairs
 from expert_cache import metrics
+from expert_cache.intervals import ratio_interval
 
 PAIRS = (
     ("tuned", "control"),
@@ -63,7 +63,7 @@ def _switches(measured: Measured) -> np.ndarray:
 def _ratio(name: str, one: np.ndarray, other: np.ndarray, resamples: int) -> dict:
     if not other.sum():
         return {name: None, f"{name}_ci95": None}
-    interval = ratio_intervals(one[:, None], other, resamples)[0]
+    interval = ratio_interval(one, other, resamples)
     return {name: float(one.sum() / other.sum()), f"{name}_ci95": interval}
 
 
@@ -78,7 +78,7 @@ def _perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:
     losses = [np.array([score.nll for score in found.scores.values()]) for found in (one, other)]
     tokens = np.array([score.tokens for score in one.scores.values()])
     change = losses[0] - losses[1]
-    interval = ratio_intervals(change[:, None], tokens, resamples)[0]
+    interval = ratio_interval(change, tokens, resamples)
     return {
         "perplexity_ratio": float(np.exp(change.sum() / tokens.sum())),
         "perplexity_ratio_ci95": interval and np.exp(interval).tolist(),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.intervals import ratio_intervals
 from evaluation.recording import PHASES, GateSums, Recording, has_pairs
 from expert_cache import metrics
+from expert_cache.intervals import ratio_interval, ratio_intervals
 
 
 def locality_rows(variant: str, text: str, recording: Recording, resamples: int) -> list[dict]:
@@ -29,11 +29,11 @@ def _row(recording: Recording, phase: str, resamples: int) -> dict:
     columns = _summary("ecr", pairs, resamples) | _summary("gds", recording.gates[phase], resamples)
     lal = metrics.layer_weighted(ecr.per_layer)
     weights = np.arange(1, trace.layers + 1)
-    lal_sums = (ecr.by_request @ weights / weights.sum())[:, None]
+    lal_sums = ecr.by_request @ weights / weights.sum()
     summary |= {name: columns[name] for name in ("ecr", "ecr_ci95", "gds", "gds_ci95")}
     summary |= {
         "lal": lal,
-        "lal_ci95": ratio_intervals(lal_sums, ecr.pairs_by_request, resamples)[0],
+        "lal_ci95": ratio_interval(lal_sums, ecr.pairs_by_request, resamples),
         "lal_unnormalised": lal * (trace.layers + 1) / 2,
     }
     return summary | {"per_layer": _per_layer(trace.layer_ids or (), columns)}

@@ -9,12 +9,12 @@ from typing import Any
 
 from data_pipeline.task import Task
 from evaluation.choices import task_of
-from evaluation.intervals import mean_interval
 from evaluation.measure import Measured
 from evaluation.metrics import load_metric
 from evaluation.programs import program_of
 from evaluation.requests import Request
 from evaluation.sandbox.confine import WAYS
+from expert_cache.intervals import bootstrap_ci
 
 
 def quality_row(
@@ -47,7 +47,7 @@ def _choice_accuracy(rightly: dict[int, float], resamples: int) -> dict:
     right = list(rightly.values())
     return {
         "choice_accuracy": sum(right) / len(right),
-        "choice_accuracy_ci95": mean_interval(right, resamples),
+        "choice_accuracy_ci95": bootstrap_ci(right, resamples=resamples),
         "ranked_requests": len(right),
     }
 

@@ -61,6 +61,20 @@ def check_capacity(text: str) -> None:
         _split(text)
 
 
+def check_room(slots: int, least: int) -> None:
+    """UserError unless a cache of `slots` holds the `least` experts that are asked for at once."""
+    if slots < least:
+        raise too_small(slots, least, "one step")
+
+
+def too_small(slots: int, asked: int, where: str) -> UserError:
+    """The error of a request that no eviction can make room for."""
+    return UserError(
+        f"capacity {slots} is below the {asked} experts that {where} asks for at once: raise it, "
+        f"run prefill in smaller chunks, or use access 'sequential'"
+    )
+
+
 def parse_bytes(text: str) -> int:
     """ "6GiB" -> bytes. UserError for anything but a number and a unit."""
     number, unit = _split(text)

@@ -40,6 +40,10 @@ class Convention:
         if self.start == "warm:prefill" and self.phase != "decode":
             raise UserError(f"start 'warm:prefill' needs phase 'decode', got '{self.phase}'")
 
+    def least(self, top_k: int) -> int:
+        """Slots without which no token of K = `top_k` experts can be served."""
+        return top_k if self.access == "atomic" else 1
+
     def fields(self) -> dict[str, str]:
         return asdict(self)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from errors import UserError
 from expert_cache.access import Stream
-from expert_cache.budget import budget_of
+from expert_cache.budget import budget_of, check_room
 from expert_cache.convention import Convention
 from expert_cache.replay import CacheRun, hit_rate_row
 from expert_cache.stack import StackRun, is_stack
@@ -22,27 +22,23 @@ def curve(
     policies: Sequence[str],
     capacities: Sequence[int | str] | None = None,
     *,
-    scope: str = "layer",
-    access: str = "atomic",
-    phase: str = "decode",
-    start: str = "cold",
-    reset: str = "never",
     progress: Progress | None = None,
+    **convention: str,
 ) -> list[dict]:
     """One hit-rate row for each policy and capacity, each equal to the `replay` at that capacity.
 
     Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with
     scope "layer", the multiples of E among them with scope "global". Capacities in slots or percent. One pass
     serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
-    trace. UserError as for `replay`.
+    trace. `convention` are fields of `Convention`. UserError as for `replay`.
     """
-    lanes = lanes_of(trace, Convention(scope, access, phase, start, reset))
+    lanes = lanes_of(trace, Convention(**convention))
     if not policies:
         raise UserError("curve: name at least one policy")
     slots = _slots(lanes, capacities)
     stacks = {spec: StackRun(spec, lanes) for spec in policies if is_stack(spec)}
     runs = {
-        (spec, size): CacheRun(spec, budget_of(trace, scope, size), lanes)
+        (spec, size): CacheRun(spec, budget_of(trace, lanes.convention.scope, size), lanes)
         for spec in policies
         if spec not in stacks
         for size in slots
@@ -53,15 +49,11 @@ def curve(
 
 def _slots(lanes: Lanes, capacities: Sequence[int | str] | None) -> list[int]:
     scope, least = lanes.convention.scope, widest_request(lanes)
-    if capacities is None:
+    if not capacities:
         stride = 1 if scope == "layer" else lanes.trace.num_experts
         return [size for size in range(stride, lanes.experts + 1, stride) if size >= least]
     slots = [budget_of(lanes.trace, scope, size).capacity for size in capacities]
-    if slots and min(slots) < least:
-        raise UserError(
-            f"capacity {min(slots)} is below the {least} experts that are asked for at once: "
-            f"raise it, run prefill in smaller chunks, or use access 'sequential'"
-        )
+    check_room(min(slots), least)
     return sorted(set(slots))
 
 
@@ -81,14 +73,12 @@ def widest_request(lanes: Lanes) -> int:
     """The least capacity that the convention allows: K, or the largest union of a prefill chunk or decode
     batch.
     """
-    if lanes.convention.access == "sequential":
-        return 1
-    passes = lanes.passes
-    if (passes.end - passes.begin).max() == 1:
-        return lanes.trace.top_k
+    passes, least = lanes.passes, lanes.convention.least(lanes.trace.top_k)
+    if lanes.convention.access == "sequential" or (passes.end - passes.begin).max() == 1:
+        return least
     widest = _Widest()
     sweep(replace(lanes, passes=replace(passes, distinct=np.ones(len(passes), np.bool_))), [widest])
-    return max(widest.experts, lanes.trace.top_k)
+    return max(widest.experts, least)
 
 
 def _row(lanes: Lanes, spec: str, size: int, stacks: dict, runs: dict) -> dict:

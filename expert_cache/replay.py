@@ -4,7 +4,7 @@ import numpy as np
 
 from errors import UserError
 from expert_cache.access import Stream
-from expert_cache.budget import Budget, budget_of
+from expert_cache.budget import Budget, budget_of, check_room, too_small
 from expert_cache.convention import Convention
 from expert_cache.intervals import ratio_interval
 from expert_cache.policies.base import parse_policy
@@ -42,10 +42,7 @@ def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
     place, layer = divmod(request, stream.wide)
     asked = stream.starts[request + 1] - stream.starts[request]
     where = f"layer {stream.layer + layer}, pass {stream.tick + place}"
-    return UserError(
-        f"{where}: {asked} experts are asked for at once, more than capacity {budget.capacity} holds: "
-        f"raise it, run prefill in smaller chunks, or use access 'sequential'"
-    )
+    return too_small(budget.capacity, asked, where)
 
 
 def replay(
@@ -53,26 +50,19 @@ def replay(
     policy: str,
     capacity: int | str,
     *,
-    scope: str = "layer",
-    access: str = "atomic",
-    phase: str = "decode",
-    start: str = "cold",
-    reset: str = "never",
     progress: Progress | None = None,
+    **convention: str,
 ) -> dict:
     """Replays `trace` and returns one hit-rate row.
 
     `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
-    ("global"), "25%", or bytes ("6GiB"); the rest as in `Convention`. Beside the shared fields the row has
-    `evictions`, `tokens`, `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None with one
-    request). UserError for what cannot be.
+    ("global"), "25%", or bytes ("6GiB"); `convention` are fields of `Convention`. Beside the shared fields
+    the row has `evictions`, `tokens`, `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None
+    with one request). UserError for what cannot be.
     """
-    lanes = lanes_of(trace, Convention(scope, access, phase, start, reset), by_request=True)
-    budget = budget_of(trace, scope, capacity)
-    if access == "atomic" and budget.capacity < trace.top_k:
-        raise UserError(
-            f"capacity {budget.capacity} is below the K = {trace.top_k} experts a layer asks for at once"
-        )
+    lanes = lanes_of(trace, Convention(**convention), by_request=True)
+    budget = budget_of(trace, lanes.convention.scope, capacity)
+    check_room(budget.capacity, lanes.convention.least(trace.top_k))
     run = CacheRun(policy, budget, lanes)
     sweep(lanes, [run], progress)
     counts = run.counts()

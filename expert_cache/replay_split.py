@@ -4,7 +4,7 @@ import numpy as np
 
 from errors import UserError
 from expert_cache.access import passes_of
-from expert_cache.budget import budget_of
+from expert_cache.budget import budget_of, check_room
 from expert_cache.cache import ExpertCache
 from expert_cache.convention import Convention
 from expert_cache.phases import SHARED, PhaseSplit
@@ -33,10 +33,9 @@ def replay_split(
     lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"))
     budget = budget_of(trace, "layer", capacity)
     slots = budget.capacity - prefill_buffer
-    if prefill_buffer < 0 or slots < 1 or (access == "atomic" and slots < trace.top_k):
-        raise UserError(
-            f"capacity {budget.capacity} less a buffer of {prefill_buffer} is below K = {trace.top_k}"
-        )
+    if prefill_buffer < 0:
+        raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
+    check_room(slots, lanes.convention.least(trace.top_k))
     if prefill_buffer and hand_over == SHARED:
         raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)

@@ -136,7 +136,7 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
     ("words", "said"),
     [
         (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': choose from"),
-        (["replay", "--policy", "lru", "--capacity", "2"], "below the K = 3"),
+        (["replay", "--policy", "lru", "--capacity", "2"], "below the 3 experts that one step asks for"),
         (["replay", "--policy", "lru", "--capacity", "6", "--phase", "x"], "unknown phase 'x'"),
         (["replay", "--policy", "lru", "--capacity", "6", "--prefill_buffer", "1"], "no effect without"),
         (

@@ -20,6 +20,7 @@ or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves fi
     note(self, cache, expert, fresh, now)            remember this use
     score(self, cache, expert, now) -> float         may rise between two uses, never fall
     clear(self, cache)                               optional: forget all uses
+    RISES = True                                     optional: nor does a use lower it, so a use moves nobody
 
 STACK = True says that the order does not depend on what is resident, so one pass serves all capacities
 (`expert_cache/stack.py`); without a score, it is the order of last use.
@@ -70,10 +71,11 @@ def functions_of(policy) -> dict:
         said = {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
         return said | {"want": want}
     names = scoring_of(policy)
+    using = "use_rising" if getattr(policy, "RISES", False) else "use"
     return {
         "want": want,
         "clear": bound_heap("clear", forget=names["forget"]),
-        "use": bound_heap("use", note=names["note"], score=names["score"]),
+        "use": bound_heap(using, note=names["note"], score=names["score"]),
         "victim": bound_heap("victim", score=names["score"]),
         "drop": heap.drop,
     }

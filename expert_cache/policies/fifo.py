@@ -14,6 +14,7 @@ class Fifo(NamedTuple):
     loaded: np.ndarray  # int64 [caches, E]: sequence number of the access that loaded an expert
 
     FUTURE = "none"
+    RISES = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):

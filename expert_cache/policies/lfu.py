@@ -14,6 +14,7 @@ class Lfu(NamedTuple):
     uses: np.ndarray  # int32 [caches, E]
 
     FUTURE = "none"
+    RISES = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):

@@ -1,27 +1,10 @@
 """Last in, first out: keeps what came first."""
 
-from typing import NamedTuple
-
-import numpy as np
-
-from expert_cache.heap import Heap
+from expert_cache.policies.fifo import Fifo
 
 
-class Lifo(NamedTuple):
+class Lifo(Fifo):
     """Victim: the resident loaded last."""
-
-    heap: Heap
-    loaded: np.ndarray  # int64 [caches, E]: sequence number of the access that loaded an expert
-
-    FUTURE = "none"
-
-    @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64))
-
-    def note(self, cache, expert, fresh, now):
-        if fresh:
-            self.loaded[cache, expert] = now.seq
 
     def score(self, cache, expert, now):
         return -float(self.loaded[cache, expert])

@@ -25,6 +25,7 @@ class Lrfu(NamedTuple):
     fading: float  # -log(decay)
 
     FUTURE = "none"
+    RISES = True
     STACK = True
 
     @classmethod

@@ -9,10 +9,8 @@ import pytest
 from errors import UserError
 from evaluation.cache_rows import at_share, policy_list
 from evaluation.folder import choose_folder, written_whole
-from evaluation.intervals import mean_interval, ratio_intervals
 from evaluation.quality import _finite
 from evaluation.summary import readable_bytes
-from expert_cache.intervals import ratio_interval
 from expert_cache.metrics import ecr
 from expert_cache.replay import replay
 from expert_cache.trace import RoutingTrace
@@ -79,14 +77,6 @@ def test_samples_have_the_known_columns(run):
         header, *rows = csv.reader(file)
     assert header[:5] == ["Input", "Output_Baseline", "ECR_Baseline", "Output_Tuned", "ECR_Tuned"]
     assert len(rows) == 3 and all(0 <= float(row[2] or 0) <= 1 for row in rows)
-
-
-def test_intervals_are_those_of_the_cache_room():
-    sums, pairs = [[3.0, 1.0], [4.0, 2.0], [5.0, 9.0]], [10, 8, 12]
-    ours = ratio_intervals(sums, pairs, 4000)
-    theirs = ratio_interval([row[0] for row in sums], pairs, resamples=4000)
-    assert ours[0] == pytest.approx(theirs, abs=0.01)
-    assert ratio_intervals([[1.0]], [2], 10) == [None] and mean_interval([1.0], 10) is None
 
 
 def test_policies_keep_their_own_commas():

@@ -160,7 +160,7 @@ def test_split_replay_counts_decode_only_and_needs_room_for_it():
     for rule in ("shared", "none", "recent:tokens=4", "lrfu:decay=0.9"):
         row = replay_split(trace, "lru", 6, rule)
         assert row["hits"] + row["misses"] == decode * 9 and row["start"] == "warm:prefill"
-    with pytest.raises(UserError, match="below K"):
+    with pytest.raises(UserError, match="below the 3 experts"):
         replay_split(trace, "lru", 6, "none", prefill_buffer=4)
     with pytest.raises(UserError, match="has no streaming buffer"):
         replay_split(trace, "lru", 6, "shared", prefill_buffer=1)

@@ -5,6 +5,7 @@ import pytest
 
 from errors import UserError
 from expert_cache import metrics
+from expert_cache.intervals import ratio_interval, ratio_intervals
 from expert_cache.trace import EMPTY, RoutingTrace
 from tests.expert_cache.traces import random_trace
 
@@ -66,6 +67,13 @@ def test_interval_covers_the_mean_and_needs_two_requests():
     assert low < values.mean() < high and high - low < 0.25
     assert metrics.bootstrap_ci([0.5]) is None
     assert metrics.bootstrap_ci([0.2, 0.8], [1, 0]) is None
+
+
+def test_each_column_has_the_interval_it_has_alone():
+    sums, pairs = np.array([[3.0, 1.0], [4.0, 2.0], [5.0, 9.0]]), [10, 8, 12]
+    together = ratio_intervals(sums, pairs, resamples=200)
+    assert together == [ratio_interval(column, pairs, resamples=200) for column in sums.T]
+    assert ratio_intervals([[1.0, 2.0]], [2]) == [None, None]
 
 
 def test_nothing_to_compare():

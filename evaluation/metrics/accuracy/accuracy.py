@@ -2,14 +2,14 @@
 letter.
 """
 
-import datasets
-import evaluate
+from types import MappingProxyType
 
 from evaluation.answers import Verdict, judge
+from evaluation.metrics import base
 from expert_cache.metrics import bootstrap_ci
 
 
-class Accuracy(evaluate.Metric):
+class Accuracy(base.RequestMetric):
     """`accuracy` and `no_answer`, the share in which no answer was found (which counts as wrong), with
     intervals.
 
@@ -17,14 +17,7 @@ class Accuracy(evaluate.Metric):
     the form of the task file and, optionally, each request's choices.
     """
 
-    def _info(self):
-        texts = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description=str(__doc__),
-            citation="",
-            inputs_description=str(Accuracy.__doc__),
-            features=datasets.Features(texts),
-        )
+    COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})
 
     def _compute(self, predictions, references, form, choices=None):
         options = choices or [()] * len(predictions)

@@ -1,14 +1,13 @@
 """Knows perplexity from summed negative log-likelihoods; runs no model."""
 
 import math
+from types import MappingProxyType
 
-import datasets
-import evaluate
-
+from evaluation.metrics import base
 from expert_cache.metrics import ratio_interval
 
 
-class Perplexity(evaluate.Metric):
+class Perplexity(base.RequestMetric):
     """`perplexity` = exp(sum of nats / sum of tokens) of the reference answers, prompts masked, with its
     interval.
 
@@ -16,14 +15,7 @@ class Perplexity(evaluate.Metric):
     over.
     """
 
-    def _info(self):
-        sums = {"nll": datasets.Value("float64"), "tokens": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description=str(__doc__),
-            citation="",
-            inputs_description=str(Perplexity.__doc__),
-            features=datasets.Features(sums),
-        )
+    COLUMNS = MappingProxyType({"nll": "float64", "tokens": "int64"})
 
     def _compute(self, nll, tokens):
         interval = ratio_interval(nll, tokens)

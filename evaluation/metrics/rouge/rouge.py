@@ -1,28 +1,22 @@
 """Knows how much of a reference an answer shares: ROUGE-1, -2 and -L as F1 (Lin, 2004), with stemming."""
 
-import datasets
-import evaluate
+from types import MappingProxyType
+
 from rouge_score.rouge_scorer import RougeScorer
 
+from evaluation.metrics import base
 from expert_cache.metrics import bootstrap_ci
 
 VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
-class Rouge(evaluate.Metric):
+class Rouge(base.RequestMetric):
     """`rouge_1`, `rouge_2`, `rouge_l`: mean F1 over samples in [0, 1], each with its interval.
 
     `compute(predictions=, references=)`: texts as written by the model, reference texts.
     """
 
-    def _info(self):
-        texts = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description=str(__doc__),
-            citation="",
-            inputs_description=str(Rouge.__doc__),
-            features=datasets.Features(texts),
-        )
+    COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})
 
     def _compute(self, predictions, references):
         scorer = RougeScorer(list(VARIANTS.values()), use_stemmer=True)
