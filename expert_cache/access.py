@@ -74,13 +74,19 @@ def _changes(values: np.ndarray) -> np.ndarray:
     return np.append(True, values[1:] != values[:-1])
 
 
-@compiled
 def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
     """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on; pass p is experts[begin[p] :
     end[p]].
     """
-    ids = np.empty((end - begin).sum() * layers * experts.shape[2], np.int32)
+    # NumPy asks the system for large pages, numba does not: several times as fast to fill.
+    ids = np.empty(int((end - begin).sum()) * layers * experts.shape[2], np.int32)
     starts = np.empty(len(begin) * layers + 1, np.int64)
+    count = _gather(experts, begin, end, distinct, first_layer, layers, num_experts, ids, starts)
+    return ids[:count], starts
+
+
+@compiled
+def _gather(experts, begin, end, distinct, first_layer, layers, num_experts, ids, starts):
     asked = np.full(layers * num_experts, -1, np.int64)
     count = 0
     for p in range(len(begin)):
@@ -97,4 +103,4 @@ def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
                     ids[count] = expert
                     count += 1
     starts[len(begin) * layers] = count
-    return ids[:count], starts
+    return count

@@ -7,8 +7,7 @@ from expert_cache.compiled import compiled
 from expert_cache.policies.base import NEVER, TICK_BITS
 
 
-@compiled
-def look_back(stream: Stream, upcoming, sequential):
+def look_back(stream: Stream, upcoming: np.ndarray, sequential: bool) -> np.ndarray:
     """int64 [accesses]: the moment each expert is used next, strictly after its request (sequential: its
     access).
 
@@ -16,9 +15,18 @@ def look_back(stream: Stream, upcoming, sequential):
     its start on. A reset hides what comes after it from what came before.
     """
     next_use = np.empty(len(stream.ids), np.int64)
+    _look_back(stream, upcoming, sequential, next_use)
+    return next_use
+
+
+@compiled
+def _look_back(stream, upcoming, sequential, next_use):
+    place, turn = len(stream.group) - 1, stream.wide
     for request in range(len(stream.starts) - 2, -1, -1):
         first, last = stream.starts[request], stream.starts[request + 1]
-        place = request // stream.wide
+        if turn == 0:
+            place, turn = place - 1, stream.wide
+        turn -= 1
         moment = (stream.tick + place) << TICK_BITS
         begin = stream.starts[place * stream.wide]
         for at in range(last - 1, first - 1, -1):
@@ -28,7 +36,6 @@ def look_back(stream: Stream, upcoming, sequential):
                 upcoming[expert] = moment + at - begin
         if not sequential:
             for at in range(first, last):
-                upcoming[stream.ids[at]] = moment + request - place * stream.wide
-        if stream.reset[place] and request == place * stream.wide:
+                upcoming[stream.ids[at]] = moment + turn
+        if turn == 0 and stream.reset[place]:
             upcoming[:] = NEVER
-    return next_use

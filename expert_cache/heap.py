@@ -20,21 +20,22 @@ class Heap(NamedTuple):
     Scores lie in the order of the heap, side by side with their siblings': they are what is compared.
     """
 
-    slots: np.ndarray  # int [caches, E]: the heap, then what was just popped
-    score: np.ndarray  # float64 [caches, E]: as seated, of whom is in the same place of `slots`
-    when: np.ndarray  # int64 [caches, E]: last use as seated, likewise
+    slots: np.ndarray  # int [caches, places]: the heap, then what was just popped
+    score: np.ndarray  # float64 [caches, places]: as seated, of whom is in the same place of `slots`
+    when: np.ndarray  # int64 [caches, places]: last use as seated, likewise
     place: np.ndarray  # int [caches, E]: where an expert is in `slots`, -1 for absent
     used: np.ndarray  # int64 [caches, E]: sequence number of an expert's last use
     size: np.ndarray  # int64 [caches]
 
     @classmethod
-    def allocate(cls, caches: int, experts: int) -> "Heap":
-        shape = (caches, experts)
+    def allocate(cls, caches: int, experts: int, places: int = 0) -> "Heap":
+        """Empty heaps of `places` places, one for each expert where not told otherwise."""
+        shape, seats = (caches, experts), (caches, places or experts)
         return cls(
-            np.zeros(shape, index_type(experts)),
-            np.zeros(shape, np.float64),
-            np.zeros(shape, np.int64),
-            np.full(shape, -1, index_type(experts)),
+            np.zeros(seats, index_type(experts)),
+            np.zeros(seats, np.float64),
+            np.zeros(seats, np.int64),
+            np.full(shape, -1, index_type(seats[1])),
             np.zeros(shape, np.int64),
             np.zeros(caches, np.int64),
         )

@@ -8,6 +8,7 @@ from expert_cache.budget import Budget, budget_of, check_room, too_small
 from expert_cache.convention import Convention
 from expert_cache.intervals import ratio_interval
 from expert_cache.policies.base import parse_policy
+from expert_cache.side_by_side import CacheState, feed_side_by_side
 from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, Residency, advance_for, no_log
 from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
 from expert_cache.trace import RoutingTrace
@@ -22,20 +23,33 @@ class CacheRun:
         self.spec, self.budget = spec, budget
         self.needs_future = policy.FUTURE != "none"
         self.sequential = lanes.convention.access == "sequential"
-        self.residency = Residency.allocate(
-            np.array(budget.limits), budget.sizes, lanes.trace.layers, lanes.groups
-        )
-        self.policy = policy.allocate(len(slots), len(budget.sizes), slots, **options)
         self.advance = advance_for(policy)
 
+        def fresh() -> CacheState:
+            limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
+            return CacheState(
+                policy.allocate(len(slots), len(budget.sizes), slots, **options),
+                Residency.allocate(limits, budget.sizes, *shape),
+            )
+
+        self.fresh, self.state = fresh, fresh()
+        alone, alike = lanes.number == 1, self.state.residency.unit > 0
+        self.in_parts = alone and alike and getattr(policy, "FORGETS", False)
+
     def feed(self, lane: int, stream: Stream) -> None:
-        request = self.advance(self.policy, self.residency, lane, stream, self.sequential, no_log())
+        if self.in_parts:
+            self.state = feed_side_by_side(self.state, self.fresh, stream, self._feed)
+        else:
+            self._feed(self.state, stream, lane)
+
+    def _feed(self, state: CacheState, stream: Stream, lane: int = 0) -> None:
+        request = self.advance(state.policy, state.residency, lane, stream, self.sequential, no_log())
         if request != DONE:
             raise _does_not_fit(stream, request, self.budget)
 
     def counts(self) -> np.ndarray:
         """int64 [layers, groups, 4] of what is counted."""
-        return self.residency.counts[:, :-1]
+        return self.state.residency.counts[:, :-1]
 
 
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:

@@ -70,12 +70,15 @@ def advance(policy, residency, cache, stream, sequential, log):
     Sequential: each is asked for after the other, and may leave for the next.
     """
     log.lengths[:] = 0
+    place = turn = 0
     for request in range(len(stream.starts) - 1):
         first, last = stream.starts[request], stream.starts[request + 1]
-        place = request // stream.wide
-        layer = stream.layer + request - place * stream.wide
-        if stream.reset[place] and request == place * stream.wide:
+        if turn == stream.wide:
+            place, turn = place + 1, 0
+        layer = stream.layer + turn
+        if turn == 0 and stream.reset[place]:
             empty(policy, residency, cache)
+        turn += 1
         if not can_be(residency, cache, layer, stream.ids, first, last, sequential):
             return request
         counts = residency.counts[layer, stream.group[place]]

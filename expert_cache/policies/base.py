@@ -23,7 +23,8 @@ or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves fi
     RISES = True                                     optional: nor does a use lower it, so a use moves nobody
 
 STACK = True says that the order does not depend on what is resident, so one pass serves all capacities
-(`expert_cache/stack.py`); without a score, it is the order of last use.
+(`expert_cache/stack.py`); without a score, it is the order of last use. FORGETS = True says that who is
+resident depends on the last uses only, so parts of a trace run side by side (`expert_cache/side_by_side.py`).
 """
 
 import functools
@@ -67,7 +68,7 @@ def parse_policy(spec: str) -> tuple[Any, dict]:
 def functions_of(policy) -> dict:
     """What the cache's step calls, built from the score where the policy only scores."""
     want = getattr(policy, "want", _nothing_wanted)
-    if not hasattr(policy, "score"):
+    if hasattr(policy, "victim"):
         said = {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
         return said | {"want": want}
     names = scoring_of(policy)

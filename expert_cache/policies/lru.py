@@ -14,6 +14,7 @@ class Lru(NamedTuple):
 
     FUTURE = "none"
     STACK = True
+    FORGETS = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
