@@ -6,19 +6,37 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from errors import UserError, run_command
+from expert_cache.tensor_file import check_writable, replacing
 
 SCHEMA_VERSION = 1
 
 
 def main() -> None:
-    arguments = parse_arguments(sys.argv[1:])
+    run(sys.argv[1:])
+
+
+def run(words: list[str]) -> None:
+    """Carries out one command line. UserError for a mistake in it, before anything is read or written."""
+    arguments = parse_arguments(words)
+    for name in ("json", "plot", "out"):
+        path = getattr(arguments, name, None)
+        if path is not None and str(path) != "-":
+            check_writable(path)
     arguments.run(arguments)
 
 
+class Parser(argparse.ArgumentParser):
+    """A mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.replace('argument ', 'option ', 1)}; see {self.prog} --help")
+
+
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="simulate.py", description=__doc__)
+    parser = Parser(prog="simulate.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_replay(commands)
     _add_curve(commands)
@@ -47,7 +65,7 @@ def _add_curve(commands) -> None:
     command.add_argument("--policies", required=True, nargs="+", metavar="POLICY")
     command.add_argument("--capacities", nargs="+", metavar="C", help="slots or percent [all]")
     _add_convention(command)
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw hit rate against capacity")
+    command.add_argument("--plot", metavar="PNG", help="draw hit rate against capacity")
 
 
 def _add_describe(commands) -> None:
@@ -56,7 +74,7 @@ def _add_describe(commands) -> None:
     command.add_argument(
         "--segment_tokens", type=int, default=16, help="length of a segment for SRP and SCH [16]"
     )
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the reuse distance")
+    command.add_argument("--plot", metavar="PNG", help="draw the reuse distance")
 
 
 def _add_plan(commands) -> None:
@@ -72,12 +90,12 @@ def _add_plan(commands) -> None:
     command.add_argument(
         "--tokens_per_second", type=float, help="find the smallest budget that reaches this speed"
     )
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw speed against memory")
+    command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
 
 
 def _add_convert(commands) -> None:
     command = _command(commands, "convert", run_convert, "between trace formats, by the endings of the names")
-    command.add_argument("--out", required=True, type=Path, help="the file to write")
+    command.add_argument("--out", required=True, metavar="FILE", help="the file to write")
 
 
 def _add_calibrate(commands) -> None:
@@ -87,7 +105,7 @@ def _add_calibrate(commands) -> None:
 
 
 def _command(commands, name: str, run, about: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=about, description=about)
+    command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
     command.set_defaults(run=run, command=name)
     command.add_argument("--trace", required=True, type=Path, help="a trace in any format that convert knows")
     command.add_argument("--num_experts", type=int, help="experts a layer, for formats that do not say")
@@ -147,8 +165,9 @@ def run_curve(arguments: argparse.Namespace) -> None:
     )
     if arguments.plot:
         from plots import hit_rate_curve
+        from plots.style import save
 
-        save_figure(hit_rate_curve.draw(rows), arguments.plot)
+        save(hit_rate_curve.draw(rows), arguments.plot)
     report(arguments, {"cache": rows}, hit_rate_lines(rows))
 
 
@@ -158,8 +177,9 @@ def run_describe(arguments: argparse.Namespace) -> None:
     found = describe(read(arguments), arguments.phase, arguments.segment_tokens, progress=bar("describe"))
     if arguments.plot:
         from plots import reuse_distance
+        from plots.style import save
 
-        save_figure(reuse_distance.draw(found["reuse"], arguments.phase), arguments.plot)
+        save(reuse_distance.draw(found["reuse"], arguments.phase), arguments.plot)
     report(arguments, found, description_lines(found))
 
 
@@ -168,14 +188,15 @@ def run_plan(arguments: argparse.Namespace) -> None:
     from expert_cache.curve import curve
     from expert_cache.plan import load_device, plan, plan_lines
 
-    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident)
+    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
     trace = read(arguments)
     rows = curve(trace, arguments.policies, arguments.capacities, progress=bar("plan"))
     found = plan(trace, device, rows, resident_bytes, arguments.tokens_per_second)
     if arguments.plot:
         from plots import device_plan
+        from plots.style import save
 
-        save_figure(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
+        save(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
     report(arguments, found | {"cache": rows}, plan_lines(found))
 
 
@@ -248,21 +269,9 @@ def report(arguments: argparse.Namespace, result: dict, lines: list[str]) -> Non
         sys.stdout.write(text)
         return
     if arguments.json:
-        from expert_cache.tensor_file import replacing
-
         with replacing(arguments.json) as file:
             file.write(text.encode())
     print("\n".join(lines))
-
-
-def save_figure(figure, path: Path) -> None:
-    """Writes a PNG; UserError where it cannot be written."""
-    from plots.style import save
-
-    try:
-        save(figure, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

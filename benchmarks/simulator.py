@@ -41,10 +41,14 @@ def main() -> None:
     parser.add_argument("--capacity_percent", type=float, default=25, help="of the global cache [25]")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts [3]")
     arguments = parser.parse_args()
-    result = measure(arguments)
+    write_result(measure(arguments), arguments.json)
+
+
+def write_result(result: dict, path: str | None) -> None:
+    """Prints a result, and writes it where a path other than "-" is given."""
     text = json.dumps(result, indent=1) + "\n"
-    if arguments.json and arguments.json != "-":
-        with replacing(arguments.json) as file:
+    if path and path != "-":
+        with replacing(path) as file:
             file.write(text.encode())
     print(text, end="")
 

@@ -11,6 +11,9 @@ from errors import UserError
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
+MOST_BYTES = 1e18  # a number above is a slip, or not a number
+
+
 class Sizes(Protocol):
     """What a budget is a share of: a routing trace, or anything else that says how many experts there are."""
 
@@ -48,7 +51,7 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
     are kept to the byte in a global cache; with a cache a layer they are shared out as equal slots.
     """
     if isinstance(capacity, str) and not capacity.isdecimal():
-        number, unit = _split(capacity)
+        number, unit = _split(capacity, "capacity", "slots (8), percent (25%) or ")
         if unit != "%":
             return _of_bytes(trace, scope, int(number * UNITS[unit]))
         capacity = int(number / 100 * _most(trace, scope) + 1e-9)
@@ -75,25 +78,22 @@ def too_small(slots: int, asked: int, where: str) -> UserError:
     )
 
 
-def parse_bytes(text: str) -> int:
-    """ "6GiB" -> bytes. UserError for anything but a number and a unit."""
-    number, unit = _split(text)
-    if unit == "%":
-        raise UserError(f"'{text}': give bytes with a unit: {', '.join(UNITS)}")
+def parse_bytes(text: str, name: str) -> int:
+    """ "6GiB" -> bytes. UserError names the setting for anything but a number and a unit."""
+    number, unit = _split(text, name, "")
     return int(number * UNITS[unit])
 
 
-def _split(text: str) -> tuple[float, str]:
+def _split(text: str, name: str, other_ways: str) -> tuple[float, str]:
     digits = text.rstrip("%BKMGi ")
     unit = text[len(digits) :].strip()
     try:
         number = float(digits)
     except ValueError:
         number = -1.0
-    if number < 0 or unit not in (*UNITS, "%"):
-        raise UserError(
-            f"capacity '{text}': give slots (8), percent (25%) or bytes with a unit: {', '.join(UNITS)}"
-        )
+    known = {**UNITS, "%": 1} if other_ways else UNITS
+    if not 0 <= number < MOST_BYTES or unit not in known or (unit == "%" and number > 100):
+        raise UserError(f"{name} '{text}': give {other_ways}bytes with a unit: {', '.join(UNITS)}")
     return number, unit
 
 

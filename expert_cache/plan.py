@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 
 from errors import UserError
 from expert_cache.trace import DECODE, RoutingTrace
@@ -49,16 +50,20 @@ def load_device(path: str | os.PathLike) -> DeviceProfile:
     for key, value in table.items():
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(known)}")
-        least_open = "latency" not in key
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        if key != "name" and (not number or (least_open and value == 0)):
-            raise UserError(
-                f"{path}: '{key}' must be a number {'above 0' if least_open else '>= 0'}, got {value!r}"
-            )
+        if not _fits(key, value):
+            wanted = "text" if key == "name" else f"a number {'>= 0' if 'latency' in key else 'above 0'}"
+            raise UserError(f"{path}: '{key}' must be {wanted}, got {value!r}")
     missing = [name for name in known[:3] if name not in table]
     if missing:
         raise UserError(f"{path}: key '{missing[0]}' is missing")
     return DeviceProfile(**table)
+
+
+def _fits(key: str, value) -> bool:
+    if key == "name":
+        return isinstance(value, str)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return number and (value > 0 or (value == 0 and "latency" in key))
 
 
 def plan(
@@ -74,6 +79,8 @@ def plan(
     `resident_bytes`: what is always in memory beside routed experts (attention, shared experts, embeddings,
     KV cache).
     """
+    if tokens_per_second is not None and not 0 < tokens_per_second < float("inf"):
+        raise UserError(f"tokens_per_second must be a number above 0, got {tokens_per_second}")
     if min(trace.expert_bytes) <= 0:
         raise UserError("a plan needs a trace that says expert_bytes")
     planned = [_plan_row(trace, device, row, resident_bytes) for row in rows]

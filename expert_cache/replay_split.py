@@ -8,6 +8,7 @@ from expert_cache.budget import budget_of, check_room
 from expert_cache.cache import ExpertCache
 from expert_cache.convention import Convention
 from expert_cache.phases import SHARED, PhaseSplit
+from expert_cache.policies.base import parse_policy
 from expert_cache.replay import hit_rate_row
 from expert_cache.sweep import Progress, lanes_of
 from expert_cache.trace import DECODE, EMPTY, RoutingTrace
@@ -32,6 +33,8 @@ def replay_split(
     """
     lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"))
     budget = budget_of(trace, "layer", capacity)
+    if parse_policy(policy)[0].FUTURE != "none":
+        raise UserError(f"policy '{policy}' looks ahead: hand-over is replayed step by step, as if run live")
     slots = budget.capacity - prefill_buffer
     if prefill_buffer < 0:
         raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")

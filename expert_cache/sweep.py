@@ -23,6 +23,7 @@ from expert_cache.policies.base import NEVER
 from expert_cache.trace import RoutingTrace, release
 
 PARTS = 32  # of a block: small ones stay in the processor's caches, but each costs a look ahead
+FUTURE_PARTS = 4  # of a block, where one cache is asked for all of it and each access carries its next use
 Progress = Callable[[int, int], None]  # done, of
 
 
@@ -79,7 +80,8 @@ def lanes_of(trace: RoutingTrace, convention: Convention, by_request: bool = Fal
 def sweep(lanes: Lanes, simulations: Sequence[Simulation], progress: Progress | None = None) -> None:
     """Feeds the whole trace to every simulation."""
     needs_future = any(simulation.needs_future for simulation in simulations)
-    blocks = list(_blocks(lanes, 1 if needs_future else PARTS))
+    parts = PARTS if not needs_future else FUTURE_PARTS if lanes.number == 1 else 1
+    blocks = list(_blocks(lanes, parts))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead = _first_uses(lanes, blocks, pool) if needs_future else [None] * len(blocks)
         for block, first_uses in zip(blocks, ahead, strict=True):

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ COPY_BYTES = 1 << 24
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` only when the block ends well: no reader ever sees half of it."""
+    check_writable(path)
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -33,7 +34,19 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """UserError where a file of that name could not appear: better told before long work than after it."""
+    text, folder = os.fspath(path), Path(path).parent
+    if not text or text.endswith("/") or Path(text).is_dir():
+        raise UserError(f"'{text}': cannot be written: not the name of a file")
+    if not folder.is_dir():
+        raise UserError(f"{text}: cannot be written: there is no folder '{folder}'")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{text}: cannot be written: no permission in '{folder}'")
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -105,9 +118,10 @@ def _map(path: Path, data_begin: int, data_bytes: int, name: str, entry: dict) -
             entry["data_offsets"],
         )
         expected_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        in_order = 0 <= begin <= end
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: tensor '{name}' has a broken or unsupported entry {entry}") from error
-    if not 0 <= begin <= end or end - begin != expected_bytes:
+    if not in_order or end - begin != expected_bytes:
         raise UserError(
             f"{path}: tensor '{name}': {end - begin} bytes given, {expected_bytes} needed for {shape} {dtype}"
         )

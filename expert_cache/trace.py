@@ -152,8 +152,8 @@ def _parse_metadata(metadata: dict[str, str]) -> dict:
     try:
         return {
             "num_experts": int(metadata["num_experts"]),
-            "layer_ids": tuple(int(layer) for layer in json.loads(metadata["layer_ids"])),
-            "expert_bytes": tuple(int(size) for size in json.loads(metadata["expert_bytes"])),
+            "layer_ids": _numbers(metadata["layer_ids"]),
+            "expert_bytes": _numbers(metadata["expert_bytes"]),
             "model": metadata.get("model", ""),
             "source": metadata.get("source", ""),
         }
@@ -176,6 +176,13 @@ def _check_shapes(trace: RoutingTrace) -> None:
             raise UserError(f"{name} must be {np.dtype(dtype)} {list(shape)}, got {found}")
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise TypeError(f"expected a list, got {text[:40]}")
+    return tuple(int(value) for value in found)
+
+
 def _check_metadata(trace: RoutingTrace) -> None:
     if not trace.top_k <= trace.num_experts < EMPTY:
         raise UserError(
@@ -193,7 +200,9 @@ def _check_values(trace: RoutingTrace) -> None:
         raise UserError(
             f"phase at step {bad_phase[0]} is {trace.phase[bad_phase[0]]}: choose from 0 prefill, 1 decode"
         )
+    lowest = EMPTY
     for rows in trace.blocks():
+        lowest = min(lowest, int(trace.experts[rows.start : rows.stop].min()))
         row, layer = _first_bad_set(trace.experts[rows.start : rows.stop], trace.num_experts)
         if row >= 0:
             ids = trace.experts[rows.start + row, layer].tolist()
@@ -204,6 +213,8 @@ def _check_values(trace: RoutingTrace) -> None:
         for name in ("weights", "gate_probs"):
             _check_finite(name, getattr(trace, name), rows)
         release(trace.experts)
+    if lowest == EMPTY:
+        raise UserError("the trace is empty: every slot is")
 
 
 def _check_finite(name: str, array: np.ndarray | None, rows: range) -> None:

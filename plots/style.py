@@ -1,10 +1,11 @@
 """Knows the look all figures share and how one reaches its file; does not know what is drawn."""
 
-import os
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from expert_cache.tensor_file import replacing
 
 VARIANT_COLOURS = {"base": "#7a7f87", "control": "#2b6cb0", "tuned": "#d9560b"}
 SPARE_COLOURS = ("#2f855a", "#805ad5", "#b7791f", "#c53030", "#0987a0")
@@ -44,7 +45,6 @@ def note(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG; the file appears complete or not at all."""
-    beside = path.with_name(path.name + ".partial")
-    figure.savefig(beside, format="png", dpi=DOTS_PER_INCH)
-    os.replace(beside, path)
+    """Writes a PNG; the file appears complete or not at all. UserError where it cannot be written."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)

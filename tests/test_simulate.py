@@ -39,8 +39,7 @@ def trace_path(tmp_path):
 
 
 def run(*words):
-    arguments = simulate.parse_arguments([str(word) for word in words])
-    arguments.run(arguments)
+    simulate.run([str(word) for word in words])
 
 
 def result(capsys, *words):

@@ -32,22 +32,23 @@ def read(path: Path) -> RoutingTrace:
     table = _read_table(path, first_row)
     layers, top_k = header["n_layer"], int(table[:, SLOT].max()) + 1
     _check_ranges(path, first_row, table, layers, header["n_expert"])
+    if layers > table[:, LAYER].max() + 1:
+        raise UserError(
+            f"{path}: the header says n_layer={layers}, the last layer in the rows is "
+            f"{int(table[:, LAYER].max())}: truncated?"
+        )
     steps, row = np.unique(table[:, [TURN, PHASE, STEP]], axis=0, return_inverse=True)
     place = row.ravel(), table[:, LAYER].astype(np.intp), table[:, SLOT].astype(np.intp)
     _check_once(path, first_row, place, (len(steps), layers, top_k))
     experts = np.full((len(steps), layers, top_k), EMPTY, np.uint16)
     weights = np.zeros(experts.shape, np.float16)
     experts[place], weights[place] = table[:, EXPERT], table[:, WEIGHT]
-    return RoutingTrace(
-        experts,
-        steps[:, 1].astype(np.uint8),
-        steps[:, 0].astype(np.int32),
-        header["n_expert"],
-        expert_bytes=_expert_bytes(header, table, layers),
-        weights=weights,
-        model=header["model"],
-        source=path.name,
-    )
+    columns = steps[:, 1].astype(np.uint8), steps[:, 0].astype(np.int32)
+    said = {"expert_bytes": _expert_bytes(header, table, layers), "model": header["model"]}
+    try:
+        return RoutingTrace(experts, *columns, header["n_expert"], weights=weights, source=path.name, **said)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def write(trace: RoutingTrace, path: str | Path) -> None:

@@ -24,7 +24,7 @@ class Lopt(NamedTuple):
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, horizon: float = 2.0):
         if not horizon >= 0 or not (isinf(horizon) or horizon.is_integer()):
             raise UserError(f"lopt: horizon must be a whole number of token steps >= 0 or inf, got {horizon}")
-        steps = NEVER if isinf(horizon) else int(horizon)
+        steps = int(min(horizon, NEVER >> TICK_BITS))
         return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64), steps)
 
     def note(self, cache, expert, fresh, now):

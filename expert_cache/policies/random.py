@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from errors import UserError
 from expert_cache.compiled import helper
 
 STRIDE, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -23,8 +24,10 @@ class Random(NamedTuple):
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, seed: int = 0):
+        if seed < 0:
+            raise UserError(f"random: seed must be at least 0, got {seed}")
         shape = (caches, experts)
-        state = np.random.SeedSequence(abs(seed)).generate_state(caches, np.uint64)
+        state = np.random.SeedSequence(seed).generate_state(caches, np.uint64)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(caches, np.int64), state)
 
     def clear(self, cache):
