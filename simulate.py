@@ -1,5 +1,5 @@
-"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | convert |
-calibrate. Needs no torch.
+"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | fit | convert |
+calibrate. Only fit needs torch.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     _add_curve(commands)
     _add_describe(commands)
     _add_plan(commands)
+    _add_fit(commands)
     _add_convert(commands)
     _add_calibrate(commands)
     return parser.parse_args(words)
@@ -91,6 +92,17 @@ def _add_plan(commands) -> None:
         "--tokens_per_second", type=float, help="find the smallest budget that reaches this speed"
     )
     command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
+
+
+def _add_fit(commands) -> None:
+    command = _command(commands, "fit", run_fit, "a learned eviction policy to a trace, split by request")
+    command.add_argument("--policy", required=True, help="ml_habits, ml_cecar or ml_flashmoe")
+    command.add_argument("--out", required=True, metavar="FILE", help="the .safetensors to write")
+    command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
+    command.add_argument("--capacity", default="25%", help="at which held-out requests are replayed [25%%]")
+    command.add_argument("--validation", type=float, default=0.2, help="share of the requests held out [0.2]")
+    command.add_argument("--epochs", type=int, default=40, help="at the most; nets stop early [40]")
+    command.add_argument("--seed", type=int, default=0, help="of the split and the weights' start [0]")
 
 
 def _add_convert(commands) -> None:
@@ -198,6 +210,15 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
         save(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
     report(arguments, found | {"cache": rows}, plan_lines(found))
+
+
+def run_fit(arguments: argparse.Namespace) -> None:
+    from eviction_training.fit import FitSettings, fit
+
+    names = ("phase", "capacity", "validation", "seed", "epochs")
+    settings = FitSettings(**{name: getattr(arguments, name) for name in names})
+    found = fit(read(arguments), arguments.policy, arguments.out, settings, progress=bar("fit"))
+    report(arguments, found, [f"{arguments.out}: held-out requests", *hit_rate_lines(found["cache"])])
 
 
 def run_convert(arguments: argparse.Namespace) -> None:

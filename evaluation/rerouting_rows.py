@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.intervals import ratio_intervals
+from expert_cache.intervals import ratio_interval
 from evaluation.measure import Measured
 from evaluation.virtual_setup import NONE
 from routing.virtual_cache import AGREED, HITS, KEPT, MISSES, PREFILL_LOADS, TOKENS
@@ -67,5 +67,5 @@ def _scores(measured: Measured, resamples: int) -> dict:
 def _mean(name: str, parts_R: np.ndarray, of_R: np.ndarray, resamples: int) -> dict:
     if not of_R.sum():
         return {name: None, f"{name}_ci95": None}
-    interval = ratio_intervals(parts_R[:, None], of_R, resamples)[0]
+    interval = ratio_interval(parts_R, of_R, resamples)
     return {name: float(parts_R.sum() / of_R.sum()), f"{name}_ci95": interval}

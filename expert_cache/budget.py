@@ -51,7 +51,7 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
     are kept to the byte in a global cache; with a cache a layer they are shared out as equal slots.
     """
     if isinstance(capacity, str) and not capacity.isdecimal():
-        number, unit = _split(capacity, "capacity", "slots (8), percent (25%) or ")
+        number, unit = _parse_capacity(capacity)
         if unit != "%":
             return _of_bytes(trace, scope, int(number * UNITS[unit]))
         capacity = int(number / 100 * _most(trace, scope) + 1e-9)
@@ -61,7 +61,7 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
 def check_capacity(text: str) -> None:
     """UserError unless `text` is written as a capacity: slots, percent or bytes."""
     if not text.isdecimal():
-        _split(text)
+        _parse_capacity(text)
 
 
 def check_room(slots: int, least: int) -> None:
@@ -82,6 +82,10 @@ def parse_bytes(text: str, name: str) -> int:
     """ "6GiB" -> bytes. UserError names the setting for anything but a number and a unit."""
     number, unit = _split(text, name, "")
     return int(number * UNITS[unit])
+
+
+def _parse_capacity(text: str) -> tuple[float, str]:
+    return _split(text, "capacity", "slots (8), percent (25%) or ")
 
 
 def _split(text: str, name: str, other_ways: str) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from errors import UserError, unknown_name
 from expert_cache.access import Stream
 from expert_cache.compiled import direct
 from expert_cache.convention import CHOICES
-from expert_cache.policies.base import NEVER, TICK_BITS, parse_policy
+from expert_cache.policies.base import NEVER, TICK_BITS, allocate, parse_policy
 from expert_cache.step import (
     COMPULSORY,
     DONE,
@@ -73,7 +73,8 @@ class ExpertCache:
         self.needs_future = found.FUTURE != "none"
         self._sequential = access == "sequential"
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
-        self._policy = found.allocate(caches, len(size), np.full(caches, self.capacity), **options)
+        slots = np.full(caches, self.capacity)
+        self._policy = allocate(found, options, caches, len(size), slots, layers)
         self._kind, self._advance, self._looked_up = found, advance_for(found), False
         self._ids, self._starts = np.empty(0, np.int32), np.zeros(2, np.int64)
         self._groups = [np.array([group], np.int32) for group in (UNCOUNTED, COUNTED)]

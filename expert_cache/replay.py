@@ -7,7 +7,7 @@ from expert_cache.access import Stream
 from expert_cache.budget import Budget, budget_of, check_room, too_small
 from expert_cache.convention import Convention
 from expert_cache.intervals import ratio_interval
-from expert_cache.policies.base import parse_policy
+from expert_cache.policies.base import allocate, parse_policy
 from expert_cache.side_by_side import CacheState, feed_side_by_side
 from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, Residency, advance_for, no_log
 from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
@@ -28,7 +28,7 @@ class CacheRun:
         def fresh() -> CacheState:
             limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
             return CacheState(
-                policy.allocate(len(slots), len(budget.sizes), slots, **options),
+                allocate(policy, options, len(slots), len(budget.sizes), slots, lanes.trace.layers),
                 Residency.allocate(limits, budget.sizes, *shape),
             )
 

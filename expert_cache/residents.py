@@ -44,7 +44,7 @@ class _Watch:
     def feed(self, lane: int, stream: Stream) -> None:
         run = self._run
         before_SE = self._before_LSE[lane, stream.tick :]
-        done = self._watch(run.policy, run.residency, lane, stream, no_log(), before_SE)
+        done = self._watch(run.state.policy, run.state.residency, lane, stream, no_log(), before_SE)
         assert done == DONE, "a cache of K slots or more serves every step of a trace"
 
 

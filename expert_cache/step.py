@@ -58,6 +58,7 @@ def no_log() -> Log:
 
 # What a policy says; bound when `advance` is compiled for it.
 def clear(policy, cache): ...
+def see(policy, cache, layer, ids, first, last, now): ...
 def want(policy, cache, expert): ...
 def use(policy, cache, expert, fresh, now): ...
 def victim(policy, cache, guard, now) -> int: ...  # type: ignore[empty-body]
@@ -82,6 +83,8 @@ def advance(policy, residency, cache, stream, sequential, log):
         if not can_be(residency, cache, layer, stream.ids, first, last, sequential):
             return request
         counts = residency.counts[layer, stream.group[place]]
+        begun = Moment(residency.book[cache, SEQ] + 1, stream.tick + place, UNPROTECTED, NEVER)
+        see(policy, cache, layer, stream.ids, first, last, begun)
         if sequential:
             missed = ask_in_turn(
                 policy, residency, cache, stream, first, last, stream.tick + place, counts, log
@@ -228,4 +231,4 @@ def advance_for(policy):
     names = {"use": said["use"], "admit": admitting, "make_room": making_room, "next_use_of": next_use_of}
     modes = {"ask_in_turn": bound(ask_in_turn, **names), "ask_together": bound(ask_together, **names)}
     emptying = bound(empty, clear=said["clear"])
-    return compiled_for(policy.__name__, advance, **modes, empty=emptying, can_be=can_be)
+    return compiled_for(policy.__name__, advance, **modes, see=said["see"], empty=emptying, can_be=can_be)

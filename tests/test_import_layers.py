@@ -23,6 +23,7 @@ LAYERS = {
     "data_preparer": 3,
     "data_pipeline": 3,
     "evaluation": 3,
+    "eviction_training": 3,
     "plots": 3,
     "main": 4,
     "inference": 4,

@@ -4,7 +4,8 @@ A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.p
 owns only its own state and moves nothing. Its functions are compiled with the cache's step
 (`expert_cache/step.py`), so they are plain numba: no Python objects, no exceptions.
 
-    allocate(caches, experts, capacity, *, options)  class method: the arrays; keyword options with defaults
+    allocate(caches, experts, capacity, *, options)  class method: the arrays; keyword options with defaults;
+                                                     after capacity it may ask for `layers`
     FUTURE = "none" | "horizon" | "all"              how much of the future it must be told
 
 Then either an order of its own:
@@ -14,6 +15,13 @@ Then either an order of its own:
     drop(self, cache, expert)                        `expert` was taken away by someone else
     clear(self, cache)                               back to the empty cache
     want(self, cache, expert)                        optional: `expert` is missing, room will be made
+    see(self, cache, layer, ids, first, last, now)   optional: ids[first:last] are asked for, before all else
+
+or, with a field `seats` (`expert_cache/learned/order.py`), ratings made anew at each request that evicts:
+
+    watch(self, cache, layer, ids, first, last, now) remember this request, before room is made for it
+    rate(self, cache, expert, now) -> float          lowest leaves first, ties by last use
+    clear(self, cache)                               optional: forget all
 
 or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves first, ties by last use:
 
@@ -29,12 +37,16 @@ resident depends on the last uses only, so parts of a trace run side by side (`e
 
 import functools
 import importlib
+import inspect
 import pkgutil
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from errors import unknown_name
 from expert_cache import heap, policies
 from expert_cache.compiled import bound
+from expert_cache.learned import order
 from specs import name_of, options_of
 
 NEVER = 1 << 62  # next use of an expert that is not used again
@@ -65,20 +77,37 @@ def parse_policy(spec: str) -> tuple[Any, dict]:
     return policy, options_of("policy", spec, policy.allocate)
 
 
+def allocate(policy, options: dict, caches: int, experts: int, capacity: np.ndarray, layers: int):
+    """The state of `caches` empty caches; `layers` share them, of which only some policies want to know."""
+    asks = "layers" in inspect.signature(policy.allocate).parameters
+    return policy.allocate(caches, experts, capacity, *([layers] if asks else []), **options)
+
+
 def functions_of(policy) -> dict:
     """What the cache's step calls, built from the score where the policy only scores."""
-    want = getattr(policy, "want", _nothing_wanted)
+    said = {"want": getattr(policy, "want", _nothing_wanted), "see": getattr(policy, "see", _nothing_seen)}
     if hasattr(policy, "victim"):
-        said = {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
-        return said | {"want": want}
+        return said | {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
+    if hasattr(policy, "rate"):
+        return said | _rated(policy)
     names = scoring_of(policy)
     using = "use_rising" if getattr(policy, "RISES", False) else "use"
-    return {
-        "want": want,
+    return said | {
         "clear": bound_heap("clear", forget=names["forget"]),
         "use": bound_heap(using, note=names["note"], score=names["score"]),
         "victim": bound_heap("victim", score=names["score"]),
         "drop": heap.drop,
+    }
+
+
+def _rated(policy) -> dict:
+    rating = bound(order.rate_all, rate=policy.rate)
+    return {
+        "see": bound(order.see, watch=policy.watch),
+        "clear": bound(order.clear, forget=getattr(policy, "clear", _nothing)),
+        "victim": bound(order.victim, rate_all=rating),
+        "use": order.use,
+        "drop": order.drop,
     }
 
 
@@ -93,3 +122,4 @@ def bound_heap(name: str, **names):
 
 def _nothing(policy, cache): ...
 def _nothing_wanted(policy, cache, expert): ...
+def _nothing_seen(policy, cache, layer, ids, first, last, now): ...
