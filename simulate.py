@@ -108,6 +108,9 @@ def _add_fit(commands) -> None:
 def _add_convert(commands) -> None:
     command = _command(commands, "convert", run_convert, "between trace formats, by the endings of the names")
     command.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    command.add_argument(
+        "--as_decode", action="store_true", help="count a prompt's tokens as decoded, which route alike"
+    )
 
 
 def _add_calibrate(commands) -> None:
@@ -225,6 +228,10 @@ def run_convert(arguments: argparse.Namespace) -> None:
     from expert_cache.formats import write_trace
 
     trace = read(arguments)
+    if arguments.as_decode:
+        from expert_cache.trace import as_decode
+
+        trace = as_decode(trace)
     write_trace(trace, arguments.out)
     print(
         f"{arguments.out}: {trace.steps} token steps, {trace.layers} layers x {trace.num_experts} experts, "

@@ -1,13 +1,12 @@
 """Knows how a trace is split by request; does not know what is fitted."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from errors import UserError
 from expert_cache.access import PHASES
-from expert_cache.trace import LAYOUT, RoutingTrace
+from expert_cache.trace import RoutingTrace, as_decode
 
 LEAST_REQUESTS = 4
 
@@ -37,11 +36,4 @@ def split_by_request(trace: RoutingTrace, phase: str, share: float, seed: int) -
     held_out = drawn[: max(1, round(len(names) * share))]
     rows = np.isin(trace.phase, PHASES[phase])
     inside = np.isin(trace.request, held_out)
-    return Split(_part(trace, rows & ~inside), _part(trace, rows & inside))
-
-
-def _part(trace: RoutingTrace, rows: np.ndarray) -> RoutingTrace:
-    """The given rows, all counted as decoded one by one."""
-    kept = {name: getattr(trace, name)[rows] for name in LAYOUT if getattr(trace, name) is not None}
-    kept |= {"phase": np.ones(int(rows.sum()), np.uint8), "chunk": None, "batch_step": None}
-    return dataclasses.replace(trace, **kept)
+    return Split(as_decode(trace, rows & ~inside), as_decode(trace, rows & inside))

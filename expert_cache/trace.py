@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -118,6 +118,13 @@ class RoutingTrace:
             return cls(**_known_tensors(tensors), **_parse_metadata(metadata))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> RoutingTrace:
+    """The given rows, each counted as decoded alone: a prompt's tokens route as if they had been decoded."""
+    kept = {name: getattr(trace, name)[rows] for name in LAYOUT if getattr(trace, name) is not None}
+    kept |= {"phase": np.full(len(kept["phase"]), DECODE, np.uint8), "chunk": None, "batch_step": None}
+    return replace(trace, **kept)
 
 
 def release(array: np.ndarray) -> None:

@@ -1,0 +1,60 @@
+"""Compares ways to share an expert cache between prefill and decode, at equal memory, on recorded traces:
+
+    python benchmarks/phase_split.py --trace A.safetensors B.route.csv --capacity 25% --json PATH
+
+`shared` sends both phases through one cache. The others let prefill stream through a small buffer (`--buffer`
+slots a layer, taken from the capacity) and differ in what they hand over to decode. Prefill is in chunks of a
+whole prompt. Bytes are those fetched, a token of the phase.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.simulator import write_result
+from errors import run_command
+from expert_cache.formats import read_trace
+from expert_cache.phases import SHARED
+from expert_cache.progress import progress_bar
+from expert_cache.replay_split import replay_split
+
+RULES = (SHARED, "none", "recent:tokens=4", "recent:tokens=16", "lrfu:decay=0.9", "lrfu:decay=0.98")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trace", nargs="+", required=True, help="traces with both phases")
+    parser.add_argument("--policies", nargs="+", default=["lru", "lrfu:decay=0.95"])
+    parser.add_argument("--capacity", default="25%", help="of each layer, buffer included [25%%]")
+    parser.add_argument("--buffer", type=int, default=2, help="slots for prefill to stream through [2]")
+    parser.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
+    arguments = parser.parse_args()
+    rows = [
+        row_of(path, policy, rule, arguments)
+        for path in arguments.trace
+        for policy in arguments.policies
+        for rule in RULES
+    ]
+    write_result({"schema_version": 1, "cache": rows}, arguments.json)
+
+
+def row_of(path: str, policy: str, rule: str, arguments: argparse.Namespace) -> dict:
+    """One hand-over rule on one trace; bytes of both phases together are given a request."""
+    trace = read_trace(path)
+    buffer = 0 if rule == SHARED else arguments.buffer
+    found = replay_split(
+        trace, policy, arguments.capacity, rule, prefill_buffer=buffer, progress=progress_bar(rule)
+    )
+    decode = int((trace.phase == 1).sum())
+    fetched = found["prefill_bytes_per_token"] * (trace.steps - decode)
+    fetched += found["miss_bytes_per_token"] * decode
+    requests = len(set(trace.request.tolist()))
+    return {"trace": Path(path).name, **found, "bytes_per_request": fetched / requests}
+
+
+if __name__ == "__main__":
+    run_command(main)
