@@ -14,6 +14,7 @@ def draw(reuse: Mapping, phase: str) -> Figure:
     names = ["first" if row["from"] == 0 else str(row["from"]) for row in rows]
     total = sum(row["uses"] for row in rows)
     distance.bar(names, [row["uses"] / total for row in rows], color=SPARE_COLOURS[0])
+    distance.tick_params(axis="x", labelsize=8, rotation=40)
     label(distance, "reuse distance", "token steps since the last use, from", "share of uses")
     percent = [row["percent"] for row in reuse["recency"]]
     lines = {"experts of the last tokens": "covered", "fixed hot set of that size": "hot_set_of_that_size"}
