@@ -1,5 +1,5 @@
-"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | fit | convert |
-calibrate. Only fit needs torch.
+"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | fit |
+convert | calibrate. Only fit needs torch.
 """
 
 import argparse

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from expert_cache.intervals import ratio_interval
 from evaluation.measure import Measured
 from evaluation.virtual_setup import NONE
+from expert_cache.intervals import ratio_interval
 from routing.virtual_cache import AGREED, HITS, KEPT, MISSES, PREFILL_LOADS, TOKENS
 
 REROUTED = "-rerouted"
