@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     "errors": 0,
     "specs": 0,
+    "simulate_options": 0,
     "command_line": 0,
     "config": 0,
     "launch": 0,
@@ -34,6 +35,7 @@ SAME_LAYER = {  # arrows inside a layer that the design allows, beside those ins
         ("command_line", "errors"),
         ("config", "command_line"),
         ("config", "errors"),
+        ("simulate_options", "errors"),
         ("expert_cache", "errors"),
         ("expert_cache", "specs"),
         ("models", "errors"),
