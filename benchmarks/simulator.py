@@ -23,9 +23,12 @@ from errors import UserError, run_command
 from expert_cache.cache import ExpertCache
 from expert_cache.curve import curve
 from expert_cache.formats import write_trace
+from expert_cache.learned.weights import save_weights
+from expert_cache.policies import ml_flashmoe
 from expert_cache.replay import replay
 from expert_cache.tensor_file import replacing
 from expert_cache.trace import RoutingTrace
+from specs import name_of
 
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
 GLOBAL: dict = {"scope": "global", "access": "sequential"}
@@ -73,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         / MILLION
         for name, spec in {"lru": "lru", "opt": "opt", "lopt": "lopt:horizon=2"}.items()
     }
-    live = {"live_step_us": live_step_us()}
+    live = {"live_step_us": live_step_us("lru"), "live_step_us_by_policy": live_steps()}
     return (
         {"schema_version": 1, "settings": settings, "compile_or_load_seconds": compile_seconds}
         | peers
@@ -163,13 +166,26 @@ def _theirs(kind, capacity: int, path: str, accesses: int) -> tuple[float, int]:
     return time.perf_counter() - begun, round((1 - missed) * accesses)
 
 
-def live_step_us(steps: int = 20000) -> float:
-    """Microseconds of one live request: 8 experts of one layer, `lru`, a quarter of the experts resident."""
-    cache = ExpertCache("lru", layers=LAYERS, experts=EXPERTS, capacity=EXPERTS // 4)
+def live_steps() -> dict[str, float]:
+    """`live_step_us` of other policies; nets of any weights are equally fast."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        shapes = {0: (64, 2 * EXPERTS), 1: (64, 64), 2: (EXPERTS, 64)}
+        tensors = {f"{at}.weight": np.full((LAYERS, *shape), 1e-3) for at, shape in shapes.items()}
+        tensors |= {f"{at}.bias": np.zeros((LAYERS, shape[0])) for at, shape in shapes.items()}
+        save_weights(path, "ml_flashmoe", ml_flashmoe.LAYOUT, tensors, {})
+        specs = ("lrfu", "ml_cecar", "ml_habits", f"ml_flashmoe:weights={path}")
+        return {name_of(spec): live_step_us(spec) for spec in specs}
+
+
+def live_step_us(policy: str, steps: int = 20000) -> float:
+    """Microseconds of one live request: 8 experts of one layer, a quarter of the experts resident."""
+    cache = ExpertCache(policy, layers=LAYERS, experts=EXPERTS, capacity=EXPERTS // 4)
     requests = [
         sets.astype(np.int32) for sets in local_trace(steps // LAYERS, seed=2).experts.reshape(-1, TOP_K)
     ]
-    cache.step(0, requests[0])
+    for number, experts in enumerate(requests[: len(requests) // 4]):
+        cache.step(number % LAYERS, experts)
     begun = time.perf_counter()
     for number, experts in enumerate(requests):
         cache.step(number % LAYERS, experts)
