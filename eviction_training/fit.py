@@ -14,6 +14,7 @@ from eviction_training import fitters
 from eviction_training.requests import Split, split_by_request
 from expert_cache.curve import curve
 from expert_cache.learned.weights import save_weights
+from expert_cache.policies.base import parse_policy
 from expert_cache.sweep import Progress
 from expert_cache.trace import RoutingTrace
 
@@ -62,10 +63,11 @@ def fit(
     if policy not in fitted_policies():
         raise unknown_name("learned policy", policy, fitted_policies())
     fitter = importlib.import_module(f"{fitters.__name__}.{policy}")
+    layout = parse_policy(policy)[0].LAYOUT
     split = split_by_request(trace, settings.phase, settings.validation, settings.seed)
     found: Fitted = fitter.fit(split, settings, progress)
     facts = {"model": trace.model, "source": trace.source, **asdict(settings), **found.facts}
-    save_weights(out, policy, fitter.LAYOUT, found.tensors, facts)
+    save_weights(out, policy, layout, found.tensors, facts)
     rows = validation_rows(split, [*BESIDE, f"{policy}:weights={out}"], settings)
     return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
 

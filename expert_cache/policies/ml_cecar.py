@@ -29,6 +29,7 @@ class MlCecar(NamedTuple):
     table: np.ndarray  # float32 [layers, LAGS + 1, STEPS + 1]: keep-score; the last row for never used
 
     FUTURE = "none"
+    LAYOUT = LAYOUT
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):

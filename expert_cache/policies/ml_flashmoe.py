@@ -30,6 +30,7 @@ class MlFlashmoe(NamedTuple):
     hidden: np.ndarray  # float32 [caches, 2, H]
 
     FUTURE = "none"
+    LAYOUT = LAYOUT
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):

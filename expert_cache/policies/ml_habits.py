@@ -22,6 +22,7 @@ class MlHabits(NamedTuple):
     x: np.ndarray  # float64 [caches, F]
 
     FUTURE = "none"
+    LAYOUT = LAYOUT
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):

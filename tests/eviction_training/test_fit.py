@@ -35,7 +35,7 @@ def test_a_fit_is_served_at_once(policy, trace, tmp_path):
     assert list(rates)[-1] == f"{policy}:weights={out}" and max(rates.values()) == rates["opt"]
     assert len(found["log"]) >= 1 and found["facts"]["seed"] == 0
     again = fit(trace, policy, str(tmp_path / "again.safetensors"), FAST)
-    layout = __import__(f"eviction_training.fitters.{policy}", fromlist=["LAYOUT"]).LAYOUT
+    layout = parse_policy(policy)[0].LAYOUT
     (tensors, facts), (same, _) = (
         load_weights(str(tmp_path / name), policy, layout) for name in ("w.safetensors", "again.safetensors")
     )

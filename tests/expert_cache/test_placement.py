@@ -14,8 +14,6 @@ from tests.expert_cache.traces import random_trace
 EXPERTS = 10
 chances = st.sampled_from([0.0, 0.1, 0.1, 0.3, 0.5, 0.51, 0.9, 1.0])
 shares = st.lists(chances, min_size=EXPERTS, max_size=EXPERTS)
-    st.sampled_from([0.0, 0.1, 0.1, 0.3, 0.5, 0.51, 0.9, 1.0]), min_size=EXPERTS, max_size=EXPERTS
-)
 sizes = st.lists(st.integers(1, 9), min_size=EXPERTS, max_size=EXPERTS)
 limits = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
