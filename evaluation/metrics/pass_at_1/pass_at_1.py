@@ -1,17 +1,17 @@
 """Knows what share of programs run through to their end; how they are run is the sandbox's business."""
 
 from collections import Counter
+from types import MappingProxyType
 
-import datasets
-import evaluate
 from tqdm import tqdm
 
 from evaluation.code_sandbox import Verdict, check_sandbox, run_program
+from evaluation.metrics import base
 from evaluation.sandbox.confine import WAYS
 from expert_cache.metrics import bootstrap_ci
 
 
-class PassAt_1(evaluate.Metric):
+class PassAt_1(base.RequestMetric):
     """`pass_at_1` with its interval, `verdicts` (how many programs passed, failed, timed out, ...) and
     `sandbox`, the way files were fenced.
 
@@ -19,13 +19,7 @@ class PassAt_1(evaluate.Metric):
     Raises UserError where none may be run.
     """
 
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=str(__doc__),
-            citation="",
-            inputs_description=str(PassAt_1.__doc__),
-            features=datasets.Features({"predictions": datasets.Value("string")}),
-        )
+    COLUMNS = MappingProxyType({"predictions": "string"})
 
     def _compute(self, predictions, ways=WAYS):
         programs = tqdm(predictions, desc="programs", unit="program", leave=False)
