@@ -27,6 +27,8 @@ ROW = {
     ),
     *("hits", "misses", "compulsory_misses", "hit_rate", "miss_bytes_per_token"),
 }
+LRU = ("replay", "--policy", "lru", "--capacity")
+PLAN = ("plan", "--device", "configs/devices/laptop_8gb.toml")
 
 
 @pytest.fixture
@@ -135,15 +137,47 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
     ("words", "said"),
     [
         (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': choose from"),
-        (["replay", "--policy", "lru", "--capacity", "2"], "below the 3 experts that one step asks for"),
-        (["replay", "--policy", "lru", "--capacity", "6", "--phase", "x"], "unknown phase 'x'"),
-        (["replay", "--policy", "lru", "--capacity", "6", "--prefill_buffer", "1"], "no effect without"),
+        ([*LRU, "2"], "below the 3 experts that one step asks for"),
+        ([*LRU, "6", "--phase", "x"], "unknown phase 'x'"),
+        ([*LRU, "6", "--prefill_buffer", "1"], "no effect without"),
         (
-            ["replay", "--policy", "lru", "--capacity", "6", "--hand_over", "none", "--scope", "global"],
+            [*LRU, "6", "--hand_over", "none", "--scope", "global"],
             "no effect with",
         ),
-        (["replay", "--policy", "opt", "--capacity", "6", "--hand_over", "none"], "not run live"),
-        (["replay", "--policy", "lru", "--capacity", "6", "--num_experts", "4"], "has no effect"),
+        (["replay", "--policy", "opt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
+        (["replay", "--policy", "lopt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
+        (
+            [*LRU, "6", "--hand_over", "none", "--prefill_buffer", "-1"],
+            "at least 0",
+        ),
+        ([*LRU, "0%"], "must be 1 to 12"),
+        ([*LRU[:-1], "--capacity=-4"], "capacity '-4'"),
+        ([*LRU, "101%"], "capacity '101%'"),
+        ([*LRU, "nan%"], "capacity 'nan%'"),
+        ([*LRU, "infGiB"], "capacity 'infGiB'"),
+        ([*LRU, f"{9e20:.0f}"], "must be 1 to 12"),
+        (["replay", "--policy", "random:seed=-1", "--capacity", "6"], "seed must be at least 0"),
+        (
+            [*LRU, "6", "--json", "none/x.json"],
+            "there is no folder 'none'",
+        ),
+        ([*LRU, "6", "--json", "/"], "not the name of a file"),
+        ([*LRU, "6", "--json", ""], "not the name of a file"),
+        ([*LRU, "6", "--json", "tests"], "not the name of a file"),
+        ([*LRU, "6", "--json", "new/"], "not the name of a file"),
+        (["replay", "--policy", "lru"], "required: --capacity"),
+        ([*LRU, "6", "--polcy", "x"], "unrecognized arguments"),
+        (["describe", "--segment_tokens", "x"], "invalid int value: 'x'"),
+        (["curve", "--policies", "lru", "--plot", "tests"], "not the name of a file"),
+        ([*PLAN, "--tokens_per_second", "nan"], "above 0"),
+        ([*PLAN, "--resident", "x"], "--resident 'x'"),
+        (
+            [*PLAN, "--resident", "infGB"],
+            "--resident 'infGB'",
+        ),
+        (["fit", "--policy", "lru", "--out", "w.safetensors"], "unknown learned policy 'lru'"),
+        (["fit", "--policy", "ml_habits", "--out", "w.safetensors"], "needs at least 4"),
+        ([*LRU, "6", "--num_experts", "4"], "has no effect"),
         (["curve", "--policies", "lru", "--capacities", "2"], "below the 3 experts"),
         (["describe", "--segment_tokens", "0"], "segment_tokens must be at least 1"),
         (["plan", "--device", "none.toml"], "cannot be read"),
@@ -162,6 +196,9 @@ def test_mistakes_say_what_is_wrong(trace_path, words, said):
         ("memory_gb_per_second = 0", "must be a number above 0"),
         ('memory_gb_per_second = "fast"', "must be a number above 0"),
         ("speed = 1", "unknown key 'speed'"),
+        ("name = 3", "'name' must be text"),
+        ("memory_gb_per_second = inf", "must be a number above 0"),
+        ("storage_latency_us = -1", "must be a number >= 0"),
         ("=", "not a TOML file"),
     ],
 )
@@ -204,3 +241,29 @@ def test_starts_without_torch_and_quickly(trace_path):
         seconds = time.perf_counter() - begun
         assert done.returncode == 0, done.stderr
     assert seconds < 5
+
+
+def test_no_figure_is_left_where_the_result_cannot_be_written(trace_path, tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        run("curve", "--trace", trace_path, "--policies", "lru", "--plot", tmp_path / "x.png", "--json", "/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_fit_writes_weights_that_replay_reads(tmp_path, capsys):
+    trace, weights = tmp_path / "t.safetensors", tmp_path / "w.safetensors"
+    random_trace(0, steps=300, requests=8).save(trace)
+    found = result(
+        capsys, "fit", "--trace", trace, "--policy", "ml_habits", "--out", weights, "--capacity", 6
+    )
+    policies = [row["policy"] for row in found["cache"]]
+    assert policies == ["lru", "lfu", "lrfu:decay=0.95", "opt", f"ml_habits:weights={weights}"]
+    (row,) = result(
+        capsys, "replay", "--trace", trace, "--policy", f"ml_habits:weights={weights}", "--capacity", 6
+    )["cache"]
+    assert row["hits"] > 0
+
+
+def test_a_prompt_can_be_counted_as_decoded(trace_path, tmp_path):
+    run("convert", "--trace", trace_path, "--out", tmp_path / "d.safetensors", "--as_decode")
+    before, after = RoutingTrace.load(trace_path), RoutingTrace.load(tmp_path / "d.safetensors")
+    assert (after.phase == 1).all() and np.array_equal(after.experts, before.experts)

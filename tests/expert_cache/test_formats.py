@@ -5,6 +5,7 @@ import pytest
 
 from errors import UserError
 from expert_cache.formats import read_trace, write_trace
+from expert_cache.formats.route_csv import COLUMNS
 from expert_cache.trace import RoutingTrace
 from tests.expert_cache.traces import random_trace
 
@@ -100,12 +101,21 @@ def test_repeated_csv_row_is_refused(tmp_path):
         read_trace(path)
 
 
+NINE_LAYERS = f"# route_trace v1\n# n_layer=9 n_expert=4\n{COLUMNS}\n0,1,0,0,0,1,0.5,0,5\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "hints", "said"),
     [
         ("t.route.csv", "# route_trace v1\n", {}, "truncated"),
         ("t.route.csv", "# route_trace v1\nturn,phase\n", {}, "line 2: expected the columns"),
         ("t.route.csv", "# route_trace v1\n# n_layer=x n_expert=4\n", {}, "line 2: expected a whole number"),
+        (
+            "t.route.csv",
+            "# route_trace v1\n# n_layer=9 n_expert=4\n" + COLUMNS + "\n0,1,0,0,0,1,0.5,0,5\n",
+            {},
+            "n_layer=9",
+        ),
         ("t.bin", "anything", {}, "not a trace in any known format"),
         ("t.csv", "time,object,size,next_access_vtime\n1,2,3,4\n5,six,7,8\n", {"num_experts": 4}, "line 3"),
         ("t.csv", "time,object,size,next_access_vtime\n", {"num_experts": 4}, "empty"),
@@ -150,3 +160,9 @@ def test_nothing_is_left_of_a_failed_write(tmp_path):
     with pytest.raises(UserError, match="do not fit into int16"):
         write_trace(big, tmp_path / "t.npy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_of_empty_slots_is_an_empty_trace(tmp_path):
+    np.save(tmp_path / "t.npy", np.full((4, 2, 2), -1, np.int16))
+    with pytest.raises(UserError, match="every slot is"):
+        read_trace(tmp_path / "t.npy", num_experts=4)
