@@ -96,4 +96,4 @@ def _step(optimizer: torch.optim.Optimizer, value: Tensor) -> float:
     optimizer.zero_grad()
     value.backward()
     optimizer.step()
-    return float(value)
+    return float(value.detach())

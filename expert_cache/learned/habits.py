@@ -94,8 +94,8 @@ def fade(habits, cache, tick):
         habits.first[cache] = tick
         habits.tick[cache] = tick - 1
     passed = tick - habits.tick[cache]
-    habits.tick[cache] = tick
     if passed > 0:
+        habits.tick[cache] = tick
         for pace in range(PACES):
             kept = habits.decays[pace] if passed == 1 else habits.decays[pace] ** passed
             for expert in range(habits.faded.shape[2]):

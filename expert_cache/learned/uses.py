@@ -44,9 +44,9 @@ def watch(uses, cache, ids, first, last, tick):
 
 @helper
 def recency(uses, cache, expert, tick):
-    """r of the module's text."""
+    """r of the module's text. Layers that share a cache may be a step ahead of one another when run live."""
     last = uses.last[cache, expert]
-    return TINY if last < 0 else 1.0 / (tick - last + 1) + TINY
+    return TINY if last < 0 else 1.0 / max(1, tick - last + 1) + TINY
 
 
 @helper

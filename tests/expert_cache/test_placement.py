@@ -31,7 +31,7 @@ def situations(draw):
     return before, np.array(draw(shares)), size, tiers, running
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(situations())
 def test_limits_hold_and_the_running_layer_is_on_the_device(situation):
     before, likely, size, tiers, running = situation
@@ -41,7 +41,7 @@ def test_limits_hold_and_the_running_layer_is_on_the_device(situation):
     assert (after.tier[running] == DEVICE).all() and set(after.tier.tolist()) <= {DEVICE, RAM, DISK}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(situations())
 def test_nothing_moves_while_probabilities_stand_still(situation):
     before, likely, size, tiers, running = situation
@@ -50,7 +50,7 @@ def test_nothing_moves_while_probabilities_stand_still(situation):
     assert np.array_equal(once.tier, again.tier) and once.prices == again.prices
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(situations(), st.integers(0, EXPERTS - 1), st.floats(0, 1))
 def test_a_likelier_expert_is_never_lower(situation, expert, more):
     before, likely, size, tiers, running = situation
@@ -60,7 +60,7 @@ def test_a_likelier_expert_is_never_lower(situation, expert, more):
     assert high <= low
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(situations())
 def test_hysteresis_keeps_who_is_nearly_as_good(situation):
     """An expert leaves the device for another only where their densities differ by more than 2 h."""
