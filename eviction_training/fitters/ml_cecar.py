@@ -20,18 +20,18 @@ def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -
     short = long // 2
     seeds = {"short": settings.seed, "long": settings.seed + 1}
     layers = split.train.layers
-    pair = torch.nn.ModuleDict({name: LayerNets(layers, 2, HIDDEN, 1, seed) for name, seed in seeds.items()})
+    pair = {name: LayerNets(layers, 2, HIDDEN, 1, seed) for name, seed in seeds.items()}
 
     def loss(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         x, y = batch
         guesses = [pair[name](x)[..., 0] for name in ("short", "long")]
         return sum(((guess - y[..., at]) ** 2).mean() for at, guess in enumerate(guesses))  # type: ignore[return-value]
 
-    data = [
+    data, judging = (
         Batches(*table(part, short, long), BATCHES_AN_EPOCH, settings.seed)
         for part in (split.train, split.validation)
-    ]
-    log = train(pair, loss, *data, settings.epochs, progress)
+    )
+    log = train(torch.nn.ModuleDict(pair), loss, data, judging, settings.epochs, progress)
     tensors = {f"{name}.{key}": value for name, nets in pair.items() for key, value in nets.arrays().items()}
     return Fitted(tensors, {"c0": C0, "h_short": short, "h_long": long}, log)
 

@@ -22,11 +22,11 @@ def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -
     def loss(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return ((nets(batch[0]) - batch[1]) ** 2).mean()
 
-    data = [
+    data, judging = (
         Batches(*table(part, long), BATCHES_AN_EPOCH, settings.seed)
         for part in (split.train, split.validation)
-    ]
-    log = train(nets, loss, *data, settings.epochs, progress)
+    )
+    log = train(nets, loss, data, judging, settings.epochs, progress)
     return Fitted(nets.arrays(), {"h_long": long}, log)
 
 
