@@ -1,7 +1,10 @@
 """Knows how a user's mistake is told: one line, exit code 2. Does not know what the mistakes are."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -19,11 +22,18 @@ def first_line(error: Exception) -> str:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs an entry point: a UserError or a full disk becomes one line on stderr and exit code 2, Ctrl-C exit
+    code 130.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

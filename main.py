@@ -7,7 +7,6 @@ python)
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from checkpoints import checkpoint_to_resume, checkpoints_kept, remove_checkpoints
 from command_line import settings_parser
 from config import (
     SETTINGS,
@@ -32,6 +33,7 @@ from data_pipeline.collate import PackingCollator, PaddingCollator
 from data_pipeline.task import Task, load_task
 from data_pipeline.tokenised import tokenise_split
 from errors import UserError, run_command
+from evaluation.folder import written_whole
 from launch import with_default_deepspeed
 from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
 from locality.objectives import load_objective
@@ -39,7 +41,7 @@ from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_
 from locality.quality_reference import control_losses
 from locality.savings import savings, trainable_count
 from locality.targets import target_of
-from model_loader import complete_checkpoints, load_model, load_tokenizer, quiet, save_merged
+from model_loader import load_adapters, load_model, load_tokenizer, quiet, save_merged
 from models import MoeLayer, find_moe_layers
 from trainer import LocalityTrainer
 from training_callbacks import EvaluateAtEnd, HoldTarget, RoutingFigures
@@ -72,7 +74,10 @@ def main() -> None:
     train_rows, validation_rows = load_rows(run, task, tokenizer)
     if run.data.data_preprocess_only:
         return
-    checkpoint = checkpoint_to_resume(run)
+    asked = run.train.resume_from_checkpoint
+    checkpoint = checkpoint_to_resume(run.folder, asked, run.adapter.overwrite_output)
+    if asked:
+        run.say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew")
     model = load_model(run.model)
     layers = find_moe_layers(model, run.model.moe_module_name)
     collator = make_collator(run, tokenizer)
@@ -82,6 +87,8 @@ def main() -> None:
     model = make_trainable(run, model, selected)
     tell_selection(run, model, selected, layers)
     trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator)
+    if checkpoint is None and run.train.process_index == 0:
+        remove_checkpoints(run.folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(run, trainer, tokenizer, selected)
 
@@ -91,11 +98,14 @@ def parse_run(arguments: list[str]) -> Run:
     parser = settings_parser(SETTINGS, __doc__ or "")
     run = Run(*parser.parse(with_default_deepspeed(arguments)))
     load_objective(run.locality.consecutive_expert_loss_type)
-    needs_profile(run.adapter.daft_threshold)
     if run.locality.anchored and not run.adapter.use_lora:
         raise UserError(
             "--distillation_weight and --gate_trust_weight compare with the adapters off: they "
             "need --use_lora True"
+        )
+    if idle := sorted(parser.given & without_effect(run)):
+        run.say(
+            "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
@@ -121,6 +131,18 @@ def hold_a_target(run: Run) -> None:
         train.eval_on_start = True
 
 
+def without_effect(run: Run) -> set[str]:
+    """Options that the other options leave nothing to do."""
+    idle = {"output_dir", "remove_unused_columns"}
+    if not run.adapter.use_lora:
+        idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
+    if not needs_profile(run.adapter.daft_threshold) and not run.adapter.profile_only:
+        idle |= {"ecr_profile", "profile_examples"}
+    if run.locality.consecutive_expert_loss_weight == 0:
+        idle |= {"locality_schedule", "locality_on_prompt"}
+    return idle
+
+
 def _refuse_reentrant(train: TrainSettings) -> None:
     """Reentrant checkpointing silently drops the gradient of the locality term."""
     for kwargs in (train.gradient_checkpointing_kwargs, train.activation_checkpointing_kwargs):
@@ -143,35 +165,6 @@ def make_collator(run: Run, tokenizer) -> PaddingCollator | PackingCollator:
     if run.data.packing:
         return PackingCollator(tokenizer.pad_token_id, run.data.max_words_len)
     return PaddingCollator(tokenizer.pad_token_id)
-
-
-def checkpoint_to_resume(run: Run) -> Path | None:
-    """The checkpoint asked for, or None for a new run. Raises UserError rather than mixing two runs in one
-    folder.
-    """
-    found, asked = complete_checkpoints(run.folder), run.train.resume_from_checkpoint
-    if asked and asked.lower() in ("auto", "true", "last"):
-        run.say(f"resuming from {found[-1]}" if found else "no complete checkpoint yet: starting anew")
-        return found[-1] if found else None
-    if asked and Path(asked) not in found:
-        raise UserError(
-            f"--resume_from_checkpoint {asked}: no complete checkpoint; there are {_names(found)}"
-        )
-    if asked:
-        return Path(asked)
-    if found and not run.adapter.overwrite_output:
-        raise UserError(
-            f"'{run.folder}' holds {_names(found)} of an earlier run: go on with --resume_from_checkpoint "
-            "auto, start over with --overwrite_output, or choose another --lora_save_path"
-        )
-    if run.train.process_index == 0:
-        for old in run.folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-    return None
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths) or "none"
 
 
 def choose_layers(run: Run, model, layers: list[MoeLayer], rows, collator) -> list[MoeLayer]:
@@ -254,26 +247,39 @@ def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
 
 
 def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
-    """The final adapter (the best by validation), the settings, and on request the merged model."""
-    trainer.save_model(str(run.folder))
-    if run.train.process_index == 0:
-        tokenizer.save_pretrained(run.folder)
-        summary = {
-            "settings": {
-                name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")
-            },
-            "train": run.train.to_sanitized_dict(),
-            "trained_layers": [layer.layer_id for layer in selected],
-            "dial": dial_result(run, trainer),
-            "best_checkpoint": trainer.state.best_model_checkpoint,
-            "log_history": trainer.state.log_history,
-        }
-        beside = run.folder / "training_summary.json.partial"
-        beside.write_text(json.dumps(summary, indent=1, default=str) + "\n")
-        os.replace(beside, run.folder / "training_summary.json")
-        if run.adapter.save_merged:
-            save_merged(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.folder / "merged")
+    """The final adapter (the best by validation), the settings, and on request the merged model; each file
+    whole or not at all.
+    """
+    with checkpoints_kept(run.folder), written_whole(run.folder) as beside:
+        trainer.save_model(str(beside))
+        if run.train.process_index == 0:
+            tokenizer.save_pretrained(beside)
+            write_summary(run, trainer, selected, beside / "training_summary.json")
+    if run.adapter.save_merged and run.adapter.use_lora and run.train.process_index == 0:
+        with checkpoints_kept(run.folder):
+            save_merged(plain_adapted(run, trainer), tokenizer, run.folder / "merged")
     run.say(f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}")
+
+
+def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], path: Path) -> None:
+    """Settings, trained layers and the whole log as JSON."""
+    summary = {
+        "settings": {name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")},
+        "train": run.train.to_sanitized_dict(),
+        "trained_layers": [layer.layer_id for layer in selected],
+        "dial": dial_result(run, trainer),
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "log_history": trainer.state.log_history,
+    }
+    path.write_text(json.dumps(summary, indent=1, default=str) + "\n")
+
+
+def plain_adapted(run: Run, trainer: LocalityTrainer):
+    """The trained model whole on this rank; of ZeRO-3, which keeps only shards, loaded anew."""
+    if not is_deepspeed_zero3_enabled():
+        return trainer.accelerator.unwrap_model(trainer.model)
+    unset_hf_deepspeed_config()
+    return load_adapters(load_model(run.model), {"tuned": str(run.folder)})
 
 
 if __name__ == "__main__":

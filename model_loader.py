@@ -2,8 +2,8 @@
 asked for.
 """
 
-import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,25 +138,6 @@ def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
     yield model
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a training folder that were written to their end, oldest first.
-
-    The Trainer writes its state last, so a readable one marks a whole checkpoint: a kill or a full disk
-    leaves none.
-    """
-    found = [
-        path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and _has_state(path)
-    ]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def _has_state(folder: Path) -> bool:
-    try:
-        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-
-
 def save_merged(model, tokenizer, folder: Path) -> None:
     """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not at
     all.
@@ -165,6 +146,7 @@ def save_merged(model, tokenizer, folder: Path) -> None:
     beside = folder.with_name(folder.name + ".partial")
     merged.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
 
 

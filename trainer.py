@@ -5,6 +5,7 @@ Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
+from checkpoints import checkpoints_kept
 from config import LocalitySettings
 from expert_cache.trace import RoutingTrace
 from locality.anchors import distillation_loss, gate_trust_loss, untouched
@@ -177,6 +179,11 @@ class LocalityTrainer(Trainer):
         if "loss" in logs:
             logs = logs | self._summary(training=True) | {"locality_weight": self.locality_weight}
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir or ".")
+        with checkpoints_kept(folder, folder / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._means[False].read(self.accelerator)

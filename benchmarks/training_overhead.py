@@ -8,7 +8,7 @@ warm-up, and ratios are of medians. Peak memory is the largest resident set of a
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -121,7 +121,15 @@ def print_own_peak(args: argparse.Namespace) -> None:
     step = training_step(args, None if args.peak_of == "none" else args.peak_of)
     for _ in range(MEMORY_STEPS):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(own_peak_bytes())
+
+
+def own_peak_bytes() -> int:
+    """Largest resident set of this process since it started (Linux). Not ru_maxrss: that begins with what
+    its parent held.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def measure(args: argparse.Namespace) -> dict:

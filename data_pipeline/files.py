@@ -34,7 +34,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _record(f"{path}:{number}", _parse(line, str(path), number))
+                yield _record(f"{path}:{number}", _parse(line.strip(), str(path), number))
 
 
 def _json_list(path: Path) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""Knows where a report's files go and that they appear whole; does not know what is in them."""
+"""Knows where results go and that their files appear whole; does not know what is in them."""
 
 import json
 import os
@@ -41,13 +41,13 @@ def written_whole(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target))
     except OSError as error:
-        raise UserError(f"results folder '{target}': {error.strerror}") from None
+        raise UserError(f"folder '{target}': {error.strerror}") from None
     try:
         yield beside
         for file in sorted(beside.iterdir(), key=lambda file: file.name == REPORT):
             os.replace(file, target / file.name)
     except OSError as error:
-        raise UserError(f"results folder '{target}': {error.strerror or error}") from None
+        raise UserError(f"folder '{target}': {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

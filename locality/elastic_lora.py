@@ -30,7 +30,7 @@ class LoraShape:
 
 
 def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshold: str) -> list[MoeLayer]:
-    """Layers whose ECR is below the threshold: absolute (`0.7`), or a quantile of the profile (`q50`).
+    """Layers whose ECR is below the threshold (`0.7`), or not above a quantile of the profile (`q50`).
 
     A threshold of 1 or more is every layer and needs no profile. Raises UserError for a malformed threshold
     and for one that selects nothing.
@@ -38,8 +38,11 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
     if not needs_profile(threshold):
         return list(layers)
     assert ecr_L is not None, "a threshold below 1 needs a profile"
-    bound = np.quantile(ecr_L, _quantile(threshold)) if threshold.startswith("q") else float(threshold)
-    chosen = [layer for layer, ecr in zip(layers, ecr_L, strict=True) if ecr < bound]
+    if threshold.startswith("q"):
+        within_L = ecr_L <= np.quantile(ecr_L, _quantile(threshold))
+    else:
+        within_L = ecr_L < float(threshold)
+    chosen = [layer for layer, within in zip(layers, within_L, strict=True) if within]
     if not chosen:
         raise UserError(
             f"--daft_threshold {threshold} selects no layer: the ECR of the layers lies in "
@@ -51,7 +54,7 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
 def needs_profile(threshold: str) -> bool:
     """Whether the threshold can leave a layer out. Raises UserError if it is no number and no quantile."""
     if threshold.startswith("q"):
-        return _quantile(threshold) < 2
+        return _quantile(threshold) < 1
     try:
         value = float(threshold)
     except ValueError:

@@ -108,6 +108,13 @@ def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
         modules = model.get_submodule(place).named_modules() if place else ()
         for name, module in modules:
             full = f"{place}.{name}" if name else place
-            if isinstance(unwrap(module), nn.Linear) and not f"{full}.".startswith(f"{layer.router}."):
+            if _is_linear(unwrap(module)) and not f"{full}.".startswith(f"{layer.router}."):
                 found.setdefault(full.rpartition(".")[2], []).append(full)
     return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether PEFT may add a low-rank product to it; a subclass may compute something else (DeepSeek-V4's is
+    block-diagonal).
+    """
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from errors import UserError
@@ -101,8 +102,11 @@ class RouterTap:
 
     def _read(self, layer: MoeLayer, output: tuple) -> RouterOutput:
         try:
-            parts = self._family.read(output, layer.top_k)
-            return RouterOutput(layer, *(part.flatten(0, -2) for part in parts))
+            # What reading saves for the backward pass is hidden from gradient checkpointing, whose
+            # recomputation may run without this tap and counts what is saved.
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                parts = self._family.read(output, layer.top_k)
+                return RouterOutput(layer, *(part.flatten(0, -2) for part in parts))
         except (TypeError, ValueError, IndexError, AttributeError) as error:
             found = type(output).__name__
             raise UserError(
@@ -118,6 +122,10 @@ class RouterTap:
                 f"strategy returned shapes {shapes}: expected two like {tuple(seen.indices_TK.shape)}"
             )
         return {"weights_TK": weights_TK, "indices_TK": indices_TK}
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _in_backward() -> bool:

@@ -35,6 +35,14 @@ def sentences(tmp_path_factory) -> Path:
     return write_task(tmp_path_factory.mktemp("sentences"), a=rows[:48], b=rows[48:56], c=rows[56:])
 
 
+def quick_training(checkpoint: Path, task: Path) -> list[str]:
+    """Options of a training run of 12 steps that saves and validates every fourth, into ./out."""
+    return (
+        f"--model_name {checkpoint} --dataset_name {task} --max_words_len 32 --batch_size 4 "
+        "--lora_rank 2 --logging_steps 2 --eval_steps 4 --save_steps 4 --lora_save_path ./out --model_key _t"
+    ).split()
+
+
 @pytest.fixture
 def run_command(tmp_path, monkeypatch):
     """Runs a command of the project in a folder of the test's own; gives the finished process."""

@@ -18,6 +18,7 @@ LAYERS = {
     "routing": 1,
     "locality": 1,
     "offload": 2,
+    "checkpoints": 3,
     "trainer": 3,
     "training_callbacks": 3,
     "model_loader": 3,

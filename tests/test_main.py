@@ -1,8 +1,9 @@
-"""The training command as users start it: each launcher, resuming after a kill, and mistakes."""
+"""The training command: what a run leaves, resuming after a kill or a full disk, and mistakes."""
 
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,21 +11,66 @@ import sys
 import time
 
 import pytest
+import torch
+from transformers import Trainer
 
-from model_loader import complete_checkpoints
-from tests.conftest import ROOT
+import main
+from checkpoints import complete_checkpoints
+from errors import UserError
+from tests.conftest import ROOT, quick_training
 
-MAIN = ROOT / "main.py"
 LOGGED = ("lm_loss", "locality_weight")
+CHECKPOINTS = ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+
+
+@pytest.fixture(scope="module")
+def options(tiny_checkpoint, sentences):
+    """Options of a quick run that selects layers by a profile and holds a target."""
+    more = ("--daft_threshold", "q50", "--target_ecr", "0.5")
+    return [*quick_training(tiny_checkpoint, sentences), *more]
+
+
+@pytest.fixture(scope="module")
+def whole(options, tmp_path_factory):
+    """The folder a whole run was started in, and the finished process."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, subprocess.run(
+        command(options, "--save_merged", "True"),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def command(options, *more):
+    return [sys.executable, str(ROOT / "main.py"), *options, *more]
+
+
+def environment(folder):
+    return os.environ | {"OMP_NUM_THREADS": "1", "STICKYMOE_CACHE": str(folder / "cache")}
 
 
 @pytest.fixture
-def options(tiny_checkpoint, sentences):
-    """Options of a quick run, as a list for a command line."""
-    return (
-        f"--model_name {tiny_checkpoint} --dataset_name {sentences} --max_words_len 32 --batch_size 4 "
-        "--lora_rank 2 --logging_steps 2 --eval_steps 4 --save_steps 4 --lora_save_path ./out --model_key _t"
-    ).split()
+def train(tmp_path, monkeypatch):
+    """Runs the command in this process, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STICKYMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        main.main()
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def names(folder):
+    return [path.name for path in complete_checkpoints(folder)]
 
 
 def losses(folder):
@@ -33,21 +79,18 @@ def losses(folder):
     return {(step, name): value for step, name, value in named if value is not None}
 
 
-def test_plain_python_trains_saves_and_logs(run_command, tmp_path, options):
-    done = run_command(sys.executable, MAIN, *options, "--daft_threshold", "q50", "--save_merged", "True")
+def test_plain_python_trains_saves_and_logs(whole):
+    folder, done = whole
     assert done.returncode == 0, done.stderr[-2000:]
-    out = tmp_path / "out"
+    out = folder / "out"
     assert re.search(r"training \d of \d MoE layers .*trainable parameters; estimated saving", done.stdout)
-    assert (out / "adapter_model.safetensors").exists()
+    assert "target ECR 0.5 " in done.stdout
+    assert (out / "adapter_model.safetensors").exists() and not list(out.glob(".unfinished*"))
     assert (out / "offline_ecr_profile.csv").read_text().startswith("layer_idx,ECR\n")
-    assert [path.name for path in complete_checkpoints(out)] == [
-        "checkpoint-4",
-        "checkpoint-8",
-        "checkpoint-12",
-    ]
+    assert names(out) == CHECKPOINTS
     assert (out / "merged" / "config.json").exists()
-    assert list((tmp_path / "logs_t" / "out").glob("events.out.tfevents.*"))
-    assert logged_tags(tmp_path / "logs_t" / "out") >= {
+    assert list((folder / "logs_t" / "out").glob("events.out.tfevents.*"))
+    assert logged_tags(folder / "logs_t" / "out") >= {
         "train/lm_loss",
         "train/locality_loss",
         "train/locality_weight",
@@ -55,6 +98,8 @@ def test_plain_python_trains_saves_and_logs(run_command, tmp_path, options):
         "train/ecr",
         "train/hit_rate_lru_25",
         "eval/lm_loss",
+        "eval/locality_loss",
+        "eval/balance_loss",
         "eval/ecr",
         "eval/hit_rate_lru_25",
         "train/ecr_per_layer",
@@ -72,70 +117,76 @@ def logged_tags(folder):
     return {*tags["scalars"], *tags["histograms"], *tags["images"]}
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_deepspeed_on_two_ranks(run_command, tmp_path, options, stage):
-    """The locality loss falls only if the gate's gradient survives sharding; the launcher picks ZeRO-2."""
-    config = ["--deepspeed", ROOT / "configs" / "zero3.json"] if stage == "zero3" else []
-    done = run_command(
-        "deepspeed", "--num_accelerators", "2", "--master_port", "29613", MAIN, *options, *config,
-        "--consecutive_expert_loss_weight", "5", "--lora_extra_modules", "gate", "--num_train_epochs", "2",
-        "--distillation_weight", "0.1", "--aux_loss_alpha", "0.001", "--balance_scope", "global",
-        "--target_ecr", "0.95",
-        timeout_seconds=600,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    history = json.loads((tmp_path / "out" / "training_summary.json").read_text())["log_history"]
-    locality = [entry["locality_loss"] for entry in history if "locality_loss" in entry]
-    assert locality[-1] < locality[0] * 0.9, "the locality loss does not fall"
-
-
-def test_torchrun_on_two_ranks(run_command, tmp_path, options):
-    done = run_command("torchrun", "--standalone", "--nproc_per_node", "2", MAIN, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-
-
-def test_a_killed_run_goes_on_with_the_same_losses(run_command, tmp_path, options):
-    options += ["--target_ecr", "0.5"]
-    whole = [*options[:], "--lora_save_path", "./whole"]
-    assert run_command(sys.executable, MAIN, *whole).returncode == 0
-    kill_at_checkpoint(
-        tmp_path, [*options, "--lora_save_path", "./killed"], tmp_path / "killed" / "checkpoint-8"
-    )
-    torn = tmp_path / "killed" / "checkpoint-9999"
+def test_a_killed_run_goes_on_with_the_same_losses(train, tmp_path, options, whole):
+    kill_at_checkpoint(tmp_path, options, tmp_path / "out" / "checkpoint-8")
+    torn = tmp_path / "out" / "checkpoint-9999"
     torn.mkdir()
     (torn / "adapter_config.json").write_text("{")
-    again = [*options, "--lora_save_path", "./killed"]
-    refused = run_command(sys.executable, MAIN, *again)
-    assert refused.returncode == 2
-    assert "--resume_from_checkpoint auto" in refused.stderr.strip().splitlines()[-1]
-    resumed = run_command(sys.executable, MAIN, *again, "--resume_from_checkpoint", "auto")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert re.search(r"resuming from .*checkpoint-\d+", resumed.stdout)
-    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "killed")
-    assert found == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
+        train(*options)
+    train(*options, "--resume_from_checkpoint", "auto")
+    found = losses(tmp_path / "out")
+    assert found == pytest.approx(losses(whole[0] / "out"), rel=1e-5)
     assert len({value for (_, name), value in found.items() if name == "locality_weight"}) > 2
-    assert "target ECR 0.5 " in resumed.stdout
 
 
 def kill_at_checkpoint(folder, options, checkpoint):
     """Starts a run and kills it (SIGKILL) as soon as the checkpoint is there; what came later is undone."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "STICKYMOE_CACHE": str(folder / "cache")}
-    process = subprocess.Popen(
-        [sys.executable, str(MAIN), *options],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(options), cwd=folder, env=environment(folder), **quiet)
     while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for late in ("checkpoint-12", "training_summary.json"):
-        path = folder / "killed" / late
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True) if path.is_file() else None
+    shutil.rmtree(checkpoint.with_name("checkpoint-12"), ignore_errors=True)
+    (checkpoint.parent / "training_summary.json").unlink(missing_ok=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(train, tmp_path, monkeypatch, options, whole):
+    """The disk takes no file above 4 kB while the second checkpoint's optimizer state is written."""
+    save = Trainer._save_optimizer_and_scheduler
+
+    def save_with_little_room(self, folder):
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if self.state.global_step == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            save(self, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_save_optimizer_and_scheduler", save_with_little_room)
+        message = "'out/checkpoint-8' cannot be written: .*; complete checkpoints: checkpoint-4; make room"
+        with pytest.raises(UserError, match=message):
+            train(*options)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    train(*options, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-4")
+    assert losses(tmp_path / "out") == pytest.approx(losses(whole[0] / "out"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["--model_name ./nowhere", "--target_modules w_proj", "--lora_extra_modules q_proj"]
+)
+def test_overwriting_loses_nothing_to_a_mistake(train, tmp_path, options, whole, mistake):
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    with pytest.raises(UserError):
+        train(*options, "--overwrite_output", *mistake.split())
+    assert names(tmp_path / "out") == CHECKPOINTS
+
+
+def test_overwriting_starts_over(train, tmp_path, options, whole):
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    train(*options, "--overwrite_output", "--max_steps", "4", "--save_merged", "True")
+    assert names(tmp_path / "out") == ["checkpoint-4"]
+
+
+def test_bfloat16_and_every_weight_train(train, tmp_path, options, capsys):
+    train(*options, "--bf16", "True", "--use_lora", "False", "--max_steps", "4", "--packing", "True")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: --lora_rank: no effect beside the other options"]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert {step for step, _ in losses(tmp_path / "out")} == {2, 4}
 
 
 @pytest.mark.parametrize(
@@ -150,23 +201,27 @@ def kill_at_checkpoint(folder, options, checkpoint):
         ("--target_modules q_proj,w_proj", "no MoE layer has a module 'w_proj': choose from"),
         ("--moe_module_name moe", "no MoE block is called 'moe'"),
         ("--daft_threshold 0.001", "--daft_threshold 0.001 selects no layer"),
-        ("--lora_rnk 4", "unknown option '--lora_rnk': did you mean --lora_rank"),
         ("--target_ecr 0.5 --quality_budget 0.1", "one weight can hold one target"),
         ("--lora_rank 0", "--lora_rank 0: must be at least 1"),
         ("--deepspeed nothing.json", "training options:"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(run_command, tmp_path, options, changed, message):
-    done = run_command(sys.executable, MAIN, *options, *changed.split())
-    assert done.returncode == 2, done.stderr[-2000:]
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_told(train, tmp_path, options, changed, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(*options, *changed.split())
     assert not list(tmp_path.glob("out/*adapter*"))
 
 
-def test_options_come_from_a_file_too(run_command, tmp_path, options):
+def test_a_mistake_is_one_line_and_exit_code_2(run_command, options):
+    done = run_command(*command(options, "--lora_rnk", "4"))
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: unknown option '--lora_rnk': did you mean --lora_rank")
+    assert "Traceback" not in done.stderr
+
+
+def test_options_come_from_a_file_too(train, tmp_path, options):
     (tmp_path / "run.yaml").write_text("lora_rank: 0\n")
-    done = run_command(sys.executable, MAIN, "--config", "run.yaml", *options[: options.index("--lora_rank")])
-    assert "--lora_rank 0: must be at least 1" in done.stderr
+    with pytest.raises(UserError, match="--lora_rank 0: must be at least 1"):
+        train("--config", "run.yaml", *options[: options.index("--lora_rank")])

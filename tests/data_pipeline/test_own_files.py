@@ -57,6 +57,7 @@ def test_every_format_gives_the_same_examples(ending, tmp_path):
             r"a\.jsonl:2: key 'reply' is missing",
         ),
         ("a.jsonl", '{"question": "w", "reply": "w"}\n{"quest', r"a\.jsonl:2: broken JSON: .* \(column 2\)"),
+        ("a.jsonl", '{"question": "w"\n{"quest', r"a\.jsonl:1: broken JSON: .* \(column 17\)"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: expected a record with named fields, found list"),
         (
             "a.jsonl",

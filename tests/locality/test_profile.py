@@ -19,7 +19,8 @@ def picked(threshold):
 def test_absolute_threshold_and_quantile():
     assert picked("0.4") == [0, 2]
     assert picked("q50") == [0, 2]
-    assert picked("1.0") == [0, 1, 2, 3]
+    assert picked("1.0") == picked("q100") == [0, 1, 2, 3]
+    assert [layer.index for layer in select_layers(LAYERS[:1], ECR[:1], "q50")] == [0]
 
 
 @pytest.mark.parametrize("threshold", ["q0", "q101", "qx", "nan", "-1", "0", "high"])

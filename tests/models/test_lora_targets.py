@@ -74,3 +74,11 @@ def test_peft_trains_what_is_named_and_nothing_else(family):
     assert len(trained) == 2 * len({*targets.linears, *parameters})
     assert all(".layers.2." in name for name in trained)
     assert any(".shared_expert" in name and "gate_proj" in name for name in trained) == bool(last.shared)
+
+
+def test_a_linear_that_computes_something_else_gets_no_lora():
+    """DeepSeek-V4's `o_a_proj` is block-diagonal: a low-rank product has another shape."""
+    model = tiny_model("deepseek_v4")
+    layers = find_moe_layers(model)
+    names = target_names(model, layers)
+    assert "o_b_proj" in names and "o_a_proj" not in names

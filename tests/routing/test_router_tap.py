@@ -39,7 +39,9 @@ def reverse(output):
     return output.weights_TK, output.layer.num_experts - 1 - output.indices_TK
 
 
-@pytest.mark.parametrize("family", ["olmoe", "qwen2_moe", "deepseek", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["olmoe", "qwen2_moe", "deepseek", "deepseek_v3", "gpt_oss", "gemma4_text", "llama4_text"]
+)
 @pytest.mark.parametrize("whole_step", [False, True])
 def test_gradients_are_those_without_checkpointing(family, whole_step):
     expected, _ = train_once(training_model(family))
@@ -49,8 +51,8 @@ def test_gradients_are_those_without_checkpointing(family, whole_step):
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
     for layer in find_moe_layers(model):
-        gate = found[f"{layer.router}.weight"]
-        assert gate is not None and gate.abs().sum() > 0
+        gates = [gradient for name, gradient in found.items() if name.startswith(f"{layer.router}.")]
+        assert any(gate is not None and gate.any() for gate in gates)
 
 
 def test_strategy_runs_again_in_recomputation():
