@@ -138,7 +138,7 @@ def without_effect(run: Run) -> set[str]:
         idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
     if not needs_profile(run.adapter.daft_threshold) and not run.adapter.profile_only:
         idle |= {"ecr_profile", "profile_examples"}
-    if run.locality.consecutive_expert_loss_weight == 0:
+    if run.locality.consecutive_expert_loss_weight == 0 and not run.locality.has_target:
         idle |= {"locality_schedule", "locality_on_prompt"}
     return idle
 
