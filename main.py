@@ -6,69 +6,35 @@ python)
 """
 
 import json
-import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from checkpoints import checkpoint_to_resume, checkpoints_kept, remove_checkpoints
-from command_line import settings_parser
-from config import (
-    SETTINGS,
-    AdapterSettings,
-    DataSettings,
-    LocalitySettings,
-    ModelSettings,
-    TrainSettings,
-    log_folder,
-)
 from data_pipeline.collate import PackingCollator, PaddingCollator
 from data_pipeline.task import Task, load_task
 from data_pipeline.tokenised import tokenise_split
 from errors import UserError, run_command
 from evaluation.folder import written_whole
-from launch import with_default_deepspeed
 from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
-from locality.objectives import load_objective
 from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from locality.quality_reference import control_losses
 from locality.savings import savings, trainable_count
-from locality.targets import target_of
 from model_loader import load_adapters, load_model, load_tokenizer, quiet, save_merged
 from models import MoeLayer, find_moe_layers
 from trainer import LocalityTrainer
 from training_callbacks import EvaluateAtEnd, HoldTarget, RoutingFigures
-
-
-@dataclass(frozen=True)
-class Run:
-    """The settings of one training run."""
-
-    model: ModelSettings
-    data: DataSettings
-    adapter: AdapterSettings
-    locality: LocalitySettings
-    train: TrainSettings
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.adapter.lora_save_path)
-
-    def say(self, text: str) -> None:
-        """Prints on the first rank."""
-        if self.train.process_index == 0:
-            print(text, flush=True)
+from training_run import Run, parse_run
 
 
 def main() -> None:
-    run = parse_run(sys.argv[1:])
+    run = parse_run(sys.argv[1:], __doc__ or "")
     quiet()
     task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
@@ -91,63 +57,6 @@ def main() -> None:
         remove_checkpoints(run.folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(run, trainer, tokenizer, selected)
-
-
-def parse_run(arguments: list[str]) -> Run:
-    """The settings, checked as far as they can be before anything is loaded. Raises UserError."""
-    parser = settings_parser(SETTINGS, __doc__ or "")
-    run = Run(*parser.parse(with_default_deepspeed(arguments)))
-    load_objective(run.locality.consecutive_expert_loss_type)
-    if run.locality.anchored and not run.adapter.use_lora:
-        raise UserError(
-            "--distillation_weight and --gate_trust_weight compare with the adapters off: they "
-            "need --use_lora True"
-        )
-    if idle := sorted(parser.given & without_effect(run)):
-        run.say(
-            "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
-        )
-    run.train.output_dir = str(run.folder)
-    run.train.remove_unused_columns = False
-    _refuse_reentrant(run.train)
-    if run.locality.has_target:
-        hold_a_target(run)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
-    set_seed(run.train.seed)
-    return run
-
-
-def hold_a_target(run: Run) -> None:
-    """What a target changes of the training options: the best checkpoint is the best that meets it."""
-    settings, train = run.locality, run.train
-    target_of(settings.target_ecr, settings.target_hit_rate, settings.quality_budget)
-    if train.eval_strategy == "no":
-        raise UserError("a target is held on validation text: leave --eval_strategy on")
-    if train.metric_for_best_model == TrainSettings.metric_for_best_model:
-        train.metric_for_best_model = "eval_dial_score"
-    if settings.quality_reference is not None:
-        control_losses(settings.quality_reference)
-    elif settings.quality_budget is not None:
-        train.eval_on_start = True
-
-
-def without_effect(run: Run) -> set[str]:
-    """Options that the other options leave nothing to do."""
-    idle = {"output_dir", "remove_unused_columns"}
-    if not run.adapter.use_lora:
-        idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
-    if not needs_profile(run.adapter.daft_threshold) and not run.adapter.profile_only:
-        idle |= {"ecr_profile", "profile_examples"}
-    if run.locality.consecutive_expert_loss_weight == 0 and not run.locality.has_target:
-        idle |= {"locality_schedule", "locality_on_prompt"}
-    return idle
-
-
-def _refuse_reentrant(train: TrainSettings) -> None:
-    """Reentrant checkpointing silently drops the gradient of the locality term."""
-    for kwargs in (train.gradient_checkpointing_kwargs, train.activation_checkpointing_kwargs):
-        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
-            raise UserError("use_reentrant=true would drop the gradient of the locality loss: leave it out")
 
 
 def load_rows(run: Run, task: Task, tokenizer):

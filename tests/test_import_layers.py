@@ -20,6 +20,7 @@ LAYERS = {
     "offload": 2,
     "checkpoints": 3,
     "trainer": 3,
+    "training_run": 3,
     "training_callbacks": 3,
     "model_loader": 3,
     "data_preparer": 3,
