@@ -8,6 +8,7 @@ warm-up, and ratios are of medians. Peak memory is the largest resident set of a
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -32,6 +33,8 @@ from routing.trace_recorder import TraceRecorder
 from trainer import LocalityTrainer
 
 MEMORY_STEPS = 6
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""glibc then returns freed tensors at once: the resident set is what is in use, not what was ever kept."""
 Step = Callable[[], object]
 
 
@@ -114,7 +117,8 @@ def peak_bytes(args: argparse.Namespace, objective: str) -> int:
     """Largest resident set of a process that takes a few steps with the objective ('none' for without)."""
     command = [sys.executable, __file__, "--peak_of", objective, "--model_name", args.model_name]
     command += ["--rows", str(args.rows), "--tokens", str(args.tokens)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | GIVE_BACK)
+    return int(done.stdout.split()[-1])
 
 
 def print_own_peak(args: argparse.Namespace) -> None:
