@@ -190,7 +190,7 @@ def compare(numbers: dict, recorded: dict) -> None:
         print(f"  differently; compare the perplexity instead, recorded {recorded['perplexity']}")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -201,13 +201,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--num_experts", type=int, default=32)
     parser.add_argument("--top_k", type=int, default=8)
     parser.add_argument("--shared_neurons", type=int, default=512)
-    parser.add_argument("--heal_rows", type=int, default=72, help=f"rows of {ROW_TOKENS} tokens")
-    parser.add_argument("--heal_epochs", type=int, default=1)
-    parser.add_argument("--heal_rate", type=float, default=1e-3)
+    parser.add_argument("--heal_rows", type=int, default=104, help=f"rows of {ROW_TOKENS} tokens")
+    parser.add_argument("--heal_epochs", type=int, default=3)
+    parser.add_argument("--heal_rate", type=float, default=2e-3)
     parser.add_argument("--distil_rows", type=int, default=160)
     parser.add_argument("--distil_rate", type=float, default=3e-4)
     parser.add_argument("--held_out_rows", type=int, default=12, help="of each held-out data set")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def _arguments(folder: Path, learning_rate: float, seed: int) -> TrainingArgumen
         warmup_steps=4,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        logging_steps=1,
+        logging_steps=10,
         save_steps=20,
         save_total_limit=1,
         report_to="none",
@@ -68,7 +68,8 @@ class Distiller(Trainer):
         top_k = model.config.num_experts_per_tok
         terms = [balance_loss(logits, logits.topk(top_k).indices) for logits in outputs.router_logits]
         balance = torch.stack(terms).mean()
-        self.log({"divergence": divergence.item(), "balance": balance.item()})
+        if self.state.global_step % self.args.logging_steps == 0:
+            self.log({"divergence": divergence.item(), "balance": balance.item()})
         loss = divergence + BALANCE_WEIGHT * balance
         return (loss, outputs) if return_outputs else loss
 

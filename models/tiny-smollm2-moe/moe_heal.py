@@ -19,7 +19,7 @@ from moe_router_fit import expert_neurons
 
 ALL_NEURONS = "all_neurons"
 """An experts implementation for healing: experts of 32 neurons are faster computed together and masked."""
-REFIT_RIDGE = 3e-2
+REFIT_RIDGE = 0.1
 BALANCE_WEIGHT = 0.01
 BATCH_TOKENS = 512
 

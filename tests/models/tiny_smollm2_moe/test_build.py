@@ -1,0 +1,75 @@
+"""The whole build, on a random Llama in the place of the real one and random tokens in that of text."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import build as build_script
+from config import ModelSettings
+from model_loader import load_model
+from models import find_moe_layers
+from tests.data_pipeline.stand_ins import WORDS, word_tokenizer
+
+SMALL = ["--num_experts", "8", "--top_k", "2", "--shared_neurons", "16"]
+SMALL += ["--heal_rows", "10", "--distil_rows", "8", "--held_out_rows", "2"]
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Runs a build in a work folder of the given name; returns its numbers."""
+
+    def rows(_tokenizer, *rest):
+        count = next(value for value in rest if isinstance(value, int))
+        return torch.randint(len(WORDS), (count, 256), generator=torch.Generator().manual_seed(count))
+
+    monkeypatch.setattr(build_script, "healing_rows", rows)
+    monkeypatch.setattr(build_script, "held_out_rows", rows)
+
+    def run(name: str) -> dict:
+        work = tmp_path / name
+        if not work.exists():
+            _write_dense(work / "dense")
+        options = ["--work_dir", str(work), "--output_dir", str(tmp_path / "built"), *SMALL]
+        return build_script.Build(build_script.parse_options(options)).run()
+
+    return run
+
+
+def _write_dense(folder) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+
+
+def test_an_interrupted_build_gives_the_same_model(build, monkeypatch, tmp_path):
+    whole = build("whole")
+    assert list(whole["perplexity"]) == ["dense", "split", "fitted", "healed", "built"]
+    assert len(find_moe_layers(load_model(ModelSettings(model_name=str(tmp_path / "built"))))) == 3
+
+    heal_block, calls = build_script.heal_block, []
+
+    def killed_in_the_second_layer(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        heal_block(*args, **options)
+
+    monkeypatch.setattr(build_script, "heal_block", killed_in_the_second_layer)
+    with pytest.raises(KeyboardInterrupt):
+        build("killed")
+    resumed = build("killed")
+    assert len(calls) == 2 + 2, "the first layer is healed once"
+    assert resumed["sha256"] == whole["sha256"]
+    assert resumed["blocks"] == whole["blocks"]
