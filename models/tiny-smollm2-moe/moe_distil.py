@@ -48,7 +48,7 @@ def _arguments(folder: Path, learning_rate: float, seed: int) -> TrainingArgumen
         adam_beta2=0.95,
         max_grad_norm=1.0,
         logging_steps=10,
-        save_steps=20,
+        save_steps=10,
         save_total_limit=1,
         report_to="none",
         seed=seed,
@@ -60,7 +60,7 @@ class Distiller(Trainer):
 
     dense: nn.Module
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model: Any, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():
             wanted = self.dense(input_ids=inputs["input_ids"]).logits
         outputs = model(input_ids=inputs["input_ids"], output_router_logits=True)

@@ -55,15 +55,15 @@ def mean_error(block: Any, x_TD: Tensor, target_TD: Tensor) -> float:
 @torch.no_grad()
 def refit_down(block: Any, x_TD: Tensor, target_TD: Tensor) -> None:
     """Sets all down projections to those with the least relative error, held near the present ones."""
-    square_NN, change_ND = 0.0, 0.0
     weights_ND = _down_weights(block)
+    square_NN = weights_ND.new_zeros(len(weights_ND), len(weights_ND))
+    change_ND = torch.zeros_like(weights_ND)
     for x_tD, target_tD in zip(x_TD.split(2048), target_TD.split(2048), strict=True):
         neurons_tN = _down_inputs(block, x_tD)
         scale_t1 = target_tD.norm(dim=-1, keepdim=True).clamp(min=1e-6).reciprocal()
         neurons_tN, missing_tD = neurons_tN * scale_t1, (target_tD - neurons_tN @ weights_ND) * scale_t1
         square_NN += neurons_tN.T @ neurons_tN
         change_ND += neurons_tN.T @ missing_tD
-    assert isinstance(square_NN, Tensor), "there is at least one token"
     # A neuron is held back in proportion to its own use, so that no unit of measure matters.
     square_NN.diagonal().mul_(1 + REFIT_RIDGE).add_(1e-9)
     _set_down_weights(block, weights_ND + torch.linalg.solve(square_NN.double(), change_ND.double()).float())

