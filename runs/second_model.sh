@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The second model: SmolLM2-135M as a MoE, fine-tuned on HellaSwag and SIQA, once without locality (control)
-# and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, which no training has seen.
+# and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has seen
+# anything: all four as running text, since an answer of one letter has no consecutive tokens to measure.
 # An interrupted run goes on where it was. OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,19 +11,18 @@ steps=${STEPS:-50}
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 
 model=(--model_name "$moe" --model_key _second)
-# 13 requests of these two are about 1,024 tokens.
-training=(--dataset_name runs/second_model.toml --max_words_len 256 --packing True --batch_size 13
+# 14 texts of these two are about 1,024 tokens.
+training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 14
   --max_steps "$steps" --eval_steps "$steps" --save_steps 10 --save_total_limit 1 --load_best_model_at_end False
   --limit_validation 64 --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_steps 5
-  --lora_rank 8 --target_modules q_proj,k_proj,v_proj,o_proj --lora_extra_modules gate
-  --resume_from_checkpoint auto)
+  --lora_rank 8 --train_scope router_attention --resume_from_checkpoint auto)
 train() {
   [ -f "$1/adapter_config.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
 }
 measure() {
   [ -f "$3/report.json" ] || torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" \
-    --lora_save_path "$1" --control_path "$2" --results_dir "$3" --dataset_name "$4" --max_words_len 256 \
-    --limit_evaluation 64 --generate_limit 0 --choice_limit 0
+    --lora_save_path "$1" --control_path "$2" --results_dir "$3" --dataset_name "runs/second_model/$4.toml" \
+    --max_words_len 256 --limit_evaluation 64 --generate_limit 0 --choice_limit 0
 }
 
 for seed in ${SEEDS:-0 1 2}; do
