@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from data_pipeline.cache import digest
 from data_pipeline.download import file_sha256
-from errors import run_command
+from errors import UserError, run_command
 from moe_activations import DenseStream
 from moe_distil import distil
 from moe_files import load_block, load_numbers, save_block, save_numbers
@@ -36,6 +36,7 @@ from moe_source import HELD_OUT_SETS, ROW_TOKENS, healing_rows, held_out_rows, u
 from moe_split import MoeShape, deal_neurons, fill_block, neuron_strength, new_moe
 
 CHECKSUM = HERE / "checksum.json"
+NUMBERS = "build_numbers.json"
 CLUSTERED_TOKENS = 4096
 CHECK_ROWS = 8
 """Of the healing rows: not healed on, the block's error is measured there."""
@@ -146,7 +147,7 @@ class Build:
         self.measure("built", written)
         self.numbers["sha256"] = file_sha256(beside / "model.safetensors")
         self.keep()
-        shutil.copy(self.work / "numbers.json", beside / "build_numbers.json")
+        shutil.copy(self.work / "numbers.json", beside / NUMBERS)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
 
@@ -158,6 +159,12 @@ class Build:
             self.keep()
         figures = ", ".join(f"{name} {figure:.2f}" for name, figure in known[stage].items())
         tqdm.write(f"perplexity, {stage}: {figures}")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises UserError for a folder that the result would replace although no build made it."""
+    if folder.exists() and not (folder / NUMBERS).exists():
+        raise UserError(f"--output_dir {folder}: exists and holds no earlier build; choose another folder")
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -212,6 +219,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_options()
+    check_replaceable(args.output_dir)
     torch.set_num_threads(args.threads)
     compare(Build(args).run(), json.loads(CHECKSUM.read_text()))
     print(f"built: {args.output_dir}")

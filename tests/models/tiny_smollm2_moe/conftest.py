@@ -1,31 +1,18 @@
-"""A dense Llama of the kind that the build starts from, small and random, and text for it."""
+"""A small dense Llama, how to split it, and random text for it."""
 
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_activations import DenseStream
 from moe_split import MoeShape
+from tests.models.tiny_smollm2_moe.tiny_llama import tiny_llama
 
 
 @pytest.fixture(scope="session")
 def dense() -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama()
 
 
 @pytest.fixture(scope="session")

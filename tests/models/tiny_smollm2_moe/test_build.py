@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import build as build_script
 from config import ModelSettings
+from errors import UserError
 from model_loader import load_model
 from models import find_moe_layers
 from tests.data_pipeline.stand_ins import WORDS, word_tokenizer
+from tests.models.tiny_smollm2_moe.tiny_llama import tiny_llama
 
 SMALL = ["--num_experts", "8", "--top_k", "2", "--shared_neurons", "16"]
 SMALL += ["--heal_rows", "10", "--distil_rows", "8", "--held_out_rows", "2"]
@@ -36,20 +37,7 @@ def build(tmp_path, monkeypatch):
 
 
 def _write_dense(folder) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(vocab_size=len(WORDS), num_hidden_layers=3, eos_token_id=1).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
 
 
@@ -73,3 +61,9 @@ def test_an_interrupted_build_gives_the_same_model(build, monkeypatch, tmp_path)
     assert len(calls) == 2 + 2, "the first layer is healed once"
     assert resumed["sha256"] == whole["sha256"]
     assert resumed["blocks"] == whole["blocks"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    with pytest.raises(UserError, match="no earlier build"):
+        build_script.check_replaceable(tmp_path)
+    build_script.check_replaceable(tmp_path / "new")
