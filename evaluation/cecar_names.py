@@ -4,7 +4,7 @@ Nothing given is dropped in silence: what has no counterpart is told in a line o
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from errors import UserError, unknown_name
 
@@ -52,14 +52,14 @@ FLAGS = {"use_chat_template": "on", "allow_code_execution": ""}
 OWN = {*RENAMED, *ROUTING, *NEEDLESS} - {"mode"}
 
 
-def in_our_names(arguments: list[str]) -> list[str]:
+def in_our_names(arguments: Sequence[str]) -> list[str]:
     """The command line with CECAR's options replaced by ours; as it is where it has none of them.
 
     Raises UserError for a value CECAR has not. Says what has no counterpart on standard error.
     """
     pairs = _pairs(arguments)
     if not {name for name, _ in pairs} & {*OWN, "mode"}:
-        return arguments
+        return list(arguments)
     given = {name: value for name, value in pairs if name in ROUTING}
     ours = [
         (RENAMED.get(name, name), VALUES.get(value, value)) for name, value in pairs if name not in ROUTING
@@ -75,7 +75,7 @@ def in_our_names(arguments: list[str]) -> list[str]:
     return [text for name, value in ours for text in (f"--{name}", value)]
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """(name, value) of every option, dashes in names as underscores."""
     pairs, rest = [], list(arguments)
     while rest:

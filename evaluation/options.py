@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from command_line import SettingsParser, settings_parser
@@ -61,7 +62,7 @@ class Options(NamedTuple):
         return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
 
     @property
-    def variants(self) -> dict[str, VirtualSetup | None]:
+    def variants(self) -> Mapping[str, VirtualSetup | None]:
         """Variant -> the cache it routes by, in the order of the report; `-rerouted` ones come last."""
         names, setup = (BASE, *self.adapters), self.virtual
         if setup is None:

@@ -32,7 +32,7 @@ def test_its_inference_command():
 
 def test_our_own_command_lines_are_left_alone():
     ours = ["--model_name", "PATH", "--bf16", "--limit", "3", "--config=a.yaml"]
-    assert in_our_names(ours) is ours
+    assert in_our_names(ours) == ours
     assert "--use_lora" not in in_our_names(["--model", "PATH", "--peft_model", "A"])
 
 
