@@ -132,8 +132,13 @@ def test_a_killed_run_goes_on_with_the_same_losses(train, tmp_path, options, who
 
 def kill_at_checkpoint(folder, options, checkpoint):
     """Starts a run and kills it (SIGKILL) as soon as the checkpoint is there; what came later is undone."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(options), cwd=folder, env=environment(folder), **quiet)
+    process = subprocess.Popen(
+        command(options),
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
