@@ -1,0 +1,30 @@
+"""Predictors of use, one file each; the folder is the registry. They say how likely each expert of a layer is
+used by the token that runs now, before the layer has run. A file has
+
+predictor    a class, made of (layers, experts, **options), with
+
+    learn(used_TLE)                  from recorded tokens of one request after the other; may do nothing
+    start()                          a new request begins
+    predict(layer, now_LE) -> [E]    float64 in [0, 1]; `now_LE` holds what the layers before it used
+    watch(used_LE)                   what the token used in all layers, when it is done
+
+Letters: T tokens, L layers, E experts a layer; `used` is bool.
+"""
+
+import importlib
+import pkgutil
+
+from errors import unknown_name
+from specs import name_of, options_of
+
+
+def predictor_names() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+
+
+def make_predictor(spec: str, layers: int, experts: int):
+    """The predictor of `name:option=value,...`. UserError lists the choices."""
+    if name_of(spec) not in predictor_names():
+        raise unknown_name("predictor", name_of(spec), predictor_names())
+    kind = importlib.import_module(f"{__name__}.{name_of(spec)}").predictor
+    return kind(layers, experts, **options_of("predictor", spec, kind))
