@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.simulator import write_result
 from errors import run_command
-from eviction_training.requests import split_by_request
+from eviction_training.requests import rows_of, split_by_request
 from expert_cache.formats import read_trace
 from expert_cache.prediction import fit_eta, fuse, predictions, quality, used_of
+from expert_cache.progress import progress_bar
+from expert_cache.trace import RoutingTrace
 
 SPECS = ("last", "ewma:alpha=0.5", "ewma:alpha=0.05", "transition")
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--learn", required=True, metavar="TRACE")
     parser.add_argument("--judge", required=True, metavar="TRACE")
     parser.add_argument("--predictors", nargs="+", default=list(SPECS))
+    parser.add_argument("--model", metavar="FOLDER", help="train ScoutGate too, on this model's embeddings")
     parser.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
     arguments = parser.parse_args()
     split = split_by_request(read_trace(arguments.learn), "decode", 0.2, seed=0)
@@ -38,13 +41,38 @@ def main() -> None:
     tuning = used_of(split.validation)
     said = {spec: predictions(spec, split.train, judged) for spec in arguments.predictors}
     tuned = {spec: predictions(spec, split.train, tuning) for spec in arguments.predictors}
+    if arguments.model:
+        said["scoutgate"], tuned["scoutgate"] = scoutgate(arguments)
     used, used_tuning = np.concatenate(judged), np.concatenate(tuning)
-    rows = [{"predictor": spec, **quality(said[spec], used)} for spec in arguments.predictors]
-    for one, other in combinations(arguments.predictors, 2):
+    rows = [{"predictor": spec, **quality(said[spec], used)} for spec in said]
+    for one, other in combinations(said, 2):
         eta = fit_eta(tuned[one], tuned[other], used_tuning)
         fused = quality(fuse(said[one], said[other], eta), used)
         rows.append({"predictor": f"{one} + {other}", "eta": eta, **fused})
     write_result({"schema_version": 1, "tokens": len(used), "predictors": rows}, arguments.json)
+
+
+def scoutgate(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """What a gate trained on the first trace says of the judged requests and of the tuning ones.
+
+    It sees the prompt's token ids too, so both traces are split with their prompts.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from eviction_training.scoutgate import predict_scoutgate, train_scoutgate
+
+    embedding = AutoModelForCausalLM.from_pretrained(arguments.model).get_input_embeddings().weight.detach()
+    train, validation = whole_requests(read_trace(arguments.learn))
+    gate, log = train_scoutgate(embedding, train, validation, progress=progress_bar("scoutgate"))
+    print(*log, sep="\n", file=sys.stderr)
+    return predict_scoutgate(gate, read_trace(arguments.judge)), predict_scoutgate(gate, validation)
+
+
+def whole_requests(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace]:
+    """The split of `split_by_request` with the prompts left in."""
+    held_out = set(split_by_request(trace, "decode", 0.2, seed=0).validation.request.tolist())
+    inside = np.isin(trace.request, list(held_out))
+    return rows_of(trace, ~inside), rows_of(trace, inside)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Knows how a trace is split by request; does not know what is fitted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from errors import UserError
 from expert_cache.access import PHASES
-from expert_cache.trace import RoutingTrace, as_decode
+from expert_cache.trace import LAYOUT, RoutingTrace, as_decode
 
 LEAST_REQUESTS = 4
 
@@ -17,6 +17,12 @@ class Split:
 
     train: RoutingTrace
     validation: RoutingTrace
+
+
+def rows_of(trace: RoutingTrace, rows: np.ndarray) -> RoutingTrace:
+    """A trace of some rows of another."""
+    present = [name for name in LAYOUT if getattr(trace, name) is not None]
+    return replace(trace, **{name: getattr(trace, name)[rows] for name in present})
 
 
 def split_by_request(trace: RoutingTrace, phase: str, share: float, seed: int) -> Split:
