@@ -10,6 +10,7 @@ import argparse
 import sys
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,8 @@ def scoutgate(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
     from eviction_training.scoutgate import predict_scoutgate, train_scoutgate
 
-    embedding = AutoModelForCausalLM.from_pretrained(arguments.model).get_input_embeddings().weight.detach()
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model)
+    embedding = model.get_input_embeddings().weight.detach()
     train, validation = whole_requests(read_trace(arguments.learn))
     gate, log = train_scoutgate(embedding, train, validation, progress=progress_bar("scoutgate"))
     print(*log, sep="\n", file=sys.stderr)
