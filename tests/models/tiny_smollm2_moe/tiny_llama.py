@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def tiny_llama(**changes: Any) -> LlamaForCausalLM:
     """48 neurons a block; weights large enough that every one of them matters."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 64,
         "hidden_size": 32,
         "intermediate_size": 48,
