@@ -90,12 +90,13 @@ class HoldTarget(TrainerCallback, ExportableState):
         state = self._trainer.state
         step = state.best_global_step or state.global_step
         value = self._dial.validated.get(str(step))
-        is_rate = value is not None and self._target.kind != "budget"
         return {
             "target": self._target.text,
             "asked": self._target.value,
             "reached": value,
-            "deviation": value / self._target.value - 1 if is_rate else None,
+            "deviation": None
+            if value is None or self._target.kind == "budget"
+            else value / self._target.value - 1,
             "met": value is not None and self._target.met_by(value),
             "step": step,
             "weight_at_the_end": self._dial.weight,

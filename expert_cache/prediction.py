@@ -57,7 +57,9 @@ def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
     return {"log_loss": float(log_loss), "recall_at_k": float(recalled), "calibration_error": float(error)}
 
 
-def fuse(one: np.ndarray, other: np.ndarray, eta: float, distance=0.0, gamma: float = 0.02) -> np.ndarray:
+def fuse(
+    one: np.ndarray, other: np.ndarray, eta: float, distance: float | np.ndarray = 0.0, gamma: float = 0.02
+) -> np.ndarray:
     """((1 - eta) * one + eta * other) * exp(-gamma * distance): `distance` in layers until the expert's layer
     runs again.
     """
