@@ -211,6 +211,31 @@ class TrainSettings(TrainingArguments):
             raise UserError(f"training options: {first_line(error)}") from None
 
 
+@dataclass
+class EngineSettings:
+    """The expert-offloading engine. Sizes: slots (8), percent (25%), or bytes with a unit (6GiB)."""
+
+    expert_budget: str = _option(
+        "",
+        "run with the experts in a cache of this size: slots a layer, percent of a layer's experts, or bytes "
+        "for all expert memory on the device, buffers included; empty: everything in memory",
+    )
+    decode_policy: str = _option("lru", "eviction policy of the decode cache")
+    prefill_policy: str = _option(
+        "", "eviction policy of the prefill buffer between chunks; empty: it forgets what was used"
+    )
+    hand_over: str = _option(
+        "recent:tokens=8", "which experts of a prompt stay for decoding: shared, none, recent:tokens=8, lrfu"
+    )
+    prefill_buffer: int = _option(8, "slots that a prompt's experts stream through")
+    prefetch_budget: int = _option(
+        0, "slots for experts that the next layer's gate foresees; 0 reads nothing ahead"
+    )
+    ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
+    io: str = _option("direct", "direct: reads past the page cache; buffered: through it")
+    readers: int = _option(4, "threads that read experts")
+
+
 SETTINGS = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
 
 

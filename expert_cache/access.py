@@ -1,7 +1,7 @@
 """Knows how rows of a trace become requests to a cache; does not know what the cache does with them.
 
 Letters: S rows, L layers, K experts chosen, E routed experts a layer. A *pass* is what ran together: one
-decode row, the decode rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once.
+decode row, the rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once.
 Where each layer has a cache of its own, a *lane* is a layer; one cache for all layers is a single lane in
 which expert e of layer l is number l * E + e.
 """
@@ -62,12 +62,13 @@ def passes_of(trace: RoutingTrace, phase: str) -> Passes:
 
 def _starts_pass(trace: RoutingTrace) -> np.ndarray:
     """bool [S]: whether a row begins a pass."""
+    if trace.batch_step is not None:
+        return _changes(trace.phase) | _changes(trace.batch_step)
     decode = trace.phase == DECODE
-    alone = decode if trace.batch_step is None else decode & _changes(trace.batch_step)
     chunk = (
         _changes(trace.request) if trace.chunk is None else _changes(trace.request) | _changes(trace.chunk)
     )
-    return _changes(trace.phase) | alone | (~decode & chunk)
+    return _changes(trace.phase) | decode | chunk
 
 
 def _changes(values: np.ndarray) -> np.ndarray:

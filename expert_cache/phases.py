@@ -16,6 +16,7 @@ SHARED, NONE, RECENT, LRFU = "shared", "none", "recent", "lrfu"
 DEFAULTS = {SHARED: 0.0, NONE: 0.0, RECENT: 8.0, LRFU: 0.95}
 OPTIONS = {RECENT: "tokens", LRFU: "decay"}
 NO_ROWS = np.empty((0, 0), np.int64)
+NO_NUMBERS = np.empty(0, np.int32)
 
 
 class ChunkStep(NamedTuple):
@@ -24,7 +25,8 @@ class ChunkStep(NamedTuple):
     hits: int  # distinct experts of the chunk that were resident
     loads: np.ndarray  # int32: to be fetched, each once a chunk, in order of first use
     evictions: np.ndarray  # int32: leave the decode cache when the layer's chunk is done
-    kept: np.ndarray  # int32: of the chunk's experts, resident afterwards; the others were only passing
+    kept: np.ndarray  # int32: of the chunk's experts, in the decode cache afterwards
+    released: np.ndarray = NO_NUMBERS  # int32: leave the prefill cache, some only once they were used
 
 
 class PhaseSplit:
@@ -34,13 +36,21 @@ class PhaseSplit:
                "none"              prefill only passes through; the decode cache keeps what it had
                "recent:tokens=8"   after each chunk the cache holds what the last 8 prompt tokens used most
                "lrfu:decay=0.95"   after each chunk it holds the best of old and new by a count that fades
+    passing    what the streaming buffer holds on to, under a policy of its own: one cache for all layers
+               (scope "global", access "sequential"). What decoding asks for moves over. Without it
+               the buffer forgets each expert once it is used.
     """
 
-    def __init__(self, decode: ExpertCache, hand_over: str = "recent:tokens=8") -> None:
+    def __init__(
+        self, decode: ExpertCache, hand_over: str = "recent:tokens=8", passing: ExpertCache | None = None
+    ) -> None:
         if decode.scope != "layer":
             raise UserError("PhaseSplit needs a decode cache with scope 'layer'")
-        self.cache, self.hand_over = decode, hand_over
+        if passing and (passing.scope, passing.access) != ("global", "sequential"):
+            raise UserError("PhaseSplit needs a prefill cache with scope 'global' and access 'sequential'")
+        self.cache, self.hand_over, self.passing = decode, hand_over, passing
         self.rule, self.amount = parse_hand_over(hand_over)
+        self.moved: list[int] = []  # of the last decode step's loads: the prefill cache still had them
         self._score = np.zeros((decode.layers, decode.experts))
         self._recent: list[np.ndarray] = [NO_ROWS] * decode.layers
 
@@ -49,7 +59,11 @@ class PhaseSplit:
         if self.rule == LRFU:
             self._fade(layer, np.asarray(experts)[None])
         self._recent[layer] = NO_ROWS
-        return self.cache.step(layer, experts)
+        step = self.cache.step(layer, experts)
+        if self.passing:
+            first = layer * self.cache.experts
+            self.moved = [n for n in step.loads.tolist() if self.passing.take_away(layer, n - first)]
+        return step
 
     def prefill(self, layer: int, experts_TK) -> ChunkStep:
         """One layer of a chunk: the experts of each of its tokens, in order; ids >= E (empty slots) are
@@ -60,15 +74,27 @@ class PhaseSplit:
         resident = self.cache.resident(layer)
         if self.rule == SHARED:
             return self._through_the_cache(layer, asked)
-        loads = asked[~resident[asked]]
-        hits = len(asked) - len(loads)
-        evictions = np.empty(0, np.int32)
+        loads, released = self._pass_through(layer, asked[~resident[asked]])
+        evictions = NO_NUMBERS
         if self.rule != NONE:
             stay = self._choose(layer, rows, np.union1d(asked, np.flatnonzero(resident)))
             evictions = self.cache.step(layer, stay, counted=False).evictions.copy()
         kept = asked[self.cache.resident(layer)[asked]]
-        offset = layer * self.cache.experts
-        return ChunkStep(hits, (loads + offset).astype(np.int32), evictions, (kept + offset).astype(np.int32))
+        if self.passing:
+            for expert in kept[~resident[kept]].tolist():
+                self.passing.take_away(layer, expert)
+        hits, numbers = len(asked) - len(loads), (kept + layer * self.cache.experts).astype(np.int32)
+        return ChunkStep(hits, loads, evictions, numbers, released)
+
+    def _pass_through(self, layer: int, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(to be fetched, leaving the prefill cache) where a chunk asks for what the decode cache lacks."""
+        if self.passing is None:
+            return (missing + layer * self.cache.experts).astype(np.int32), NO_NUMBERS
+        if not len(missing):
+            return NO_NUMBERS, NO_NUMBERS
+        here = self.passing.resident(layer)[missing]
+        step = self.passing.step(layer, np.concatenate([missing[here], missing[~here]]))  # before they leave
+        return step.loads.copy(), step.evictions.copy()
 
     def _through_the_cache(self, layer: int, asked: np.ndarray) -> ChunkStep:
         hits, loads, evictions = 0, [], []

@@ -22,13 +22,16 @@ def replay_split(
     *,
     access: str = "atomic",
     prefill_buffer: int = 0,
+    prefill_policy: str | None = None,
+    prefill_slots: int = 0,
     progress: Progress | None = None,
 ) -> dict:
     """Replays prefill and decode through a `PhaseSplit`; returns a decode hit-rate row (start
     "warm:prefill").
 
     `prefill_buffer`: slots a layer that the streaming buffer takes; they count as part of `capacity`, so that
-    rules are compared at equal memory. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
+    rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers between
+    chunks, on top of `capacity`. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
     `prefill_bytes_per_token`.
     """
     lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"))
@@ -42,7 +45,7 @@ def replay_split(
     if prefill_buffer and hand_over == SHARED:
         raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
-    split = PhaseSplit(cache, hand_over)
+    split = PhaseSplit(cache, hand_over, passing_cache(trace, prefill_policy, prefill_slots))
     prefill_loads = _run(trace, split, progress)
     counts = [split.cache.counts(layer) for layer in range(trace.layers)]
     table = np.array([[layer["hits"], layer["misses"], layer["compulsory_misses"]] for layer in counts])
@@ -53,6 +56,20 @@ def replay_split(
         "prefill_loads": int(prefill_loads.sum()),
         "prefill_bytes_per_token": float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
     }
+
+
+def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:
+    """The cache of a prefill buffer of so many slots; `sizes` has `layers` and `num_experts`."""
+    if policy is None:
+        return None
+    return ExpertCache(
+        policy,
+        layers=sizes.layers,
+        experts=sizes.num_experts,
+        capacity=slots,
+        scope="global",
+        access="sequential",
+    )
 
 
 def _run(trace: RoutingTrace, split: PhaseSplit, progress: Progress | None) -> np.ndarray:

@@ -83,7 +83,7 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     Raises UserError for a file that is missing, truncated, or not of this format.
     """
     path = Path(path)
-    header, data_begin = _read_header(path)
+    header, data_begin = read_header(path)
     metadata = header.pop("__metadata__", {})
     data_bytes = path.stat().st_size - data_begin
     if not isinstance(metadata, dict):
@@ -91,7 +91,8 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     return {name: _map(path, data_begin, data_bytes, name, entry) for name, entry in header.items()}, metadata
 
 
-def _read_header(path: Path) -> tuple[dict, int]:
+def read_header(path: Path) -> tuple[dict, int]:
+    """(tensor -> entry, first byte of the data). UserError for a file that is not of this format."""
     try:
         size_bytes = path.stat().st_size
         with open(path, "rb") as file:

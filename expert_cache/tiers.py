@@ -41,15 +41,20 @@ class TierStack:
         enter it.
         """
         found = self.device.step(layer, experts)
+        return self.settle(found.hits, found.loads, found.evictions)
+
+    def settle(self, hits: int, loads: np.ndarray, evictions: np.ndarray) -> TierStep:
+        """What a step of the device's cache makes of the tiers below: `loads` stay on the device, `evictions`
+        leave it.
+        """
         from_ram, from_disk = [], []
-        for number in found.loads.tolist():
+        for number in loads.tolist():
             (from_ram if self._leaves_ram(number) else from_disk).append(number)
-        demoted, dropped = self._demote(found.evictions)
-        for name, more in zip(
-            self.counts, (found.hits, len(from_ram), len(from_disk), len(demoted)), strict=True
-        ):
+        demoted, dropped = self._demote(evictions)
+        moved = (hits, len(from_ram), len(from_disk), len(demoted))
+        for name, more in zip(self.counts, moved, strict=True):
             self.counts[name] += more
-        return TierStep(found.hits, from_ram, from_disk, demoted, dropped)
+        return TierStep(hits, from_ram, from_disk, demoted, dropped)
 
     def _leaves_ram(self, number: int) -> bool:
         return self.ram is not None and self.ram.take_away(*divmod(number, self.ram.experts))

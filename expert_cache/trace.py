@@ -44,7 +44,7 @@ class RoutingTrace:
     gate_probs  float16 [S, L, E]  the router's full distribution
     token_ids   int32 [S]
     chunk       int32 [S]          prefill rows run together; default: a request's whole prompt
-    batch_step  int32 [S]          decode rows run together; default: each row alone
+    batch_step  int32 [S]          rows run together, also of several prompts; default: a decode row alone
     layer_ids   the decoder layer's number a layer; expert_bytes: bytes of one expert a layer, 0 for unknown
 
     Raises UserError for a wrong dtype or shape, an id >= E, an expert twice in one set, NaN weights, no rows.

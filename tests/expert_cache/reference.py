@@ -15,7 +15,8 @@ def requests_of(trace, phases=(1,)):
         phase, request = int(trace.phase[row]), int(trace.request[row])
         chunk = None if trace.chunk is None else int(trace.chunk[row])
         batch = None if trace.batch_step is None else int(trace.batch_step[row])
-        key = (phase, request, chunk) if phase == 0 else (phase, row if batch is None else ("batch", batch))
+        alone = (request, chunk) if phase == 0 else row
+        key = (phase, alone if batch is None else ("batch", batch))
         sets = [[int(e) for e in layer if e != EMPTY] for layer in trace.experts[row]]
         if key == last:
             for merged, more in zip(passes[-1][2], sets, strict=True):

@@ -1,0 +1,10 @@
+"""Runs a MoE bigger than memory: its experts in a budgeted cache over device, RAM and disk. Moves bytes and
+decides nothing: residency is `expert_cache`'s.
+"""
+
+from config import EngineSettings
+from offload.attach import attach, load_with_cache
+from offload.engine import Engine
+from offload.storage import ReadFault, Storage
+
+__all__ = ["Engine", "EngineSettings", "ReadFault", "Storage", "attach", "load_with_cache"]

@@ -1,0 +1,182 @@
+"""Knows how to put an engine together and onto a model; does not know how it runs.
+
+Letters: L MoE layers, E routed experts a layer, K chosen a token.
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from config import EngineSettings
+from errors import UserError
+from expert_cache.budget import Budget, budget_of
+from expert_cache.cache import ExpertCache
+from expert_cache.live import LiveCache, live_policy
+from expert_cache.phases import PhaseSplit, parse_hand_over
+from expert_cache.replay_split import passing_cache
+from models import MoeLayer
+from offload.cached_experts import HANDLE, NAME, CachedExperts
+from offload.engine import Engine
+from offload.expert_weights import ExpertWeights, locate_experts
+from offload.passes import ForwardPass
+from offload.prefetch import Prefetch
+from offload.readers import Readers
+from offload.residents import Residents
+from offload.shards import find_shards
+from offload.skeleton import load_without_experts
+from offload.slots import SlotPool, Staging
+from offload.statistics import Statistics
+from offload.storage import BUFFERED, DIRECT, Storage
+
+STOCK = "grouped_mm"
+
+
+class Sizes(NamedTuple):
+    """What budgets are shares of."""
+
+    layers: int
+    num_experts: int
+    top_k: int
+    expert_bytes: tuple[int, ...]
+
+
+def load_with_cache(
+    model_name: str,
+    settings: EngineSettings,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    storage: Storage | None = None,
+) -> tuple[PreTrainedModel, Engine]:
+    """The model with its experts in a cache over its own checkpoint, and the engine behind it.
+
+    `model.generate` and `model(...)` work as always; close the engine when done, or use it as a `with` block.
+    Raises UserError for settings or a checkpoint that cannot work.
+    """
+    check_settings(settings)
+    shards = find_shards(model_name)
+    model, layers = load_without_experts(model_name, dtype, torch.device(device))
+    weights = locate_experts(model, layers, shards)
+    storage = storage or Storage(weights.shards.paths, settings.io)
+    return model, attach(model, layers, weights, storage, settings)
+
+
+def check_settings(settings: EngineSettings) -> None:
+    """Everything that can be wrong before a model is looked at. Raises UserError."""
+    live_policy(settings.decode_policy, "decode_policy")
+    if settings.prefill_policy:
+        live_policy(settings.prefill_policy, "prefill_policy")
+    parse_hand_over(settings.hand_over)
+    if settings.io not in (DIRECT, BUFFERED):
+        raise UserError(f"--io {settings.io}: choose from {DIRECT}, {BUFFERED}")
+    least = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
+    for name, smallest in least.items():
+        if getattr(settings, name) < smallest:
+            raise UserError(f"--{name} {getattr(settings, name)}: must be at least {smallest}")
+
+
+def attach(
+    model: PreTrainedModel,
+    layers: Sequence[MoeLayer],
+    weights: ExpertWeights,
+    storage: Storage,
+    settings: EngineSettings,
+) -> Engine:
+    """An engine on a model that was loaded without its experts."""
+    dtype, device = model.dtype, model.device
+    sizes = _sizes(layers, weights, dtype)
+    budget = _budget(sizes, settings)
+    at_home = budget.capacity == sizes.num_experts
+    live = _live_cache(sizes, budget, settings, at_home)
+    cached = sizes.layers * budget.capacity
+    device_pool = SlotPool(
+        weights.parts, cached + settings.prefill_buffer + settings.prefetch_budget, dtype, device
+    )
+    ram_pool = None
+    if live.ram is not None:  # one slot more: experts change places through it
+        ram_pool = SlotPool(weights.parts, live.ram.capacity + 1, dtype, torch.device("cpu"))
+    readers = Readers(storage, settings.readers)
+    staging = _staging(weights, settings, dtype, device)
+    residents = Residents(weights, live, device_pool, ram_pool, staging, readers, at_home)
+    statistics = Statistics()
+    prefetch = None
+    if settings.prefetch_budget:
+        routers = [model.get_submodule(layer.router) for layer in layers]
+        prefetch = Prefetch(residents, readers, routers, settings.prefetch_budget, statistics)
+    forward_pass = ForwardPass(model, statistics)
+    cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
+    _switch_on(model, layers, cached_experts, at_home)
+    engine = Engine(model, list(layers), cached_experts, storage, settings, budget)
+    weakref.finalize(model, engine.close)
+    return engine
+
+
+def _sizes(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dtype) -> Sizes:
+    shapes = {(layer.num_experts, layer.top_k) for layer in layers}
+    if len(shapes) != 1:
+        raise UserError(f"a cache needs one (experts, chosen) for all layers, got {sorted(shapes)}")
+    num_experts, top_k = shapes.pop()
+    kept = SlotPool(weights.parts, 0, dtype, torch.device("cpu")).record_bytes
+    return Sizes(len(layers), num_experts, top_k, kept)
+
+
+def _budget(sizes: Sizes, settings: EngineSettings) -> Budget:
+    """Slots a layer of the decode cache."""
+    text = settings.expert_budget
+    buffers = settings.prefill_buffer + settings.prefetch_budget
+    if text[-1:] == "B" and text[0].isdigit():
+        total = budget_of(sizes, "global", text).limits[0] - buffers * max(sizes.expert_bytes)
+        text = f"{max(0, total)}B"
+    try:
+        budget = budget_of(sizes, "layer", text)
+    except UserError as error:
+        raise UserError(f"--expert_budget {settings.expert_budget}: {error}") from None
+    if budget.capacity < sizes.top_k:
+        raise UserError(
+            f"--expert_budget {settings.expert_budget} leaves {budget.capacity} slots a layer: a token needs "
+            f"{sizes.top_k} of {sizes.num_experts} experts there; a slot in every layer takes "
+            f"{sum(sizes.expert_bytes)} bytes"
+        )
+    return budget
+
+
+def _live_cache(sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool) -> LiveCache:
+    shape = {"layers": sizes.layers, "experts": sizes.num_experts}
+    decode = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape)
+    policy = None if at_home else settings.prefill_policy or None
+    passing = passing_cache(sizes, policy, settings.prefill_buffer)
+    ram = None
+    if settings.ram_budget:
+        try:
+            slots = budget_of(sizes, "global", settings.ram_budget).capacity
+        except UserError as error:
+            raise UserError(f"--ram_budget {settings.ram_budget}: {error}") from None
+        if slots:
+            ram = ExpertCache(settings.decode_policy, capacity=slots, scope="global", **shape)
+    return LiveCache(PhaseSplit(decode, settings.hand_over, passing), ram)
+
+
+def _staging(
+    weights: ExpertWeights, settings: EngineSettings, dtype: torch.dtype, device: torch.device
+) -> Staging | None:
+    """Needed where a record cannot be read into its slot as it is."""
+    straight = all(part.dtype == dtype for parts in weights.parts for part in parts)
+    if device.type == "cpu" and straight:
+        return None
+    places = 2 * settings.readers + settings.prefetch_budget
+    return Staging(weights.parts, max(weights.record_bytes), places, pinned=device.type == "cuda")
+
+
+def _switch_on(model: Any, layers: Sequence[MoeLayer], cached_experts: CachedExperts, at_home: bool) -> None:
+    pool = cached_experts.residents.device
+    for layer in layers:
+        experts: Any = model.get_submodule(layer.experts)
+        setattr(experts, HANDLE, (cached_experts, layer.index))
+        if at_home:
+            first = layer.index * layer.num_experts
+            for name, stacked in pool.stacked(first, layer.num_experts, layer.index).items():
+                setattr(experts, name, nn.Parameter(stacked, requires_grad=False))
+    model.set_experts_implementation(NAME)

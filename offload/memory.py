@@ -1,0 +1,34 @@
+"""Knows how to get memory that disk, page tables and tensors agree with; does not know what lies in it."""
+
+import mmap
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
+
+
+def pages(nbytes: int) -> int:
+    """Bytes rounded up to whole pages."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
+
+
+class HostMemory:
+    """Page-aligned bytes of the host: `tensor` for computing, `bytes` for reading into. Taken from the system
+    only as far as they are written. `pinned` memory can be copied to a GPU without waiting.
+    """
+
+    def __init__(self, nbytes: int, pinned: bool = False) -> None:
+        if pinned:
+            self.tensor: Tensor = torch.empty(pages(nbytes) + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+            shift = -self.tensor.data_ptr() % PAGE_BYTES
+            self.tensor = self.tensor[shift : shift + pages(nbytes)]
+            self.bytes: np.ndarray = self.tensor.numpy()
+            return
+        mapped = mmap.mmap(-1, max(PAGE_BYTES, pages(nbytes)))
+        if nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        self.bytes = np.frombuffer(mapped, np.uint8)
+        self.tensor = torch.from_numpy(self.bytes)

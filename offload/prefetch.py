@@ -1,0 +1,91 @@
+"""Knows how to read experts of the next layer ahead, as its gate sees them in this layer's hidden state;
+does not know what the cache will make of them.
+
+What is read ahead lies in slots of its own and is in nobody's books: a step that asks for it loads it as
+always, only without waiting. Letters: T tokens, K chosen experts a token, D hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offload.readers import Readers
+from offload.residents import ABSENT, Residents
+from offload.statistics import Statistics
+
+
+class Prefetch:
+    """Gate-ahead prefetching of at most `slots` experts.
+
+    routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
+    """
+
+    def __init__(
+        self, residents: Residents, readers: Readers, routers: list[Any], slots: int, statistics: Statistics
+    ) -> None:
+        self.residents, self.readers, self.routers = residents, readers, routers
+        self.slots, self.statistics = slots, statistics
+        self._ahead: set[int] = set()
+
+    def look_ahead(self, layer: int, hidden_TD: Tensor) -> None:
+        """Begins to read what layer `layer` + 1 will probably ask for, behind all that is urgent."""
+        following = layer + 1
+        if following == len(self.routers):
+            return
+        first = following * self.residents.experts
+        loads = []
+        for expert in self._foreseen(following, hidden_TD):
+            number = first + expert
+            if len(self._ahead) == self.slots:
+                break
+            if self._is_near(number):
+                continue
+            load = self.residents.start(number)
+            if load is None:
+                break
+            self._ahead.add(number)
+            loads.append(load)
+        if loads:
+            self.statistics.prefetch_issued += len(loads)
+            self.readers.submit(loads, urgent=False)
+
+    def _foreseen(self, layer: int, hidden_TD: Tensor) -> list[int]:
+        with torch.no_grad():
+            output = self.routers[layer].forward(hidden_TD)
+        experts = output[2].flatten().tolist()
+        return [expert for expert in dict.fromkeys(experts) if expert < self.residents.experts]
+
+    def _is_near(self, number: int) -> bool:
+        residents = self.residents
+        return (
+            residents.slot_of[number] != ABSENT
+            or number in residents.ram_slot_of
+            or number in residents.loading
+        )
+
+    def claim(self, number: int) -> bool:
+        """Whether `number` was read ahead; it then belongs to the step that asks, and is urgent."""
+        if number not in self._ahead:
+            return False
+        self._ahead.discard(number)
+        load = self.residents.loading[number][0]
+        self.readers.hurry(load)
+        if load.arrived.is_set():
+            self.residents.arrivals.put(load)  # its first arrival may have been passed over
+        return True
+
+    def drop_others(self) -> None:
+        """Calls off what was read ahead and not asked for."""
+        for number in sorted(self._ahead):
+            nbytes = self.residents.loading[number][0].nbytes
+            if self.residents.drop(number):
+                self.statistics.prefetch_wasted += 1
+                self.statistics.prefetch_wasted_bytes += nbytes
+            else:
+                self.statistics.prefetch_cancelled += 1
+        self._ahead.clear()
+
+    def forget(self) -> None:
+        """The loads were called off by somebody else."""
+        self._ahead.clear()

@@ -1,0 +1,98 @@
+"""The simulator, fed with what a live run recorded, does what the live run did."""
+
+import numpy as np
+import pytest
+import torch
+
+from expert_cache.cache import ExpertCache
+from expert_cache.policies.base import parse_policy, policy_names
+from expert_cache.replay import replay
+from expert_cache.replay_split import replay_split
+from expert_cache.trace import DECODE
+from offload.cached_experts import CachedExperts
+from tests.offload.workbench import engine_of, prompt
+
+LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
+
+
+@pytest.fixture
+def orders_log(monkeypatch):
+    """Every (layer, loads, evictions) of decode steps, in order."""
+    log = []
+    served = CachedExperts._serve
+
+    def spy(self, layer, hidden_TD, experts, orders, work):
+        if not self.forward_pass.prefill:
+            log.append((layer, list(orders.loads), sorted(orders.leaving)))
+        return served(self, layer, hidden_TD, experts, orders, work)
+
+    monkeypatch.setattr(CachedExperts, "_serve", spy)
+    return log
+
+
+def _run(engine, model, rows=1, requests=3):
+    engine.record()
+    for seed in range(requests):
+        model.generate(prompt(9, rows, seed), max_new_tokens=10, do_sample=False, eos_token_id=None)
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_loads_and_evictions_in_order(policy, orders_log):
+    model, engine = engine_of("olmoe", expert_budget="3", decode_policy=policy, hand_over="none")
+    with engine:
+        _run(engine, model)
+        trace = engine.trace()
+    cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=3)
+    replayed = []
+    for row in np.flatnonzero(trace.phase == DECODE):
+        for layer in range(trace.layers):
+            step = cache.step(layer, trace.experts[row, layer])
+            replayed.append((layer, step.loads.tolist(), sorted(step.evictions.tolist())))
+    assert orders_log == replayed
+    row = replay(trace, policy, 3, phase="decode")
+    counts = engine.fields()["decode_cache"]
+    assert all(counts[name] == row[name] for name in ("hits", "misses", "evictions", "hit_rate"))
+
+
+@pytest.mark.parametrize("settings", [
+    {"hand_over": "recent:tokens=3"},
+    {"hand_over": "lrfu:decay=0.9", "prefetch_budget": 2},
+    {"hand_over": "shared"},
+    {"prefill_policy": "lru", "prefill_buffer": 7},
+    {"expert_budget": "100%"},
+])  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 2])
+def test_both_phases(settings, rows, orders_log):
+    model, engine = engine_of("qwen3_moe", **{"expert_budget": "4", **settings})
+    with engine:
+        _run(engine, model, rows)
+        trace, fields = engine.trace(), engine.fields()
+    policy, slots = settings.get("prefill_policy"), settings.get("prefill_buffer", 0)
+    hand_over = settings.get("hand_over", "recent:tokens=8")
+    row = replay_split(
+        trace, "lru", engine.budget.capacity, hand_over, prefill_policy=policy, prefill_slots=slots
+    )
+    for name in ("hits", "misses", "compulsory_misses", "hit_rate"):
+        assert fields["decode_cache"][name] == row[name]
+    assert fields["prefill"]["disk_loads"] == row["prefill_loads"] or hand_over == "shared"
+    assert fields["decode"]["tokens"] == rows * 9 * 3
+
+
+def test_a_trace_of_decoding_has_the_ecr_of_its_text():
+    """Recorded by the engine or by the tap on the routers: the same routing."""
+    from expert_cache.metrics import ecr
+    from models import find_moe_layers
+    from routing import RouterTap, TraceRecorder
+
+    model, engine = engine_of("deepseek_v3", decode_policy="lfu")
+    with engine:
+        layers = find_moe_layers(model)
+        recorder = TraceRecorder(layers)
+        engine.record()
+        with RouterTap(model, layers, [recorder]):
+            ids = prompt(9)
+            said = model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None)
+        recorder.add_generated([0], torch.ones_like(ids), said, [10])
+        tapped, trace = recorder.trace(), engine.trace()
+    assert np.array_equal(tapped.experts, trace.experts) and np.array_equal(tapped.phase, trace.phase)
+    assert ecr(tapped).value == ecr(trace).value
