@@ -211,31 +211,6 @@ class TrainSettings(TrainingArguments):
             raise UserError(f"training options: {first_line(error)}") from None
 
 
-@dataclass
-class EngineSettings:
-    """The expert-offloading engine. Sizes: slots (8), percent (25%), or bytes with a unit (6GiB)."""
-
-    expert_budget: str = _option(
-        "",
-        "run with the experts in a cache of this size: slots a layer, percent of a layer's experts, or bytes "
-        "for all expert memory on the device, buffers included; empty: everything in memory",
-    )
-    decode_policy: str = _option("lru", "eviction policy of the decode cache")
-    prefill_policy: str = _option(
-        "", "eviction policy of the prefill buffer between chunks; empty: it forgets what was used"
-    )
-    hand_over: str = _option(
-        "recent:tokens=8", "which experts of a prompt stay for decoding: shared, none, recent:tokens=8, lrfu"
-    )
-    prefill_buffer: int = _option(8, "slots that a prompt's experts stream through")
-    prefetch_budget: int = _option(
-        0, "slots for experts that the next layer's gate foresees; 0 reads nothing ahead"
-    )
-    ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
-    io: str = _option("direct", "direct: reads past the page cache; buffered: through it")
-    readers: int = _option(4, "threads that read experts")
-
-
 SETTINGS = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
 
 
@@ -275,6 +250,7 @@ class EvaluationSettings:
     )
     json: str | None = _option(None, "also write the report to this file; - is standard output")
     bootstrap_samples: int = _option(2000, "resamples of the requests behind each 95 % interval")
+    temperature: float = _option(0.0, "of the replies in a chat; 0 takes the likeliest token each time")
     chat_mode: bool = _option(False, "talk to the model; each reply shows its ECR and its LRU hit rate")
 
     def __post_init__(self):
@@ -287,6 +263,7 @@ class EvaluationSettings:
         for name, bound in least.items():
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), bound)
+        check_at_least("temperature", self.temperature, 0)
         self._check_single()
 
     def _check_single(self):
@@ -298,15 +275,37 @@ class EvaluationSettings:
 
 
 @dataclass
-class CacheSettings:
+class EngineSettings:
+    """The memory for experts of the offloading engine. Sizes: slots (8), percent (25%), or bytes (6GiB)."""
+
+    expert_budget: str = _option(
+        "25%", "memory for experts: slots a layer, percent of a layer's experts, or bytes, buffers included"
+    )
+    decode_policy: str = _option("lru", "eviction policy of the decode cache, of expert_cache/policies/")
+    hand_over: str = _option("recent:tokens=8", "what a prompt leaves in the decode cache: shared, none, ...")
+    prefill_policy: str = _option(
+        "", "eviction policy of the prefill buffer between chunks; empty: it forgets what was used"
+    )
+    prefill_buffer: int = _option(8, "slots that a prompt's experts stream through")
+    prefetch_budget: int = _option(0, "slots for experts that the next layer's gate foresees; 0: none")
+    ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
+    io: str = _option("direct", "direct: reads past the page cache; buffered: through it")
+    readers: int = _option(4, "threads that read experts")
+    packed: str = _option("", "folder of `python -m offload.pack`: experts are read there, one read each")
+
+
+@dataclass
+class CacheSettings(EngineSettings):
     """How large the memory for experts is, who stays in it, and whether the router heeds it."""
 
+    expert_budget: str = _option(
+        "",
+        "run with the experts in a cache of this size: slots a layer (8), percent (25%), or bytes (6GiB, "
+        "buffers included); empty: all in memory. With --routing_strategy it is simulated, 25% by default",
+    )
     routing_strategy: str | None = _option(
         None, "also measure with re-routing by name:option=value,... of routing/strategies/, e.g. margin"
     )
-    expert_budget: str = _option("25%", "memory for experts: slots a layer (8), percent (25%), bytes (6GiB)")
-    decode_policy: str = _option("lru", "eviction policy of the decode cache, of expert_cache/policies/")
-    hand_over: str = _option("recent:tokens=8", "what a prompt leaves in the decode cache: shared, none, ...")
     reroute_prefill: bool = _option(False, "re-route prompt tokens too, not only decoded ones")
 
 

@@ -20,6 +20,7 @@ from evaluation.chat import chat
 from evaluation.choices import choice_rows, task_of
 from evaluation.code_sandbox import check_sandbox
 from evaluation.console import print_answers, print_summary
+from evaluation.engine_rows import counted
 from evaluation.extent import NEW_TOKENS, extent_of
 from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from evaluation.options import Options, parse
@@ -35,14 +36,23 @@ from evaluation.subject import Subject
 from evaluation.timing import speed_row
 from evaluation.wording import asked_in_chat, chat_task
 from expert_cache.plan import DeviceProfile
-from model_loader import BASE, active_variant, load_adapters, load_model, load_tokenizer, quiet
+from model_loader import (
+    BASE,
+    active_variant,
+    load_adapters,
+    load_model,
+    load_model_with_cache,
+    load_tokenizer,
+    quiet,
+)
 from models import find_moe_layers
 
 
 def load_subject(options: Options) -> Subject:
     """The model with all adapters on it, and its tokenizer. Raises UserError."""
     tokenizer = load_tokenizer(options.model)
-    model = load_model(options.model)
+    engine = options.engine
+    model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
     name = Path(options.model.model_name).name
     find_moe_layers(model, options.model.moe_module_name)
     if options.adapters:
@@ -62,12 +72,14 @@ def evaluate(options: Options, ranks: Ranks) -> None:
     requests, work = _load_work(options, task, subject, in_chat)
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
     console.print(_limits(options, task, requests, work), highlight=False)
-    measured = {}
+    measured, engine_rows = {}, []
     for variant, setup in options.variants.items():
-        with active_variant(subject.model, variant.removesuffix(REROUTED)):
+        with active_variant(subject.model, variant.removesuffix(REROUTED)), counted(subject) as row:
             measured[variant] = measure(subject, work, ranks, variant, setup)
+        engine_rows += [{"variant": variant} | row] if row else []
     if ranks.first:
         report = _report(options, task, subject, device, requests, measured)
+        report |= {"engine": engine_rows} if engine_rows else {}
         row_tokens = options.row_tokens(task, subject.model)
         report["data"] |= {"in_chat": in_chat, "row_tokens": row_tokens, "new_tokens": work.max_new_tokens}
         folder = write_results(_wanted_folder(options, task), report, measured, requests, task.undisclosed)
@@ -86,7 +98,7 @@ def _load_work(
     choices = choice_rows(task, requests, subject.tokenizer, extent.row_tokens, settings.choice_limit)
     generated = extent.answered, extent.new_tokens, task.stop
     work = workload(requests, choices, settings.eval_batch_size, *generated)
-    return requests, one_after_the_other(work) if options.virtual else work
+    return requests, one_after_the_other(work) if options.virtual or options.engine else work
 
 
 def _limits(options: Options, task: Task, requests: Sequence[Request], work: Workload) -> str:
@@ -194,7 +206,8 @@ def main() -> None:
         return
     subject = load_subject(options)
     with active_variant(subject.model, "tuned" if "tuned" in options.adapters else BASE):
-        chat(subject, options.evaluation.max_new_tokens or NEW_TOKENS)
+        settings = options.evaluation
+        chat(subject, settings.max_new_tokens or NEW_TOKENS, temperature=settings.temperature)
 
 
 if __name__ == "__main__":

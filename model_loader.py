@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import models  # noqa: F401 - registers the architecture that transformers lacks
-from config import ModelSettings
+from config import EngineSettings, ModelSettings
 from errors import UserError, first_line
+from models import MoeLayer
+from offload import engine_of, load_with_cache, take_expert_adapters, weightless_experts
 
 BASE = "base"
 ADAPTER_FILE = "adapter_config.json"
@@ -62,6 +64,16 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     return model
 
 
+def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:
+    """The same model with its routed experts in a cache over the checkpoint; `offload.engine_of` finds the
+    engine, which is to be closed. `auto` is the checkpoint's type here, on a CPU too. Raises UserError.
+    """
+    _check_folder(settings.model_name)
+    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return load_with_cache(settings.model_name, engine, dtype, device)[0]
+
+
 def _check_folder(name: str) -> None:
     """Tells a path that is not there from a name on the hub, which has at most one slash and no dot before
     it.
@@ -93,21 +105,30 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
-    """One model that holds all the adapters, by name. Raises UserError for a path that holds none or one that
-    does not fit.
+    """One model that holds all the adapters, by name; with the experts in a cache, their LoRA is merged as
+    they are read. Raises UserError for a path that holds none or one that does not fit.
     """
+    engine = engine_of(model)
+    layers = engine.layers if engine else []
     wrapped: PeftModel | None = None
     for name, path in paths.items():
         _check_adapter(path)
         try:
-            if wrapped is None:
-                wrapped = PeftModel.from_pretrained(model, path, adapter_name=name)
-            else:
-                wrapped.load_adapter(path, adapter_name=name)
+            with _experts_for_peft(model, layers):
+                if wrapped is None:
+                    wrapped = PeftModel.from_pretrained(model, path, adapter_name=name)
+                else:
+                    wrapped.load_adapter(path, adapter_name=name)
         except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
+        if engine:
+            take_expert_adapters(wrapped, layers, engine.adapters)
     assert wrapped is not None, "no adapter was named"
     return wrapped.eval()
+
+
+def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> AbstractContextManager:
+    return weightless_experts(model, layers) if layers else nullcontext()
 
 
 def _check_adapter(path: str) -> None:
@@ -128,6 +149,8 @@ def _check_adapter(path: str) -> None:
 @contextmanager
 def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
     """Within the block the model is its untouched self (`base`) or has the adapter of that name on."""
+    if engine := engine_of(model):
+        engine.use_adapter(None if name == BASE else name)
     if name == BASE and isinstance(model, PeftModel):
         with model.disable_adapter():
             yield model

@@ -7,17 +7,38 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
-from evaluation.generation import Answer, generate
+from transformers import TextStreamer
+
+from evaluation.engine_rows import reply_cost
+from evaluation.generation import generate
 from evaluation.recording import Recording, has_pairs
 from evaluation.subject import Subject
 from expert_cache import metrics
 from expert_cache.replay import replay
 
 
+class _Printer(TextStreamer):
+    """Prints a reply while it is generated."""
+
+    def __init__(self, tokenizer, out: TextIO) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.out, self.begun = out, False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun = self.begun or bool(text)
+        print(text, file=self.out, end="", flush=True)
+
+
 def chat(
-    subject: Subject, max_new_tokens: int, lines: Iterable[str] = sys.stdin, out: TextIO = sys.stdout
+    subject: Subject,
+    max_new_tokens: int,
+    lines: Iterable[str] = sys.stdin,
+    out: TextIO = sys.stdout,
+    temperature: float = 0.0,
 ) -> None:
-    """Answers each line until they end, or Ctrl-C; behind a reply stand its decode ECR and LRU hit rate.
+    """Answers each line until they end, or Ctrl-C, word by word; behind a reply stand its decode ECR and LRU
+    hit rate, and what an offloading engine did for it.
 
     The conversation is the prompt, as the tokenizer's chat template words it (without one: plain lines).
     """
@@ -27,9 +48,11 @@ def chat(
         for line in lines:
             if line.strip():
                 turns.append({"role": "user", "content": line.strip()})
-                answer, recording = _reply(subject, turns, max_new_tokens)
-                turns.append({"role": "assistant", "content": answer.text.strip()})
-                print(f"{answer.text.strip()}\n[{what_it_cost(recording)}]", file=out, flush=True)
+                prompt, printer = _prompt_ids(subject, turns), _Printer(subject.tokenizer, out)
+                how = {"temperature": temperature, "streamer": printer}
+                answers, recording = generate(subject, [0], [prompt], max_new_tokens, **how)
+                turns.append({"role": "assistant", "content": answers[0].text.strip()})
+                print(f"\n[{what_it_cost(recording)}{reply_cost(subject)}]", file=out, flush=True)
     except KeyboardInterrupt:
         print("\nchat ended", file=out)
 
@@ -45,11 +68,6 @@ def what_it_cost(recording: Recording) -> str:
     chance = trace.top_k / trace.num_experts
     cache = f"{slots} of {trace.num_experts} experts a layer, cold"
     return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row['hit_rate']:.3f} ({cache})"
-
-
-def _reply(subject: Subject, turns: list[dict[str, str]], max_new_tokens: int) -> tuple[Answer, Recording]:
-    answers, recording = generate(subject, [0], [_prompt_ids(subject, turns)], max_new_tokens)
-    return answers[0], recording
 
 
 def _prompt_ids(subject: Subject, turns: list[dict[str, str]]) -> list[int]:

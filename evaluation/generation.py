@@ -5,6 +5,7 @@ Letters: B rows, P prompt tokens of a row (padding included).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,10 +39,14 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     timings: list[Timing] | None = None,
+    temperature: float = 0.0,
+    streamer: Any = None,
 ) -> tuple[list[Answer], Recording]:
-    """Greedy answers to a batch of prompts; prompt tokens are prefill, generated tokens decode.
+    """Answers to a batch of prompts, greedy at temperature 0; prompt tokens are prefill, generated tokens
+    decode.
 
-    An answer ends before the first of the texts in `stop`. What it took is added to `timings`.
+    An answer ends before the first of the texts in `stop`. What it took is added to `timings`. `streamer`
+    hears of each token of a single prompt as it comes.
     """
     prompt_ids, mask = _left_padded(prompts, subject.pad_token_id)
     recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
@@ -50,7 +55,9 @@ def generate(
     with RouterTap(subject.model, subject.moe_layers, [recorder], subject.virtual):
         words = StopWords(subject.tokenizer, stop, prompt_ids.shape[1], len(prompts))
         clock = Clock()
-        sequences = _run(subject, prompt_ids, mask, max_new_tokens, [clock, *([words] if stop else [])])
+        config = _config(subject, max_new_tokens, temperature)
+        more = {"stopping_criteria": [clock, *([words] if stop else [])], "streamer": streamer}
+        sequences = _run(subject, prompt_ids, mask, config, more)
     lengths = generated_lengths(sequences, prompt_ids.shape[1], subject.end_token_ids)
     lengths = np.minimum(lengths, words.lengths)
     if timings is not None:
@@ -69,19 +76,24 @@ def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
     return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
 
 
-def _run(subject: Subject, prompt_ids: Tensor, mask: Tensor, max_new_tokens: int, criteria: list) -> Tensor:
-    config = GenerationConfig(
+def _config(subject: Subject, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         use_cache=True,
         pad_token_id=subject.pad_token_id,
         eos_token_id=subject.end_token_ids or None,
+        **sampling,
     )
+
+
+def _run(
+    subject: Subject, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, more: dict[str, Any]
+) -> Tensor:
     device = subject.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
     with torch.inference_mode():
-        found = subject.model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
-        return found.cpu()
+        return subject.model.generate(**inputs, generation_config=config, **more).cpu()
 
 
 def _answer(subject: Subject, number: int, ids: list[int], stop: Sequence[str]) -> Answer:

@@ -11,6 +11,7 @@ from config import (
     AdapterSettings,
     CacheSettings,
     DataSettings,
+    EngineSettings,
     EvaluationSettings,
     LocalitySettings,
     ModelSettings,
@@ -23,6 +24,7 @@ from evaluation.rerouting_rows import REROUTED
 from evaluation.sandbox.confine import UNFENCED, WAYS
 from evaluation.virtual_setup import NONE, VirtualSetup
 from model_loader import BASE
+from offload.attach import check_settings
 
 BENCHMARK_TOKENS = 4096
 """Longest row of a benchmark: enough for nearly every prompt with its reference answer."""
@@ -58,8 +60,15 @@ class Options(NamedTuple):
         cache = self.cache
         if not cache.routing_strategy:
             return None
-        held = cache.expert_budget, cache.decode_policy, cache.hand_over
+        held = cache.expert_budget or EngineSettings.expert_budget, cache.decode_policy, cache.hand_over
         return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
+
+    @property
+    def engine(self) -> EngineSettings | None:
+        """The offloading engine, if the experts do not all stay in memory."""
+        if self.virtual or not self.cache.expert_budget:
+            return None
+        return EngineSettings(**{name: getattr(self.cache, name) for name in _names(EngineSettings)})
 
     @property
     def variants(self) -> Mapping[str, VirtualSetup | None]:
@@ -89,7 +98,7 @@ class Options(NamedTuple):
         data = {"dataset_name": self.data.dataset_name, "max_words_len": self.data.max_words_len}
         chosen = {"adapters": self.adapters, "seed": self.seed}
         policies = {"policies": policy_list(self.evaluation.policies)}
-        cache = dataclasses.asdict(self.cache) if self.virtual else {}
+        cache = dataclasses.asdict(self.cache) if self.virtual or self.engine else {}
         return dataclasses.asdict(self.model) | data | chosen | evaluation | policies | cache
 
 
@@ -102,14 +111,22 @@ def parse(arguments: list[str], description: str = "") -> Options:
     policy_list(evaluation.policies)
     if options.virtual:
         options.virtual.check()
+    if options.engine:
+        check_settings(options.engine)
     return options
 
 
 def _warn(parser: SettingsParser, options: Options) -> None:
     kinds = (DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
-    names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"batch_size"}
-    if options.virtual is None:
-        names |= {field.name for field in dataclasses.fields(CacheSettings)}
+    names = {"batch_size"}.union(*map(_names, kinds), _names(CacheSettings))
+    if options.virtual:
+        names -= {"routing_strategy", "expert_budget", "decode_policy", "hand_over", "reroute_prefill"}
+    if options.engine:
+        names -= _names(EngineSettings)
     if os.environ.get("RANK", "0") == "0":
         unused = dataclasses.make_dataclass("Unused", sorted(names - USED))
         parser.warn_without_effect(unused, "inference.py")
+
+
+def _names(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}

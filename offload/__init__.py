@@ -4,7 +4,18 @@ decides nothing: residency is `expert_cache`'s.
 
 from config import EngineSettings
 from offload.attach import attach, load_with_cache
-from offload.engine import Engine
+from offload.engine import Engine, engine_of
+from offload.expert_lora import take_expert_adapters, weightless_experts
 from offload.storage import ReadFault, Storage
 
-__all__ = ["Engine", "EngineSettings", "ReadFault", "Storage", "attach", "load_with_cache"]
+__all__ = [
+    "Engine",
+    "EngineSettings",
+    "ReadFault",
+    "Storage",
+    "attach",
+    "engine_of",
+    "load_with_cache",
+    "take_expert_adapters",
+    "weightless_experts",
+]

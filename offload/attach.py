@@ -3,7 +3,6 @@
 Letters: L MoE layers, E routed experts a layer, K chosen a token.
 """
 
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +12,14 @@ from transformers import PreTrainedModel
 
 from config import EngineSettings
 from errors import UserError
-from expert_cache.budget import Budget, budget_of
+from expert_cache.budget import Budget, budget_of, parse_bytes
 from expert_cache.cache import ExpertCache
 from expert_cache.live import LiveCache, live_policy
 from expert_cache.phases import PhaseSplit, parse_hand_over
 from expert_cache.replay_split import passing_cache
 from models import MoeLayer
 from offload.cached_experts import HANDLE, NAME, CachedExperts
-from offload.engine import Engine
+from offload.engine import OWNER, Engine
 from offload.expert_weights import ExpertWeights, locate_experts
 from offload.passes import ForwardPass
 from offload.prefetch import Prefetch
@@ -110,7 +109,7 @@ def attach(
     cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
     _switch_on(model, layers, cached_experts, at_home)
     engine = Engine(model, list(layers), cached_experts, storage, settings, budget)
-    weakref.finalize(model, engine.close)
+    setattr(model, OWNER, engine)
     return engine
 
 
@@ -125,12 +124,13 @@ def _sizes(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dtyp
 
 def _budget(sizes: Sizes, settings: EngineSettings) -> Budget:
     """Slots a layer of the decode cache."""
-    text = settings.expert_budget
+    text = settings.expert_budget.strip()
+    if not text:
+        raise UserError("--expert_budget is empty: give slots (8), percent (25%) or bytes (6GiB)")
     buffers = settings.prefill_buffer + settings.prefetch_budget
-    if text[-1:] == "B" and text[0].isdigit():
-        total = budget_of(sizes, "global", text).limits[0] - buffers * max(sizes.expert_bytes)
-        text = f"{max(0, total)}B"
     try:
+        if text.endswith("B"):
+            text = f"{max(0, parse_bytes(text) - buffers * max(sizes.expert_bytes))}B"
         budget = budget_of(sizes, "layer", text)
     except UserError as error:
         raise UserError(f"--expert_budget {settings.expert_budget}: {error}") from None

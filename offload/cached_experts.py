@@ -6,7 +6,6 @@ experts a token, D hidden size, E routed experts a layer.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -103,7 +102,7 @@ class CachedExperts:
     def _run_token(self, layer: int, module: Any, hidden_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor):
         experts, weights = indices_1K.flatten().tolist(), weights_1K.flatten().tolist()
         _check_finite(layer, sum(weights))
-        if any(first < second for first, second in pairwise(weights)):
+        if weights != sorted(weights, reverse=True):
             weights_1K, indices_1K = router_order(weights_1K, indices_1K)
             experts = indices_1K.flatten().tolist()
         if max(experts) >= self.live.experts:
@@ -111,7 +110,15 @@ class CachedExperts:
         self._record(layer, [experts], 0)
         orders = self.live.decode(layer, experts)
         work = OneToken(module, hidden_1D, experts, weights_1K)
-        self._serve(layer, hidden_1D, experts, orders, work)
+        here = None if orders.loads else self.residents.all_here(layer, experts)
+        if here is None:
+            self._serve(layer, hidden_1D, experts, orders, work)
+            return work.result()
+        self.statistics.phases[DECODE].device_hits += len(experts)
+        if self.prefetch:
+            self.prefetch.turn_to(layer, hidden_1D)
+        for expert, weights in zip(experts, here, strict=True):
+            work.add(expert, weights)
         return work.result()
 
     def _run_rows(
@@ -154,8 +161,7 @@ class CachedExperts:
         request = Request(self.residents, self.readers, self.prefetch, numbers, orders, work, counts)
         request.begin()
         if self.prefetch:
-            self.prefetch.drop_others()
-            self.prefetch.look_ahead(layer, hidden_TD)
+            self.prefetch.turn_to(layer, hidden_TD)
         request.finish()
 
     def _chosen(self, layer: int, indices_TK: Tensor, weights_TK: Tensor) -> np.ndarray:

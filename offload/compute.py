@@ -48,24 +48,25 @@ class OneToken:
 
 
 class ManyTokens:
-    """The experts of several tokens; each is asked for once, for all its tokens."""
+    """The experts of several tokens; each is asked for once, for all its tokens, which lie in a row."""
 
     def __init__(self, module: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, experts: int):
-        self.module, self.hidden_TD = module, hidden_TD
-        self.shape = weights_TK.shape
-        flat = experts_TK.reshape(-1)
+        self.module, self.hidden_TD, self.shape = module, hidden_TD, weights_TK.shape
+        flat = experts_TK.reshape(-1).clamp(max=experts)
         self.order = flat.argsort(stable=True)
-        self.tokens = self.order // self.shape[1]
+        self.x = hidden_TD[self.order // self.shape[1]]
         self.weights = weights_TK.reshape(-1, 1)[self.order]
-        ends = torch.bincount(flat.clamp(max=experts), minlength=experts + 1).cumsum(0).tolist()
+        ends = torch.bincount(flat, minlength=experts + 1).cumsum(0).tolist()
         self.begin, self.end = [0, *ends[:-1]], ends
         dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)
-        self.out = hidden_TD.new_zeros(len(flat), hidden_TD.shape[1], dtype=dtype)
+        self.out = hidden_TD.new_empty(len(flat), hidden_TD.shape[1], dtype=dtype)
+        self.out[self.begin[experts] :] = 0  # of ids that are no routed expert
 
     def add(self, expert: int, weights: Expert) -> None:
         rows = slice(self.begin[expert], self.end[expert])
-        out_TD = run_expert(self.module, self.hidden_TD[self.tokens[rows]], weights)
-        self.out[self.order[rows]] = (out_TD * self.weights[rows]).to(self.out.dtype)
+        torch.mul(run_expert(self.module, self.x[rows], weights), self.weights[rows], out=self.out[rows])
 
     def result(self) -> Tensor:
-        return self.out.view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(len(place), device=place.device)
+        return self.out[place].view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)

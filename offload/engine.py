@@ -4,13 +4,19 @@ does not know how experts are served.
 
 from typing import Any
 
+from torch import nn
+
 from config import EngineSettings
 from expert_cache.budget import Budget
 from expert_cache.trace import RoutingTrace
 from models import MoeLayer
 from offload.cached_experts import CachedExperts
+from offload.expert_lora import ExpertAdapters
 from offload.live_trace import LiveTrace
 from offload.storage import Storage
+
+OWNER = "expert_cache_engine"
+"""Attribute of a model: its engine."""
 
 
 class Engine:
@@ -29,6 +35,8 @@ class Engine:
         self.layers, self.cached_experts, self.storage = layers, cached_experts, storage
         self.settings, self.budget = settings, budget
         self.live, self.statistics = cached_experts.live, cached_experts.statistics
+        self.adapters = ExpertAdapters()
+        cached_experts.residents.merge = self.adapters.merge
 
     def __enter__(self) -> "Engine":
         return self
@@ -59,6 +67,14 @@ class Engine:
         if self.cached_experts.prefetch:
             self.cached_experts.prefetch.forget()
 
+    def use_adapter(self, name: str | None) -> None:
+        """The experts' LoRA of this name is merged into whatever is read from now on; None: none is. A change
+        leaves the caches cold.
+        """
+        if name != self.adapters.active:
+            self.adapters.active = name
+            self.empty()
+
     @property
     def expert_memory_bytes(self) -> int:
         """Memory of all slots: what the engine can ever take for experts, buffers and RAM tier included."""
@@ -77,3 +93,8 @@ class Engine:
             "decode_cache": counts | {"hit_rate": counts["hits"] / asked if asked else 0.0},
             **self.statistics.fields(),
         }
+
+
+def engine_of(model: nn.Module) -> Engine | None:
+    """The engine behind a model, found through PEFT's wrappers, or None where all of it is in memory."""
+    return next((getattr(module, OWNER) for module in model.modules() if hasattr(module, OWNER)), None)

@@ -28,6 +28,12 @@ class Prefetch:
         self.slots, self.statistics = slots, statistics
         self._ahead: set[int] = set()
 
+    def turn_to(self, layer: int, hidden_TD: Tensor) -> None:
+        """`layer` has claimed what it needs: the rest is called off, and the next layer is looked at."""
+        if self._ahead:
+            self.drop_others()
+        self.look_ahead(layer, hidden_TD)
+
     def look_ahead(self, layer: int, hidden_TD: Tensor) -> None:
         """Begins to read what layer `layer` + 1 will probably ask for, behind all that is urgent."""
         following = layer + 1

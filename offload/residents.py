@@ -5,7 +5,7 @@ An expert counts as present when its bytes are: whatever breaks off, `reconcile`
 Experts are numbered l * E + e.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -43,6 +43,7 @@ class Residents:
         self.merge: Merge | None = None
         self.experts, count = live.experts, len(weights.pieces)
         self.slot_of = [ABSENT] * count
+        self._here: list[Expert | None] = [None] * count
         self.ram_slot_of: dict[int, int] = {}
         self.present = [0] * live.layers
         self.loading: dict[int, tuple[Load, int, int]] = {}  # number -> load, its slot, its staging place
@@ -66,7 +67,15 @@ class Residents:
 
     def expert(self, number: int) -> Expert:
         """The weights of an expert that is present."""
-        return self.device.expert(self.slot_of[number], number // self.experts, self._phase[number])
+        found = self._here[number]
+        assert found is not None
+        return found
+
+    def all_here(self, layer: int, experts: Sequence[int]) -> list[Expert] | None:
+        """The weights of some experts of a layer, if all of them are present."""
+        first = layer * self.experts
+        found = [self._here[first + expert] for expert in experts]
+        return None if None in found else found  # type: ignore[return-value]
 
     def start(self, number: int, stays: bool = True) -> Load | None:
         """Begins to bring an expert to the device, but does not submit the load; None when there is no slot
@@ -127,7 +136,11 @@ class Residents:
 
     def _settle(self, number: int, slot: int) -> None:
         self.slot_of[number] = slot
+        self._here[number] = self.device.expert(slot, number // self.experts, self._phase[number])
         self.present[number // self.experts] += 1
+
+    def _absent(self, number: int) -> None:
+        self.slot_of[number], self._here[number] = ABSENT, None
 
     def leave(self, number: int, orders: Orders) -> None:
         """An expert leaves the device, to RAM where that was ordered."""
@@ -136,7 +149,7 @@ class Residents:
             return
         if number in orders.demoted and number not in self.ram_slot_of and self.free_ram:
             self._demote(number)
-        self.slot_of[number] = ABSENT
+        self._absent(number)
         self.present[number // self.experts] -= 1
         if self._gpu:
             self._last_use[slot] = torch.cuda.current_stream().record_event()
@@ -189,12 +202,12 @@ class Residents:
         number = layer * self.experts + expert
         present, below = self.slot_of[number] != ABSENT, number in self.ram_slot_of
         if present and not on_device:
-            self.slot_of[number] = ABSENT
+            self._absent(number)
         if below and not in_ram:
             del self.ram_slot_of[number]
         if (on_device and not present) or (in_ram and not below):
             self.live.lose(layer, expert)
-            self.slot_of[number] = ABSENT
+            self._absent(number)
             self.ram_slot_of.pop(number, None)
 
     def empty(self) -> None:

@@ -1,0 +1,75 @@
+"""What cannot work is refused in one line, before anything large is loaded."""
+
+import pytest
+import torch
+
+from errors import UserError
+from tests.offload.workbench import engine_of, prompt
+from tests.tiny_models import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decode_policy": "opt"}, "--decode_policy opt: .*simulated"),
+        ({"decode_policy": "lopt:horizon=2"}, "--decode_policy lopt:horizon=2: .*simulated"),
+        ({"decode_policy": "nearest"}, "unknown policy 'nearest': choose from"),
+        ({"prefill_policy": "opt"}, "--prefill_policy opt"),
+        ({"hand_over": "often"}, "unknown hand-over rule 'often'"),
+        ({"expert_budget": "1"}, "--expert_budget 1 leaves 1 slots a layer: a token needs 2 of 8 experts"),
+        ({"expert_budget": "10%"}, "--expert_budget 10%"),
+        ({"expert_budget": "9"}, "--expert_budget 9: capacity must be 1 to 8"),
+        ({"expert_budget": "3 apples"}, "--expert_budget 3 apples: .*slots .8., percent"),
+        ({"expert_budget": "1KiB"}, "--expert_budget 1KiB"),
+        ({"expert_budget": ""}, "--expert_budget"),
+        ({"ram_budget": "4 pears"}, "--ram_budget 4 pears"),
+        ({"io": "psychic"}, "--io psychic: choose from direct, buffered"),
+        ({"readers": 0}, "--readers 0: must be at least 1"),
+        ({"prefill_buffer": 0}, "--prefill_buffer 0"),
+        ({"prefetch_budget": -1}, "--prefetch_budget -1"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        engine_of("olmoe", **settings)
+
+
+def test_a_budget_in_bytes_holds_the_buffers_too():
+    expert_bytes = 4 * 3 * 32 * 48
+    model, engine = engine_of("olmoe", expert_budget=f"{(3 * 3 + 2) * expert_bytes}B", prefill_buffer=2)
+    with engine:
+        assert engine.budget.capacity == 3
+        model(prompt())
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "inkling2_text"])
+def test_experts_that_cannot_run_from_a_cache(family, tmp_path):
+    from offload import EngineSettings, load_with_cache
+
+    tiny_model(family).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="experts"):
+        load_with_cache(str(tmp_path), EngineSettings("4"))
+
+
+def test_a_dense_model_has_no_experts(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from offload import EngineSettings, load_with_cache
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no MoE layer"):
+        load_with_cache(str(tmp_path), EngineSettings("4"))
+
+
+def test_a_router_that_says_nan_is_told():
+    model, engine = engine_of("olmoe")
+    with engine, torch.no_grad():
+        expected = model(prompt()).logits
+        gate = model.model.layers[1].mlp.gate
+        weight = gate.weight.data.clone()
+        gate.weight.data.fill_(torch.nan)
+        with pytest.raises(UserError, match="router of MoE layer 1"):
+            model(prompt())
+        gate.weight.data.copy_(weight)
+        assert torch.equal(model(prompt()).logits, expected)
