@@ -4,6 +4,7 @@ Letters: L MoE layers, E routed experts a layer, K chosen a token.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from models import MoeLayer
 from offload.cached_experts import HANDLE, NAME, CachedExperts
 from offload.engine import OWNER, Engine
 from offload.expert_weights import ExpertWeights, locate_experts
+from offload.pack import locate_packed
 from offload.passes import ForwardPass
 from offload.prefetch import Prefetch
 from offload.readers import Readers
@@ -58,7 +60,10 @@ def load_with_cache(
     check_settings(settings)
     shards = find_shards(model_name)
     model, layers = load_without_experts(model_name, dtype, torch.device(device))
-    weights = locate_experts(model, layers, shards)
+    if settings.packed:
+        weights = locate_packed(model, layers, shards, Path(settings.packed))
+    else:
+        weights = locate_experts(model, layers, shards)
     storage = storage or Storage(weights.shards.paths, settings.io)
     return model, attach(model, layers, weights, storage, settings)
 

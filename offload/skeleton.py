@@ -46,6 +46,17 @@ def load_without_experts(
     return model.eval(), find_moe_layers(model)
 
 
+def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
+    """The model without any weights (meta device)."""
+    try:
+        config = AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    with torch.device("meta"):
+        model = _model_class(config)(config)
+    return model, find_moe_layers(model)
+
+
 def _model_class(config: Any) -> type:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model_type '{config.model_type}' is no causal language model of transformers")
