@@ -94,9 +94,9 @@ class LiveCache:
 
     def reset(self) -> None:
         """Every cache back to cold."""
-        for cache in (self.split.cache, self.split.passing, self.ram):
-            if cache is not None:
-                cache.reset()
+        self.split.reset()
+        if self.ram is not None:
+            self.ram.reset()
 
 
 def live_policy(policy: str, option: str) -> str:

@@ -52,7 +52,15 @@ class PhaseSplit:
         self.rule, self.amount = parse_hand_over(hand_over)
         self.moved: list[int] = []  # of the last decode step's loads: the prefill cache still had them
         self._score = np.zeros((decode.layers, decode.experts))
-        self._recent: list[np.ndarray] = [NO_ROWS] * decode.layers
+        self._recent: list[np.ndarray] = [NO_ROWS] * decode.layers  # last rows of a prompt
+
+    def reset(self) -> None:
+        """Back to cold caches, and to no memory of what prompts asked for."""
+        self.cache.reset()
+        if self.passing:
+            self.passing.reset()
+        self._score[:] = 0
+        self._recent = [NO_ROWS] * self.cache.layers
 
     def decode(self, layer: int, experts) -> Step:
         """One token's request, as `ExpertCache.step`."""

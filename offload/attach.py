@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
     num_experts: int
     top_k: int
     expert_bytes: tuple[int, ...]
+    slot_bytes: int
 
 
 def load_with_cache(
@@ -123,29 +124,32 @@ def _sizes(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dtyp
     if len(shapes) != 1:
         raise UserError(f"a cache needs one (experts, chosen) for all layers, got {sorted(shapes)}")
     num_experts, top_k = shapes.pop()
-    kept = SlotPool(weights.parts, 0, dtype, torch.device("cpu")).record_bytes
-    return Sizes(len(layers), num_experts, top_k, kept)
+    pool = SlotPool(weights.parts, 0, dtype, torch.device("cpu"))
+    return Sizes(len(layers), num_experts, top_k, pool.record_bytes, pool.slot_bytes)
 
 
 def _budget(sizes: Sizes, settings: EngineSettings) -> Budget:
     """Slots a layer of the decode cache."""
-    text = settings.expert_budget.strip()
+    text, given = settings.expert_budget.strip(), f"--expert_budget {settings.expert_budget}"
     if not text:
-        raise UserError("--expert_budget is empty: give slots (8), percent (25%) or bytes (6GiB)")
-    buffers = settings.prefill_buffer + settings.prefetch_budget
+        raise UserError(f"{given}: give slots (8), percent (25%) or bytes (6GiB)")
     try:
         if text.endswith("B"):
-            text = f"{max(0, parse_bytes(text) - buffers * max(sizes.expert_bytes))}B"
+            slots = parse_bytes(text) // sizes.slot_bytes - settings.prefill_buffer - settings.prefetch_budget
+            text = str(max(0, min(sizes.num_experts, slots // sizes.layers)))
         budget = budget_of(sizes, "layer", text)
     except UserError as error:
-        raise UserError(f"--expert_budget {settings.expert_budget}: {error}") from None
+        raise UserError(f"{given}: {error}{_least(sizes)}") from None
     if budget.capacity < sizes.top_k:
-        raise UserError(
-            f"--expert_budget {settings.expert_budget} leaves {budget.capacity} slots a layer: a token needs "
-            f"{sizes.top_k} of {sizes.num_experts} experts there; a slot in every layer takes "
-            f"{sum(sizes.expert_bytes)} bytes"
-        )
+        raise UserError(f"{given} leaves {budget.capacity} slots a layer{_least(sizes)}")
     return budget
+
+
+def _least(sizes: Sizes) -> str:
+    return (
+        f": a token needs {sizes.top_k} of {sizes.num_experts} experts; a slot in every layer takes "
+        f"{sizes.layers * sizes.slot_bytes} bytes"
+    )
 
 
 def _live_cache(sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool) -> LiveCache:

@@ -92,17 +92,15 @@ class CachedExperts:
         if len(indices_TK) == 1:
             return self._run_token(layer, module, hidden_TD, indices_TK, weights_TK)
         rows = max(1, self.live.split.cache.capacity // indices_TK.shape[1])
-        parts = [
-            self._run_rows(layer, module, begin, *(part[begin : begin + rows] for part in inputs))
-            for inputs in [(hidden_TD, indices_TK, weights_TK)]
-            for begin in range(0, len(hidden_TD), rows)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if rows >= len(indices_TK):
+            return self._run_rows(layer, module, 0, hidden_TD, indices_TK, weights_TK)
+        cuts = zip(*(part.split(rows) for part in (hidden_TD, indices_TK, weights_TK)), strict=True)
+        return torch.cat([self._run_rows(layer, module, n * rows, *cut) for n, cut in enumerate(cuts)])
 
     def _run_token(self, layer: int, module: Any, hidden_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor):
-        experts, weights = indices_1K.flatten().tolist(), weights_1K.flatten().tolist()
-        _check_finite(layer, sum(weights))
-        if weights != sorted(weights, reverse=True):
+        experts, shares = indices_1K.flatten().tolist(), weights_1K.flatten().tolist()
+        _check_finite(layer, sum(shares))
+        if shares != sorted(shares, reverse=True):
             weights_1K, indices_1K = router_order(weights_1K, indices_1K)
             experts = indices_1K.flatten().tolist()
         if max(experts) >= self.live.experts:

@@ -35,10 +35,12 @@ def test_wrong_settings(settings, message):
 
 
 def test_a_budget_in_bytes_holds_the_buffers_too():
-    expert_bytes = 4 * 3 * 32 * 48
-    model, engine = engine_of("olmoe", expert_budget=f"{(3 * 3 + 2) * expert_bytes}B", prefill_buffer=2)
+    slot_bytes = 4 * 3 * 32 * 48 + 4096 + 2048  # a record, room for its place in a page, whole pages
+    budget_bytes = (3 * 3 + 2) * slot_bytes
+    model, engine = engine_of("olmoe", expert_budget=f"{budget_bytes}B", prefill_buffer=2)
     with engine:
         assert engine.budget.capacity == 3
+        assert engine.expert_memory_bytes == budget_bytes
         model(prompt())
 
 

@@ -1,0 +1,24 @@
+"""On a GPU: pinned memory, a copy stream, events; the same answers."""
+
+import pytest
+import torch
+
+from offload import EngineSettings, load_with_cache
+from tests.offload.workbench import checkpoint, on_the_books, present, prompt, resident
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"ram_budget": "8"}, {"prefetch_budget": 2}, {"expert_budget": "100%"}]
+)
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
+def test_every_tier(family, settings):
+    given = EngineSettings(**{"expert_budget": "2", "prefill_buffer": 2, **settings})
+    model, engine = load_with_cache(str(checkpoint(family)), given, torch.float32, "cuda")
+    with engine:
+        for seed in range(3):
+            ids, options = prompt(seed=seed), {"max_new_tokens": 8, "do_sample": False}
+            expected = resident(family).generate(ids, **options)
+            assert torch.equal(model.generate(ids.cuda(), **options).cpu(), expected)
+        assert present(engine) == on_the_books(engine)
