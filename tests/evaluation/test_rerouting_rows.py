@@ -98,5 +98,5 @@ def test_mistakes_are_told(workspace, change, message):
 
 
 def test_an_option_without_effect_is_named(workspace, capsys):
-    parse(options(workspace, expert_budget="50%"))
-    assert "does not use --expert_budget" in capsys.readouterr().err
+    parse(options(workspace, reroute_prefill="True"))
+    assert "does not use --reroute_prefill" in capsys.readouterr().err
