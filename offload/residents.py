@@ -190,6 +190,8 @@ class Residents:
         """After anything broke off: no load is under way, and the books hold exactly what is present."""
         self.readers.cancel([load for load, _, _ in self.loading.values()])
         self.loading.clear()
+        if self._gpu:
+            torch.cuda.synchronize(self.device.device)
         for layer in range(self.live.layers):
             on_device, in_ram = self.live.on_device(layer), self.live.in_ram(layer)
             for expert in range(self.experts):
@@ -200,8 +202,9 @@ class Residents:
 
     def _reconcile_one(self, layer: int, expert: int, on_device: bool, in_ram: bool) -> None:
         number = layer * self.experts + expert
-        present, below = self.slot_of[number] != ABSENT, number in self.ram_slot_of
-        if present and not on_device:
+        present = self.slot_of[number] != ABSENT and self._here[number] is not None
+        below = number in self.ram_slot_of
+        if not (present and on_device):
             self._absent(number)
         if below and not in_ram:
             del self.ram_slot_of[number]
