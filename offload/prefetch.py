@@ -40,10 +40,11 @@ class Prefetch:
         if following == len(self.routers):
             return
         first = following * self.residents.experts
+        self.residents.collect()
         loads = []
         for expert in self._foreseen(following, hidden_TD):
             number = first + expert
-            if len(self._ahead) == self.slots:
+            if len(self._ahead) + len(self.residents.dropped) == self.slots:
                 break
             if self._is_near(number):
                 continue

@@ -24,6 +24,8 @@ class Load:
         self.arrivals = arrivals
         self.arrived = threading.Event()
         self.left = len(self.requests)
+        self.skipped = 0
+        """Requests that were called off before a reader began."""
 
     @property
     def good(self) -> bool:
@@ -75,23 +77,25 @@ class Readers:
                 self._urgent.extend(mine)
                 self._change.notify(len(mine))
 
-    def cancel(self, loads: Sequence[Load]) -> None:
-        """Calls loads off; returns when no reader touches their memory any more."""
+    def cancel(self, loads: Sequence[Load], wait: bool = True) -> None:
+        """Calls loads off. No reader touches the memory of one that arrived; `wait` until all have."""
         with self._change:
             for load in loads:
                 load.cancelled = True
         for load in loads:
             self._drop(load)
+        for load in loads if wait else ():
             load.arrived.wait()
 
     def _drop(self, load: Load) -> None:
         """Takes requests that no reader has begun out of the queues."""
         with self._change:
-            for name in ("_urgent", "_ahead"):
-                queue = getattr(self, name)
-                kept = deque(entry for entry in queue if entry[0] is not load)
-                load.left -= len(queue) - len(kept)
-                setattr(self, name, kept)
+            before = len(self._urgent) + len(self._ahead)
+            self._urgent = deque(entry for entry in self._urgent if entry[0] is not load)
+            self._ahead = deque(entry for entry in self._ahead if entry[0] is not load)
+            skipped = before - len(self._urgent) - len(self._ahead)
+            load.skipped += skipped
+            load.left -= skipped
             if load.left == 0:
                 self._arrive(load)
 

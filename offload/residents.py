@@ -48,6 +48,7 @@ class Residents:
         self.present = [0] * live.layers
         self.loading: dict[int, tuple[Load, int, int]] = {}  # number -> load, its slot, its staging place
         self.arrivals: SimpleQueue[Load] = SimpleQueue()
+        self.dropped: list[tuple[Load, int, int]] = []  # called off, but a reader was at it
         straight = staging is None and not at_home
         itemsize = device.dtype.itemsize
         self._phase = [phase_of(pieces, itemsize) if straight else 0 for pieces in weights.pieces]
@@ -169,6 +170,9 @@ class Residents:
 
     def _take_slot(self, number: int, stays: bool) -> int | None:
         if self.at_home and stays:
+            for load, slot, _ in self.dropped:
+                if slot == number:
+                    load.arrived.wait()
             return number
         return self.free.pop() if self.free else None
 
@@ -177,19 +181,30 @@ class Residents:
             self.free.append(slot)
 
     def drop(self, number: int) -> bool:
-        """Calls off a load; whether any of it had been read."""
+        """Calls off a load; whether a reader had begun with it. Its slot is free once that reader is done."""
         load, slot, place = self.loading.pop(number)
-        before = load.left
-        self.readers.cancel([load])
-        self._give_back(slot)
-        if place != ABSENT and self.staging:
-            self.staging.free.append(place)
-        return before < len(load.requests) or (load.error is None and load.good)
+        self.readers.cancel([load], wait=False)
+        self.dropped.append((load, slot, place))
+        self.collect()
+        return load.skipped < len(load.requests)
+
+    def collect(self) -> None:
+        """Takes the slots back that readers have left alone by now."""
+        waiting = []
+        for load, slot, place in self.dropped:
+            if not load.arrived.is_set():
+                waiting.append((load, slot, place))
+                continue
+            self._give_back(slot)
+            if place != ABSENT and self.staging:
+                self.staging.free.append(place)
+        self.dropped = waiting
 
     def reconcile(self) -> None:
         """After anything broke off: no load is under way, and the books hold exactly what is present."""
-        self.readers.cancel([load for load, _, _ in self.loading.values()])
+        self.readers.cancel([load for load, _, _ in (*self.loading.values(), *self.dropped)])
         self.loading.clear()
+        self.dropped.clear()
         if self._gpu:
             torch.cuda.synchronize(self.device.device)
         for layer in range(self.live.layers):
