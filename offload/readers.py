@@ -18,18 +18,11 @@ class Load:
         self.nbytes = sum(span.nbytes for span in spans)
         self.error: BaseException | None = None
         self.cancelled = False
-        self.waited = True
-        """False while nobody has asked for it yet (read ahead)."""
         self.requests = [part for span in spans for part in _requests(span)]
         self.arrivals = arrivals
         self.arrived = threading.Event()
-        self.left = len(self.requests)
-        self.skipped = 0
-        """Requests that were called off before a reader began."""
-
-    @property
-    def good(self) -> bool:
-        return self.arrived.is_set() and self.error is None and not self.cancelled
+        self.running, self.done = 0, 0
+        """Requests that readers are at, and have finished."""
 
 
 def _requests(span: Span) -> list[Span]:
@@ -65,7 +58,7 @@ class Readers:
         """Starts reading; each load is put into its `arrivals` when it is done."""
         with self._change:
             queue = self._urgent if urgent else self._ahead
-            queue.extend((load, request) for load in loads for request in load.requests)
+            queue.extend([(load, request) for load in loads for request in load.requests])
             self._change.notify(len(self._threads))
 
     def hurry(self, load: Load) -> None:
@@ -90,13 +83,9 @@ class Readers:
     def _drop(self, load: Load) -> None:
         """Takes requests that no reader has begun out of the queues."""
         with self._change:
-            before = len(self._urgent) + len(self._ahead)
             self._urgent = deque(entry for entry in self._urgent if entry[0] is not load)
             self._ahead = deque(entry for entry in self._ahead if entry[0] is not load)
-            skipped = before - len(self._urgent) - len(self._ahead)
-            load.skipped += skipped
-            load.left -= skipped
-            if load.left == 0:
+            if not load.running:
                 self._arrive(load)
 
     def close(self) -> None:
@@ -115,8 +104,9 @@ class Readers:
             except BaseException as error:  # handed to whoever waits for the load
                 load.error = error
             with self._change:
-                load.left -= 1
-                if load.left == 0:
+                load.running -= 1
+                load.done += 1
+                if load.done == len(load.requests) or (load.cancelled and not load.running):
                     self._arrive(load)
 
     def _arrive(self, load: Load) -> None:
@@ -132,4 +122,6 @@ class Readers:
                 self._change.wait()
             if self._closed:
                 return None
-            return self._urgent.popleft() if self._urgent else self._ahead.popleft()
+            entry = self._urgent.popleft() if self._urgent else self._ahead.popleft()
+            entry[0].running += 1
+            return entry

@@ -186,7 +186,7 @@ class Residents:
         self.readers.cancel([load], wait=False)
         self.dropped.append((load, slot, place))
         self.collect()
-        return load.skipped < len(load.requests)
+        return load.running + load.done > 0
 
     def collect(self) -> None:
         """Takes the slots back that readers have left alone by now."""
