@@ -135,7 +135,8 @@ def _budget(sizes: Sizes, settings: EngineSettings) -> Budget:
         raise UserError(f"{given}: give slots (8), percent (25%) or bytes (6GiB)")
     try:
         if text.endswith("B"):
-            slots = parse_bytes(text) // sizes.slot_bytes - settings.prefill_buffer - settings.prefetch_budget
+            slots = parse_bytes(text, "--expert_budget") // sizes.slot_bytes
+            slots -= settings.prefill_buffer + settings.prefetch_budget
             text = str(max(0, min(sizes.num_experts, slots // sizes.layers)))
         budget = budget_of(sizes, "layer", text)
     except UserError as error:

@@ -11,14 +11,15 @@ from offload import engine_of
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 
-NAMES = {"gpt_oss": ["q_proj", "gate_up_proj", "down_proj"]}
+EXPERTS = ["gate_proj", "up_proj", "down_proj"]
+NAMES = {"gpt_oss": ["q_proj", "gate_up_proj", "down_proj"], "deepseek_v3": ["q_b_proj", *EXPERTS]}
 
 
 def _adapter(family, folder, seed, full_gate=False):
     """A random adapter on attention, experts and gate of all but the last layer."""
     model = tiny_model(family)
     layers = find_moe_layers(model)[:-1]
-    names = NAMES.get(family, ["q_proj", "gate_proj", "up_proj", "down_proj"])
+    names = NAMES.get(family, ["q_proj", *EXPERTS])
     targets = lora_targets(model, layers, [*names, "gate"])
     parameters = [name for target in targets for name in target.parameters]
     routers = [name for target in targets for name in target.router_weights]

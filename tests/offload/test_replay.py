@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from expert_cache.cache import ExpertCache
+from expert_cache.live import LiveCache
 from expert_cache.policies.base import parse_policy, policy_names
 from expert_cache.replay import replay
 from expert_cache.replay_split import replay_split
 from expert_cache.trace import DECODE
-from offload.cached_experts import CachedExperts
 from tests.offload.workbench import engine_of, prompt
 
 LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
@@ -18,15 +18,14 @@ LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none
 @pytest.fixture
 def orders_log(monkeypatch):
     """Every (layer, loads, evictions) of decode steps, in order."""
-    log = []
-    served = CachedExperts._serve
+    log, decide = [], LiveCache.decode
 
-    def spy(self, layer, hidden_TD, experts, orders, work):
-        if not self.forward_pass.prefill:
-            log.append((layer, list(orders.loads), sorted(orders.leaving)))
-        return served(self, layer, hidden_TD, experts, orders, work)
+    def spy(self, layer, experts):
+        orders = decide(self, layer, experts)
+        log.append((layer, list(orders.loads), sorted(orders.leaving)))
+        return orders
 
-    monkeypatch.setattr(CachedExperts, "_serve", spy)
+    monkeypatch.setattr(LiveCache, "decode", spy)
     return log
 
 

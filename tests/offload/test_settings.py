@@ -1,5 +1,7 @@
 """What cannot work is refused in one line, before anything large is loaded."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -58,7 +60,12 @@ def test_a_dense_model_has_no_experts(tmp_path):
 
     from offload import EngineSettings, load_with_cache
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no MoE layer"):
         load_with_cache(str(tmp_path), EngineSettings("4"))

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,7 +16,8 @@ from tests.tiny_models import tiny_model
 def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> Path:
     """A random model of this family on disk, made once a session."""
     folder = Path(mkdtemp(prefix=f"stickymoe-{family}-"))
-    tiny_model(family, **overrides).to(dtype).save_pretrained(folder)
+    model: Any = tiny_model(family, **overrides)
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 
