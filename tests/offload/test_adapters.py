@@ -1,5 +1,7 @@
 """A tuned model says the same through the cache: LoRA on experts is merged as they are read."""
 
+from typing import cast
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from config import EngineSettings, ModelSettings
 from model_loader import BASE, active_variant, load_adapters, load_model, load_model_with_cache
 from models import find_moe_layers, lora_targets
-from offload import engine_of
+from offload import Engine, engine_of
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 
@@ -51,7 +53,8 @@ def test_variants_through_the_cache(family, budget, tmp_path):
     cached = load_adapters(
         load_model_with_cache(settings, EngineSettings(budget, prefill_buffer=2, readers=2)), paths
     )
-    with engine_of(cached), torch.no_grad():
+    engine: Engine = cast(Engine, engine_of(cached))
+    with engine, torch.no_grad():
         said = []
         for variant in (BASE, "tuned", "control", BASE):
             with active_variant(plain, variant), active_variant(cached, variant):
@@ -68,5 +71,6 @@ def test_a_fully_trained_gate(tmp_path):
     settings = ModelSettings(model_name=str(checkpoint("olmoe")), dtype="float32")
     plain = load_adapters(load_model(settings), paths)
     cached = load_adapters(load_model_with_cache(settings, EngineSettings("3", readers=1)), paths)
-    with engine_of(cached), torch.no_grad(), active_variant(plain, "tuned"), active_variant(cached, "tuned"):
+    engine: Engine = cast(Engine, engine_of(cached))
+    with engine, torch.no_grad(), active_variant(plain, "tuned"), active_variant(cached, "tuned"):
         assert (cached(prompt()).logits - plain(prompt()).logits).abs().max() <= 1e-5

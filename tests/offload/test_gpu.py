@@ -1,9 +1,11 @@
 """On a GPU: pinned memory, a copy stream, events; the same answers."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from offload import EngineSettings, load_with_cache
+from offload import Engine, EngineSettings, load_with_cache
 from tests.offload.workbench import checkpoint, on_the_books, present, prompt, resident
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -15,7 +17,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 def test_every_tier(family, settings):
     given = EngineSettings(**{"expert_budget": "2", "prefill_buffer": 2, **settings})
-    model, engine = load_with_cache(str(checkpoint(family)), given, torch.float32, "cuda")
+    loaded: tuple[Any, Engine] = load_with_cache(str(checkpoint(family)), given, torch.float32, "cuda")
+    model, engine = loaded
     with engine:
         for seed in range(3):
             ids, options = prompt(seed=seed), {"max_new_tokens": 8, "do_sample": False}

@@ -22,12 +22,14 @@ def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> 
 
 
 @cache
-def resident(family: str, dtype: torch.dtype = torch.float32):
+def resident(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """The same model wholly in memory, as transformers loads it."""
     return AutoModelForCausalLM.from_pretrained(checkpoint(family, dtype), dtype=torch.float32).eval()
 
 
-def engine_of(family: str, folder: Path | None = None, dtype: torch.dtype = torch.float32, **settings):
+def engine_of(
+    family: str, folder: Path | None = None, dtype: torch.dtype = torch.float32, **settings
+) -> tuple[Any, Engine]:
     """(model, engine) with small buffers."""
     given = EngineSettings(**{"expert_budget": "2", "prefill_buffer": 2, "readers": 2, **settings})
     return load_with_cache(str(folder or checkpoint(family)), given, dtype=dtype)
