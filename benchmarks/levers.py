@@ -3,6 +3,7 @@
     python benchmarks/levers.py --json F.json --plot F.png --model_name PATH --lora_save_path ADAPTER
 
 All other options are those of inference.py; without an adapter (`--use_lora False`) training has no points.
+With `--control_path` what is not trained for locality is the control, which saw the same data, not the base.
 Reference text only: the same tokens for all, one pass a measurement, decode counted in a virtual cache.
 """
 
@@ -29,6 +30,7 @@ from model_loader import BASE, active_variant, quiet
 from plots import levers
 from plots.style import save
 
+CONTROL, TUNED = "control", "tuned"
 POLICIES = ("lru", "lfu", "lrfu:decay=0.95")
 STRATEGIES = (
     "margin:loss=0.05",
@@ -58,7 +60,7 @@ def point(
 ) -> dict:
     """One point of the figure: which lever, what it bought and what it cost."""
     rerouted = setup.strategy != NONE
-    lever = levers.LEVERS[2 * (variant != BASE) + rerouted]
+    lever = levers.LEVERS[2 * (variant == TUNED) + rerouted]
     row = rerouting_row(found, base, "teacher_forced", subject.expert_bytes, resamples)
     about = {"lever": lever, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
     budget = float(setup.budget.removesuffix("%"))
@@ -67,7 +69,8 @@ def point(
 
 def run(options: Options, subject: Subject, budgets: list[str], strategies: list[str]) -> list[dict]:
     work, points, bases = load_work(options, subject), [], {}
-    for variant in (BASE, *options.adapters):
+    names = list(options.adapters)
+    for variant in names if CONTROL in names else (BASE, *names):
         for setup in setups(budgets, strategies):
             with active_variant(subject.model, variant):
                 found = measure(subject, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)

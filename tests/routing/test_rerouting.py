@@ -12,6 +12,7 @@ from expert_cache.trace import EMPTY
 from models import find_moe_layers
 from routing import Rerouter, RouterTap, TraceRecorder, VirtualCache
 from routing.router_scores import score_rules
+from routing.strategies.base import NEVER
 from tests.routing.situations import specs
 from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
@@ -242,3 +243,13 @@ def test_the_running_range_is_cache_priors():
     for spread in ranges:
         history.see(np.array([[0.0, spread, -np.inf, spread / 2]]))
     assert history.spread == pytest.approx(0.99 * (0.99 * 3.0 + 0.01 * 1.0) + 0.01 * 2.0)
+
+
+def test_a_dropped_expert_is_no_use_and_a_lag_counts_token_steps():
+    from routing.rerouter import History
+
+    history = History(4)
+    history.use(np.array([[2, 0]]))
+    history.use(np.array([[1, -1], [1, 0]]))  # two rows of one step
+    assert history.uses_E.tolist() == [2, 2, 1, 0]
+    assert history.lag_E.tolist()[:3] == [1, 1, 2] and history.lag_E[3] == NEVER
