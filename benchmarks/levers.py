@@ -20,12 +20,13 @@ from errors import UserError, run_command
 from evaluation.extent import extent_of
 from evaluation.folder import write_json
 from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from evaluation.options import Options, parse
 from evaluation.ranks import Ranks
 from evaluation.requests import load_requests
 from evaluation.rerouting_rows import rerouting_row
 from evaluation.subject import Subject
 from evaluation.virtual_setup import NONE, VirtualSetup
-from inference import Options, load_subject, parse
+from inference import load_subject
 from model_loader import BASE, active_variant, quiet
 from plots import levers
 from plots.style import save

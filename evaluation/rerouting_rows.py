@@ -47,8 +47,8 @@ def rerouting_row(
         "agreement": (agreed, tokens * top_k),
     }
     row = {"hits": int(hits.sum()), "misses": int(misses.sum()), "prefill_loads": int(loads.sum())}
-    for name, parts in means.items():
-        row |= _mean(name, *parts, resamples)
+    for name, (parts, of) in means.items():
+        row |= _mean(name, parts, of, resamples)
     return row | (_scores(found, resamples) if text == "teacher_forced" else {})
 
 
