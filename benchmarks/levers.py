@@ -42,10 +42,10 @@ STRATEGIES = (
 )
 
 
-def setups(budgets: list[str], strategies: list[str]) -> Iterator[VirtualSetup]:
-    """Every policy without re-routing and every strategy under LRU; a budget's first is LRU alone."""
+def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> Iterator[VirtualSetup]:
+    """Every policy without re-routing, and every strategy under the first of them."""
     for budget in budgets:
-        pairs = [(NONE, policy) for policy in POLICIES] + [(strategy, "lru") for strategy in strategies]
+        pairs = [(NONE, policy) for policy in policies] + [(each, policies[0]) for each in strategies]
         yield from (VirtualSetup(strategy, budget, policy, "recent:tokens=8") for strategy, policy in pairs)
 
 
@@ -68,17 +68,27 @@ def point(
     return about | {"budget_percent": budget, "strategy": setup.strategy} | setup.fields(subject) | row
 
 
-def run(options: Options, subject: Subject, budgets: list[str], strategies: list[str]) -> list[dict]:
+def run(options: Options, subject: Subject, *levels: list[str]) -> list[dict]:
+    """All points, each printed as soon as it is measured."""
     work, points, bases = load_work(options, subject), [], {}
     names = list(options.adapters)
     for variant in names if CONTROL in names else (BASE, *names):
-        for setup in setups(budgets, strategies):
+        for setup in setups(*levels):
             with active_variant(subject.model, variant):
                 found = measure(subject, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)
             assert found is not None, "there is one rank"
             base = bases.setdefault(setup.budget, found)
             points.append(point(subject, variant, setup, found, base, options.evaluation.bootstrap_samples))
+            print(line(points[-1]), flush=True)
     return points
+
+
+def line(row: dict) -> str:
+    return (
+        f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
+        f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
+        f"perplexity {row['perplexity']:.3f}, KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}"
+    )
 
 
 def main() -> None:
@@ -88,15 +98,17 @@ def main() -> None:
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--budgets", nargs="+", default=["12.5%", "25%", "50%"])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="POLICY")
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="STRATEGY")
     arguments, others = parser.parse_known_args()
     if wrong := [budget for budget in arguments.budgets if not budget.endswith("%")]:
         raise UserError(f"--budgets {wrong[0]}: give percent, e.g. 25%")
     quiet()
     options = parse(others)
     subject = load_subject(options)
-    points = run(options, subject, arguments.budgets, arguments.strategies)
-    settings = options.fields() | {"budgets": arguments.budgets, "strategies": arguments.strategies}
+    levels = {name: getattr(arguments, name) for name in ("budgets", "policies", "strategies")}
+    points = run(options, subject, *levels.values())
+    settings = options.fields() | {"levels": levels}
     report = {"schema_version": 1, "command": "levers", "settings": settings, "points": points}
     write_json(arguments.json, report | {"model": subject.fields()})
     if arguments.plot:
@@ -104,12 +116,6 @@ def main() -> None:
             f"{subject.name}, {options.data.dataset_name} {options.evaluation.split}, reference text, decode"
         )
         save(levers.draw(points, about), arguments.plot)
-    for row in points:
-        print(
-            f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
-            f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
-            f"perplexity {row['perplexity']:.3f}, KL {row['kl_next_token']:.4f}"
-        )
 
 
 if __name__ == "__main__":

@@ -128,8 +128,9 @@ class VirtualCache:
         """A row hits what was resident before the wave or was loaded for a row before it."""
         resident_E = self.split.cache.resident(layer)
         self.split.decode(layer, chosen_TK[chosen_TK != EMPTY])
-        for row_K, own_K, request in zip(chosen_TK, own_TK, requests, strict=True):
-            kept = row_K[row_K != EMPTY]
-            hits, agreed = int(resident_E[kept].sum()), len(np.intersect1d(kept, own_K))
-            self.tallies[request][layer, :5] += (hits, len(kept) - hits, len(kept), agreed, 1)
-            resident_E[kept] = True
+        for row, own, request in zip(chosen_TK.tolist(), own_TK.tolist(), requests, strict=True):
+            kept = {expert for expert in row if expert != EMPTY}
+            hits = sum(bool(resident_E[expert]) for expert in kept)
+            counts = hits, len(kept) - hits, len(kept), len(kept.intersection(own)), 1
+            self.tallies[request][layer, :PREFILL_LOADS] += counts
+            resident_E[list(kept)] = True
