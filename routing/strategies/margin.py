@@ -17,7 +17,7 @@ class Margin:
     one unit for every family: the share of its choice's weight that a token may lose with one swap.
     """
 
-    loss: float = 0.15
+    loss: float = 0.12
 
     def __post_init__(self) -> None:
         check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
