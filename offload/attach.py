@@ -154,7 +154,7 @@ def _least(sizes: Sizes) -> str:
 
 
 def _live_cache(sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool) -> LiveCache:
-    shape = {"layers": sizes.layers, "experts": sizes.num_experts}
+    shape: dict[str, Any] = {"layers": sizes.layers, "experts": sizes.num_experts}
     decode = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape)
     policy = None if at_home else settings.prefill_policy or None
     passing = passing_cache(sizes, policy, settings.prefill_buffer)

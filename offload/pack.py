@@ -52,7 +52,7 @@ def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None
             for piece in pieces:
                 target = memory[piece.at : piece.at + piece.nbytes]
                 storage.fill(Span(piece.shard, piece.offset, piece.nbytes, target, 0))
-            file.write(memory)
+            file.write(memory.data)
         file.flush()
         os.fsync(file.fileno())
 

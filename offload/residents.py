@@ -7,6 +7,7 @@ Experts are numbered l * E + e.
 
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
@@ -53,8 +54,8 @@ class Residents:
         itemsize = device.dtype.itemsize
         self._phase = [phase_of(pieces, itemsize) if straight else 0 for pieces in weights.pieces]
         self._gpu = torch.cuda.Stream(device.device) if device.device.type == "cuda" else None
-        self._last_use: dict[int, torch.cuda.Event] = {}
-        self._staged: dict[int, torch.cuda.Event] = {}
+        self._last_use: dict[int, Any] = {}
+        self._staged: dict[int, Any] = {}
         self._list_free_slots()
 
     def _list_free_slots(self) -> None:

@@ -57,7 +57,7 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     return model, find_moe_layers(model)
 
 
-def _model_class(config: Any) -> type:
+def _model_class(config: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model_type '{config.model_type}' is no causal language model of transformers")
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

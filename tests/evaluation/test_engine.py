@@ -1,0 +1,55 @@
+"""A whole evaluation, and a chat, with the experts in a cache: the numbers of the model in memory."""
+
+import json
+import sys
+
+import pytest
+
+from evaluation.ranks import Ranks
+from inference import evaluate, main, parse
+from offload import engine_of
+from tests.evaluation.workspace import options
+
+
+def report_of(workspace, folder, **changes):
+    settings = parse(options(workspace, results_dir=folder, dtype="float32", choice_limit=2, **changes))
+    evaluate(settings, Ranks())
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reports(workspace, one_thread, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    plain = report_of(workspace, folder / "plain", eval_batch_size=1)
+    return plain, report_of(workspace, folder / "cached", expert_budget="3", prefill_buffer="2")
+
+
+def test_quality_is_that_of_the_model_in_memory(reports):
+    plain, cached = reports
+    for before, after in zip(plain["quality"], cached["quality"], strict=True):
+        assert after["variant"] == before["variant"]
+        assert after["perplexity"] == pytest.approx(before["perplexity"], rel=1e-5)
+        assert after["accuracy"] == before["accuracy"]
+
+
+def test_every_variant_says_what_the_engine_did(reports):
+    plain, cached = reports
+    assert "engine" not in plain
+    assert [row["variant"] for row in cached["engine"]] == ["base", "control", "tuned"]
+    for row in cached["engine"]:
+        assert row["capacity"] == 3 and row["decode"]["tokens"] > 0 and row["prefill"]["disk_loads"] > 0
+        asked = row["decode_cache"]["hits"] + row["decode_cache"]["misses"]
+        assert row["decode_cache"]["hit_rate"] == row["decode_cache"]["hits"] / asked
+
+
+def test_a_chat_is_streamed_and_sampled(workspace, monkeypatch, capsys):
+    given = [*options(workspace, expert_budget="3", temperature="0.7", seed="3"), "--chat_mode", "True"]
+    monkeypatch.setattr(sys, "argv", ["inference.py", *given])
+    monkeypatch.setattr("evaluation.chat.chat.__defaults__", (["w1 w2 w3\n"], sys.stdout, 0.0))
+    main()
+    said = capsys.readouterr().out
+    assert "engine: first token" in said and "MB read" in said
+
+
+def test_a_model_in_memory_has_no_engine(subject):
+    assert engine_of(subject.model) is None
