@@ -6,11 +6,13 @@ from config import EngineSettings
 from offload.attach import attach, load_with_cache
 from offload.engine import Engine, engine_of
 from offload.expert_lora import take_expert_adapters, weightless_experts
+from offload.rerouting import LiveRerouting
 from offload.storage import ReadFault, Storage
 
 __all__ = [
     "Engine",
     "EngineSettings",
+    "LiveRerouting",
     "ReadFault",
     "Storage",
     "attach",

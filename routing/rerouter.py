@@ -71,8 +71,8 @@ class Rerouter:
     """A routing strategy at work on one model, with the past of each layer that it may look at.
 
     `strategy(output, resident_E)` is the whole of it for rows that choose together. Who must go row by row
-    through one forward pass (teacher forcing) takes it apart: `read`, then `choose` and `use` in turn, then
-    `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot make.
+    through one forward pass (teacher forcing) takes it apart: `read`, then `prompt`, or `choose` and `use` in
+    turn, then `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot make.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], spec: str):
@@ -109,10 +109,21 @@ class Rerouter:
         """Tells that these rows ran together, as one token step."""
         self._histories[layer].use(chosen_TK)
 
-    def keep(self, layer: int, rows: Rows) -> np.ndarray:
-        """The router's own choice in router order, of rows that are token steps one by one (a prompt)."""
-        self._histories[layer].see(rows.rank_TE)
-        chosen_TK = _router_order(rows.own_TK, rows.score_TE)
+    def prompt(
+        self,
+        layer: int,
+        rows: Rows,
+        resident_E: np.ndarray | None = None,
+        importance_T: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The choice of a prompt's tokens, which count as token steps one by one: by who was resident before
+        them all, or, without `resident_E`, the router's own in router order.
+        """
+        if resident_E is None:
+            self._histories[layer].see(rows.rank_TE)
+            chosen_TK = _router_order(rows.own_TK, rows.score_TE)
+        else:
+            chosen_TK = self.choose(layer, rows, resident_E, importance_T)
         for row_1K in chosen_TK[:, None]:
             self.use(layer, row_1K)
         return chosen_TK

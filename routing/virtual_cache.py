@@ -102,12 +102,8 @@ class VirtualCache:
 
     def _prompt(self, layer: int, rows: Rows, request: int, importance_T: np.ndarray | None) -> np.ndarray:
         """A chunk of one request's prompt."""
-        if self.reroute_prefill:
-            chosen_TK = self.rerouter.choose(layer, rows, self.split.cache.resident(layer), importance_T)
-            for row_1K in chosen_TK[:, None]:
-                self.rerouter.use(layer, row_1K)
-        else:
-            chosen_TK = self.rerouter.keep(layer, rows)
+        resident_E = self.split.cache.resident(layer) if self.reroute_prefill else None
+        chosen_TK = self.rerouter.prompt(layer, rows, resident_E, importance_T)
         asked_TK = np.where(chosen_TK == EMPTY, self.split.cache.experts, chosen_TK)
         self.tallies[request][layer, PREFILL_LOADS] += len(self.split.prefill(layer, asked_TK).loads)
         return chosen_TK
