@@ -72,7 +72,8 @@ class Rerouter:
 
     `strategy(output, resident_E)` is the whole of it for rows that choose together. Who must go row by row
     through one forward pass (teacher forcing) takes it apart: `read`, then `prompt`, or `choose` and `use` in
-    turn, then `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot make.
+    turn, then `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot
+    make.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], spec: str):

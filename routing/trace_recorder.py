@@ -51,9 +51,8 @@ class TraceRecorder:
     def _finish_pass(self) -> Pieces:
         """The layers of a forward pass in router order and in the trace's types, `[L, B * T, ...]`."""
         weights, experts = router_order(self._stacked("weights"), self._stacked("experts"))
-        experts = experts.masked_fill(
-            experts >= self.moe_layers[0].num_experts, -1
-        )  # empty, as engines say it
+        # An engine is told of an empty slot by the id behind the last expert.
+        experts = experts.masked_fill(experts >= self.moe_layers[0].num_experts, -1)
         pieces = {"experts": experts.to(torch.int16), "weights": weights.to(torch.float16)}
         if self._gate_probs:
             pieces["gate_probs"] = self._stacked("gate_probs").float().softmax(dim=-1).to(torch.float16)
