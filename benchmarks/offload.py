@@ -1,0 +1,254 @@
+"""Measures the expert-offloading engine beside resident transformers and accelerate's disk offload.
+
+    python benchmarks/offload.py --json PATH
+
+Each way runs in a process of its own on the same random checkpoint (written first where it is missing) and
+produces the same given tokens; they take turns, so that a slow moment of the machine meets all. The engine
+reads with direct I/O; accelerate reads through the page cache, from which its files are dropped before each
+token (and once more with the cache left alone). The disk is measured in the same run, with the engine's
+record size and number of readers. Tokens are drawn at random, so routing has next to no locality; the hit
+rate stands beside the figures.
+"""
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from disk_bandwidth import read_bandwidth
+from random_checkpoint import SHAPES, config_of, write_checkpoint
+
+from errors import run_command
+
+READERS = 4
+IMPLEMENTATIONS = ("eager", "grouped_mm")
+PROMPT_TOKENS, SHORT_PROMPT, ALL_HIT_PROMPT = 512, 32, 16
+Answer = dict[str, Any]
+
+
+class Worker:
+    """A process that runs the checkpoint in one way; a `with` block ends it."""
+
+    def __init__(self, mode: str, args: argparse.Namespace, **options: object) -> None:
+        command = [sys.executable, str(ROOT / "benchmarks" / "offload_worker.py"), mode]
+        command += ["--model_name", args.model_name, "--offload_folder", str(args.offload_folder)]
+        for name, value in options.items():
+            command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer()
+
+    def ask(self, do: str, **values: object) -> Answer:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Answer:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def memory(self) -> dict[str, int]:
+        """Seen from outside: the largest resident set so far, and what the present one is made of."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        names = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "file_bytes": "RssFile"}
+        return {name: int(fields[field].split()[0]) * 1024 for name, field in names.items()}
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Tokens:
+    """Prompts and continuations, drawn by seed."""
+
+    def __init__(self, vocabulary: int, decode_tokens: int) -> None:
+        self.vocabulary, self.decode_tokens, self._draw = vocabulary, decode_tokens, random.Random(0)
+
+    def fresh(self, prompt_tokens: int) -> Answer:
+        """Every token at random."""
+        drawn = [self._draw.randrange(self.vocabulary) for _ in range(prompt_tokens + self.decode_tokens)]
+        return {"prompt": drawn[:prompt_tokens], "tokens": drawn[prompt_tokens:]}
+
+    def constant(self) -> Answer:
+        """One token over and over: no position differs from another, so all steps ask for the same."""
+        return {"prompt": [7] * ALL_HIT_PROMPT, "tokens": [7] * self.decode_tokens}
+
+
+def engine_settings(budget: str) -> Answer:
+    return {"expert_budget": budget, "readers": READERS, "io": "direct"}
+
+
+def median_decode(answers: Sequence[Answer]) -> float:
+    return statistics.median(second for answer in answers for second in answer["decode_seconds"])
+
+
+def mean_decode(answers: Sequence[Answer]) -> float:
+    return statistics.mean(second for answer in answers for second in answer["decode_seconds"])
+
+
+def median_prefill(answers: Sequence[Answer]) -> float:
+    return statistics.median(answer["prefill_seconds"] for answer in answers)
+
+
+def measure_full_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
+    """Everything resident in both; transformers' faster experts implementation counts."""
+    answers: dict[str, list[Answer]] = {name: [] for name in (*IMPLEMENTATIONS, "engine")}
+    settings = engine_settings("100%")
+    with Worker("resident", args) as resident, Worker("engine", args, settings=settings) as ours:
+        for at in range(args.repeats + 1):
+            request = tokens.fresh(PROMPT_TOKENS)
+            for name in answers:
+                worker, options = (ours, {}) if name == "engine" else (resident, {"implementation": name})
+                answer = worker.ask("request", **request, **options)
+                if at:
+                    answers[name].append(answer)
+        memory = {"resident": resident.memory(), "engine": ours.memory(), "sizes": ours.ask("sizes")}
+        bookkeeping = ours.ask("bookkeeping")
+        threads = ours.ready["threads"]
+    decode = {name: median_decode(found) for name, found in answers.items()}
+    prefill = {name: median_prefill(found) for name, found in answers.items()}
+    return {
+        "decode_vs_resident": min(decode[name] for name in IMPLEMENTATIONS) / decode["engine"],
+        "prefill_vs_resident": min(prefill[name] for name in IMPLEMENTATIONS) / prefill["engine"],
+        "bookkeeping_us": bookkeeping["layer"] - bookkeeping["arithmetic"],
+        "bookkeeping_parts_us": bookkeeping,
+        "decode_seconds": decode,
+        "prefill_seconds": prefill,
+        "memory": memory,
+        "torch_threads": threads,
+        "answers": answers,
+    }
+
+
+def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
+    """A quarter of the experts in memory."""
+    files = sorted(Path(args.model_name).glob("*.safetensors"))
+    answers: dict[str, list[Answer]] = {}
+    bandwidths: list[float] = []
+    with (
+        Worker("resident", args) as resident,
+        Worker("engine", args, settings=engine_settings(f"{args.percent}%")) as ours,
+        Worker("accelerate", args, percent=args.percent) as accelerate,
+    ):
+        sizes = ours.ask("sizes")
+        faster = min(IMPLEMENTATIONS, key=lambda name: decode_of(resident, tokens, name))
+        turns = {
+            "resident": lambda request: resident.ask("request", **request, implementation=faster),
+            "engine": lambda request: ours.ask("request", **request),
+            "accelerate": lambda request: accelerate.ask("request", **request, cold=True),
+            "accelerate_page_cache": lambda request: accelerate.ask("request", **request, cold=False),
+        }
+        for at in range(args.repeats + 1):
+            request, long = tokens.fresh(SHORT_PROMPT), tokens.fresh(PROMPT_TOKENS)
+            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=at))
+            taken = {name: turn(request) for name, turn in turns.items()}
+            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=~at))
+            taken |= {f"{name}_prompt": turns[name](long) for name in ("resident", "engine")}
+            ours.ask("request", **tokens.constant())  # brings the experts that are then hit
+            taken |= {f"{name}_all_hit": turns[name](tokens.constant()) for name in ("resident", "engine")}
+            for name, answer in taken.items():
+                answers.setdefault(name, []).extend([answer] if at else [])
+        memory = {"engine": ours.memory(), "accelerate": accelerate.memory(), "sizes": sizes}
+    return part_budget_figures(answers, statistics.median(bandwidths[2:])) | {
+        "disk_bytes_per_second_each": bandwidths,
+        "memory": memory,
+        "answers": answers,
+    }
+
+
+def decode_of(resident: Worker, tokens: Tokens, implementation: str) -> float:
+    """Median seconds of a token, after a first request that warms up."""
+    for _ in range(2):
+        answer = resident.ask("request", **tokens.fresh(SHORT_PROMPT), implementation=implementation)
+    return median_decode([answer])
+
+
+def part_budget_figures(answers: dict[str, list[Answer]], disk_bytes_per_second: float) -> Answer:
+    """Means where misses make tokens unlike; medians where all tokens are alike."""
+    decode = {name: mean_decode(found) for name, found in answers.items()}
+    median = {name: median_decode(found) for name, found in answers.items()}
+    ours = answers["engine"]
+    missed = [answer["statistics"]["decode"]["disk_bytes"] for answer in ours]
+    steps = sum(len(answer["decode_seconds"]) for answer in ours)
+    missed_bytes_per_token = sum(missed) / steps
+    floor_seconds = max(missed_bytes_per_token / disk_bytes_per_second, median["resident"])
+    counts = {name: sum(answer["decode_cache"][name] for answer in ours) for name in ("hits", "misses")}
+    return {
+        "decode_vs_accelerate": decode["accelerate"] / decode["engine"],
+        "decode_vs_accelerate_page_cache": decode["accelerate_page_cache"] / decode["engine"],
+        "decode_over_floor": decode["engine"] / floor_seconds,
+        "all_hit_overhead": median["engine_all_hit"] / median["resident_all_hit"] - 1,
+        "all_hit_loads": sum(answer["decode_cache"]["misses"] for answer in answers["engine_all_hit"]),
+        "decode_mean_seconds": decode,
+        "decode_median_seconds": median,
+        "prefill_seconds": {name: median_prefill(found) for name, found in answers.items()},
+        "floor_seconds": floor_seconds,
+        "disk_bytes_per_second": disk_bytes_per_second,
+        "missed_bytes_per_token": missed_bytes_per_token,
+        "hit_rate": counts["hits"] / (counts["hits"] + counts["misses"]),
+        "prompt_reads": [answer["statistics"]["prefill"] for answer in answers["engine_prompt"]],
+    }
+
+
+def measure(args: argparse.Namespace) -> Answer:
+    write_checkpoint(args.shape, Path(args.model_name))
+    tokens = Tokens(config_of(args.shape).vocab_size, args.decode_tokens)
+    full = measure_full_budget(args, tokens) if "full" in args.parts else None
+    part = measure_part_budget(args, tokens) if "part" in args.parts else None
+    shutil.rmtree(args.offload_folder, ignore_errors=True)
+    figures: Answer = {"schema_version": 1, "settings": vars(args), "machine": machine()}
+    if full:
+        figures["decode_vs_resident_at_100"] = full["decode_vs_resident"]
+        figures["prefill_vs_resident_at_100"] = full["prefill_vs_resident"]
+        figures["bookkeeping_us_per_layer_token"] = full["bookkeeping_us"]
+    if part:
+        figures["decode_vs_accelerate_at_25"] = part["decode_vs_accelerate"]
+        figures["decode_over_floor_at_25"] = part["decode_over_floor"]
+        figures["all_hit_overhead"] = part["all_hit_overhead"]
+    return figures | {"full_budget": full, "part_budget": part}
+
+
+def machine() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"machine": platform.machine(), "python": platform.python_version(), **packages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser.add_argument("--shape", default="olmoe-6l", choices=SHAPES)
+    parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
+    parser.add_argument("--percent", type=float, default=25.0, help="the part budget")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--decode_tokens", type=int, default=17)
+    parser.add_argument("--parts", nargs="+", default=["full", "part"], choices=["full", "part"])
+    args = parser.parse_args()
+    args.model_name = args.model_name or f"results/bench/{args.shape}"
+    args.offload_folder = f"{args.model_name}-accelerate"
+    text = json.dumps(measure(args), indent=1) + "\n"
+    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,210 @@
+"""One way of running a checkpoint, in a process of its own: takes one JSON request a line, answers with one.
+
+Modes: `resident` (transformers, everything in memory), `accelerate` (transformers and accelerate, most expert
+layers on disk), `engine` (ours). benchmarks/offload.py starts them and compares their answers.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+
+import offload.cached_experts
+import offload.compute
+from model_loader import quiet
+from models import find_moe_layers
+from offload import Engine, EngineSettings, load_with_cache
+
+DTYPE = torch.bfloat16
+BOOKKEEPING_CALLS = 2000
+Answer = dict[str, Any]
+
+
+class ForcedTokens(LogitsProcessor):
+    """Makes `generate` produce given tokens, so that every mode does the same work; notes when each came."""
+
+    def __init__(self, tokens: list[int], before_each: Callable[[], None]) -> None:
+        self.tokens, self.before_each = tokens, before_each
+        self.seconds: list[float] = []
+        self._began = time.perf_counter()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.tokens[len(self.seconds)]] = 0
+        self.seconds.append(time.perf_counter() - self._began)
+        self.before_each()
+        self._began = time.perf_counter()
+        return forced
+
+
+def run_request(
+    model: PreTrainedModel, prompt: list[int], tokens: list[int], before_each: Callable[[], None]
+) -> Answer:
+    """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed."""
+    before_each()
+    forced = ForcedTokens(tokens, before_each)
+    ids = torch.tensor([prompt])
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=len(tokens),
+        do_sample=False,
+        use_cache=True,
+        logits_processor=LogitsProcessorList([forced]),
+    )
+    return {"prefill_seconds": forced.seconds[0], "decode_seconds": forced.seconds[1:]}
+
+
+class Resident:
+    """transformers with every expert in memory; the caller names the experts implementation."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(args.model_name, dtype=DTYPE).eval()
+
+    def request(self, prompt: list[int], tokens: list[int], implementation: str = "grouped_mm") -> Answer:
+        self.model.set_experts_implementation(implementation)
+        return run_request(self.model, prompt, tokens, lambda: None)
+
+
+class Accelerated:
+    """transformers with accelerate's disk offload: in memory is everything but the experts, and as many
+    expert layers as the budget pays for, rounded up. `cold`: its files leave the page cache before every
+    token; otherwise that is memory which the budget does not have.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model_name))
+        layers = find_moe_layers(skeleton)
+        kept = math.ceil(len(layers) * args.percent / 100)
+        places = dict.fromkeys(_pieces(skeleton, {layer.experts for layer in layers}), "cpu")
+        places |= {layer.experts: "disk" for layer in layers[kept:]}
+        self.folder = Path(args.offload_folder)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            args.model_name, dtype=DTYPE, device_map=places, offload_folder=self.folder
+        ).eval()
+
+    def request(self, prompt: list[int], tokens: list[int], cold: bool = True) -> Answer:
+        return run_request(self.model, prompt, tokens, self._drop_pages if cold else lambda: None)
+
+    def _drop_pages(self) -> None:
+        for path in self.folder.iterdir():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def _pieces(model: PreTrainedModel, cuts: set[str], name: str = "") -> list[str]:
+    """The largest modules that hold none of `cuts`, and `cuts`: they cover the model and do not overlap."""
+    if name in cuts or not any(cut.startswith(f"{name}." if name else "") for cut in cuts):
+        return [name]
+    children = [f"{name}.{child}".lstrip(".") for child, _ in model.get_submodule(name).named_children()]
+    return [piece for child in children for piece in _pieces(model, cuts, child)]
+
+
+class Cached:
+    """Ours."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        settings = EngineSettings(**json.loads(args.settings))
+        self.model, self.engine = load_with_cache(args.model_name, settings, DTYPE)
+
+    def request(self, prompt: list[int], tokens: list[int]) -> Answer:
+        self.engine.statistics.reset()
+        before = self.engine.live.split.cache.counts()
+        answer = run_request(self.model, prompt, tokens, lambda: None)
+        after = self.engine.live.split.cache.counts()
+        counts = {name: after[name] - before[name] for name in after}
+        return answer | {"statistics": self.engine.statistics.fields(), "decode_cache": counts}
+
+    def sizes(self) -> Answer:
+        """Bytes that the promise about memory is made of."""
+        resident = sum(weight.nbytes for weight in self.model.parameters() if not _is_in(weight, self.engine))
+        return {
+            "resident_weight_bytes": resident,
+            "expert_memory_bytes": self.engine.expert_memory_bytes,
+            "record_bytes": max(self.engine.cached_experts.residents.device.record_bytes),
+            **self.engine.budget.fields(),
+        }
+
+    def bookkeeping(self) -> Answer:
+        """Microseconds of a decode step's layer beside the experts' arithmetic, every expert a hit: the same
+        call with experts that compute nothing, less what adding up their outputs takes.
+        """
+        experts = self.model.get_submodule(self.engine.layers[0].experts)
+        top_k = self.engine.layers[0].top_k
+        hidden_1D = torch.randn(1, self.model.config.hidden_size, dtype=DTYPE)
+        indices_1K, weights_1K = torch.arange(top_k)[None], torch.full((1, top_k), 1 / top_k, dtype=DTYPE)
+
+        def layer() -> None:
+            self.engine.cached_experts.run_layer(0, experts, hidden_1D, indices_1K, weights_1K)
+
+        def arithmetic() -> None:
+            work = offload.compute.OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
+            for expert in range(top_k):
+                work.add(expert, None)  # type: ignore[arg-type] - nothing is computed with it
+            work.result()
+
+        self.engine.cached_experts.forward_pass.prefill = False
+        computed = offload.compute.run_expert
+        offload.compute.run_expert = lambda _module, x_TD, _expert: x_TD
+        with torch.no_grad():
+            micros = {"layer": _median_us(layer), "arithmetic": _median_us(arithmetic)}
+        offload.compute.run_expert = computed
+        return micros
+
+
+def _is_in(weight: torch.Tensor, engine: Engine) -> bool:
+    pool = engine.cached_experts.residents.device.memory
+    return weight.is_meta or pool.data_ptr() <= weight.data_ptr() < pool.data_ptr() + pool.nbytes
+
+
+def _median_us(call: Callable[[], None]) -> float:
+    taken = []
+    for _ in range(BOOKKEEPING_CALLS):
+        start = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - start)
+    return sorted(taken)[len(taken) // 2] / 1000
+
+
+MODES = {"resident": Resident, "accelerate": Accelerated, "engine": Cached}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--model_name", required=True)
+    parser.add_argument("--percent", type=float, default=25.0, help="of the expert layers, for accelerate")
+    parser.add_argument("--offload_folder", help="where accelerate writes what it offloads")
+    parser.add_argument("--settings", default="{}", help="EngineSettings as JSON")
+    args = parser.parse_args()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the libraries' own words
+    quiet()
+    mode = MODES[args.mode](args)
+    print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), file=answers, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(getattr(mode, asked.pop("do"))(**asked)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
