@@ -28,12 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
+from tqdm import tqdm
 
 from errors import run_command
 
 READERS = 4
 IMPLEMENTATIONS = ("eager", "grouped_mm")
-PROMPT_TOKENS, SHORT_PROMPT, ALL_HIT_PROMPT = 512, 32, 16
+SHORT_PROMPT, ALL_HIT_PROMPT = 32, 16
 Answer = dict[str, Any]
 
 
@@ -114,8 +115,8 @@ def measure_full_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
     answers: dict[str, list[Answer]] = {name: [] for name in (*IMPLEMENTATIONS, "engine")}
     settings = engine_settings("100%")
     with Worker("resident", args) as resident, Worker("engine", args, settings=settings) as ours:
-        for at in range(args.repeats + 1):
-            request = tokens.fresh(PROMPT_TOKENS)
+        for at in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
+            request = tokens.fresh(args.prompt_tokens)
             for name in answers:
                 worker, options = (ours, {}) if name == "engine" else (resident, {"implementation": name})
                 answer = worker.ask("request", **request, **options)
@@ -157,8 +158,8 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
             "accelerate": lambda request: accelerate.ask("request", **request, cold=True),
             "accelerate_page_cache": lambda request: accelerate.ask("request", **request, cold=False),
         }
-        for at in range(args.repeats + 1):
-            request, long = tokens.fresh(SHORT_PROMPT), tokens.fresh(PROMPT_TOKENS)
+        for at in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
+            request, long = tokens.fresh(SHORT_PROMPT), tokens.fresh(args.prompt_tokens)
             bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=at))
             taken = {name: turn(request) for name, turn in turns.items()}
             bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=~at))
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument("--percent", type=float, default=25.0, help="the part budget")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompt_tokens", type=int, default=512)
     parser.add_argument("--decode_tokens", type=int, default=17)
     parser.add_argument("--parts", nargs="+", default=["full", "part"], choices=["full", "part"])
     args = parser.parse_args()
