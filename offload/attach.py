@@ -60,7 +60,7 @@ def load_with_cache(
     """
     check_settings(settings)
     shards = find_shards(model_name)
-    model, layers = load_without_experts(model_name, dtype, torch.device(device))
+    model, layers = load_without_experts(model_name, shards, dtype, torch.device(device))
     if settings.packed:
         weights = locate_packed(model, layers, shards, Path(settings.packed))
     else:

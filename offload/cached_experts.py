@@ -147,8 +147,7 @@ class CachedExperts:
         return work.result()
 
     def _side_by_side(self, layer: int) -> bool:
-        residents = self.residents
-        return residents.at_home and residents.present[layer] == residents.experts and self._stock is not None
+        return self.residents.at_home and self._stock is not None
 
     def _serve(
         self, layer: int, hidden_TD: Tensor, experts: Sequence[int], orders: Orders, work: Any

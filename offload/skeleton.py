@@ -2,21 +2,23 @@
 the experts are kept instead.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from errors import UserError, first_line
 from models import MoeLayer, find_moe_layers
+from offload.shards import Shards, TensorPlace
 from offload.slots import NAMES
 
 
 def load_without_experts(
-    model_name: str, dtype: str | torch.dtype, device: torch.device
+    model_name: str, shards: Shards, dtype: str | torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, list[MoeLayer]]:
     """The causal language model in evaluation mode, everything but its routed experts loaded. Their
     parameters are there as shapes (meta device).
@@ -28,7 +30,7 @@ def load_without_experts(
         config = AutoConfig.from_pretrained(model_name)
         skeleton = _skeleton_class(_model_class(config))
         loaded: Any = skeleton.from_pretrained(
-            model_name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            None, config=config, dtype=dtype, state_dict=_other_weights(shards), output_loading_info=True
         )
     except UserError:
         raise
@@ -42,6 +44,7 @@ def load_without_experts(
                 f"first: {min(map(str, found[fault]))}"
             )
     model.to(device)
+    _set_generation(model, model_name)
     _put_back_shapes(model)
     return model.eval(), find_moe_layers(model)
 
@@ -55,6 +58,30 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     with torch.device("meta"):
         model = _model_class(config)(config)
     return model, find_moe_layers(model)
+
+
+def _other_weights(shards: Shards) -> dict[str, Tensor]:
+    """Every tensor but the routed experts', in memory of its own: mapped weights would end the process
+    (SIGBUS) where a shard shrinks while in use.
+    """
+    weights = {}
+    for number, path in enumerate(shards.paths):
+        with safe_open(path, framework="pt", backend="pread") as file:
+            for name, place in shards.tensors.items():
+                if place.shard == number and not _is_routed_expert(name, place):
+                    weights[name] = file.get_tensor(name)
+    return weights
+
+
+def _is_routed_expert(name: str, place: TensorPlace) -> bool:
+    _, within, rest = name.partition(".experts.")
+    return bool(within) and (rest[0].isdigit() or len(place.shape) > 1)
+
+
+def _set_generation(model: Any, model_name: str) -> None:
+    """Sampling settings and end tokens, where the checkpoint has any beside its configuration."""
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(model_name)
 
 
 def _model_class(config: Any) -> Any:
