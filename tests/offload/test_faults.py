@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import threading
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from errors import UserError
 from offload import EngineSettings, ReadFault, Storage, load_with_cache
+from offload.pack import pack
 from offload.shards import find_shards
 from tests.tiny_models import tiny_model
 
@@ -183,6 +185,29 @@ def test_ctrl_c_ends_a_request_and_nothing_else(checkpoint, expected, read):
         assert len(reader_threads()) == SETTINGS.readers
         torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
     assert not reader_threads()
+
+
+def test_ctrl_c_before_the_reads_begin_leaves_nothing_to_wait_for(checkpoint, expected, monkeypatch):
+    model, engine = load_with_cache(str(checkpoint), SETTINGS)
+    readers = engine.cached_experts.readers
+    with engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(readers, "submit", lambda *_: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                generate(model)
+        torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
+
+
+def test_a_full_disk_leaves_no_half_pack(checkpoint, tmp_path):
+    """The limit on a file's size stands for the disk's."""
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, kept[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            pack(str(checkpoint), tmp_path / "pack")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert not list((tmp_path / "pack").iterdir())
 
 
 def test_a_shard_that_changes_while_in_use_is_refused(broken):
