@@ -37,12 +37,10 @@ def pack(model_name: str, folder: Path) -> None:
     storage = Storage(weights.shards.paths)
     try:
         _write_records(weights, storage, folder / RECORDS)
-        with replacing(folder / INDEX) as file:
-            file.write(json.dumps(_index(weights)).encode())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
     finally:
         storage.close()
+    with replacing(folder / INDEX) as file:
+        file.write(json.dumps(_index(weights)).encode())
 
 
 def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None:
