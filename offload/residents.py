@@ -46,7 +46,6 @@ class Residents:
         self.slot_of = [ABSENT] * count
         self._here: list[Expert | None] = [None] * count
         self.ram_slot_of: dict[int, int] = {}
-        self.present = [0] * live.layers
         self.loading: dict[int, tuple[Load, int, int]] = {}  # number -> load, its slot, its staging place
         self.arrivals: SimpleQueue[Load] = SimpleQueue()
         self.dropped: list[tuple[Load, int, int]] = []  # called off, but a reader was at it
@@ -139,7 +138,6 @@ class Residents:
     def _settle(self, number: int, slot: int) -> None:
         self.slot_of[number] = slot
         self._here[number] = self.device.expert(slot, number // self.experts, self._phase[number])
-        self.present[number // self.experts] += 1
 
     def _absent(self, number: int) -> None:
         self.slot_of[number], self._here[number] = ABSENT, None
@@ -152,7 +150,6 @@ class Residents:
         if number in orders.demoted and number not in self.ram_slot_of and self.free_ram:
             self._demote(number)
         self._absent(number)
-        self.present[number // self.experts] -= 1
         if self._gpu:
             self._last_use[slot] = torch.cuda.current_stream().record_event()
         self._give_back(slot)
@@ -212,8 +209,6 @@ class Residents:
             on_device, in_ram = self.live.on_device(layer), self.live.in_ram(layer)
             for expert in range(self.experts):
                 self._reconcile_one(layer, expert, bool(on_device[expert]), bool(in_ram[expert]))
-            first = layer * self.experts
-            self.present[layer] = sum(slot != ABSENT for slot in self.slot_of[first : first + self.experts])
         self._list_free_slots()
 
     def _reconcile_one(self, layer: int, expert: int, on_device: bool, in_ram: bool) -> None:
