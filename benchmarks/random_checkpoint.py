@@ -144,7 +144,7 @@ def draw(weight: Weight, seed: int) -> torch.Tensor:
         return torch.ones(weight.shape, dtype=DTYPE)
     if weight.key.endswith("bias"):
         return torch.zeros(weight.shape, dtype=DTYPE)
-    generator = torch.Generator().manual_seed(zlib.crc32(weight.key.encode()) + (seed << 32))
+    generator = torch.Generator().manual_seed(zlib.crc32(weight.key.encode(), seed))
     return torch.empty(weight.shape, dtype=DTYPE).normal_(0, 0.02, generator=generator)
 
 

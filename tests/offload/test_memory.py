@@ -34,7 +34,13 @@ def go_on(process: subprocess.Popen) -> str:
 
 def test_peak_memory_is_resident_weights_budget_and_a_constant(tmp_path):
     """A checkpoint of 302 MB in experts, run in an eighth of that."""
-    sizes = {"num_experts": 64, "hidden_size": 256, "intermediate_size": 512, "num_experts_per_tok": 2}
+    sizes = {
+        "num_experts": 64,
+        "num_local_experts": 64,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_experts_per_tok": 2,
+    }
     model = tiny_model("olmoe", **sizes, eos_token_id=None)
     model.save_pretrained(tmp_path)
     weights = {name: weight.nbytes for name, weight in model.named_parameters()}
