@@ -10,7 +10,7 @@ import torch
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONSTANT_BYTES = 48 << 20
+CONSTANT_BYTES = 96 << 20  # machine code, the family's modules, work space of torch and readers
 SCRIPT = """
 import sys, torch
 from offload import EngineSettings, load_with_cache
