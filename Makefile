@@ -27,3 +27,4 @@ bench: setup
 	mkdir -p results/bench
 	$(RUN) python benchmarks/simulator.py --json results/bench/simulator.json
 	$(RUN) python benchmarks/training_overhead.py --json results/bench/training_overhead.json
+	$(RUN) python benchmarks/offload.py --json results/bench/offload.json
