@@ -54,9 +54,7 @@ class ForcedTokens(LogitsProcessor):
         return forced
 
 
-def run_request(
-    model: PreTrainedModel, prompt: list[int], tokens: list[int], before_each: Callable[[], None]
-) -> Answer:
+def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: Callable[[], None]) -> Answer:
     """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed."""
     before_each()
     forced = ForcedTokens(tokens, before_each)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def is_slow(file: int, memory: list, offset: int) -> int:
 
 def is_interrupted(file: int, memory: list, offset: int) -> int:
     """Ctrl-C while the computation waits for this read."""
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     time.sleep(0.05)
     return os.preadv(file, memory, offset)
 
@@ -319,7 +320,7 @@ def test_settings_that_cannot_work_are_refused(checkpoint, settings, message):
 
 def test_a_router_that_gives_no_numbers_is_an_error_and_the_next_request_is_right(checkpoint, expected):
     model, engine = load_with_cache(str(checkpoint), SETTINGS)
-    router = model.get_submodule(engine.layers[1].router)
+    router: Any = model.get_submodule(engine.layers[1].router)
     with engine:
         kept = router.weight.detach().clone()
         router.weight.data.fill_(torch.nan)
