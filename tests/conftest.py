@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+# Read by the hub client when it is first imported: set later, it would wait for a hub that tests never ask.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from tests.data_pipeline.stand_ins import WORDS, word_tokenizer, words, write_task
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
