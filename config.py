@@ -151,6 +151,13 @@ class LocalitySettings:
         True, "count pairs of prompt tokens in the objective, not only the answer's"
     )
 
+    train_rerouting: str | None = _option(
+        None,
+        "train under a routing strategy of routing/strategies/, e.g. margin:loss=0.2: answers choose by "
+        "what a cache holds, as they will once deployed",
+    )
+    train_rerouting_cache: str = _option("lru@25%", "that cache: POLICY@CAPACITY, a cache a layer")
+
     @property
     def has_target(self) -> bool:
         """Whether a target is given, for which the weight is adapted."""

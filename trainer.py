@@ -24,6 +24,7 @@ from locality.gate_recorder import GateRecorder
 from locality.monitor import RoutingMonitor, ecr_per_layer, experts_used, lru_hit_rate
 from locality.objectives import load_objective
 from locality.pairs import IGNORED_LABEL, pair_mask
+from locality.rerouted_training import TrainingCache
 from locality.running_means import RunningMeans
 from locality.targets import target_of
 from models import MoeLayer, find_moe_layers
@@ -54,6 +55,7 @@ class LocalityTrainer(Trainer):
         self.moe_layers = find_moe_layers(self.model)
         self._trained = {layer.index for layer in trained_layers} or None
         self._objective = load_objective(locality.consecutive_expert_loss_type)
+        self._rerouting = self._training_cache()
         self._uses = UsesOfAStep(self._sum_over_ranks)
         self._means = {True: RunningMeans(), False: RunningMeans()}
         self._monitors = {True: RoutingMonitor(self.moe_layers), False: RoutingMonitor(self.moe_layers)}
@@ -65,12 +67,21 @@ class LocalityTrainer(Trainer):
         self.control_losses = control_losses
         self._step_monitor = RoutingMonitor(self.moe_layers)
 
+    def _training_cache(self) -> TrainingCache | None:
+        settings = self.locality
+        if settings.train_rerouting is None:
+            return None
+        cache = settings.train_rerouting_cache
+        return TrainingCache(self.model, self.moe_layers, settings.train_rerouting, cache)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs: Any
         segments_BT = inputs.pop("segment_ids")
         anchor = self._run_untouched(inputs, segments_BT)
         gates, monitors = GateRecorder(*segments_BT.shape), self._monitors_of_this_step()
-        with RouterTap(self.model, self.moe_layers, [gates, *(monitor.recorder for monitor in monitors)]):
+        observers = [gates, *(monitor.recorder for monitor in monitors)]
+        virtual = self._rerouting and self._rerouting.of_batch(segments_BT, inputs["labels"])
+        with RouterTap(self.model, self.moe_layers, observers, virtual):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         terms = self._terms(gates, segments_BT, inputs["labels"])
         if anchor:

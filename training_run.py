@@ -21,6 +21,7 @@ from launch import with_default_deepspeed
 from locality.elastic_lora import needs_profile
 from locality.objectives import load_objective
 from locality.quality_reference import control_losses
+from locality.rerouted_training import check_rerouting
 from locality.targets import target_of
 
 
@@ -63,6 +64,8 @@ def parse_run(arguments: list[str], description: str) -> Run:
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
+    if run.locality.train_rerouting is not None:
+        _check_rerouting(run)
     if run.locality.has_target:
         hold_a_target(run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
@@ -93,7 +96,18 @@ def without_effect(run: Run) -> set[str]:
         idle |= {"ecr_profile", "profile_examples"}
     if run.locality.consecutive_expert_loss_weight == 0 and not run.locality.has_target:
         idle |= {"locality_schedule", "locality_on_prompt"}
+    if run.locality.train_rerouting is None:
+        idle |= {"train_rerouting_cache"}
     return idle
+
+
+def _check_rerouting(run: Run) -> None:
+    settings = run.locality
+    check_rerouting(settings.train_rerouting or "", settings.train_rerouting_cache)
+    if run.train.gradient_checkpointing or run.train.activation_checkpointing:
+        raise UserError(
+            "--train_rerouting: leave gradient checkpointing out, what it recomputes would meet another cache"
+        )
 
 
 def _refuse_reentrant(train: TrainSettings) -> None:

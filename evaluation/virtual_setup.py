@@ -1,23 +1,17 @@
 """Knows how a virtual cache is set up for a loaded model; does not run it."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from errors import UserError
 from evaluation.subject import Subject
-from expert_cache.budget import Budget, budget_of
+from expert_cache.budget import Budget, ModelSizes, budget_of
 from expert_cache.phases import parse_hand_over
 from expert_cache.policies.base import parse_policy
 from routing import VirtualCache
 from routing.strategies import load_strategy
 
 NONE = "none"
-
-
-class _Sizes(NamedTuple):
-    layers: int
-    num_experts: int
-    expert_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class VirtualSetup:
     def room(self, subject: Subject) -> Budget:
         """The decode cache's room. UserError for a budget that does not hold one token's experts."""
         first = subject.moe_layers[0]
-        sizes = _Sizes(len(subject.moe_layers), first.num_experts, subject.expert_bytes)
+        sizes = ModelSizes(len(subject.moe_layers), first.num_experts, subject.expert_bytes)
         budget = budget_of(sizes, "layer", self.budget)
         if budget.capacity < first.top_k:
             raise UserError(

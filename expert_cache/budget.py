@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,14 @@ class Sizes(Protocol):
     def num_experts(self) -> int: ...
     @property
     def expert_bytes(self) -> Sequence[int]: ...
+
+
+class ModelSizes(NamedTuple):
+    """`Sizes` in plain numbers; bytes of 0 are unknown."""
+
+    layers: int
+    num_experts: int
+    expert_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

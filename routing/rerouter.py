@@ -81,7 +81,12 @@ class Rerouter:
         self._rules = dict(
             zip((layer.index for layer in moe_layers), score_rules(model, moe_layers), strict=True)
         )
-        self._histories = {layer.index: History(layer.num_experts) for layer in moe_layers}
+        self._experts = {layer.index: layer.num_experts for layer in moe_layers}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the past."""
+        self._histories = {layer: History(experts) for layer, experts in self._experts.items()}
 
     def __call__(self, output: RouterOutput, resident_E: np.ndarray) -> tuple[Tensor, Tensor]:
         """`(weights_TK, indices_TK)` of rows that run together; -1 is an empty slot, of weight 0."""

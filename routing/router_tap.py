@@ -39,7 +39,7 @@ def router_order(weights_TK: Tensor, indices_TK: Tensor) -> tuple[Tensor, Tensor
 
 def runnable(indices_TK: Tensor) -> Tensor:
     """Indices that every experts module can run: an empty slot names the row's first expert once more."""
-    return torch.where(indices_TK < 0, indices_TK[:, :1], indices_TK)
+    return torch.where(indices_TK < 0, indices_TK[..., :1], indices_TK)
 
 
 class RouterTap:

@@ -21,12 +21,20 @@ from routing.token_importance import TokenImportance
 HITS, MISSES, KEPT, AGREED, TOKENS, PREFILL_LOADS = range(6)
 
 
+class _Stretch(NamedTuple):
+    """One request's tokens of a forward pass: places in their row."""
+
+    request: int
+    row: int
+    prompt: np.ndarray
+    decoded: np.ndarray
+
+
 class _Pass(NamedTuple):
     """Whose tokens run in a forward pass, and which of them are decoded."""
 
-    requests: Sequence[int]
-    valid_BT: np.ndarray
-    decode_BT: np.ndarray
+    width: int  # T
+    stretches: list[_Stretch]
 
 
 class VirtualCache:
@@ -70,11 +78,23 @@ class VirtualCache:
         """Whether any choice may be another than the router's own."""
         return self.rerouter.spec != "none"
 
-    def describe(self, requests: Sequence[int], valid_BT: np.ndarray, decode_BT: np.ndarray) -> None:
-        """Says what runs in the next forward pass. Passes not described are decode steps of the same rows."""
-        described = _Pass(requests, np.asarray(valid_BT, bool), np.asarray(decode_BT, bool))
+    def reset(self) -> None:
+        """Back to a cold cache that has counted nothing."""
+        self.split.reset()
+        self.rerouter.reset()
+        self.tallies.clear()
+
+    def describe(
+        self, requests: Sequence[int] | np.ndarray, valid_BT: np.ndarray, decode_BT: np.ndarray
+    ) -> None:
+        """Says what runs in the next forward pass: `requests` numbers the request of each row [B] or, for
+        packed rows, of each token [B, T]. Passes not described are decode steps of the same rows.
+        """
+        valid_BT, decode_BT = np.asarray(valid_BT, bool), np.asarray(decode_BT, bool)
+        request_BT = np.broadcast_to(np.reshape(requests, (len(valid_BT), -1)), valid_BT.shape)
+        described = _Pass(valid_BT.shape[1], _stretches(request_BT, valid_BT, decode_BT))
         self._described = dict.fromkeys(range(self.split.cache.layers), described)
-        self._requests = requests
+        self._requests = [] if np.ndim(requests) > 1 else list(requests)
         if self._importance:
             self._importance.start()
 
@@ -84,21 +104,23 @@ class VirtualCache:
         if described is None:
             return self.rerouter.replace(output, self._step(layer, rows, self._requests))
         chosen_TK = rows.own_TK.copy()
-        width = described.valid_BT.shape[1]
-        for row, request in enumerate(described.requests):
-            valid_T, decode_T = described.valid_BT[row], described.decode_BT[row]
-            prompt = np.flatnonzero(valid_T & ~decode_T) + row * width
-            if len(prompt):
-                importance_T = (
-                    self._importance.of(layer, row, prompt - row * width) if self._importance else None
-                )
-                chosen_TK[prompt] = self._prompt(layer, rows.at(prompt), request, importance_T)
-            for place in np.flatnonzero(valid_T & decode_T) + row * width:
-                at = slice(place, place + 1)
-                chosen_TK[at] = self._step(layer, rows.at(at), [request])
+        for stretch in described.stretches:
+            self._walk(layer, rows, chosen_TK, stretch, described.width)
         if self._importance and not self._described:
             self._importance.stop()
         return self.rerouter.replace(output, chosen_TK)
+
+    def _walk(self, layer: int, rows: Rows, chosen_TK: np.ndarray, stretch: _Stretch, width: int) -> None:
+        """A request's prompt as one chunk, then its decoded tokens one after the other."""
+        first = stretch.row * width
+        if len(stretch.prompt):
+            of = self._importance.of if self._importance else lambda *_: None
+            importance_T = of(layer, stretch.row, stretch.prompt)
+            places = first + stretch.prompt
+            chosen_TK[places] = self._prompt(layer, rows.at(places), stretch.request, importance_T)
+        for place in (first + stretch.decoded).tolist():
+            at = slice(place, place + 1)
+            chosen_TK[at] = self._step(layer, rows.at(at), [stretch.request])
 
     def _prompt(self, layer: int, rows: Rows, request: int, importance_T: np.ndarray | None) -> np.ndarray:
         """A chunk of one request's prompt."""
@@ -130,3 +152,14 @@ class VirtualCache:
             counts = hits, len(kept) - hits, len(kept), len(kept.intersection(own)), 1
             self.tallies[request][layer, :PREFILL_LOADS] += counts
             resident_E[list(kept)] = True
+
+
+def _stretches(request_BT: np.ndarray, valid_BT: np.ndarray, decode_BT: np.ndarray) -> list[_Stretch]:
+    """Row after row, each row's requests in the order in which they begin."""
+    found = []
+    for row, (request_T, valid_T, decode_T) in enumerate(zip(request_BT, valid_BT, decode_BT, strict=True)):
+        for request in dict.fromkeys(request_T[valid_T].tolist()):
+            mine_T = valid_T & (request_T == request)
+            prompt, decoded = np.flatnonzero(mine_T & ~decode_T), np.flatnonzero(mine_T & decode_T)
+            found.append(_Stretch(request, row, prompt, decoded))
+    return found
