@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import UserError
-from expert_cache.compiled import compiled
+from expert_cache.compiled import compiled, helper
 from expert_cache.trace import DECODE, EMPTY, PREFILL, RoutingTrace
 
 PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
@@ -23,7 +23,7 @@ class Stream(NamedTuple):
     * wide ...
     """
 
-    ids: np.ndarray  # int32 [accesses]
+    ids: np.ndarray  # uint32 [accesses]
     starts: np.ndarray  # int64 [requests + 1]
     group: np.ndarray  # int32 [passes]: where the pass is counted
     reset: np.ndarray  # bool [passes]: the cache is emptied first
@@ -80,28 +80,44 @@ def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
     end[p]].
     """
     # NumPy asks the system for large pages, numba does not: several times as fast to fill.
-    ids = np.empty(int((end - begin).sum()) * layers * experts.shape[2], np.int32)
+    top_k = experts.shape[2]
+    ids = np.empty(int((end - begin).sum()) * layers * top_k, np.uint32)
     starts = np.empty(len(begin) * layers + 1, np.int64)
-    count = _gather(experts, begin, end, distinct, first_layer, layers, num_experts, ids, starts)
+    offsets = np.repeat(np.arange(layers, dtype=np.uint32) * np.uint32(num_experts), top_k)
+    rows = experts.reshape(len(experts), -1)
+    count = _gather(rows, begin, end, distinct, first_layer * top_k, offsets, top_k, ids, starts)
     return ids[:count], starts
 
 
 @compiled
-def _gather(experts, begin, end, distinct, first_layer, layers, num_experts, ids, starts):
-    asked = np.full(layers * num_experts, -1, np.int64)
-    count = 0
+def _gather(rows, begin, end, distinct, first, offsets, top_k, ids, starts):
+    asked = np.full(EMPTY, -1, np.int64)  # in which request each expert of a layer was last asked for
+    count = at = 0
     for p in range(len(begin)):
-        for lane in range(layers):
-            starts[p * layers + lane] = count
-            for row in range(begin[p], end[p]):
-                for slot in range(experts.shape[2]):
-                    chosen = experts[row, first_layer + lane, slot]
-                    expert = lane * num_experts + chosen
-                    if chosen == EMPTY or (distinct[p] and asked[expert] == p):
-                        continue
-                    if distinct[p]:
-                        asked[expert] = p
-                    ids[count] = expert
-                    count += 1
-    starts[len(begin) * layers] = count
+        alone = end[p] == begin[p] + 1 and _copy(rows, begin[p], first, offsets, ids, count)
+        for column in range(0, len(offsets), top_k):
+            starts[at] = count
+            at += 1
+            if alone:
+                count += top_k
+            else:
+                for row in range(begin[p], end[p]):
+                    for slot in range(column, column + top_k):
+                        chosen = rows[row, first + slot]
+                        if chosen != EMPTY and not (distinct[p] and asked[chosen] == at):
+                            asked[chosen] = at
+                            ids[count] = chosen + offsets[slot]
+                            count += 1
+    starts[at] = count
     return count
+
+
+@helper
+def _copy(rows, row, first, offsets, ids, count):
+    """Writes one row behind the first `count`; whether it has no empty slot. Made for vector instructions."""
+    highest = np.uint16(0)
+    for at in range(len(offsets)):
+        chosen = rows[row, first + at]
+        ids[count + at] = chosen + offsets[at]
+        highest = max(highest, chosen)
+    return highest < EMPTY

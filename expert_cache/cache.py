@@ -76,7 +76,7 @@ class ExpertCache:
         slots = np.full(caches, self.capacity)
         self._policy = allocate(found, options, caches, len(size), slots, layers)
         self._kind, self._advance, self._looked_up = found, advance_for(found), False
-        self._ids, self._starts = np.empty(0, np.int32), np.zeros(2, np.int64)
+        self._ids, self._starts = np.empty(0, np.uint32), np.zeros(2, np.int64)
         self._groups = [np.array([group], np.int32) for group in (UNCOUNTED, COUNTED)]
         self._resets = [np.array([empty]) for empty in (False, True)]
         self._lengths = np.zeros(2, np.int64)
@@ -102,8 +102,11 @@ class ExpertCache:
             raise UserError(f"layer {layer} does not exist: layers go from 0 to {self.layers - 1}")
         asked = len(experts)
         if asked > len(self._ids):
-            self._ids = np.empty(asked, np.int32)
-        self._ids[:asked] = experts
+            self._ids = np.empty(asked, np.uint32)
+        try:
+            self._ids[:asked] = experts
+        except OverflowError:
+            raise self._cannot_serve(layer, experts) from None
         if self._ask_offset[layer]:
             self._ids[:asked] += self._ask_offset[layer]
         self._starts[1] = asked

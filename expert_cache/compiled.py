@@ -43,8 +43,11 @@ def compiled(function: Callable, **options) -> Callable:
 
 
 def index_type(count: int) -> type:
-    """The smallest signed type that numbers `count` things: half the memory is more of the nearest cache."""
-    return np.int16 if count <= np.iinfo(np.int16).max else np.int32
+    """The smallest type that numbers `count` things: half the memory is more of the nearest cache.
+
+    Unsigned: before every look-up by a signed number numba asks whether it counts from the end.
+    """
+    return np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
 
 
 def helper(function: Callable) -> Callable:

@@ -9,12 +9,15 @@ import numpy as np
 
 from errors import UserError
 from expert_cache.access import Stream
-from expert_cache.budget import budget_of, check_room
+from expert_cache.budget import Budget, budget_of, check_room
 from expert_cache.convention import Convention
-from expert_cache.replay import CacheRun, hit_rate_row
+from expert_cache.replay import CacheRun
+from expert_cache.rows import hit_rate_rows
 from expert_cache.stack import StackRun, is_stack
 from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
 from expert_cache.trace import RoutingTrace
+
+Runs = list[StackRun] | list[CacheRun]
 
 
 def curve(
@@ -32,19 +35,27 @@ def curve(
     serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
     trace. `convention` are fields of `Convention`. UserError as for `replay`.
     """
-    lanes = lanes_of(trace, Convention(**convention))
+    lanes = lanes_of(trace, Convention(**convention), by_request=True)
     if not policies:
         raise UserError("curve: name at least one policy")
     slots = _slots(lanes, capacities)
-    stacks = {spec: StackRun(spec, lanes) for spec in policies if is_stack(spec)}
-    runs = {
-        (spec, size): CacheRun(spec, budget_of(trace, lanes.convention.scope, size), lanes)
-        for spec in policies
-        if spec not in stacks
-        for size in slots
-    }
-    sweep(lanes, [*stacks.values(), *runs.values()], progress)
-    return [_row(lanes, spec, size, stacks, runs) for spec in policies for size in slots]
+    budgets = [budget_of(trace, lanes.convention.scope, size) for size in slots]
+    runs = {spec: _runs(spec, lanes, slots, budgets) for spec in policies}
+    sweep(lanes, [run for found in runs.values() for run in found], progress)
+    return [row for spec in policies for row in hit_rate_rows(spec, budgets, lanes, _counts(runs[spec]))]
+
+
+def _runs(spec: str, lanes: Lanes, slots: list[int], budgets: list[Budget]) -> Runs:
+    """What is fed for one policy: a stack that serves all capacities, or a cache for each."""
+    if is_stack(spec):
+        return [StackRun(spec, lanes, slots)]
+    return [CacheRun(spec, budget, lanes) for budget in budgets]
+
+
+def _counts(runs: Runs) -> np.ndarray:
+    """int64 [capacities, layers, groups, 3 or more]."""
+    counts = [run.counts() for run in runs]
+    return counts[0] if isinstance(runs[0], StackRun) else np.stack(counts)
 
 
 def _slots(lanes: Lanes, capacities: Sequence[int | str] | None) -> list[int]:
@@ -79,8 +90,3 @@ def widest_request(lanes: Lanes) -> int:
     widest = _Widest()
     sweep(replace(lanes, passes=replace(passes, distinct=np.ones(len(passes), np.bool_))), [widest])
     return max(widest.experts, least)
-
-
-def _row(lanes: Lanes, spec: str, size: int, stacks: dict, runs: dict) -> dict:
-    counts = stacks[spec].counts(size) if spec in stacks else runs[spec, size].counts().sum(axis=1)
-    return hit_rate_row(spec, budget_of(lanes.trace, lanes.convention.scope, size), lanes, counts)

@@ -19,15 +19,13 @@ def describe(
     if segment_tokens < 1:
         raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
     coverage = segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)
+    best = [{"segment_tokens": segment_tokens, "phase": phase} | row for row in coverage]
     return {
         "trace": _facts(trace),
         "locality": [locality_row(trace, phase)],
         "reuse": describe_reuse(trace, phase, progress),
-        "srp": {"segment_tokens": segment_tokens, "value": coverage.get(1.0)},
-        "sch": [
-            {"segment_tokens": segment_tokens, "rho": ratio, "value": value}
-            for ratio, value in coverage.items()
-        ],
+        "srp": next(iter(best), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
+        "sch": best,
     }
 
 

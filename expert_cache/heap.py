@@ -35,7 +35,7 @@ class Heap(NamedTuple):
             np.zeros(seats, index_type(experts)),
             np.zeros(seats, np.float64),
             np.zeros(seats, np.int64),
-            np.full(shape, -1, index_type(seats[1])),
+            np.full(shape, -1, np.int16 if seats[1] <= np.iinfo(np.int16).max else np.int32),
             np.zeros(shape, np.int64),
             np.zeros(caches, np.int64),
         )

@@ -1,11 +1,12 @@
 """Knows how sure ratios of sums over requests are; does not know of what.
 
-Letters: R requests, X columns.
+Letters: R requests, X columns, C cases, L layers.
 """
 
 import numpy as np
 
 RESAMPLES = 2000
+TOGETHER = 100  # resamples in one product of matrices
 
 
 def bootstrap_ci(values, weights=None, *, resamples: int = RESAMPLES, seed: int = 0) -> list[float] | None:
@@ -28,18 +29,58 @@ def ratio_intervals(
 ) -> list[list[float] | None]:
     """95 % percentile bootstrap intervals of sum(numerators[:, x]) / sum(denominators) for every column x.
 
-    `numerators` [R, X], `denominators` [R]. Requests are resampled, the same ones for all columns; None for
-    each column with fewer than two requests whose denominator is above 0.
+    `numerators` [R, X]; `denominators` [R], or [R, Y] where X is a multiple of Y and column x is over column
+    x % Y. Requests are resampled, the same ones for all columns; None for each column with fewer than two
+    requests whose denominator is above 0.
     """
-    table = np.column_stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)])
-    table = table[table[:, -1] > 0]
-    requests, columns = len(table), table.shape[1] - 1
-    if requests < 2:
-        return [None] * columns
-    generator = np.random.default_rng(seed)
-    sums = np.empty((resamples, columns + 1))
-    for resample in range(resamples):
-        drawn = generator.integers(0, requests, requests)
-        sums[resample] = np.bincount(drawn, minlength=requests) @ table
-    edges = np.percentile(sums[:, :-1] / sums[:, -1:], (2.5, 97.5), axis=0)
-    return [[float(low), float(high)] for low, high in edges.T]
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    below = below.reshape(len(above), -1)
+    asked = (below > 0).any(axis=1)
+    enough = np.tile((below > 0).sum(axis=0) > 1, above.shape[1] // below.shape[1])
+    if not enough.any():
+        return [None] * above.shape[1]
+    ratios = _resampled(above[asked], below[asked], resamples, seed)
+    ratios = ratios[:, enough]
+    percentile = np.nanpercentile if np.isnan(ratios).any() else np.percentile  # the former is slow
+    edges = percentile(ratios, (2.5, 97.5), axis=0)
+    found = ([float(low), float(high)] for low, high in edges.T)
+    return [next(found) if sure else None for sure in enough]
+
+
+def rates(name: str, above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.ndarray) -> list[dict]:
+    """For each case the fields of one rate: `name`, `name`_ci95, layer_`name`, layer_`name`_ci95.
+
+    The rate of a layer is over `below_RL`, that of all layers together over `below_R`; without an interval
+    (fewer than two requests) the layers' field is None too.
+    """
+    above = np.concatenate([above_RCL.sum(axis=2, keepdims=True), above_RCL], axis=2)
+    below = np.column_stack([below_R, below_RL])
+    values = above.sum(axis=0) / np.maximum(1, below.sum(axis=0))
+    intervals = ratio_intervals(above.reshape(len(above), -1), below)
+    width = below.shape[1]
+    return [
+        _rate(name, case.tolist(), intervals[at * width : (at + 1) * width]) for at, case in enumerate(values)
+    ]
+
+
+def _rate(name: str, values: list[float], intervals: list[list[float] | None]) -> dict:
+    """All layers together come first."""
+    return {
+        name: values[0],
+        f"{name}_ci95": intervals[0],
+        f"layer_{name}": values[1:],
+        f"layer_{name}_ci95": None if intervals[0] is None else intervals[1:],
+    }
+
+
+def _resampled(above: np.ndarray, below: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """float64 [resamples, X]: the ratios of requests drawn anew; nan where none drawn has the denominator."""
+    requests, generator = len(above), np.random.default_rng(seed)
+    ratios = np.empty((resamples, above.shape[1] // below.shape[1], below.shape[1]))
+    for begin in range(0, resamples, TOGETHER):
+        part = ratios[begin : begin + TOGETHER]
+        drawn = generator.integers(0, requests, (len(part), requests))
+        times = np.stack([np.bincount(row, minlength=requests) for row in drawn]).astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            np.divide((times @ above).reshape(part.shape), (times @ below)[:, None], out=part)
+    return ratios.reshape(resamples, -1)

@@ -12,7 +12,7 @@ import numpy as np
 from errors import UserError
 from expert_cache.access import PHASES
 from expert_cache.compiled import compiled
-from expert_cache.intervals import bootstrap_ci, ratio_interval
+from expert_cache.intervals import bootstrap_ci, ratio_interval, ratio_intervals
 from expert_cache.trace import EMPTY, RoutingTrace, release
 
 __all__ = [
@@ -41,6 +41,11 @@ class Locality:
     def ci95(self) -> list[float] | None:
         """Bootstrap over requests, made when asked for; None with one request."""
         return ratio_interval(self.by_request.mean(axis=1), self.pairs_by_request)
+
+    @cached_property
+    def per_layer_ci95(self) -> list[list[float] | None]:
+        """The same of each layer."""
+        return ratio_intervals(self.by_request, self.pairs_by_request)
 
 
 def ecr(trace: RoutingTrace, phase: str = "decode") -> Locality:
@@ -99,7 +104,9 @@ def locality_row(trace: RoutingTrace, phase: str = "decode") -> dict:
         "lal_ci95": lal_found.ci95,
         "lal_unnormalised": lal_found.unnormalised,
         "per_layer": ecr_found.per_layer,
+        "per_layer_ci95": ecr_found.per_layer_ci95,
         "gds_per_layer": gds_found and gds_found.per_layer,
+        "gds_per_layer_ci95": gds_found and gds_found.per_layer_ci95,
     }
 
 

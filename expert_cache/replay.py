@@ -6,10 +6,10 @@ from errors import UserError
 from expert_cache.access import Stream
 from expert_cache.budget import Budget, budget_of, check_room, too_small
 from expert_cache.convention import Convention
-from expert_cache.intervals import ratio_interval
 from expert_cache.policies.base import allocate, parse_policy
+from expert_cache.rows import hit_rate_rows
 from expert_cache.side_by_side import CacheState, feed_side_by_side
-from expert_cache.step import COMPULSORY, DONE, EVICTIONS, HITS, MISSES, Residency, advance_for, no_log
+from expert_cache.step import DONE, EVICTIONS, Residency, advance_for, no_log
 from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
 from expert_cache.trace import RoutingTrace
 
@@ -70,9 +70,8 @@ def replay(
     """Replays `trace` and returns one hit-rate row.
 
     `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
-    ("global"), "25%", or bytes ("6GiB"); `convention` are fields of `Convention`. Beside the shared fields
-    the row has `evictions`, `tokens`, `layer_hit_rate` and `hit_rate_ci95` (bootstrap over requests; None
-    with one request). UserError for what cannot be.
+    ("global"), "25%", or bytes ("6GiB"); `convention` are fields of `Convention`. Beside the fields of
+    `rows.py` the row has `evictions` and `tokens`. UserError for what cannot be.
     """
     lanes = lanes_of(trace, Convention(**convention), by_request=True)
     budget = budget_of(trace, lanes.convention.scope, capacity)
@@ -80,41 +79,5 @@ def replay(
     run = CacheRun(policy, budget, lanes)
     sweep(lanes, [run], progress)
     counts = run.counts()
-    by_layer, by_request = counts.sum(axis=1), counts.sum(axis=0)
-    accesses = by_request[:, HITS] + by_request[:, MISSES]
-    extra = {
-        "evictions": int(by_layer[:, EVICTIONS].sum()),
-        "tokens": lanes.tokens(),
-        "layer_hit_rate": [_rate(layer[HITS], layer[HITS] + layer[MISSES]) for layer in by_layer],
-        "hit_rate_ci95": ratio_interval(by_request[:, HITS], accesses),
-    }
-    return hit_rate_row(policy, run.budget, lanes, by_layer) | extra
-
-
-def hit_rate_row(policy: str, budget: Budget, lanes: Lanes, by_layer: np.ndarray) -> dict:
-    """The shared fields of a result; `by_layer` is int64 [layers, 3 or more]: hits, misses, compulsory
-    misses.
-    """
-    hits, misses, compulsory = (int(by_layer[:, kind].sum()) for kind in (HITS, MISSES, COMPULSORY))
-    return {
-        "policy": policy,
-        **lanes.convention.fields(),
-        **budget.fields(),
-        "hits": hits,
-        "misses": misses,
-        "compulsory_misses": compulsory,
-        "hit_rate": _rate(hits, hits + misses),
-        "miss_bytes_per_token": miss_bytes_per_token(lanes, by_layer[:, MISSES]),
-    }
-
-
-def miss_bytes_per_token(lanes: Lanes, misses_by_layer: np.ndarray) -> float | None:
-    """Bytes fetched for a counted token; None where the trace does not say how large an expert is."""
-    sizes = lanes.trace.expert_bytes
-    if min(sizes) <= 0:
-        return None
-    return sum(int(miss) * size for miss, size in zip(misses_by_layer, sizes, strict=True)) / lanes.tokens()
-
-
-def _rate(hits, accesses) -> float:
-    return float(hits) / float(accesses) if accesses else 0.0
+    extra = {"evictions": int(counts[..., EVICTIONS].sum()), "tokens": int(lanes.tokens().sum())}
+    return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | extra

@@ -3,14 +3,13 @@
 import numpy as np
 
 from errors import UserError
-from expert_cache.access import passes_of
 from expert_cache.budget import budget_of, check_room
 from expert_cache.cache import ExpertCache
 from expert_cache.convention import Convention
 from expert_cache.phases import SHARED, PhaseSplit
 from expert_cache.policies.base import parse_policy
-from expert_cache.replay import hit_rate_row
-from expert_cache.sweep import Progress, lanes_of
+from expert_cache.rows import hit_rate_rows
+from expert_cache.sweep import Lanes, Progress, lanes_of
 from expert_cache.trace import DECODE, EMPTY, RoutingTrace
 
 
@@ -34,7 +33,7 @@ def replay_split(
     chunks, on top of `capacity`. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
     `prefill_bytes_per_token`.
     """
-    lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"))
+    lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"), by_request=True)
     budget = budget_of(trace, "layer", capacity)
     if parse_policy(policy)[0].FUTURE != "none":
         raise UserError(f"policy '{policy}' looks ahead: hand-over is replayed step by step, as if run live")
@@ -46,11 +45,9 @@ def replay_split(
         raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
     split = PhaseSplit(cache, hand_over, passing_cache(trace, prefill_policy, prefill_slots))
-    prefill_loads = _run(trace, split, progress)
-    counts = [split.cache.counts(layer) for layer in range(trace.layers)]
-    table = np.array([[layer["hits"], layer["misses"], layer["compulsory_misses"]] for layer in counts])
+    prefill_loads, counts = _run(lanes, split, progress)
     prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
-    return hit_rate_row(policy, budget, lanes, table) | {
+    return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | {
         "hand_over": hand_over,
         "prefill_buffer": prefill_buffer,
         "prefill_loads": int(prefill_loads.sum()),
@@ -72,18 +69,36 @@ def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:
     )
 
 
-def _run(trace: RoutingTrace, split: PhaseSplit, progress: Progress | None) -> np.ndarray:
-    """int64 [L]: experts fetched in prefill."""
-    passes = passes_of(trace, "all")
-    loads = np.zeros(trace.layers, np.int64)
-    for number in range(len(passes)):
+def _run(lanes: Lanes, split: PhaseSplit, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [L]: experts fetched in prefill; int64 [L, groups, 3] as `_counts`, of what is counted."""
+    trace, passes = lanes.trace, lanes.passes
+    loads, before = np.zeros(trace.layers, np.int64), _counts(split.cache)
+    counts = np.zeros((trace.layers, lanes.groups, before.shape[1]), np.int64)
+    for number, group in enumerate(lanes.group):
         rows = trace.experts[passes.begin[number] : passes.end[number]]
-        for layer in range(trace.layers):
-            asked = rows[:, layer]
-            if passes.phase[number] == DECODE:
-                split.decode(layer, asked[asked != EMPTY])
-            else:
-                loads[layer] += len(split.prefill(layer, asked).loads)
+        loads += _run_pass(split, rows, passes.phase[number])
+        if number + 1 == len(passes) or lanes.group[number + 1] != group:
+            after = _counts(split.cache)
+            counts[:, group] += after - before
+            before = after
         if progress:
             progress(number + 1, len(passes))
+    return loads, counts[:, :-1]
+
+
+def _run_pass(split: PhaseSplit, rows: np.ndarray, phase: int) -> np.ndarray:
+    """int64 [L]: experts fetched, where it is prefill."""
+    loads = np.zeros(rows.shape[1], np.int64)
+    for layer in range(rows.shape[1]):
+        asked = rows[:, layer]
+        if phase == DECODE:
+            split.decode(layer, asked[asked != EMPTY])
+        else:
+            loads[layer] = len(split.prefill(layer, asked).loads)
     return loads
+
+
+def _counts(cache: ExpertCache) -> np.ndarray:
+    """int64 [L, 3]: hits, misses, compulsory misses."""
+    counts = [cache.counts(layer) for layer in range(cache.layers)]
+    return np.array([[layer["hits"], layer["misses"], layer["compulsory_misses"]] for layer in counts])

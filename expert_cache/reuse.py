@@ -12,6 +12,7 @@ import numpy as np
 from expert_cache.access import PHASES, Stream
 from expert_cache.compiled import compiled
 from expert_cache.convention import Convention
+from expert_cache.intervals import rates
 from expert_cache.sweep import Progress, lanes_of, sweep
 from expert_cache.trace import EMPTY, RoutingTrace
 
@@ -113,29 +114,35 @@ def _by_powers_of_two(histogram: np.ndarray) -> list[dict]:
 
 def segment_coverage(
     trace: RoutingTrace, tokens: int, ratios: Sequence[float], phase: str = "decode"
-) -> dict[float, float]:
+) -> list[dict]:
     """Share of the uses in segments of `tokens` that the best round(ratio * K) experts of each segment and
-    layer cover.
+    layer cover: a row a ratio, as of `rates`; none where no segment is whole.
 
     Segments are cut within a request and a phase; a shorter rest is left out. After arXiv 2505.16056: with
     ratio 1 this is SRP(tokens), a fixed group of K experts; otherwise SCH(tokens, ratio), the best that a
     segment's cache could hit.
     """
     rows = _segments(trace, tokens, phase)
-    covered, uses = np.zeros(trace.num_experts), 0
     if len(rows) == 0:
-        return {}
+        return []
+    best = [min(trace.num_experts, max(1, round(ratio * trace.top_k))) - 1 for ratio in ratios]
+    names, request = np.unique(trace.request[rows[:, 0]], return_inverse=True)
+    covered_RCL = np.zeros((len(names), len(ratios), trace.layers), np.int64)
+    uses_RL = np.zeros((len(names), trace.layers), np.int64)
     for layer in range(trace.layers):
-        chosen = trace.experts[:, layer][rows].reshape(len(rows), -1).astype(np.int64)
-        segment, slot = np.nonzero(chosen != EMPTY)
-        flat = segment * trace.num_experts + chosen[segment, slot]
-        counts = np.bincount(flat, minlength=len(rows) * trace.num_experts).reshape(len(rows), -1)
-        covered += -np.sort(-counts, axis=1).sum(axis=0)
-        uses += len(flat)
-    shares = np.cumsum(covered) / uses
-    return {
-        ratio: float(shares[min(len(shares), max(1, round(ratio * trace.top_k))) - 1]) for ratio in ratios
-    }
+        uses = _uses(trace.experts[:, layer][rows], trace.num_experts)
+        np.add.at(covered_RCL[:, :, layer], request, np.cumsum(-np.sort(-uses, axis=1), axis=1)[:, best])
+        np.add.at(uses_RL[:, layer], request, uses.sum(axis=1))
+    shares = rates("value", covered_RCL, uses_RL, uses_RL.sum(axis=1))
+    return [{"rho": ratio} | share for ratio, share in zip(ratios, shares, strict=True)]
+
+
+def _uses(chosen: np.ndarray, experts: int) -> np.ndarray:
+    """int64 [segments, E]: how often the sets `chosen` [segments, tokens, K] of a layer hold each expert."""
+    flat = chosen.reshape(len(chosen), -1).astype(np.int64)
+    segment, slot = np.nonzero(flat != EMPTY)
+    numbers = segment * experts + flat[segment, slot]
+    return np.bincount(numbers, minlength=len(flat) * experts).reshape(len(flat), -1)
 
 
 def _segments(trace: RoutingTrace, tokens: int, phase: str) -> np.ndarray:

@@ -53,6 +53,8 @@ def feed_side_by_side(
         feed(own, _part(stream, begin, end))
         return own
 
+    if len(begins) == 1:
+        return run(0)
     with ThreadPoolExecutor(len(begins)) as pool:
         states = list(pool.map(run, range(len(begins))))
     for other in states[1:]:

@@ -17,7 +17,7 @@ from expert_cache.compiled import bound, compiled_for, helper
 from expert_cache.policies.base import NEVER, Moment, parse_policy, scoring_of
 from expert_cache.sweep import Lanes
 
-NEW = 0  # column of the first uses; column d counts what caches of at least d experts hit
+NEW = 0  # column of the first uses; i + 1 is that of uses which capacity i is the least to hit
 
 
 class Stack(NamedTuple):
@@ -28,43 +28,45 @@ class Stack(NamedTuple):
     asked: np.ndarray  # int32 [caches, E]: the experts of one request
     pool: np.ndarray  # int32 [caches, E]: pushed out of the caches looked at so far, the best last
     book: np.ndarray  # int64 [caches, 2]: accesses so far, requests so far
-    depths: np.ndarray  # int64 [layers, groups, E + 1]
+    column: np.ndarray  # int64 [E + 1]: where a use at this depth of the list is counted
+    depths: np.ndarray  # int64 [layers, groups, C + 2]
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, layers: int, groups: int) -> "Stack":
+    def allocate(cls, caches: int, experts: int, layers: int, groups: int, capacities: list[int]) -> "Stack":
         shape = (caches, experts)
         order, asked, pool = (np.zeros(shape, np.int32) for _ in range(3))
         guard, used = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         held, book = np.zeros(caches, np.int64), np.zeros((caches, 2), np.int64)
-        return cls(
-            order, held, guard, used, asked, pool, book, np.zeros((layers, groups, experts + 1), np.int64)
-        )
+        column = np.append(NEW, 1 + np.searchsorted(capacities, np.arange(1, experts + 1)))
+        depths = np.zeros((layers, groups, len(capacities) + 2), np.int64)
+        return cls(order, held, guard, used, asked, pool, book, column, depths)
 
 
 SEQ, STEP = range(2)
 
 
 class StackRun:
-    """One stack policy at all capacities, fed with requests."""
+    """One stack policy at many capacities (in slots, rising), fed with requests."""
 
-    def __init__(self, spec: str, lanes: Lanes) -> None:
+    def __init__(self, spec: str, lanes: Lanes, capacities: list[int]) -> None:
         policy, options = parse_policy(spec)
         shape = (lanes.number, lanes.experts)
         self.spec = spec
         self.needs_future = policy.FUTURE != "none"
         self.sequential = lanes.convention.access == "sequential"
-        self.stack = Stack.allocate(*shape, lanes.trace.layers, lanes.groups)
+        self.stack = Stack.allocate(*shape, lanes.trace.layers, lanes.groups, capacities)
         self.policy = policy.allocate(*shape, np.full(lanes.number, lanes.experts), **options)
         self.run = stack_for(policy)
 
     def feed(self, lane: int, stream: Stream) -> None:
         self.run(self.policy, self.stack, lane, stream, self.sequential)
 
-    def counts(self, capacity: int) -> np.ndarray:
-        """int64 [layers, 3]: hits, misses, compulsory misses of a cache of `capacity` experts."""
-        depths = self.stack.depths[:, :-1].sum(axis=1)
-        hits = depths[:, 1 : capacity + 1].sum(axis=1)
-        return np.stack([hits, depths.sum(axis=1) - hits, depths[:, NEW]], axis=1)
+    def counts(self) -> np.ndarray:
+        """int64 [capacities, layers, groups, 3] of what is counted: hits, misses, compulsory misses."""
+        depths = np.moveaxis(self.stack.depths[:, :-1], 2, 0)
+        hits = depths[1:-1].cumsum(axis=0)
+        new = np.broadcast_to(depths[NEW], hits.shape)
+        return np.stack([hits, depths.sum(axis=0) - hits, new], axis=-1)
 
 
 def is_stack(spec: str) -> bool:
@@ -114,7 +116,7 @@ def protect(stack, cache, ids, first, last, depths):
     different = 0
     for at in range(first, last):
         if stack.guard[cache, ids[at]] == stack.book[cache, STEP]:
-            depths[1] += 1
+            depths[stack.column[1]] += 1
         else:
             stack.guard[cache, ids[at]] = stack.book[cache, STEP]
             stack.asked[cache, different] = ids[at]
@@ -130,7 +132,7 @@ def move_up_by_recency(policy, stack, cache, stream, first, last, tick, depths):
         depth = 1
         for expert in range(len(used)):
             depth += used[expert] > mine
-        depths[depth if mine > 0 else NEW] += 1
+        depths[stack.column[depth] if mine > 0 else NEW] += 1
     for at in range(first, last):
         stack.book[cache, SEQ] += 1
         used[stream.ids[at]] = stack.book[cache, SEQ]
@@ -146,7 +148,7 @@ def move_up(policy, stack, cache, stream, first, last, tick, depths):
     found = pooled = at = 0
     while at < held and found < asked:
         if stack.guard[cache, order[at]] == now.step:
-            depths[at + 1] += 1
+            depths[stack.column[at + 1]] += 1
             found += 1
         else:
             join(policy, stack, cache, order[at], pooled, now)

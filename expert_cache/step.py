@@ -28,6 +28,7 @@ class Residency(NamedTuple):
     touched: np.ndarray  # bool [caches, E]: asked for since the cache was last emptied
     size: np.ndarray  # int64 [E]: what an expert takes of the limit (1, or its bytes)
     unit: int  # the same for all, or 0
+    experts: int  # of one layer
     book: np.ndarray  # int64 [caches, 4]: used, limit, accesses so far, requests so far
     counts: np.ndarray  # int64 [layers, groups, 4]: hits, misses, compulsory misses, evictions
 
@@ -40,7 +41,8 @@ class Residency(NamedTuple):
         counts = np.zeros((layers, groups, 4), np.int64)
         resident, fresh, touched = (np.zeros(shape, np.bool_) for _ in range(3))
         unit = int(size[0]) if (size == size[0]).all() else 0
-        return cls(resident, np.zeros(shape, np.int64), fresh, touched, size, unit, book, counts)
+        experts = shape[0] * shape[1] // layers
+        return cls(resident, np.zeros(shape, np.int64), fresh, touched, size, unit, experts, book, counts)
 
 
 class Log(NamedTuple):
@@ -109,14 +111,13 @@ def empty(policy, residency, cache):
 
 def can_be(residency, cache, layer, ids, first, last, sequential):
     """Whether a request asks only for experts of its layer, and no more at once than the cache holds."""
-    caches, layers = residency.resident.shape[0], residency.counts.shape[0]
-    experts = len(residency.size) * caches // layers
-    lowest = layer * experts if caches < layers else 0
-    outside = False
+    lowest = layer * residency.experts if residency.experts < len(residency.size) else 0
+    highest = 0
     for at in range(first, last):
-        outside |= (ids[at] < lowest) | (ids[at] >= lowest + experts)
-    if outside or (sequential and residency.unit > 0):
-        return not outside and residency.unit <= residency.book[cache, LIMIT]
+        highest = max(highest, np.int64(np.uint32(ids[at] - np.uint32(lowest))))  # below `lowest`: very large
+    inside = highest < residency.experts
+    if not inside or (sequential and residency.unit > 0):
+        return inside and residency.unit <= residency.book[cache, LIMIT]
     residency.book[cache, STEP] += 1
     step = residency.book[cache, STEP]
     asked = 0
@@ -135,14 +136,15 @@ def ask_in_turn(policy, residency, cache, stream, first, last, tick, counts, log
     missed = 0
     seq = residency.book[cache, SEQ] + 1 - first
     for at in range(first, last):
-        expert = stream.ids[at]
+        expert = stream.ids[np.uintp(at)]  # unsigned: see `index_type`
         now = Moment(seq + at, tick, UNPROTECTED, next_use_of(stream, at))
-        fresh = not residency.resident[cache, expert]
-        if fresh:
+        if residency.resident[cache, expert]:
+            use(policy, cache, expert, False, now)
+        else:
             missed += 1
             admit(policy, residency, cache, expert, counts, log)
             make_room(policy, residency, cache, now, counts, log)
-        use(policy, cache, expert, fresh, now)
+            use(policy, cache, expert, True, now)
     return missed
 
 
@@ -188,16 +190,18 @@ def admit(policy, residency, cache, expert, counts, log):
 
 def make_room(policy, residency, cache, now, counts, log):
     """Evicts until the residents fit."""
-    while residency.book[cache, USED] > residency.book[cache, LIMIT]:
+    used, limit = residency.book[cache, USED], residency.book[cache, LIMIT]
+    while used > limit:
         leaving = victim(policy, cache, residency.guard, now)
         residency.resident[cache, leaving] = False
-        residency.book[cache, USED] -= size_of(residency, leaving)
+        used -= size_of(residency, leaving)
         counts[EVICTIONS] += 1
         write(log.evictions, log.lengths, 1, leaving + log.offset)
+    residency.book[cache, USED] = used
 
 
 def write(array, lengths, kind, expert):
-    if lengths[kind] < len(array):
+    if len(array) > 0 and lengths[kind] < len(array):
         array[lengths[kind]] = expert
         lengths[kind] += 1
 

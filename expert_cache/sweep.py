@@ -23,6 +23,7 @@ from expert_cache.policies.base import NEVER
 from expert_cache.trace import RoutingTrace, release
 
 PARTS = 32  # of a block: small ones stay in the processor's caches, but each costs a look ahead
+MOST_APART = 1024  # requests counted apart: what is counted stays small beside what is mapped
 FUTURE_PARTS = 4  # of a block, where one cache is asked for all of it and each access carries its next use
 Progress = Callable[[int, int], None]  # done, of
 
@@ -63,17 +64,22 @@ class Lanes:
         """Experts a lane may ask for."""
         return self.wide * self.trace.num_experts
 
-    def tokens(self) -> int:
-        """Rows of the trace that are counted."""
-        return int((self.passes.end - self.passes.begin)[self.counted].sum())
+    def tokens(self) -> np.ndarray:
+        """int64 [groups - 1]: rows of the trace that are counted."""
+        rows = np.zeros(self.groups, np.int64)
+        np.add.at(rows, self.group, self.passes.end - self.passes.begin)
+        return rows[:-1]
 
 
 def lanes_of(trace: RoutingTrace, convention: Convention, by_request: bool = False) -> Lanes:
-    """How `trace` is replayed under `convention`; counted together, or apart for each request."""
+    """How `trace` is replayed under `convention`; counted together, or apart for each request.
+
+    More requests than `MOST_APART` are counted in so many bundles of whole requests.
+    """
     passes, counted = convention.passes(trace)
     names, index = np.unique(passes.request, return_inverse=True)
-    groups = len(names) if by_request else 1
-    group = np.where(counted, index if by_request else 0, groups).astype(np.int32)
+    groups = min(len(names), MOST_APART if by_request else 1)
+    group = np.where(counted, index * groups // len(names), groups).astype(np.int32)
     return Lanes(trace, convention, passes, counted, group, convention.resets(passes), groups + 1)
 
 
