@@ -23,9 +23,10 @@ class Nets(NamedTuple):
     out_weight: np.ndarray  # float32 [nets, O, H]
     out_bias: np.ndarray  # float32 [nets, O]
 
-    def take(self, which: np.ndarray) -> "Nets":
-        """The nets of these numbers, in this order."""
-        return Nets(*(np.ascontiguousarray(array[which]) for array in self))
+    def turned(self, which: np.ndarray) -> "Nets":
+        """The nets of these numbers, in this order, weights [nets, inputs, outputs] as `run` wants them."""
+        chosen = (array[which] for array in self)
+        return Nets(*(np.ascontiguousarray(array.swapaxes(1, -1)) for array in chosen))
 
 
 def nets_of(tensors: dict[str, np.ndarray], prefix: str = "") -> Nets:
@@ -45,7 +46,7 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 @helper
 def run(nets, net, x, h, g, y):
-    """One net on one row: x [I] -> y [O], by way of h and g [H]; compiled, allocates nothing."""
+    """One net, `turned`, on one row: x [I] -> y [O], by way of h and g [H]; compiled, allocates nothing."""
     dense(nets.in_weight[net], nets.in_bias[net], x, h)
     silu(h)
     dense(nets.mid_weight[net], nets.mid_bias[net], h, g)
@@ -63,22 +64,17 @@ def silu(x):
 
 @helper
 def dense(weight, bias, x, y):
-    """y = weight @ x + bias, with eight sums side by side so that it becomes vector instructions."""
-    inputs = len(x)
-    whole = inputs - inputs % 8
-    for row in range(len(y)):
-        w = weight[row]
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
-        for at in range(0, whole, 8):
-            s0 += w[at] * x[at]
-            s1 += w[at + 1] * x[at + 1]
-            s2 += w[at + 2] * x[at + 2]
-            s3 += w[at + 3] * x[at + 3]
-            s4 += w[at + 4] * x[at + 4]
-            s5 += w[at + 5] * x[at + 5]
-            s6 += w[at + 6] * x[at + 6]
-            s7 += w[at + 7] * x[at + 7]
-        total = ((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7)) + bias[row]
-        for at in range(whole, inputs):
-            total += w[at] * x[at]
-        y[row] = total
+    """y = x @ weight + bias, four inputs at a time to all outputs: sums side by side become vector
+    instructions.
+    """
+    for out in range(len(y)):
+        y[out] = bias[out]
+    whole = len(x) - len(x) % 4
+    for at in range(0, whole, 4):
+        x0, x1, x2, x3 = x[at], x[at + 1], x[at + 2], x[at + 3]
+        for out in range(len(y)):
+            first = weight[at, out] * x0 + weight[at + 1, out] * x1
+            y[out] += first + (weight[at + 2, out] * x2 + weight[at + 3, out] * x3)
+    for at in range(whole, len(x)):
+        for out in range(len(y)):
+            y[out] += weight[at, out] * x[at]

@@ -43,7 +43,7 @@ class MlFlashmoe(NamedTuple):
         return cls(
             Seats.allocate(caches, experts),
             Uses.allocate(caches, experts),
-            nets.take(depths(layers, trained)),
+            nets.turned(depths(layers, trained)),
             np.zeros((layers, width), np.float32),
             np.ones(layers, np.bool_),
             np.zeros((caches, 2 * width), np.float32),

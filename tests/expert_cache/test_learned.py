@@ -127,7 +127,7 @@ def test_compiled_net_is_the_plain_one():
     x = rng.normal(size=(4, 21)).astype(np.float32)
     h, g, y = (np.zeros(size, np.float32) for size in (13, 13, 9))
     for row in x:
-        nets.run(tensors, 1, row, h, g, y)
+        nets.run(tensors.turned(np.arange(2)), 1, row, h, g, y)
         assert np.allclose(y, evaluate(tensors, row[None], 1)[0], atol=1e-5)
 
 

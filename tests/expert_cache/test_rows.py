@@ -77,4 +77,4 @@ def test_segment_coverage_counts_the_best_experts_of_each_segment():
     (row,) = segment_coverage(TRACE, 5, [2.0])
     assert row["rho"] == 2.0 and row["layer_value"] == pytest.approx(covered / segments / 15)
     low, high = row["value_ci95"]
-    assert low < row["value"] == pytest.approx(covered.sum() / segments / 45) < high
+    assert low < row["value"] < high and row["value"] == pytest.approx(covered.sum() / segments / 45)
