@@ -1,10 +1,11 @@
 """Knows how a user's mistake is told: one line, exit code 2. Does not know what the mistakes are."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
 
 
 class UserError(ValueError):
@@ -22,8 +23,8 @@ def first_line(error: Exception) -> str:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs an entry point: a UserError or a full disk becomes one line on stderr and exit code 2, Ctrl-C exit
-    code 130.
+    """Runs an entry point: a UserError, a full disk or a reader that left becomes one line on stderr and exit
+    code 2, Ctrl-C exit code 130.
     """
     try:
         command()
@@ -31,8 +32,10 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in REFUSED:
             raise
+        if error.errno == errno.EPIPE:  # else Python tries once more to write what is left, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

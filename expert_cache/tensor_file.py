@@ -23,19 +23,34 @@ COPY_BYTES = 1 << 24
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` only when the block ends well: no reader ever sees half of it."""
+    """A file that takes the place of `path` only when the block ends well: no reader ever sees half of it.
+
+    A device or a pipe (/dev/stdout) is written to: nothing may take its place.
+    """
     check_writable(path)
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with _writing(path), open(path, "wb") as file:
+            yield file
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
-            yield file
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        with _writing(path):
+            with open(beside, "wb") as file:
+                yield file
+            os.replace(beside, path)
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -43,6 +58,8 @@ def check_writable(path: str | os.PathLike) -> None:
     text, folder = os.fspath(path), Path(path).parent
     if not text or text.endswith("/") or Path(text).is_dir():
         raise UserError(f"'{text}': cannot be written: not the name of a file")
+    if Path(text).exists() and not Path(text).is_file():
+        return  # a device or a pipe, which needs no folder
     if not folder.is_dir():
         raise UserError(f"{text}: cannot be written: there is no folder '{folder}'")
     if not os.access(folder, os.W_OK):

@@ -1,12 +1,14 @@
 """A trace reads back exactly as written, and what is not one is refused with a reason."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from errors import UserError
+from expert_cache.tensor_file import replacing
 from expert_cache.trace import RoutingTrace
 from tests.expert_cache.traces import random_trace
 
@@ -131,3 +133,15 @@ def test_other_safetensors_are_refused(tmp_path, tensors, metadata):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         RoutingTrace.load(tmp_path / "none")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(pipe) as file:
+        file.write(b"whole")
+    assert os.read(reader, 10) == b"whole" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    with pytest.raises(UserError, match="cannot be written: Broken pipe"), replacing(pipe):
+        raise BrokenPipeError(32, "Broken pipe")
+    os.close(reader)
