@@ -85,13 +85,13 @@ def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
     starts = np.empty(len(begin) * layers + 1, np.int64)
     offsets = np.repeat(np.arange(layers, dtype=np.uint32) * np.uint32(num_experts), top_k)
     rows = experts.reshape(len(experts), -1)
-    count = _gather(rows, begin, end, distinct, first_layer * top_k, offsets, top_k, ids, starts)
+    asked = np.full(num_experts, -1)  # in which request each expert of a layer was last asked for
+    count = _gather(rows, begin, end, distinct, first_layer * top_k, offsets, top_k, asked, ids, starts)
     return ids[:count], starts
 
 
 @compiled
-def _gather(rows, begin, end, distinct, first, offsets, top_k, ids, starts):
-    asked = np.full(EMPTY, -1, np.int64)  # in which request each expert of a layer was last asked for
+def _gather(rows, begin, end, distinct, first, offsets, top_k, asked, ids, starts):
     count = at = 0
     for p in range(len(begin)):
         alone = end[p] == begin[p] + 1 and _copy(rows, begin[p], first, offsets, ids, count)
