@@ -35,7 +35,7 @@ from evaluation.speed import device_note, find_device, speed_rows
 from evaluation.subject import Subject
 from evaluation.timing import speed_row
 from evaluation.wording import asked_in_chat, chat_task
-from expert_cache.plan import DeviceProfile
+from expert_cache.device import DeviceProfile
 from model_loader import (
     BASE,
     active_variant,

@@ -1,10 +1,11 @@
-"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | fit |
-convert | calibrate. Only fit needs torch.
+"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | stall |
+fit | convert | calibrate. Only fit needs torch.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 from errors import UserError, run_command
 from expert_cache.tensor_file import check_writable, replacing
@@ -88,7 +89,8 @@ def run_describe(arguments: argparse.Namespace) -> None:
 def run_plan(arguments: argparse.Namespace) -> None:
     from expert_cache.budget import parse_bytes
     from expert_cache.curve import curve
-    from expert_cache.plan import load_device, plan, plan_lines
+    from expert_cache.device import load_device
+    from expert_cache.plan import plan, plan_lines
 
     device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
     trace = read(arguments)
@@ -100,6 +102,22 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
         save(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
     report(arguments, found | {"cache": rows}, plan_lines(found))
+
+
+def run_stall(arguments: argparse.Namespace) -> None:
+    from expert_cache.budget import parse_bytes
+    from expert_cache.device import load_device
+    from expert_cache.stall import stall, stall_lines
+    from expert_cache.tier_managers import room_on, settings_of
+
+    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
+    trace = read(arguments)
+    room = room_on(trace, device, resident_bytes, arguments.capacity, arguments.ram_capacity)
+    rows = [
+        stall(trace, device, room, each, scope=scope, resident_bytes=resident_bytes, progress=bar(each))
+        for each, scope in settings_of(arguments.managers)
+    ]
+    report(arguments, {"device": asdict(device), "stall": rows}, stall_lines(rows))
 
 
 def run_fit(arguments: argparse.Namespace) -> None:
@@ -192,6 +210,7 @@ COMMANDS = {
     "curve": run_curve,
     "describe": run_describe,
     "plan": run_plan,
+    "stall": run_stall,
     "fit": run_fit,
     "convert": run_convert,
     "calibrate": run_calibrate,

@@ -24,6 +24,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     _add_curve(commands)
     _add_describe(commands)
     _add_plan(commands)
+    _add_stall(commands)
     _add_fit(commands)
     _add_convert(commands)
     _add_calibrate(commands)
@@ -74,6 +75,26 @@ def _add_plan(commands) -> None:
         "--tokens_per_second", type=float, help="find the smallest budget that reaches this speed"
     )
     command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
+
+
+def _add_stall(commands) -> None:
+    about = "time a decoded token waits for experts over device, RAM and disk, by who keeps the tiers"
+    command = _command(commands, "stall", about)
+    command.add_argument(
+        "--device", required=True, type=Path, help="profile, e.g. configs/devices/gpu_8gb.toml"
+    )
+    command.add_argument(
+        "--managers",
+        nargs="+",
+        metavar="M",
+        default=["disk", "ram", "lru", "lrfu:decay=0.95", "ml_habits", "placement", "placement+prefetch"],
+        help="disk, ram, eviction policies, placement, placement+prefetch [those and three policies]",
+    )
+    command.add_argument(
+        "--capacity", help="room for experts on the device: slots in all, percent, bytes [the profile's]"
+    )
+    command.add_argument("--ram_capacity", help="the same in RAM; 0: none [the profile's]")
+    command.add_argument("--resident", default="0B", help="bytes always in memory beside routed experts [0B]")
 
 
 def _add_fit(commands) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from config import PROJECT_FOLDER
 from errors import UserError
 from evaluation.measure import Measured
-from expert_cache.plan import DeviceProfile, load_device
+from expert_cache.device import DeviceProfile, load_device
 from expert_cache.trace import DECODE, RoutingTrace
 
 TEXT = "teacher_forced"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
+from expert_cache.compiled import compiled
 
 DEVICE, RAM, DISK = 0, 1, 2
 
@@ -48,87 +49,97 @@ def place(
     running: Sequence[int] = (),
     last_use: np.ndarray | None = None,
     hysteresis: float = 0.1,
+    rising: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Placement:
     """Where each expert should be next.
 
     likely    float [N]: probability of use; size int [N] bytes; `tiers`: the device, RAM
     running   experts that the running layer needs: on the device, and counted first
     last_use  int [N]: ties go to the latest use, then to the lower number
+    rising    who else may come up, to the device and to RAM, where there is no time for everybody who is
+              worth it; None: everybody
     UserError where the running layer alone does not fit the device.
     """
     order = _order(len(size), last_use)
-    pinned = np.zeros(len(size), np.bool_)
-    pinned[list(running)] = True
+    pinned = _members(len(size), running)
     if size[pinned].sum() > tiers[0].limit_bytes:
         raise UserError(
             f"the running layer needs {int(size[pinned].sum())} bytes on a device of {tiers[0].limit_bytes}"
         )
+    everybody = np.ones(len(size), np.bool_)
+    to_device, to_ram = (everybody,) * 2 if rising is None else (_members(len(size), up) for up in rising)
 
     def choose(inside, candidates, pinned, tier: Tier):
         density = likely * tier.fetch_seconds / size
-        offer = Offer(density, size, candidates, pinned, order[np.argsort(-density[order], kind="stable")])
-        return _choose(inside & candidates | pinned, offer, tier.limit_bytes, hysteresis)
+        best_first = order[np.argsort(-density[order], kind="stable")]
+        chosen = inside & candidates | pinned
+        price = _choose(
+            chosen, density, size, candidates | chosen, pinned, best_first, tier.limit_bytes, hysteresis
+        )
+        return chosen, price
 
-    on_device, price = choose(before.tier == DEVICE, np.ones(len(size), np.bool_), pinned, tiers[0])
-    in_ram, ram_price = choose(before.tier <= RAM, ~on_device, np.zeros_like(pinned), tiers[1])
+    was_on_device, was_near = before.tier == DEVICE, before.tier <= RAM
+    on_device, price = choose(was_on_device, was_on_device | to_device, pinned, tiers[0])
+    nobody = np.zeros_like(pinned)
+    in_ram, ram_price = choose(was_near, ~on_device & (was_near | to_ram), nobody, tiers[1])
     tier = np.where(on_device, DEVICE, np.where(in_ram, RAM, DISK)).astype(np.uint8)
     return Placement(tier, (price, ram_price))
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What a tier chooses from."""
-
-    density: np.ndarray  # float64 [N]
-    size: np.ndarray  # int [N]
-    candidates: np.ndarray  # bool [N]
-    pinned: np.ndarray  # bool [N]: chosen in any case
-    best_first: np.ndarray  # int [N]
+def _members(experts: int, numbers: Sequence[int]) -> np.ndarray:
+    """bool [N]"""
+    among = np.zeros(experts, np.bool_)
+    among[list(numbers)] = True
+    return among
 
 
 def _order(experts: int, last_use: np.ndarray | None) -> np.ndarray:
     """int [N]: numbers in the order in which equals are preferred."""
     if last_use is None:
         return np.arange(experts)
-    return np.lexsort((np.arange(experts), -np.asarray(last_use)))
+    return np.argsort(-np.asarray(last_use), kind="stable")
 
 
-def _choose(chosen, offer: Offer, limit_bytes: int, hysteresis: float) -> tuple[np.ndarray, float]:
-    """(bool [N] who is in the tier next, its price), from who is in it now."""
-    price = _price(offer, limit_bytes)
-    chosen = _fitting(chosen, offer, limit_bytes, np.inf)
-    for expert in offer.best_first:
-        wanted = offer.candidates[expert] and offer.density[expert] > 0
-        if not wanted or chosen[expert] or offer.density[expert] < price * (1 + hysteresis):
+@compiled
+def _choose(chosen, density, size, candidates, pinned, best_first, limit_bytes, hysteresis):
+    """Makes `chosen`, bool [N], who is in the tier next instead of now; returns the tier's price.
+
+    The price is the density of the best candidate that does not fit when the best come first, 0 where all
+    fit. Letters as above; all arrays are [N].
+    """
+    left = limit_bytes - size[pinned].sum()
+    price = 0.0
+    for expert in best_first:
+        if pinned[expert] or not candidates[expert]:
             continue
-        room = limit_bytes - int(offer.size[expert])
-        rest = _fitting(chosen, offer, room, price * (1 - hysteresis))
-        if offer.size[rest].sum() <= room:
-            chosen = rest
-            chosen[expert] = True
-    return chosen, price
-
-
-def _price(offer: Offer, limit_bytes: int) -> float:
-    """Density of the best expert that does not fit when the best come first, 0 where all fit."""
-    left = limit_bytes - int(offer.size[offer.pinned].sum())
-    for expert in offer.best_first:
-        if offer.pinned[expert] or not offer.candidates[expert]:
-            continue
-        if offer.size[expert] > left:
-            return float(offer.density[expert])
-        left -= int(offer.size[expert])
-    return 0.0
-
-
-def _fitting(chosen, offer: Offer, limit_bytes: int, below: float) -> np.ndarray:
-    """`chosen` without the worst, one by one, those below a density, until it fits or none may go."""
-    rest = chosen.copy()
-    used = int(offer.size[rest].sum())
-    for expert in offer.best_first[::-1]:
-        if used <= limit_bytes:
+        if size[expert] > left:
+            price = density[expert]
             break
-        if rest[expert] and not offer.pinned[expert] and offer.density[expert] < below:
-            rest[expert] = False
-            used -= int(offer.size[expert])
-    return rest
+        left -= size[expert]
+    free, at = limit_bytes - size[chosen].sum(), len(best_first) - 1
+    while free < 0:  # the worst leave until it fits
+        worst = best_first[at]
+        if chosen[worst] and not pinned[worst]:
+            chosen[worst] = False
+            free += size[worst]
+        at -= 1
+    for expert in best_first:
+        if density[expert] <= 0 or density[expert] < price * (1 + hysteresis):
+            break
+        if chosen[expert] or not candidates[expert]:
+            continue
+        room, below = free, at
+        while room < size[expert] and below >= 0:
+            worst = best_first[below]
+            if density[worst] >= price * (1 - hysteresis):
+                break
+            if chosen[worst] and not pinned[worst]:
+                room += size[worst]
+            below -= 1
+        if room >= size[expert]:
+            for place in range(below + 1, at + 1):
+                worst = best_first[place]
+                if chosen[worst] and not pinned[worst]:
+                    chosen[worst] = False
+            chosen[expert], free, at = True, room - size[expert], below
+    return price

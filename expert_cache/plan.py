@@ -4,66 +4,12 @@ The model is a floor: a token reads every weight it uses from memory once, and f
 misses. Computation is taken to keep up with memory; nothing overlaps.
 """
 
-import os
-import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from dataclasses import asdict
 
 from errors import UserError
+from expert_cache.device import GIGA, DeviceProfile
 from expert_cache.trace import DECODE, RoutingTrace
-
-GIGA = 1e9
-
-
-@dataclass(frozen=True)
-class DeviceProfile:
-    """What limits decoding on a device; decimal gigabytes. `memory_gb` None: memory is no limit."""
-
-    name: str
-    memory_gb_per_second: float
-    storage_gb_per_second: float
-    memory_gb: float | None = None
-    memory_latency_us: float = 0.0  # a layer: what it costs to start it
-    storage_latency_us: float = 0.0  # a read
-    storage_reads_at_once: float = 1.0
-
-    def seconds_per_token(self, read_bytes: float, layers: int, missed_bytes: float, misses: float) -> float:
-        """Time of one token that reads `read_bytes` from memory and fetches `misses` experts of
-        `missed_bytes` in all.
-        """
-        memory = read_bytes / (self.memory_gb_per_second * GIGA) + layers * self.memory_latency_us * 1e-6
-        waiting = misses * self.storage_latency_us * 1e-6 / self.storage_reads_at_once
-        return memory + missed_bytes / (self.storage_gb_per_second * GIGA) + waiting
-
-
-def load_device(path: str | os.PathLike) -> DeviceProfile:
-    """Reads a profile. UserError names the key that is missing, unknown or wrong."""
-    try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
-    known = [field.name for field in fields(DeviceProfile)]
-    for key, value in table.items():
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(known)}")
-        if not _fits(key, value):
-            wanted = "text" if key == "name" else f"a number {'>= 0' if 'latency' in key else 'above 0'}"
-            raise UserError(f"{path}: '{key}' must be {wanted}, got {value!r}")
-    missing = [name for name in known[:3] if name not in table]
-    if missing:
-        raise UserError(f"{path}: key '{missing[0]}' is missing")
-    return DeviceProfile(**table)
-
-
-def _fits(key: str, value) -> bool:
-    if key == "name":
-        return isinstance(value, str)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    return number and (value > 0 or (value == 0 and "latency" in key))
 
 
 def plan(

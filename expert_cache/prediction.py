@@ -27,7 +27,7 @@ def used_of(trace: RoutingTrace) -> list[np.ndarray]:
 def predictions(spec: str, learned: RoutingTrace, requests: Sequence[np.ndarray]) -> np.ndarray:
     """float64 [T, L, E]: what a predictor that learned from `learned` says of each token of `requests`.
 
-    A token is watched after all of its layers were predicted, so nothing is told in advance.
+    A layer is watched after it was predicted, so nothing is told in advance.
     """
     found = make_predictor(spec, learned.layers, learned.num_experts)
     found.learn(np.concatenate(used_of(learned)))
@@ -35,9 +35,14 @@ def predictions(spec: str, learned: RoutingTrace, requests: Sequence[np.ndarray]
     for used_TLE in requests:
         found.start()
         for used_LE in used_TLE:
-            said.append([found.predict(layer, used_LE[:layer]) for layer in range(len(used_LE))])
-            found.watch(used_LE)
+            said.append([_ask_and_tell(found, layer, used_E) for layer, used_E in enumerate(used_LE)])
     return np.array(said)
+
+
+def _ask_and_tell(predictor, layer: int, used_E: np.ndarray) -> np.ndarray:
+    said_E = predictor.predict(layer)
+    predictor.watch(layer, used_E)
+    return said_E
 
 
 def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Predictors of use, one file each; the folder is the registry. They say how likely each expert of a layer is
-used by the token that runs now, before the layer has run. A file has
+used the next time that layer runs. A file has
 
 predictor    a class, made of (layers, experts, **options), with
 
-    learn(used_TLE)                  from recorded tokens of one request after the other; may do nothing
-    start()                          a new request begins
-    predict(layer, now_LE) -> [E]    float64 in [0, 1]; `now_LE` holds what the layers before it used
-    watch(used_LE)                   what the token used in all layers, when it is done
+    learn(used_TLE)          from recorded tokens of one request after the other; may do nothing
+    start()                  a new request begins
+    predict(layer) -> [E]    float64 in [0, 1], for the layer's next run
+    watch(layer, used_E)     what the layer used; layers run in their order, token after token
 
 Letters: T tokens, L layers, E experts a layer; `used` is bool.
 """

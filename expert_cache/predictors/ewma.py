@@ -15,15 +15,15 @@ class Ewma:
 
     def learn(self, used_TLE: np.ndarray) -> None:
         for used_LE in used_TLE:
-            self.watch(used_LE)
+            self.p_LE += self.alpha * (used_LE - self.p_LE)
 
     def start(self) -> None: ...
 
-    def predict(self, layer: int, now_LE: np.ndarray) -> np.ndarray:
+    def predict(self, layer: int) -> np.ndarray:
         return self.p_LE[layer].copy()
 
-    def watch(self, used_LE: np.ndarray) -> None:
-        self.p_LE += self.alpha * (used_LE - self.p_LE)
+    def watch(self, layer: int, used_E: np.ndarray) -> None:
+        self.p_LE[layer] += self.alpha * (used_E - self.p_LE[layer])
 
 
 predictor = Ewma

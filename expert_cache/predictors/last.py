@@ -16,11 +16,11 @@ class Last:
     def start(self) -> None:
         self.last_LE = np.zeros_like(self.last_LE)
 
-    def predict(self, layer: int, now_LE: np.ndarray) -> np.ndarray:
+    def predict(self, layer: int) -> np.ndarray:
         return np.where(self.last_LE[layer], self.repeated_L[layer], self.others_L[layer])
 
-    def watch(self, used_LE: np.ndarray) -> None:
-        self.last_LE = used_LE.copy()
+    def watch(self, layer: int, used_E: np.ndarray) -> None:
+        self.last_LE[layer] = used_E
 
 
 def _share(found_TLE: np.ndarray, of_TLE: np.ndarray) -> np.ndarray:

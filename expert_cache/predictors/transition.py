@@ -1,4 +1,4 @@
-"""A table of which experts of a layer follow which of the layer before, for the same token."""
+"""Which experts follow which of the layer before, for the same token; for the layer that runs next."""
 
 import numpy as np
 
@@ -13,26 +13,34 @@ class Transition:
             raise UserError(f"transition: doubt must be above 0, got {doubt}")
         self.doubt = doubt
         self.together_LEE = np.zeros((layers, experts, experts))
-        self.uses_LE, self.tokens = np.zeros((layers, experts)), 0
+        self.uses_LE, self.tokens_L = np.zeros((layers, experts)), np.zeros(layers)
+        self.start()
 
     def learn(self, used_TLE: np.ndarray) -> None:
         numbers_LTE = used_TLE.transpose(1, 0, 2).astype(np.float64)
         self.uses_LE += numbers_LTE.sum(axis=1)
         self.together_LEE[1:] += numbers_LTE[:-1].transpose(0, 2, 1) @ numbers_LTE[1:]
-        self.tokens += len(used_TLE)
+        self.tokens_L += len(used_TLE)
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        self.before_E = np.zeros(self.uses_LE.shape[1], np.bool_)  # of the layer that ran last
 
-    def predict(self, layer: int, now_LE: np.ndarray) -> np.ndarray:
-        usual_E = (self.uses_LE[layer] + 1) / (self.tokens + 2)
-        if layer == 0 or not now_LE[layer - 1].any():
+    def predict(self, layer: int) -> np.ndarray:
+        usual_E = (self.uses_LE[layer] + 1) / (self.tokens_L[layer] + 2)
+        before_E = self.before_E
+        if layer == 0 or not before_E.any():
             return usual_E
-        before = now_LE[layer - 1]
-        seen = self.uses_LE[layer - 1][before][:, None]
-        return ((self.together_LEE[layer][before] + self.doubt * usual_E) / (seen + self.doubt)).mean(axis=0)
+        seen = self.uses_LE[layer - 1][before_E][:, None]
+        return ((self.together_LEE[layer][before_E] + self.doubt * usual_E) / (seen + self.doubt)).mean(
+            axis=0
+        )
 
-    def watch(self, used_LE: np.ndarray) -> None:
-        self.learn(used_LE[None])
+    def watch(self, layer: int, used_E: np.ndarray) -> None:
+        if layer:
+            self.together_LEE[layer][self.before_E] += used_E
+        self.uses_LE[layer] += used_E
+        self.tokens_L[layer] += 1
+        self.before_E = used_E.copy()
 
 
 predictor = Transition

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from errors import UserError
+from eviction_training.tables import habit_features
 from expert_cache.prediction import fit_eta, fuse, predictions, quality, used_of
 from expert_cache.predictors import make_predictor, predictor_names
 from expert_cache.trace import EMPTY
@@ -45,9 +46,9 @@ def test_ewma_is_its_formula():
     found = make_predictor("ewma:alpha=0.25", 1, 3)
     p = np.zeros(3)
     for used in np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], bool):
-        found.watch(used[None])
+        found.watch(0, used)
         p = 0.75 * p + 0.25 * used
-        assert np.allclose(found.predict(0, np.empty((0, 3), bool)), p)
+        assert np.allclose(found.predict(0), p)
     assert p[2] == 0
 
 
@@ -56,9 +57,27 @@ def test_transition_is_the_counted_share():
     used = rng.random((50, 2, 4)) < 0.4
     found = make_predictor("transition:doubt=1e-9", 2, 4)
     found.learn(used)
-    now = np.array([[True, False, True, False]])
-    shares = [used[used[:, 0, f], 1].mean(axis=0) for f in (0, 2)]
-    assert np.allclose(found.predict(1, now), np.mean(shares, axis=0), atol=1e-6)
+    watched = make_predictor("transition:doubt=1e-9", 2, 4)
+    for used_LE in used:
+        for layer in range(2):
+            watched.watch(layer, used_LE[layer])
+    now, shares = np.array([True, False, True, False]), [used[used[:, 0, f], 1].mean(axis=0) for f in (0, 2)]
+    for each in (found, watched):
+        each.before_E = now
+        assert np.allclose(each.predict(1), np.mean(shares, axis=0), atol=1e-6)
+
+
+def test_habits_say_what_the_eviction_policy_ranks_by():
+    """Its order of a layer's experts is the policy's, and it expects K of them."""
+    used = np.concatenate(used_of(random_trace(3, steps=200, layers=1, prefill=0.0, requests=1)))
+    found = make_predictor("habits", 1, 12)
+    found.learn(used)
+    said = found.predict(0)
+    weight, features = found.weight, np.zeros((1, 12, len(found.weight)))
+    ids = np.concatenate([np.flatnonzero(row[0]) for row in used]).astype(np.int32)
+    features = habit_features(ids, np.arange(len(used) + 1) * 3, 12)[-1]
+    assert np.array_equal(np.argsort(said), np.argsort(features @ weight))
+    assert said.sum() == pytest.approx(3)
 
 
 def test_quality_of_the_sure_and_of_the_even_guess():
