@@ -85,24 +85,24 @@ def measure(arguments: argparse.Namespace) -> dict:
     )
 
 
-def local_trace(steps: int, seed: int) -> RoutingTrace:
+def local_trace(
+    steps: int, seed: int, layers: int = LAYERS, experts: int = EXPERTS, top_k: int = TOP_K, **fields
+) -> RoutingTrace:
     """Routing about as local as a real model's: skewed popularity a layer, and a third of each set kept from
     the last token.
     """
-    rng = np.random.default_rng(seed)
-    popularity = rng.normal(0, 1.2, (LAYERS, EXPERTS)).astype(np.float32)
-    chosen = np.empty((steps, LAYERS, TOP_K), np.uint16)
-    previous = np.zeros((LAYERS, EXPERTS), np.float32)
+    rng, shape = np.random.default_rng(seed), (layers, experts)
+    popularity = rng.normal(0, 1.2, shape).astype(np.float32)
+    chosen = np.empty((steps, layers, top_k), np.uint16)
+    previous = np.zeros(shape, np.float32)
     for step in range(steps):
-        wish = (
-            popularity - np.log(rng.exponential(size=(LAYERS, EXPERTS)).astype(np.float32)) + 1.5 * previous
-        )
-        best = np.argpartition(wish, EXPERTS - TOP_K, axis=1)[:, -TOP_K:]
+        wish = popularity - np.log(rng.exponential(size=shape).astype(np.float32)) + 1.5 * previous
+        best = np.argpartition(wish, experts - top_k, axis=1)[:, -top_k:]
         chosen[step] = best
         previous[:] = 0
         np.put_along_axis(previous, best, 1, axis=1)
     return RoutingTrace(
-        chosen, np.ones(steps, np.uint8), np.zeros(steps, np.int32), EXPERTS, source="synthetic"
+        chosen, np.ones(steps, np.uint8), np.zeros(steps, np.int32), experts, source="synthetic", **fields
     )
 
 

@@ -76,7 +76,8 @@ class PlacedTiers:
         self._likely_LE[layer] = self._usual.predict(layer)
         if self._ahead:
             self._ahead.watch(layer, used_E)
-            self._look_ahead((layer + 1) % self.layers)
+            if layer + 1 < self.layers:  # of the next token's first layer it knows no more
+                self._look_ahead(layer + 1)
 
     def _look_ahead(self, following: int) -> None:
         assert self._ahead is not None

@@ -62,6 +62,39 @@ def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
     return {"log_loss": float(log_loss), "recall_at_k": float(recalled), "calibration_error": float(error)}
 
 
+class Calibration:
+    """From a score to a probability: how often what scored alike came true, a layer at a time.
+
+    Scores of a layer are cut into `PARTS` of equal size; between their middles the share that came true is
+    drawn straight, and it never falls as the score rises. Where a layer has no scores (NaN) each expert has
+    its usual share.
+    """
+
+    PARTS = 64
+
+    def __init__(self, score_TLE: np.ndarray, used_TLE: np.ndarray) -> None:
+        self.usual_LE = used_TLE.mean(axis=0)
+        self.curves = [
+            self._curve(score_TLE[:, layer].ravel(), used_TLE[:, layer].ravel())
+            for layer in range(score_TLE.shape[1])
+        ]
+
+    def _curve(self, score: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        if np.isnan(score).any():
+            return None
+        order = np.argsort(score, kind="stable")
+        parts = np.array_split(order, min(self.PARTS, len(order)))
+        middles, shares = (np.array([values[part].mean() for part in parts]) for values in (score, used))
+        return middles, np.maximum.accumulate(shares)
+
+    def __call__(self, score_TLE: np.ndarray) -> np.ndarray:
+        """float64 [T, L, E]"""
+        said = np.empty(score_TLE.shape)
+        for layer, curve in enumerate(self.curves):
+            said[:, layer] = self.usual_LE[layer] if curve is None else np.interp(score_TLE[:, layer], *curve)
+        return said
+
+
 def fuse(
     one: np.ndarray, other: np.ndarray, eta: float, distance: float | np.ndarray = 0.0, gamma: float = 0.02
 ) -> np.ndarray:

@@ -113,6 +113,20 @@ def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
     )
 
 
+def test_stall(trace_path, capsys):
+    words = ("stall", "--trace", trace_path, "--device", "configs/devices/gpu_8gb.toml")
+    found = result(
+        capsys, *words, "--capacity", "40%", "--ram_capacity", "30%", "--managers", "lru", "placement"
+    )
+    assert [(row["manager"], row["scope"]) for row in found["stall"]] == [
+        ("lru", "global"),
+        ("lru", "layer"),
+        ("placement", "global"),
+    ]
+    assert found["device"]["placement"]["predictor"] == "habits"
+    assert all(row["device_bytes"] >= 4 * row["ram_bytes"] / 3 > 0 for row in found["stall"])
+
+
 def test_calibrate_writes_thresholds(tmp_path, capsys):
     weights = np.random.default_rng(0).random((120, 3, 3)).astype(np.float16) + np.float16(0.1)
     random_trace(0, steps=120, weights=weights).save(tmp_path / "t.safetensors")

@@ -1,0 +1,81 @@
+"""Plans GPT-OSS at its true sizes over three tiers: `python benchmarks/gpt_oss_tiers.py --json PATH`.
+
+Sizes are those of the published checkpoints (MXFP4 experts, the rest bfloat16). The routing is synthetic, of
+these shapes and about as local as a real model's: it says how the managers compare at such sizes, not how
+GPT-OSS routes.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.simulator import local_trace, write_result
+from errors import run_command
+from expert_cache.device import load_device
+from expert_cache.progress import progress_bar
+from expert_cache.stall import stall, stall_lines
+from expert_cache.tier_managers import room_on, settings_of
+
+MIB, TOP_K = 1 << 20, 4
+MANAGERS = ("disk", "ram", "lru", "lrfu:decay=0.95", "ml_habits", "placement", "placement+prefetch")
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    experts: int
+    resident_bytes: int  # beside the routed experts: total parameters less theirs, two bytes each
+    expert_bytes: int = int(12.62 * MIB)
+
+
+SHAPES = {"gpt-oss-20b": Shape(24, 32, int(3.6e9)), "gpt-oss-120b": Shape(36, 128, int(4.3e9))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="configs/devices/gpu_8gb.toml")
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--managers", nargs="+", default=list(MANAGERS))
+    parser.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
+    arguments = parser.parse_args()
+    found = {name: rows_of(name, shape, arguments) for name, shape in SHAPES.items()}
+    write_result({"schema_version": 1, "routing": "synthetic", "stall": found}, arguments.json)
+
+
+def rows_of(name: str, shape: Shape, arguments: argparse.Namespace) -> list[dict]:
+    """A row a manager, printed as a table too."""
+    device, bytes_L = load_device(arguments.device), (shape.expert_bytes,) * shape.layers
+    trace = local_trace(
+        arguments.tokens, 0, shape.layers, shape.experts, TOP_K, expert_bytes=bytes_L, model=name
+    )
+    room = room_on(trace, device, shape.resident_bytes, None, None)
+    rows = [
+        stall(
+            trace,
+            device,
+            room,
+            manager,
+            scope=scope,
+            resident_bytes=shape.resident_bytes,
+            progress=progress_bar(f"{name} {manager}"),
+        )
+        for manager, scope in settings_of(arguments.managers)
+    ]
+    whole = sum(bytes_L) * shape.experts
+    print(
+        f"{name} on {device.name}: {room.device_bytes / whole:.1%} of the experts on the device, "
+        f"{room.ram_bytes / whole:.1%} in RAM",
+        *stall_lines(rows),
+        sep="\n",
+        file=sys.stderr,
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(main)
