@@ -2,8 +2,9 @@
 
 Two tiers of limited bytes, the device above RAM; disk holds everything and an expert is in one tier at most.
 A tier's price is the benefit density (probability * fetch time / size) of the first expert that a feasible
-choice leaves out: who is out comes in at price * (1 + h), who is in goes out when bytes are needed and it is
-below price * (1 - h). So usage never passes a limit and nothing moves while probabilities stand still.
+choice leaves out. Who is out comes in at price * (1 + h); who is in goes out when bytes are needed and its
+density is below that of whoever comes by (1 - h) / (1 + h), which is price * (1 - h) for one at the border.
+So usage never passes a limit and nothing moves while probabilities stand still.
 Letters: N experts of all layers together.
 """
 
@@ -131,7 +132,7 @@ def _choose(chosen, density, size, candidates, pinned, best_first, limit_bytes, 
         room, below = free, at
         while room < size[expert] and below >= 0:
             worst = best_first[below]
-            if density[worst] >= price * (1 - hysteresis):
+            if density[worst] * (1 + hysteresis) >= density[expert] * (1 - hysteresis):
                 break
             if chosen[worst] and not pinned[worst]:
                 room += size[worst]
