@@ -13,6 +13,7 @@ from expert_cache.phases import PhaseSplit
 from expert_cache.policies.base import parse_policy
 from expert_cache.tiers import TierStack
 
+PLACEMENT = "placement"  # by watermarks (`placed_live.py`), not by a policy
 NOBODY: frozenset[int] = frozenset()
 
 
@@ -101,6 +102,8 @@ class LiveCache:
 
 def live_policy(policy: str, option: str) -> str:
     """The policy itself, if it decides without knowing the future. UserError that names the option."""
+    if policy == PLACEMENT:
+        return policy
     if parse_policy(policy)[0].FUTURE != "none":
         raise UserError(
             f"--{option} {policy}: it needs to know the future: it can be simulated, but not run live"

@@ -9,7 +9,7 @@ Letters: N experts of all layers together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class Tier:
 class Placement:
     tier: np.ndarray  # uint8 [N]: DEVICE, RAM or DISK
     prices: tuple[float, float]  # of the device and of RAM; 0 where everything fits
+
+    def with_tier(self, tier: np.ndarray) -> "Placement":
+        """The same prices with experts elsewhere."""
+        return replace(self, tier=tier)
 
     def used(self, size: np.ndarray, tier: int) -> int:
         """Bytes of a tier that are taken."""

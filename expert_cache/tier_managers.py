@@ -10,13 +10,14 @@ from errors import UserError
 from expert_cache.budget import budget_of
 from expert_cache.cache import ExpertCache
 from expert_cache.device import GIGA, DeviceProfile
+from expert_cache.live import PLACEMENT
 from expert_cache.placed_tiers import PlacedTiers
 from expert_cache.placement import Tier
 from expert_cache.policies.base import parse_policy
 from expert_cache.tiers import TierStack, TierStep
 from expert_cache.trace import RoutingTrace
 
-DISK_ALONE, RAM_ALONE, PLACEMENT, PREFETCHING = "disk", "ram", "placement", "placement+prefetch"
+DISK_ALONE, RAM_ALONE, PREFETCHING = "disk", "ram", "placement+prefetch"
 SCOPELESS = (DISK_ALONE, RAM_ALONE, PLACEMENT, PREFETCHING)
 
 

@@ -15,8 +15,9 @@ from config import EngineSettings
 from errors import UserError
 from expert_cache.budget import Budget, budget_of, parse_bytes
 from expert_cache.cache import ExpertCache
-from expert_cache.live import LiveCache, live_policy
-from expert_cache.phases import PhaseSplit, parse_hand_over
+from expert_cache.live import PLACEMENT, LiveCache, live_policy
+from expert_cache.phases import SHARED, PhaseSplit, parse_hand_over
+from expert_cache.placed_live import PlacedDevice
 from expert_cache.replay_split import passing_cache
 from models import MoeLayer
 from offload.cached_experts import HANDLE, NAME, CachedExperts
@@ -74,7 +75,9 @@ def check_settings(settings: EngineSettings) -> None:
     live_policy(settings.decode_policy, "decode_policy")
     if settings.prefill_policy:
         live_policy(settings.prefill_policy, "prefill_policy")
-    parse_hand_over(settings.hand_over)
+    rule, _ = parse_hand_over(settings.hand_over)
+    if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
+        raise UserError("--decode_policy placement: leave out --prefill_policy and --hand_over shared")
     if settings.io not in (DIRECT, BUFFERED):
         raise UserError(f"--io {settings.io}: choose from {DIRECT}, {BUFFERED}")
     least = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
@@ -155,18 +158,25 @@ def _least(sizes: Sizes) -> str:
 
 def _live_cache(sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool) -> LiveCache:
     shape: dict[str, Any] = {"layers": sizes.layers, "experts": sizes.num_experts}
-    decode = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape)
     policy = None if at_home else settings.prefill_policy or None
     passing = passing_cache(sizes, policy, settings.prefill_buffer)
-    ram = None
-    if settings.ram_budget:
-        try:
-            slots = budget_of(sizes, "global", settings.ram_budget).capacity
-        except UserError as error:
-            raise UserError(f"--ram_budget {settings.ram_budget}: {error}") from None
-        if slots:
-            ram = ExpertCache(settings.decode_policy, capacity=slots, scope="global", **shape)
+    ram_slots = _ram_slots(sizes, settings)
+    if settings.decode_policy == PLACEMENT:
+        placed: Any = PlacedDevice(capacity=budget.capacity, ram_slots=ram_slots, **shape)
+        return LiveCache(PhaseSplit(placed, settings.hand_over), placed.ram)
+    decode, ram = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape), None
+    if ram_slots:
+        ram = ExpertCache(settings.decode_policy, capacity=ram_slots, scope="global", **shape)
     return LiveCache(PhaseSplit(decode, settings.hand_over, passing), ram)
+
+
+def _ram_slots(sizes: Sizes, settings: EngineSettings) -> int:
+    if not settings.ram_budget:
+        return 0
+    try:
+        return budget_of(sizes, "global", settings.ram_budget).capacity
+    except UserError as error:
+        raise UserError(f"--ram_budget {settings.ram_budget}: {error}") from None
 
 
 def _staging(

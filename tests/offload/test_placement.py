@@ -1,0 +1,83 @@
+"""Watermark placement in the engine: the same text, honest books, and the simulator's moves."""
+
+import numpy as np
+import pytest
+import torch
+
+from errors import UserError
+from expert_cache.live import LiveCache
+from expert_cache.placed_live import PlacedDevice
+from expert_cache.trace import DECODE
+from offload import EngineSettings
+from offload.attach import check_settings
+from tests.offload.workbench import engine_of, on_the_books, present, prompt, resident
+
+
+def in_ram(engine):
+    """Numbers: by the books, and with their weights there."""
+    books = np.concatenate([engine.live.in_ram(layer) for layer in range(engine.live.layers)])
+    return set(np.flatnonzero(books).tolist()), set(engine.cached_experts.residents.ram_slot_of)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
+@pytest.mark.parametrize("settings", [
+    {"ram_budget": "6"},
+    {"ram_budget": "3", "hand_over": "none", "expert_budget": "3"},
+    {"prefetch_budget": 2, "hand_over": "lrfu:decay=0.9"},
+    {"expert_budget": "100%"},
+])  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 2])
+def test_text_and_books(family, settings, rows):
+    model, engine = engine_of(family, decode_policy="placement", **settings)
+    with engine:
+        for seed in range(2):
+            ids = prompt(9, rows, seed)
+            options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+            assert torch.equal(model.generate(ids, **options), resident(family).generate(ids, **options))
+            assert present(engine) == on_the_books(engine)
+            books, there = in_ram(engine)
+            assert books == there
+            assert bool(there) or "ram_budget" not in settings
+        slots = sum(map(len, present(engine)))
+        assert slots <= engine.live.layers * engine.budget.capacity
+        engine.live.reset()
+
+
+def test_the_simulator_makes_the_same_moves(monkeypatch):
+    log, decide = [], LiveCache.decode
+
+    def spy(self, layer, experts):
+        orders = decide(self, layer, experts)
+        log.append((list(orders.loads), set(orders.promoted), set(orders.leaving), set(orders.demoted)))
+        return orders
+
+    monkeypatch.setattr(LiveCache, "decode", spy)
+    model, engine = engine_of("olmoe", decode_policy="placement", hand_over="none", ram_budget="6")
+    with engine:
+        engine.record()
+        for seed in range(3):
+            model.generate(prompt(9, 1, seed), max_new_tokens=10, do_sample=False, eos_token_id=None)
+        trace, counts = engine.trace(), engine.fields()["decode_cache"]
+    replayed, moves = PlacedDevice(trace.layers, trace.num_experts, 2, 6), []
+    for row in np.flatnonzero(trace.phase == DECODE):
+        for layer in range(trace.layers):
+            before = replayed.tier.copy()
+            step = replayed.step(layer, trace.experts[row, layer].tolist())
+            left = set(step.evictions.tolist())
+            up = {number for number in step.loads.tolist() if before[number] == 1}
+            moves.append((step.loads.tolist(), up, left, {n for n in left if replayed.tier[n] == 1}))
+    assert log == moves and any(up for _, up, _, _ in moves) and any(down for *_, down in moves)
+    assert replayed.counts()["hits"] == counts["hits"] and replayed.counts()["misses"] == counts["misses"]
+
+
+def test_an_expert_can_be_taken_off_the_books():
+    device = PlacedDevice(2, 4, 2, ram_slots=2)
+    device.step(0, [0, 1, 2])
+    assert device.take_away(0, 1) and not device.take_away(0, 1)
+    assert device.resident(0).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("other", [{"prefill_policy": "lru"}, {"hand_over": "shared"}])
+def test_what_placement_does_not_go_with_is_told(other):
+    with pytest.raises(UserError, match="--decode_policy placement: leave out"):
+        check_settings(EngineSettings(decode_policy="placement", **other))
