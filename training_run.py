@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from command_line import settings_parser
 from config import (
@@ -104,6 +105,8 @@ def without_effect(run: Run) -> set[str]:
 def _check_rerouting(run: Run) -> None:
     settings = run.locality
     check_rerouting(settings.train_rerouting or "", settings.train_rerouting_cache)
+    if is_deepspeed_zero3_enabled():
+        raise UserError("--train_rerouting: not under ZeRO-3, whose ranks hold shards of the gates")
     if run.train.gradient_checkpointing or run.train.activation_checkpointing:
         raise UserError(
             "--train_rerouting: leave gradient checkpointing out, what it recomputes would meet another cache"

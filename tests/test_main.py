@@ -208,6 +208,8 @@ def test_bfloat16_and_every_weight_train(train, tmp_path, options, capsys):
         ("--daft_threshold 0.001", "--daft_threshold 0.001 selects no layer"),
         ("--target_ecr 0.5 --quality_budget 0.1", "one weight can hold one target"),
         ("--lora_rank 0", "--lora_rank 0: must be at least 1"),
+        ("--train_rerouting margins", "unknown routing strategy 'margins'"),
+        ("--train_rerouting margin --gradient_checkpointing True", "leave gradient checkpointing out"),
         ("--deepspeed nothing.json", "training options:"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),
     ],
