@@ -104,7 +104,7 @@ def test_prefetch_brings_up_what_follows_for_sure():
         each: stall(trace, slow, Room(12_000, 36_000), each) for each in ("placement", "placement+prefetch")
     }
     ahead = rows["placement+prefetch"]
-    assert ahead["prefetch_hits"] > 0.9 * ahead["prefetches"] > 100
+    assert ahead["prefetch_hits"] > 0.8 * ahead["prefetches"] > 100
     assert ahead["stall_seconds"] < 0.5 * rows["placement"]["stall_seconds"]
     hurried = replace(slow, memory_gb_per_second=1e3)  # no time for anything ahead
     assert stall(trace, hurried, Room(12_000, 36_000), "placement+prefetch")["prefetches"] <= 240 * 3
