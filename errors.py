@@ -18,8 +18,11 @@ def unknown_name(kind: str, name: str, choices) -> UserError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of a library's message, with the next where it ends in a colon; or its type where it
+    says nothing.
+    """
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def run_command(command: Callable[[], None]) -> None:

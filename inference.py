@@ -6,6 +6,11 @@
 Takes the options of training, of which most have no effect here, and those of EvaluationSettings.
 """
 
+from launch import end_with_launcher
+
+if __name__ == "__main__":
+    end_with_launcher()  # before the imports below, which take seconds
+
 import dataclasses
 import sys
 from collections.abc import Sequence

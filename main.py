@@ -5,6 +5,11 @@ deepspeed main.py --model_name PATH --dataset_name mmlu ...      (also torchrun,
 python)
 """
 
+from launch import end_with_launcher
+
+if __name__ == "__main__":
+    end_with_launcher()  # before the imports below, which take seconds
+
 import json
 import sys
 from dataclasses import asdict

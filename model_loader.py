@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -24,7 +24,7 @@ from models import MoeLayer
 from offload import engine_of, load_with_cache, take_expert_adapters, weightless_experts
 
 BASE = "base"
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def load_tokenizer(settings: ModelSettings):
@@ -116,11 +116,11 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel
         try:
             with _experts_for_peft(model, layers):
                 if wrapped is None:
-                    wrapped = PeftModel.from_pretrained(model, path, adapter_name=name)
-                else:
-                    wrapped.load_adapter(path, adapter_name=name)
-        except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+                    wrapped = PeftModelForCausalLM(model, PeftConfig.from_pretrained(path), name)
+                found = wrapped.load_adapter(path, adapter_name=name)
+        except (ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
+        _check_all_found(path, found)
         if engine:
             take_expert_adapters(wrapped, layers, engine.adapters)
     assert wrapped is not None, "no adapter was named"
@@ -142,8 +142,24 @@ def _check_adapter(path: str) -> None:
         raise UserError(
             f"no adapter folder at '{path}'" + (f": choose from {', '.join(near)}" if near else "")
         )
-    if not (folder / ADAPTER_FILE).exists():
-        raise UserError(f"'{path}' holds no adapter: {ADAPTER_FILE} is missing")
+    for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
+        if not (folder / file).exists():
+            raise UserError(f"'{path}' holds no adapter: {file} is missing")
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{folder / ADAPTER_WEIGHTS}' cannot be read: {first_line(error)}") from None
+
+
+def _check_all_found(path: str, found: Any) -> None:
+    """Tensors that one side lacks would silently have no effect."""
+    for keys, fault in (
+        (found.missing_keys, "lacks"),
+        (found.unexpected_keys, "is of another model: it holds"),
+    ):
+        if keys:
+            raise UserError(f"adapter '{path}' {fault} {sorted(keys)[0]}, {len(keys)} tensors in all")
 
 
 @contextmanager

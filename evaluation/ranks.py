@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(minutes=60)
-"""How long a rank waits for the slowest one. A rank that dies does not need it: torchrun ends the others."""
+ARRIVAL, PATIENCE = timedelta(minutes=5), timedelta(minutes=60)
+"""How long a rank waits for the others to start, and for the slowest one to finish its share. Neither is
+needed when one dies: torchrun ends the others, and a rank ends with its torchrun.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=ARRIVAL)
     yield Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
     if ours:
         dist.destroy_process_group()

@@ -1,9 +1,16 @@
 """What a launcher leaves to the program."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 
 from launch import DEFAULT_DEEPSPEED, STALE_SECONDS, with_default_deepspeed
+from tests.conftest import ROOT
+
+RANK = "import launch, time; launch.end_with_launcher(); print('ready', flush=True); time.sleep(60)"
+LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}])"
 
 
 def test_only_the_deepspeed_launcher_gets_the_default_file():
@@ -24,3 +31,17 @@ def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monk
     os.utime(old, (then, then))
     with_default_deepspeed(["--local_rank=0"])
     assert not old.exists() and fresh.exists()
+
+
+def test_a_rank_ends_with_its_launcher():
+    """Whoever holds the rank's output closes it by ending."""
+    environment = os.environ | {"LOCAL_RANK": "0"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
+        os.kill(launcher.pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert launcher.stdout.read() == ""
+    assert time.monotonic() - began < 30, "the rank went on without its launcher"

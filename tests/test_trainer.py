@@ -76,7 +76,7 @@ def test_the_gradient_reaches_the_gate_with_checkpointing_on(family, tmp_path):
         for weight in (0.0, 5.0):
             model = tiny_model(family)
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
             gradients[checkpointing, weight] = gate_gradient(
                 tmp_path, model, consecutive_expert_loss_weight=weight
             )
