@@ -112,13 +112,15 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel
     layers = engine.layers if engine else []
     wrapped: PeftModel | None = None
     for name, path in paths.items():
-        _check_adapter(path)
+        config = _adapter_config(path)
         try:
             with _experts_for_peft(model, layers):
                 if wrapped is None:
-                    wrapped = PeftModelForCausalLM(model, PeftConfig.from_pretrained(path), name)
+                    wrapped = PeftModelForCausalLM(model, config, name)
                 found = wrapped.load_adapter(path, adapter_name=name)
-        except (ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        except KeyError as error:
+            raise UserError(f"adapter '{path}' lacks {error.args[0]}") from None
+        except (ValueError, RuntimeError) as error:
             raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
         _check_all_found(path, found)
         if engine:
@@ -131,7 +133,8 @@ def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> Abstrac
     return weightless_experts(model, layers) if layers else nullcontext()
 
 
-def _check_adapter(path: str) -> None:
+def _adapter_config(path: str) -> PeftConfig:
+    """The configuration in a folder that holds a readable adapter. Raises UserError."""
     folder = Path(path)
     if not folder.is_dir():
         near = (
@@ -145,11 +148,13 @@ def _check_adapter(path: str) -> None:
     for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
         if not (folder / file).exists():
             raise UserError(f"'{path}' holds no adapter: {file} is missing")
+    file = ADAPTER_WEIGHTS
     try:
-        with safe_open(folder / ADAPTER_WEIGHTS, "pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"'{folder / ADAPTER_WEIGHTS}' cannot be read: {first_line(error)}") from None
+        with safe_open(folder / file, "pt"):
+            file = ADAPTER_FILE
+            return PeftConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"'{folder / file}' cannot be read: {first_line(error)}") from None
 
 
 def _check_all_found(path: str, found: Any) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,9 @@ def only_one(target: Path) -> FileLock:
 
 
 def _build_beside(target: Path, build: Callable[[Path], object]) -> None:
-    folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+    folder = target.with_name(f".unfinished-{target.name}")
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
+    folder.mkdir()
     try:
         build(folder / target.name)
         os.replace(folder / target.name, target)

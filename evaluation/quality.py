@@ -33,10 +33,11 @@ def quality_row(
     scores = list(measured.scores.values())
     tokens = [score.tokens for score in scores]
     row: dict[str, Any] = {"variant": variant, "scored_requests": len(scores), "scored_tokens": sum(tokens)}
-    row |= load_metric("perplexity").compute(nll=[score.nll for score in scores], tokens=tokens) or {}
+    nll = [score.nll for score in scores]
+    row |= load_metric("perplexity").compute(nll=nll, tokens=tokens, resamples=resamples) or {}
     row |= _choice_accuracy(measured.rightly, resamples)
     groups = _groups(task, requests, measured)
-    by_task = {name: _judged(rule, some, measured, ways) for name, rule, some in groups}
+    by_task = {name: _judged(rule, some, measured, ways, resamples) for name, rule, some in groups}
     row |= {"by_task": by_task} if task.mix else by_task.get(task.name, {})
     return _finite(row)
 
@@ -62,18 +63,21 @@ def _groups(
     return [(name, task_of(task, some[0].example), some) for name, some in parts]
 
 
-def _judged(rule: Task, requests: Sequence[Request], measured: Measured, ways: Sequence[str]) -> dict:
+def _judged(
+    rule: Task, requests: Sequence[Request], measured: Measured, ways: Sequence[str], resamples: int
+) -> dict:
     if rule.metric not in ("accuracy", "pass_at_1", "rouge"):
         return {}
     written = [measured.answers[request.number].text for request in requests]
     texts: dict[str, Any] = {
         "predictions": written,
         "references": [request.example.answer for request in requests],
+        "resamples": resamples,
     }
     if rule.metric == "pass_at_1":
         pairs = zip(requests, written, strict=True)
         programs = [program_of(rule, request.example, text) for request, text in pairs]
-        texts = {"predictions": programs, "ways": tuple(ways)}
+        texts = {"predictions": programs, "ways": tuple(ways), "resamples": resamples}
     if rule.metric == "accuracy":
         choices = [tuple(request.example.fields.get("choices", ())) for request in requests]
         texts |= {"form": rule.form, "choices": choices}

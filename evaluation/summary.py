@@ -23,6 +23,7 @@ def _row(variant: str, report: Mapping) -> dict:
         "ecr": locality.get("ecr"),
         "ecr_ci95": locality.get("ecr_ci95"),
         "hit_rate": cache.get("hit_rate"),
+        "hit_rate_ci95": cache.get("hit_rate_ci95"),
         "capacity": cache.get("capacity"),
         "capacity_percent": cache.get("capacity_percent"),
         "miss_bytes_per_token": cache.get("miss_bytes_per_token"),

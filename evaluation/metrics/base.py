@@ -12,7 +12,10 @@ import evaluate
 
 
 class RequestMetric(evaluate.Metric):
-    """A metric over requests; `COLUMNS` names what `compute` takes of each, and its type in `datasets`."""
+    """A metric over requests; `COLUMNS` names what `compute` takes of each, and its type in `datasets`.
+
+    `compute` also takes `resamples`, of the requests behind each interval.
+    """
 
     COLUMNS: ClassVar[Mapping[str, str]]
 

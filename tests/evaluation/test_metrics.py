@@ -26,8 +26,9 @@ def test_accuracy_counts_no_answer_as_wrong_and_apart():
     written, references = [" 1", "2", "who knows", "2"], [" 1", " 1", " 1", " 2"]
     row = load_metric("accuracy").compute(predictions=written, references=references, form="option_number")
     assert row is not None and row["accuracy"] == 0.5 and row["no_answer"] == 0.25
-    low, high = row["accuracy_ci95"]
-    assert 0 <= low < 0.5 < high <= 1
+    for name in ("accuracy", "no_answer"):
+        low, high = row[f"{name}_ci95"]
+        assert 0 <= low < row[name] < high <= 1
 
 
 def test_accuracy_knows_each_request_s_choices():
@@ -52,6 +53,13 @@ def test_perplexity_weighs_tokens_not_requests():
     assert row is not None and row["perplexity"] == pytest.approx(math.exp(4 / 8))
     low, high = row["perplexity_ci95"]
     assert math.exp(1 / 7) == pytest.approx(low) and math.exp(3) == pytest.approx(high)
+
+
+def test_an_interval_takes_as_many_resamples_as_asked_for():
+    values = {"nll": [3.0, 1.0, 2.0], "tokens": [1, 7, 2]}
+    few, many = (load_metric("perplexity").compute(**values, resamples=number) for number in (1, 500))
+    assert few and few["perplexity_ci95"][0] == few["perplexity_ci95"][1]
+    assert many and many["perplexity_ci95"][0] < many["perplexity_ci95"][1]
 
 
 def test_perplexity_beyond_floats_is_infinite():

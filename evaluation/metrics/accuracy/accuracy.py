@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from evaluation.answers import Verdict, judge
 from evaluation.metrics import base
-from expert_cache.metrics import bootstrap_ci
+from expert_cache.intervals import RESAMPLES, bootstrap_ci
 
 
 class Accuracy(base.RequestMetric):
@@ -19,16 +19,17 @@ class Accuracy(base.RequestMetric):
 
     COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})
 
-    def _compute(self, predictions, references, form, choices=None):
+    def _compute(self, predictions, references, form, choices=None, resamples=RESAMPLES):
         options = choices or [()] * len(predictions)
         verdicts = [
             judge(written, reference, form, option)
             for written, reference, option in zip(predictions, references, options, strict=True)
         ]
         right = [float(verdict is Verdict.RIGHT) for verdict in verdicts]
-        unanswered = [verdict is Verdict.NO_ANSWER for verdict in verdicts]
+        unanswered = [float(verdict is Verdict.NO_ANSWER) for verdict in verdicts]
         return {
             "accuracy": sum(right) / len(right),
-            "accuracy_ci95": bootstrap_ci(right),
+            "accuracy_ci95": bootstrap_ci(right, resamples=resamples),
             "no_answer": sum(unanswered) / len(unanswered),
+            "no_answer_ci95": bootstrap_ci(unanswered, resamples=resamples),
         }

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from evaluation.code_sandbox import Verdict, check_sandbox, run_program
 from evaluation.metrics import base
 from evaluation.sandbox.confine import WAYS
-from expert_cache.metrics import bootstrap_ci
+from expert_cache.intervals import RESAMPLES, bootstrap_ci
 
 
 class PassAt_1(base.RequestMetric):
@@ -21,13 +21,13 @@ class PassAt_1(base.RequestMetric):
 
     COLUMNS = MappingProxyType({"predictions": "string"})
 
-    def _compute(self, predictions, ways=WAYS):
+    def _compute(self, predictions, ways=WAYS, resamples=RESAMPLES):
         programs = tqdm(predictions, desc="programs", unit="program", leave=False)
         outcomes = [run_program(program, ways=ways) for program in programs]
         right = [float(outcome.verdict is Verdict.PASSED) for outcome in outcomes]
         return {
             "pass_at_1": sum(right) / len(right),
-            "pass_at_1_ci95": bootstrap_ci(right),
+            "pass_at_1_ci95": bootstrap_ci(right, resamples=resamples),
             "verdicts": dict(Counter(outcome.verdict.value for outcome in outcomes)),
             "sandbox": check_sandbox(ways),
         }

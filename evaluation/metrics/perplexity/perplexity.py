@@ -4,7 +4,7 @@ import math
 from types import MappingProxyType
 
 from evaluation.metrics import base
-from expert_cache.metrics import ratio_interval
+from expert_cache.intervals import RESAMPLES, ratio_interval
 
 
 class Perplexity(base.RequestMetric):
@@ -17,8 +17,8 @@ class Perplexity(base.RequestMetric):
 
     COLUMNS = MappingProxyType({"nll": "float64", "tokens": "int64"})
 
-    def _compute(self, nll, tokens):
-        interval = ratio_interval(nll, tokens)
+    def _compute(self, nll, tokens, resamples=RESAMPLES):
+        interval = ratio_interval(nll, tokens, resamples)
         return {
             "perplexity": _exp(sum(nll) / sum(tokens)),
             "perplexity_ci95": interval and [_exp(edge) for edge in interval],

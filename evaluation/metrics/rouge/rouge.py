@@ -5,7 +5,7 @@ from types import MappingProxyType
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluation.metrics import base
-from expert_cache.metrics import bootstrap_ci
+from expert_cache.intervals import RESAMPLES, bootstrap_ci
 
 VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
@@ -18,12 +18,12 @@ class Rouge(base.RequestMetric):
 
     COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions, references, resamples=RESAMPLES):
         scorer = RougeScorer(list(VARIANTS.values()), use_stemmer=True)
         pairs = zip(references, predictions, strict=True)
         scores = [scorer.score(reference, written) for reference, written in pairs]
         row = {}
         for name, variant in VARIANTS.items():
             f1 = [score[variant].fmeasure for score in scores]
-            row |= {name: sum(f1) / len(f1), f"{name}_ci95": bootstrap_ci(f1)}
+            row |= {name: sum(f1) / len(f1), f"{name}_ci95": bootstrap_ci(f1, resamples=resamples)}
         return row

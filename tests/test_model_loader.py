@@ -1,0 +1,70 @@
+"""What is told of an adapter that cannot be put on the model."""
+
+import json
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from errors import UserError
+from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """LoRA on q_proj and a fully trained gate, as a folder."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["gate"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model("olmoe"), config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def cut(folder):
+    file = folder / ADAPTER_WEIGHTS
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def edited(change):
+    def edit(folder):
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / ADAPTER_WEIGHTS)
+
+    return edit
+
+
+def of_rank_4(folder):
+    config = json.loads((folder / ADAPTER_FILE).read_text())
+    (folder / ADAPTER_FILE).write_text(json.dumps(config | {"r": 4}))
+
+
+def without(part):
+    return edited(lambda tensors: [tensors.pop(name) for name in list(tensors) if part in name])
+
+
+def foreign(tensors):
+    tensors["base_model.model.other.lora_A.weight"] = next(iter(tensors.values())).clone()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (cut, f"{ADAPTER_WEIGHTS}' cannot be read"),
+        (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), f"{ADAPTER_WEIGHTS} is missing"),
+        (lambda folder: (folder / ADAPTER_FILE).write_text("{"), f"{ADAPTER_FILE}' cannot be read"),
+        (of_rank_4, r"q_proj.*shape torch.Size\(\[2, 32\]\).*torch.Size\(\[4, 32\]\)"),
+        (without("layers.1.self_attn"), r"lacks .*layers.1.self_attn.q_proj.lora_A.*, 2 tensors"),
+        (without("gate"), r"lacks .*gate"),
+        (edited(foreign), "of another model: it holds base_model.model.other"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(adapter, spoil, told):
+    spoil(adapter)
+    with pytest.raises(UserError, match=told) as error:
+        load_adapters(tiny_model("olmoe"), {"tuned": str(adapter)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_whole_adapter_loads_under_two_names(adapter):
+    model = load_adapters(tiny_model("olmoe"), {"control": str(adapter), "tuned": str(adapter)})
+    assert set(model.peft_config) == {"control", "tuned"}
