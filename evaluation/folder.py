@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -52,9 +52,21 @@ def written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes one JSON value; the file appears complete or not at all. NaN is refused."""
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes `as_json(report)`; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    beside.write_text(as_json(report), encoding="utf-8")
     os.replace(beside, path)
+
+
+def as_json(report: Mapping[str, Any]) -> str:
+    """One JSON object, each row of a table (a list of objects) on its line: they may be thousands. No NaN."""
+    entries = ",\n".join(f" {json.dumps(name)}: {_entry(value)}" for name, value in report.items())
+    return f"{{\n{entries}\n}}\n"
+
+
+def _entry(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n  " + ",\n  ".join(json.dumps(row, allow_nan=False) for row in value) + "\n ]"
+    return json.dumps(value, allow_nan=False)

@@ -1,13 +1,12 @@
 """Knows every file a report leaves in its folder; does not know what the numbers mean."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from evaluation.figures import write_figures
-from evaluation.folder import REPORT, choose_folder, write_json, written_whole
+from evaluation.folder import REPORT, as_json, choose_folder, write_json, written_whole
 from evaluation.html_report import write_html
 from evaluation.measure import Measured
 from evaluation.requests import Request
@@ -43,7 +42,6 @@ def write_results(
 def write_also(destination: str | None, report: dict) -> None:
     """The report once more where `--json` wants it: a path, or `-` for standard output."""
     if destination == "-":
-        json.dump(report, sys.stdout, indent=1, allow_nan=False)
-        print()
+        sys.stdout.write(as_json(report))
     elif destination:
         write_json(Path(destination), report)

@@ -4,7 +4,8 @@
 Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
 fused parameters. The old names go on meaning the experts, and the shared experts' own Linear modules too.
 PEFT 0.21.2 rewrites a *module* target that ends in one of them into the fused parameters of every layer, be
-it a full name, so a shared expert is named by its weights: PEFT leaves *parameter* targets alone.
+it a full name, so any other Linear of that name (a shared expert's, DeepSeek-V4's compressor's) is named by
+its weight: PEFT leaves *parameter* targets alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -71,14 +72,18 @@ def _table(model: nn.Module, layer: MoeLayer) -> dict[str, LayerTargets]:
     linears = _linears(model, layer)
     fused = _fused(model, layer)
     for name in {*linears, *fused} - {*table}:
-        modules, parameters = linears.get(name, []), fused.get(name, [])
-        if name in _EXPERT_NAMES:
-            modules, parameters = [], [*parameters, *(f"{module}.weight" for module in modules)]
-        table[name] = LayerTargets(tuple(modules), tuple(parameters), (), ())
+        table[name] = _plain_targets(linears.get(name, []), fused.get(name, []))
     mixer = [name for names in linears.values() for name in names if name.startswith(f"{layer.attention}.")]
     if layer.attention and mixer:
-        table[_ATTENTION] = LayerTargets(tuple(mixer), (), (), ())
+        table[_ATTENTION] = _plain_targets(mixer, [])
     return table
+
+
+def _plain_targets(modules: Sequence[str], parameters: Sequence[str]) -> LayerTargets:
+    """Those modules and parameters; a module of an expert's name by its weight."""
+    by_weight = [module for module in modules if module.rpartition(".")[2] in _EXPERT_NAMES]
+    linears = tuple(module for module in modules if module not in by_weight)
+    return LayerTargets(linears, (*parameters, *(f"{module}.weight" for module in by_weight)), (), ())
 
 
 def _router_targets(model: nn.Module, layer: MoeLayer) -> LayerTargets:
