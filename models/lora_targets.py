@@ -28,7 +28,7 @@ class LayerTargets(NamedTuple):
     linears: tuple[str, ...]
     """nn.Linear modules of the attention and the block: PEFT's `target_modules`."""
     parameters: tuple[str, ...]
-    """Fused 3-D parameters of the routed experts, weights of the shared: PEFT's `target_parameters`."""
+    """Fused 3-D parameters of experts, weights of other shared experts: PEFT's `target_parameters`."""
     routers: tuple[str, ...]
     """Router modules."""
     router_weights: tuple[str, ...]
@@ -97,13 +97,16 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 
 
 def _fused(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
-    """Old and new names of the experts' fused parameters."""
-    experts = unwrap(model.get_submodule(layer.experts))
-    matrices = [
-        name for name, weight in experts.named_parameters(recurse=False) if len(shape_of(weight)) == 3
-    ]
-    table = {name: [f"{layer.experts}.{name}"] for name in matrices}
-    return table | {old: table[new] for old, new in _FUSED.items() if new in table}
+    """Old and new names of the fused parameters of the experts, routed and shared."""
+    found: dict[str, list[str]] = {}
+    for place in (layer.experts, *layer.shared):
+        experts = unwrap(model.get_submodule(place))
+        for name, weight in experts.named_parameters(recurse=False):
+            if len(shape_of(weight)) == 3:
+                old = [old for old, new in _FUSED.items() if new == name]
+                for called in (name, *old):
+                    found.setdefault(called, []).append(f"{place}.{name}")
+    return found
 
 
 def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
