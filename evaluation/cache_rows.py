@@ -28,7 +28,9 @@ def policy_list(text: str) -> list[str]:
     return specs
 
 
-def cache_rows(variant: str, text: str, trace: RoutingTrace, policies: Sequence[str]) -> list[dict]:
+def cache_rows(
+    variant: str, text: str, trace: RoutingTrace, policies: Sequence[str], resamples: int
+) -> list[dict]:
     """Rows of every policy, capacity and scope, prefill and decode apart, each from a cold cache.
 
     Scope `layer` has every capacity; scope `global` the same budgets, in steps of L slots.
@@ -38,17 +40,20 @@ def cache_rows(variant: str, text: str, trace: RoutingTrace, policies: Sequence[
         for phase in PHASES
         if (trace.phase == PHASES[phase]).any()
         for scope in SCOPES
-        for row in _curve(trace, policies, scope, phase)
+        for row in _curve(trace, policies, scope, phase, resamples)
     ]
     return [{"variant": variant, "text": text} | row for row in rows]
 
 
-def _curve(trace: RoutingTrace, policies: Sequence[str], scope: str, phase: str) -> list[dict]:
+def _curve(
+    trace: RoutingTrace, policies: Sequence[str], scope: str, phase: str, resamples: int
+) -> list[dict]:
     access = ACCESS[phase]
     each = trace.layers if scope == "global" else 1
     least = trace.top_k if access == "atomic" else 1
     capacities = [slots * each for slots in range(1, trace.num_experts + 1) if slots * each >= least]
-    return curve(trace, policies, capacities, scope=scope, access=access, phase=phase)
+    convention = {"scope": scope, "access": access, "phase": phase}
+    return curve(trace, policies, capacities, resamples=resamples, **convention)
 
 
 def at_share(rows: Sequence[dict], percent: float = 25.0, **wanted: str) -> dict | None:

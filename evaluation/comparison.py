@@ -12,6 +12,7 @@ from evaluation.measure import Measured
 from evaluation.recording import has_pairs
 from expert_cache import metrics
 from expert_cache.intervals import ratio_interval
+from expert_cache.replay import misses_by_request
 
 PAIRS = (
     ("tuned", "control"),
@@ -29,8 +30,8 @@ PAIRS = (
 def comparisons(measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int) -> dict[str, dict]:
     """`tuned_vs_control` and so on -> ratios on identical reference tokens (decode); below 1 is less of it.
 
-    `switch_rate_ratio` (of 1 - ECR) and `perplexity_ratio` with `_ci95`; `lru_misses_25_ratio`: LRU misses
-    at 25 % of the experts, a cache a layer.
+    `switch_rate_ratio` (of 1 - ECR), `lru_misses_25_ratio` (LRU misses at 25 % of the experts, a cache a
+    layer) and `perplexity_ratio`, each with `_ci95`.
     """
     return {
         f"{one}_vs_{other}": _compare(one, other, measured, cache, resamples)
@@ -46,7 +47,7 @@ def _compare(
     return (
         {"text": "teacher_forced", "phase": "decode"}
         | switched
-        | {"lru_misses_25_ratio": _miss_ratio(one, other, cache)}
+        | _miss_ratio(measured[one], measured[other], cache, resamples)
         | _perplexity_ratio(measured[one], measured[other], resamples)
     )
 
@@ -67,11 +68,14 @@ def _ratio(name: str, one: np.ndarray, other: np.ndarray, resamples: int) -> dic
     return {name: float(one.sum() / other.sum()), f"{name}_ci95": interval}
 
 
-def _miss_ratio(one: str, other: str, cache: Sequence[dict]) -> float | None:
-    rows = [at_share(cache, variant=variant, policy="lru") for variant in (one, other)]
-    if rows[0] is None or rows[1] is None or not rows[1]["misses"]:
-        return None
-    return rows[0]["misses"] / rows[1]["misses"]
+def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples: int) -> dict:
+    row = at_share(cache, policy="lru")
+    if row is None:
+        return {"lru_misses_25_ratio": None, "lru_misses_25_ratio_ci95": None}
+    convention = {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
+    traces = [found.recordings["teacher_forced"].trace for found in (one, other)]
+    misses = [misses_by_request(trace, "lru", row["capacity"], **convention) for trace in traces]
+    return _ratio("lru_misses_25_ratio", *misses, resamples)
 
 
 def _perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:

@@ -48,7 +48,8 @@ def build_report(
 ) -> dict:
     """The whole report; `about` is merged in as it is (model, data, device)."""
     resamples = settings["bootstrap_samples"]
-    cache = [row for name, found in measured.items() for row in _cache(name, found, settings["policies"])]
+    policies = settings["policies"]
+    cache = [row for name, found in measured.items() for row in _cache(name, found, policies, resamples)]
     return {
         "schema_version": SCHEMA_VERSION,
         "command": "inference",
@@ -75,9 +76,9 @@ def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
     return rows
 
 
-def _cache(variant: str, measured: Measured, policies: Sequence[str]) -> list[dict]:
+def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples: int) -> list[dict]:
     return [
         row
         for text, recording in measured.recordings.items()
-        for row in cache_rows(variant, text, recording.trace, policies)
+        for row in cache_rows(variant, text, recording.trace, policies, resamples)
     ]

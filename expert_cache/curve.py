@@ -11,6 +11,7 @@ from errors import UserError
 from expert_cache.access import Stream
 from expert_cache.budget import Budget, budget_of, check_room
 from expert_cache.convention import Convention
+from expert_cache.intervals import RESAMPLES
 from expert_cache.replay import CacheRun
 from expert_cache.rows import hit_rate_rows
 from expert_cache.stack import StackRun, is_stack
@@ -26,6 +27,7 @@ def curve(
     capacities: Sequence[int | str] | None = None,
     *,
     progress: Progress | None = None,
+    resamples: int = RESAMPLES,
     **convention: str,
 ) -> list[dict]:
     """One hit-rate row for each policy and capacity, each equal to the `replay` at that capacity.
@@ -33,7 +35,8 @@ def curve(
     Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with
     scope "layer", the multiples of E among them with scope "global". Capacities in slots or percent. One pass
     serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
-    trace. `convention` are fields of `Convention`. UserError as for `replay`.
+    trace. `resamples` of the requests are behind each interval. `convention` are fields of `Convention`.
+    UserError as for `replay`.
     """
     lanes = lanes_of(trace, Convention(**convention), by_request=True)
     if not policies:
@@ -42,7 +45,8 @@ def curve(
     budgets = [budget_of(trace, lanes.convention.scope, size) for size in slots]
     runs = {spec: _runs(spec, lanes, slots, budgets) for spec in policies}
     sweep(lanes, [run for found in runs.values() for run in found], progress)
-    return [row for spec in policies for row in hit_rate_rows(spec, budgets, lanes, _counts(runs[spec]))]
+    counts = {spec: _counts(found) for spec, found in runs.items()}
+    return [row for spec in policies for row in hit_rate_rows(spec, budgets, lanes, counts[spec], resamples)]
 
 
 def _runs(spec: str, lanes: Lanes, slots: list[int], budgets: list[Budget]) -> Runs:

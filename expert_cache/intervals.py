@@ -31,13 +31,13 @@ def ratio_intervals(
 
     `numerators` [R, X]; `denominators` [R], or [R, Y] where X is a multiple of Y and column x is over column
     x % Y. Requests are resampled, the same ones for all columns; None for each column with fewer than two
-    requests whose denominator is above 0.
+    requests whose denominator is above 0, and for all with no resamples.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     below = below.reshape(len(above), -1)
     asked = (below > 0).any(axis=1)
     enough = np.tile((below > 0).sum(axis=0) > 1, above.shape[1] // below.shape[1])
-    if not enough.any():
+    if not enough.any() or not resamples:
         return [None] * above.shape[1]
     ratios = _resampled(above[asked], below[asked], resamples, seed)
     ratios = ratios[:, enough]
@@ -47,7 +47,9 @@ def ratio_intervals(
     return [next(found) if sure else None for sure in enough]
 
 
-def rates(name: str, above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.ndarray) -> list[dict]:
+def rates(
+    name: str, above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.ndarray, resamples: int = RESAMPLES
+) -> list[dict]:
     """For each case the fields of one rate: `name`, `name`_ci95, layer_`name`, layer_`name`_ci95.
 
     The rate of a layer is over `below_RL`, that of all layers together over `below_R`; without an interval
@@ -56,7 +58,7 @@ def rates(name: str, above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.nd
     above = np.concatenate([above_RCL.sum(axis=2, keepdims=True), above_RCL], axis=2)
     below = np.column_stack([below_R, below_RL])
     values = above.sum(axis=0) / np.maximum(1, below.sum(axis=0))
-    intervals = ratio_intervals(above.reshape(len(above), -1), below)
+    intervals = ratio_intervals(above.reshape(len(above), -1), below, resamples)
     width = below.shape[1]
     return [
         _rate(name, case.tolist(), intervals[at * width : (at + 1) * width]) for at, case in enumerate(values)

@@ -6,10 +6,11 @@ from errors import UserError
 from expert_cache.access import Stream
 from expert_cache.budget import Budget, budget_of, check_room, too_small
 from expert_cache.convention import Convention
+from expert_cache.intervals import RESAMPLES
 from expert_cache.policies.base import allocate, parse_policy
 from expert_cache.rows import hit_rate_rows
 from expert_cache.side_by_side import CacheState, feed_side_by_side
-from expert_cache.step import DONE, EVICTIONS, Residency, advance_for, no_log
+from expert_cache.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
 from expert_cache.sweep import Lanes, Progress, lanes_of, sweep
 from expert_cache.trace import RoutingTrace
 
@@ -65,19 +66,40 @@ def replay(
     capacity: int | str,
     *,
     progress: Progress | None = None,
+    resamples: int = RESAMPLES,
     **convention: str,
 ) -> dict:
     """Replays `trace` and returns one hit-rate row.
 
     `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
-    ("global"), "25%", or bytes ("6GiB"); `convention` are fields of `Convention`. Beside the fields of
-    `rows.py` the row has `evictions` and `tokens`. UserError for what cannot be.
+    ("global"), "25%", or bytes ("6GiB"); `resamples` of the requests are behind each interval, none with 0;
+    `convention` are fields of `Convention`. Beside the fields of `rows.py` the row has `evictions` and
+    `tokens`. UserError for what cannot be.
     """
-    lanes = lanes_of(trace, Convention(**convention), by_request=True)
-    budget = budget_of(trace, lanes.convention.scope, capacity)
-    check_room(budget.capacity, lanes.convention.least(trace.top_k))
-    run = CacheRun(policy, budget, lanes)
-    sweep(lanes, [run], progress)
+    run, lanes = _run(trace, policy, capacity, Convention(**convention), progress)
     counts = run.counts()
     extra = {"evictions": int(counts[..., EVICTIONS].sum()), "tokens": int(lanes.tokens().sum())}
-    return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | extra
+    return hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)[0] | extra
+
+
+def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **convention: str) -> np.ndarray:
+    """int64 [R]: what each request missed in the one cache that all went through, in the order of their
+    numbers (of very many requests each bundle of them, see sweep.py); arguments as for `replay`.
+    """
+    run, _ = _run(trace, policy, capacity, Convention(**convention))
+    return run.counts()[..., MISSES].sum(axis=0)
+
+
+def _run(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    convention: Convention,
+    progress: Progress | None = None,
+) -> tuple[CacheRun, Lanes]:
+    lanes = lanes_of(trace, convention, by_request=True)
+    budget = budget_of(trace, convention.scope, capacity)
+    check_room(budget.capacity, convention.least(trace.top_k))
+    run = CacheRun(policy, budget, lanes)
+    sweep(lanes, [run], progress)
+    return run, lanes

@@ -8,14 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from expert_cache.budget import Budget
-from expert_cache.intervals import rates
+from expert_cache.intervals import RESAMPLES, rates
 from expert_cache.step import COMPULSORY, HITS, MISSES
 from expert_cache.sweep import Lanes
 
 TOGETHER = 16  # capacities whose intervals are found in one go, which takes memory
 
 
-def hit_rate_rows(policy: str, budgets: Sequence[Budget], lanes: Lanes, counts_CLR: np.ndarray) -> list[dict]:
+def hit_rate_rows(
+    policy: str,
+    budgets: Sequence[Budget],
+    lanes: Lanes,
+    counts_CLR: np.ndarray,
+    resamples: int = RESAMPLES,
+) -> list[dict]:
     """A row for each budget, with the rates of each layer and 95 % intervals (None with one request).
 
     `counts_CLR` int64 [C, L, R, 3 or more]: hits, misses, compulsory misses; `lanes` has its requests apart.
@@ -24,7 +30,7 @@ def hit_rate_rows(policy: str, budgets: Sequence[Budget], lanes: Lanes, counts_C
     rows = []
     for begin in range(0, len(budgets), TOGETHER):
         part = slice(begin, begin + TOGETHER)
-        found = _rates(lanes, counts_CLR[part])
+        found = _rates(lanes, counts_CLR[part], resamples)
         for budget, counts_LR, fields in zip(budgets[part], counts_CLR[part], found, strict=True):
             rows.append(_row(policy, budget, lanes, counts_LR.sum(axis=(0, 1))) | fields)
     return rows
@@ -36,15 +42,15 @@ def _row(policy: str, budget: Budget, lanes: Lanes, total: np.ndarray) -> dict:
     return {"policy": policy, **lanes.convention.fields(), **budget.fields(), **counts}
 
 
-def _rates(lanes: Lanes, counts_CLR: np.ndarray) -> list[dict]:
+def _rates(lanes: Lanes, counts_CLR: np.ndarray, resamples: int) -> list[dict]:
     """The fields of each capacity that are ratios."""
     counts_RCL = np.moveaxis(counts_CLR, 2, 0)
     hits_RCL, misses_RCL = counts_RCL[..., HITS], counts_RCL[..., MISSES]
     asked_RL = hits_RCL[:, 0] + misses_RCL[:, 0]
-    hit_rate = rates("hit_rate", hits_RCL, asked_RL, asked_RL.sum(axis=1))
+    hit_rate = rates("hit_rate", hits_RCL, asked_RL, asked_RL.sum(axis=1), resamples)
     sizes_L, tokens_R = np.array(lanes.trace.expert_bytes, np.int64), lanes.tokens()
     tokens_RL = np.repeat(tokens_R[:, None], len(sizes_L), axis=1)
-    fetched = rates("miss_bytes_per_token", misses_RCL * sizes_L, tokens_RL, tokens_R)
+    fetched = rates("miss_bytes_per_token", misses_RCL * sizes_L, tokens_RL, tokens_R, resamples)
     if not sizes_L.all():
         fetched = [dict.fromkeys(row) for row in fetched]
     return [one | other for one, other in zip(hit_rate, fetched, strict=True)]

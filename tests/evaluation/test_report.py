@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import product
 
 import pytest
 
@@ -36,6 +37,9 @@ def test_every_capacity_is_there_in_both_scopes(report):
             expected = [step * slots for slots in range(1, 9) if step * slots >= least]
             assert [row["capacity"] for row in some] == expected
             assert {row["policy"] for row in rows} == {"lru", "lfu", "opt", "lopt:horizon=2"}
+            for row, rate in product(rows, ("hit_rate", "miss_bytes_per_token")):
+                assert row[f"{rate}_ci95"][0] <= row[rate] <= row[f"{rate}_ci95"][1]
+                assert len(row[f"layer_{rate}"]) == len(row[f"layer_{rate}_ci95"]) == 3
 
 
 def test_rows_are_what_the_written_traces_give(run, report):
@@ -56,8 +60,14 @@ def test_perplexity_and_ratios_belong_together(report):
     locality = {
         r["variant"]: r["ecr"] for r in report["locality"] if r["text"] == TEXTS[0] and r["phase"] == "decode"
     }
-    switched = report["comparison"]["tuned_vs_base"]["switch_rate_ratio"]
-    assert switched == pytest.approx((1 - locality["tuned"]) / (1 - locality["base"]))
+    ratios = report["comparison"]["tuned_vs_base"]
+    switched = (1 - locality["tuned"]) / (1 - locality["base"])
+    assert ratios["switch_rate_ratio"] == pytest.approx(switched)
+    missed = [at_share(report["cache"], variant=name, policy="lru")["misses"] for name in ("tuned", "base")]
+    assert ratios["lru_misses_25_ratio"] == pytest.approx(missed[0] / missed[1])
+    for name in ("switch_rate_ratio", "lru_misses_25_ratio", "perplexity_ratio"):
+        low, high = ratios[f"{name}_ci95"]
+        assert low <= ratios[name] <= high
 
 
 def test_the_adapters_make_a_difference(report):

@@ -6,7 +6,7 @@ import pytest
 from expert_cache import metrics, sweep
 from expert_cache.curve import curve
 from expert_cache.intervals import ratio_interval, ratio_intervals
-from expert_cache.replay import replay
+from expert_cache.replay import misses_by_request, replay
 from expert_cache.reuse import segment_coverage
 from expert_cache.trace import as_decode
 from tests.expert_cache.traces import random_trace
@@ -38,6 +38,17 @@ def test_the_interval_is_over_requests():
     assert row["miss_bytes_per_token_ci95"] == pytest.approx(ratio_interval(fetched, asked))
     deepest = [one["layer_hit_rate"][2] * one["tokens"] * 3 for one in alone]
     assert row["layer_hit_rate_ci95"][2] == pytest.approx(ratio_interval(deepest, np.multiply(asked, 3)))
+
+
+def test_misses_of_each_request_are_those_of_the_row():
+    missed = misses_by_request(TRACE, "lru", 5)
+    assert len(missed) == 6 and missed.sum() == replay(TRACE, "lru", 5)["misses"]
+
+
+def test_without_resamples_there_is_no_interval():
+    row, sure = replay(TRACE, "lru", 5, resamples=0), replay(TRACE, "lru", 5)
+    assert row["hit_rate_ci95"] is None and row["hit_rate"] == sure["hit_rate"]
+    assert curve(TRACE, ["lru"], [5], resamples=0)[0]["layer_hit_rate_ci95"] is None
 
 
 def test_one_request_has_no_interval_and_many_are_bundled(monkeypatch):
