@@ -28,7 +28,8 @@ CONVENTION = {
     "cache (one a rank), each kind of text through its own; agreement: share of the router's own choice that "
     "ran; kl_next_token: KL in nats from the own choice's to the re-routed next-token distribution",
     "scope": "layer: capacity is slots a layer; global: slots for all layers together",
-    "ci95": "percentile bootstrap over requests",
+    "ci95": "percentile bootstrap over requests; of a cache over what each request met in the one "
+    "cache that all went through (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
     "accuracy": "answer extracted from the generated text",
     "pass_at_1": "share of answers whose program, the task's tests at its end, runs through in a sandbox; "
