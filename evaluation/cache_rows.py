@@ -52,8 +52,7 @@ def _curve(
     each = trace.layers if scope == "global" else 1
     least = trace.top_k if access == "atomic" else 1
     capacities = [slots * each for slots in range(1, trace.num_experts + 1) if slots * each >= least]
-    convention = {"scope": scope, "access": access, "phase": phase}
-    return curve(trace, policies, capacities, resamples=resamples, **convention)
+    return curve(trace, policies, capacities, resamples=resamples, scope=scope, access=access, phase=phase)
 
 
 def at_share(rows: Sequence[dict], percent: float = 25.0, **wanted: str) -> dict | None:
