@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from errors import UserError, run_command
 from expert_cache.tensor_file import check_writable, replacing
@@ -164,7 +165,7 @@ def read(arguments: argparse.Namespace):
     )
 
 
-def convention(arguments: argparse.Namespace) -> dict[str, str]:
+def convention(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("scope", "access", "phase", "start", "reset")}
 
 

@@ -74,8 +74,8 @@ def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples
         return {"lru_misses_25_ratio": None, "lru_misses_25_ratio_ci95": None}
     convention = {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
     traces = [found.recordings["teacher_forced"].trace for found in (one, other)]
-    misses = [misses_by_request(trace, "lru", row["capacity"], **convention) for trace in traces]
-    return _ratio("lru_misses_25_ratio", *misses, resamples)
+    missed = [misses_by_request(trace, "lru", row["capacity"], **convention) for trace in traces]
+    return _ratio("lru_misses_25_ratio", missed[0], missed[1], resamples)
 
 
 def _perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:
