@@ -36,6 +36,8 @@ def load_tokenizer(settings: ModelSettings):
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no tokenizer in '{settings.model_name}': {first_line(error)}") from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"no tokenizer in '{settings.model_name}': its files are missing")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

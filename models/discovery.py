@@ -30,6 +30,12 @@ def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> lis
         raise UserError(
             f"{_title(model)} has no MoE layer: expected a router beside fused experts in a decoder layer"
         )
+    for layer in found:
+        if not 1 <= layer["top_k"] <= layer["num_experts"]:
+            raise UserError(
+                f"{_title(model)}: layer {layer['layer_id']} chooses {layer['top_k']} of its "
+                f"{layer['num_experts']} experts"
+            )
     _check_block_name(found, moe_module_name)
     return [MoeLayer(index=index, **fields) for index, fields in enumerate(found)]
 

@@ -6,8 +6,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from config import ModelSettings
 from errors import UserError
-from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters
+from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -63,6 +64,12 @@ def test_what_is_wrong_is_named_in_one_line(adapter, spoil, told):
     with pytest.raises(UserError, match=told) as error:
         load_adapters(tiny_model("olmoe"), {"tuned": str(adapter)})
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_tokenizer_files_has_none(tmp_path):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer in"):
+        load_tokenizer(ModelSettings(model_name=str(tmp_path)))
 
 
 def test_a_whole_adapter_loads_under_two_names(adapter):

@@ -106,3 +106,8 @@ def test_bytes_of_an_expert_count_its_biases():
         model = tiny_model(family)
         assert expert_bytes(model, find_moe_layers(model)[0]) == 4 * floats
         assert expert_bytes(model.bfloat16(), find_moe_layers(model)[0]) == 2 * floats
+
+
+def test_more_experts_chosen_than_there_are_is_told():
+    with pytest.raises(UserError, match="layer 0 chooses 9 of its 8 experts"):
+        find_moe_layers(tiny_model("olmoe", num_experts_per_tok=9))
