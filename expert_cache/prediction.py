@@ -50,7 +50,6 @@ def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
     `calibration_error` (mean distance of a probability from what came true, in ten bins weighed by size).
     """
     p = np.clip(said_TLE, LEAST, 1 - LEAST)
-    log_loss = -np.where(used_TLE, np.log(p), np.log1p(-p)).mean()
     chosen_TL = used_TLE.sum(axis=2)
     rank_TLE = np.argsort(np.argsort(-p, axis=2, kind="stable"), axis=2)
     recalled = (used_TLE & (rank_TLE < chosen_TL[..., None])).sum() / chosen_TL.sum()
@@ -59,7 +58,17 @@ def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
         np.bincount(place, weights, BINS) for weights in (None, p.ravel(), used_TLE.ravel().astype(float))
     )
     error = np.abs(told - came).sum() / size.sum()
-    return {"log_loss": float(log_loss), "recall_at_k": float(recalled), "calibration_error": float(error)}
+    return {
+        "log_loss": log_loss(said_TLE, used_TLE),
+        "recall_at_k": float(recalled),
+        "calibration_error": float(error),
+    }
+
+
+def log_loss(said_TLE: np.ndarray, used_TLE: np.ndarray) -> float:
+    """Nats an expert."""
+    p = np.clip(said_TLE, LEAST, 1 - LEAST)
+    return float(-np.log(np.where(used_TLE, p, 1 - p)).mean())
 
 
 class Calibration:
@@ -106,5 +115,5 @@ def fuse(
 
 def fit_eta(one: np.ndarray, other: np.ndarray, used: np.ndarray) -> float:
     """The share of `other` with the least log-loss on validation tokens."""
-    losses = [quality(fuse(one, other, eta), used)["log_loss"] for eta in ETAS]
+    losses = [log_loss(fuse(one, other, eta), used) for eta in ETAS]
     return float(ETAS[int(np.argmin(losses))])
