@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_pipeline.task import load_task
 from errors import UserError, run_command
+from evaluation.comparison import perplexity_ratio
 from evaluation.extent import extent_of
 from evaluation.folder import write_json
 from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
@@ -64,8 +65,8 @@ def point(
     lever = levers.LEVERS[2 * (variant == TUNED) + rerouted]
     row = rerouting_row(found, base, "teacher_forced", subject.expert_bytes, resamples)
     about = {"lever": lever, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
-    budget = float(setup.budget.removesuffix("%"))
-    return about | {"budget_percent": budget, "strategy": setup.strategy} | setup.fields(subject) | row
+    about |= {"budget_percent": float(setup.budget.removesuffix("%")), "strategy": setup.strategy}
+    return about | setup.fields(subject) | row | perplexity_ratio(found, base, resamples)
 
 
 def run(options: Options, subject: Subject, *levels: list[str]) -> list[dict]:
@@ -87,8 +88,26 @@ def line(row: dict) -> str:
     return (
         f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
         f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
-        f"perplexity {row['perplexity']:.3f}, KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}"
+        f"perplexity {row['perplexity']:.3f} {row['perplexity_ratio']:.4f}x{_between(row)}, "
+        f"KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}"
     )
+
+
+def _between(row: dict) -> str:
+    interval = row["perplexity_ratio_ci95"]
+    return f" ({interval[0]:.4f}-{interval[1]:.4f})" if interval else ""
+
+
+def at_equal_quality(points: list[dict], most: float) -> list[str]:
+    """Of each budget and lever the point that misses least among those of at most `most` times the
+    perplexity.
+    """
+    best: dict[tuple[float, str], dict] = {}
+    for point in sorted(points, key=lambda point: point["misses_ratio"]):
+        if point["perplexity_ratio"] <= most:
+            best.setdefault((point["budget_percent"], point["lever"]), point)
+    ordered = sorted(best.values(), key=lambda point: (point["budget_percent"], -point["misses_ratio"]))
+    return [f"{point['lever']:<24}{line(point)}" for point in ordered]
 
 
 def main() -> None:
@@ -97,6 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--most_perplexity", type=float, default=1.02, help="at which levers are compared")
     parser.add_argument("--budgets", nargs="+", default=["12.5%", "25%", "50%"])
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="POLICY")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="STRATEGY")
@@ -108,6 +128,8 @@ def main() -> None:
     subject = load_subject(options)
     levels = {name: getattr(arguments, name) for name in ("budgets", "policies", "strategies")}
     points = run(options, subject, *levels.values())
+    print(f"least misses at up to {arguments.most_perplexity:g}x the perplexity:")
+    print(*at_equal_quality(points, arguments.most_perplexity), sep="\n", flush=True)
     settings = options.fields() | {"levels": levels}
     report = {"schema_version": 1, "command": "levers", "settings": settings, "points": points}
     write_json(arguments.json, report | {"model": subject.fields()})

@@ -48,7 +48,7 @@ def _compare(
         {"text": "teacher_forced", "phase": "decode"}
         | switched
         | _miss_ratio(measured[one], measured[other], cache, resamples)
-        | _perplexity_ratio(measured[one], measured[other], resamples)
+        | perplexity_ratio(measured[one], measured[other], resamples)
     )
 
 
@@ -78,7 +78,8 @@ def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples
     return _ratio("lru_misses_25_ratio", missed[0], missed[1], resamples)
 
 
-def _perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:
+def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:
+    """`perplexity_ratio` of reference answers with its `_ci95`, paired over requests."""
     losses = [np.array([score.nll for score in found.scores.values()]) for found in (one, other)]
     tokens = np.array([score.tokens for score in one.scores.values()])
     change = losses[0] - losses[1]

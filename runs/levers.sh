@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Every lever side by side on held-out stories: eviction policy, re-routing, training, and both. `make demo` comes
-# first: it trains the adapters (control: the same fine-tuning without locality).
+# Every lever side by side on held-out stories: eviction policy, re-routing, training, and both, each against the control,
+# which is the same fine-tuning without either. runs/rerouted_training.sh comes first: it trains the adapters under the
+# strategy they are measured with; `make demo` gives others. Without any, training has no points. Ten minutes on a core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 adapters=(--use_lora False)
-if [ -d results/demo/tuned ]; then
-  adapters=(--lora_save_path results/demo/tuned --control_path results/demo/control)
-fi
+for trained in results/demo results/rerouted; do
+  if [ -d "$trained/tuned" ]; then
+    adapters=(--lora_save_path "$trained/tuned" --control_path "$trained/control")
+  fi
+done
 mkdir -p results/levers
 python benchmarks/levers.py --json results/levers/levers.json --plot results/levers/levers.png \
-  --model_name models/tiny-olmoe --dataset_name hellaswag --max_words_len 256 --limit_evaluation 192 \
-  "${adapters[@]}" "$@"
+  --model_name models/tiny-olmoe --dataset_name hellaswag --max_words_len 256 --limit_evaluation 48 \
+  --policies lru ml_habits --strategies margin:loss=0.12 margin:loss=0.2 "${adapters[@]}" "$@"

@@ -113,7 +113,8 @@ def test_prefetch_brings_up_what_follows_for_sure():
 def test_a_link_moves_while_time_passes():
     link = Link(1.0)
     assert link.room(2.5) == 3 and link.room(0.0) == 0
-    link.add(7, 1.0), link.add(8, 1.0)
+    link.add(7, 1.0)
+    link.add(8, 1.0)
     link.run(1.25)
     assert link.take(7) == 0 and link.take(8) == 0.75 and link.take(8) == 0
     link.add(9, 3.0)

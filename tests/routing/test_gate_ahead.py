@@ -21,16 +21,17 @@ TOKENS_BT = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed
 def test_each_gate_sees_the_hidden_state_of_the_layer_before(family):
     model = tiny_model(family)
     layers, hidden, seen = find_moe_layers(model), {}, []
-    keep = [
-        model.get_submodule(layer.router).register_forward_pre_hook(
-            lambda _, inputs, at=layer.index: hidden.update({at: inputs[0]})
-        )
-        for layer in layers
+
+    def keep(place):
+        return lambda _, inputs: hidden.__setitem__(place, inputs[0])
+
+    handles = [
+        model.get_submodule(layer.router).register_forward_pre_hook(keep(layer.index)) for layer in layers
     ]
     with torch.no_grad(), RouterTap(model, layers, [seen.append]), GateAhead(model, layers) as ahead:
         plain = model(TOKENS_BT, use_cache=False).logits
     assert len(seen) == len(layers)  # the tap hears of each router once
-    for handle in keep:
+    for handle in handles:
         handle.remove()
     found = ahead.margins()
     assert found.shape == (18, len(layers), 8) and found[:, 0].isnan().all()
