@@ -5,16 +5,16 @@
 # An interrupted run goes on where it was. OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=results/second_model
+out=${OUT:-results/second_model}
 moe=.cache/smollm2-moe
-steps=${STEPS:-50}
+steps=${STEPS:-240}
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 
 model=(--model_name "$moe" --model_key _second)
-# 14 texts of these two are about 1,024 tokens.
-training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 14
-  --max_steps "$steps" --eval_steps "$steps" --save_steps 10 --save_total_limit 1 --load_best_model_at_end False
-  --limit_validation 64 --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_steps 5
+# Four texts of these two are about 290 tokens. Many small steps: docs/findings.md.
+training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 4
+  --max_steps "$steps" --eval_steps "$steps" --save_steps 40 --save_total_limit 1 --load_best_model_at_end False
+  --limit_validation 32 --learning_rate "${RATE:-1e-3}" --lr_scheduler_type cosine --warmup_steps 12 --bf16 True
   --lora_rank 8 --train_scope router_attention --resume_from_checkpoint auto)
 train() {
   [ -f "$1/adapter_config.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
@@ -22,15 +22,14 @@ train() {
 measure() {
   [ -f "$3/report.json" ] || torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" \
     --lora_save_path "$1" --control_path "$2" --results_dir "$3" --dataset_name "runs/second_model/$4.toml" \
-    --max_words_len 256 --limit_evaluation 64 --generate_limit 0 --choice_limit 0
+    --max_words_len 256 --limit_evaluation "$5" --generate_limit 0 --choice_limit 0 --policies lru
 }
 
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
   train "$folder/tuned" --seed "$seed" --consecutive_expert_loss_type "${OBJECTIVE:-overlap}" \
-    --consecutive_expert_loss_weight "${WEIGHT:-0.13}" --locality_schedule linear
-  for data in boolq piqa; do
-    measure "$folder/tuned" "$folder/control" "$folder/$data" "$data"
-  done
+    --consecutive_expert_loss_weight "${WEIGHT:-0.3}" --locality_schedule linear
+  measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
+  measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done

@@ -27,10 +27,11 @@ sys.path.insert(0, str(HERE.parents[1]))
 from data_pipeline.cache import digest
 from data_pipeline.download import file_sha256
 from errors import UserError, run_command
-from moe_activations import DenseStream
+from moe_activations import TwinStream
 from moe_distil import distil
 from moe_files import load_block, load_numbers, save_block, save_numbers
 from moe_heal import ALL_NEURONS, heal_block, mean_error, refit_down
+from moe_routed_share import changed_routing, random_experts, without_experts
 from moe_router_fit import contribution_norms, fit_router, recall
 from moe_source import HELD_OUT_SETS, ROW_TOKENS, healing_rows, held_out_rows, unpack_dense
 from moe_split import MoeShape, deal_neurons, fill_block, neuron_strength, new_moe
@@ -62,7 +63,7 @@ class Build:
         moe.set_experts_implementation(ALL_NEURONS)
         self.measure("dense", self.dense)
         self.timed("blocks", lambda: self.blocks(moe))
-        for stage in ("split", "fitted", "healed"):
+        for stage in ("fitted", "healed"):
             self.load(moe, stage)
             self.measure(stage, moe)
         self.timed("end_to_end", lambda: self.end_to_end(moe))
@@ -84,28 +85,32 @@ class Build:
         save_numbers(self.numbers, self.work / "numbers.json")
 
     def blocks(self, moe: Any) -> None:
-        """Splits, fits and heals block after block along one pass of the text through the dense model."""
+        """Splits, fits and heals block after block along one pass of the text through both models."""
         kept = self.work / "stream.safetensors"
         if kept.exists():
-            stream = DenseStream.resume(self.dense, kept)
+            stream = TwinStream.resume(self.dense, moe, kept)
         else:
-            stream = DenseStream.begin(self.dense, self.rows[: self.args.heal_rows])
+            stream = TwinStream.begin(self.dense, moe, self.rows[: self.args.heal_rows])
         layers = len(self.dense.model.layers)
         for layer in tqdm(range(stream.layer, layers), initial=stream.layer, total=layers, desc="blocks"):
-            read_TD, gave_TD = stream.advance()
-            if not self.path("healed", layer).exists():
-                numbers = self.block(moe.model.layers[layer].mlp, layer, read_TD, gave_TD)
-                self.numbers["blocks"][str(layer)] = numbers
-                self.keep()
+            block = moe.model.layers[layer].mlp
+            stream.advance(lambda *task, block=block, layer=layer: self.make_block(block, layer, *task))
             stream.save(kept)
 
-    def block(self, block: Any, layer: int, read_TD: Tensor, gave_TD: Tensor) -> dict[str, float]:
-        """One block through its three stages, each kept in a file. Returns its relative errors and recall."""
+    def make_block(self, block: Any, layer: int, x_TD: Tensor, target_TD: Tensor) -> None:
+        """Brings the block into its state at the end of this stage: from its file, or made and kept."""
+        if self.path("healed", layer).exists():
+            load_block(block, self.path("healed", layer))
+        else:
+            self.numbers["blocks"][str(layer)] = self.block(block, layer, x_TD, target_TD)
+            self.keep()
+
+    def block(self, block: Any, layer: int, x_TD: Tensor, target_TD: Tensor) -> dict[str, float]:
+        """One block through its steps, kept in files. Returns its relative errors and recall."""
         args, dense_block = self.args, self.dense.model.layers[layer].mlp
-        (x_TD, check_x_TD), (y_TD, check_y_TD) = (apart(tensor_TD) for tensor_TD in (read_TD, gave_TD))
+        (x_TD, check_x_TD), (y_TD, check_y_TD) = (apart(tensor_TD) for tensor_TD in (x_TD, target_TD))
         strength_TN = neuron_strength(dense_block, x_TD[:CLUSTERED_TOKENS])
         fill_block(block, dense_block, deal_neurons(strength_TN, self.shape, args.seed), self.shape)
-        save_block(block, self.path("split", layer))
         norms_TE = torch.cat([contribution_norms(block.experts, part) for part in x_TD.split(2048)])
         with torch.no_grad():
             block.gate.weight.copy_(fit_router(x_TD, norms_TE))
@@ -145,11 +150,19 @@ class Build:
         self.tokenizer.save_pretrained(beside)
         written = AutoModelForCausalLM.from_pretrained(beside, dtype=torch.float32).eval()
         self.measure("built", written)
+        self.measure_without_routing(written)
         self.numbers["sha256"] = file_sha256(beside / "model.safetensors")
         self.keep()
         shutil.copy(self.work / "numbers.json", beside / NUMBERS)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
+
+    def measure_without_routing(self, moe: Any) -> None:
+        """How much the routed experts matter: none of them, or random ones."""
+        with changed_routing(moe, without_experts):
+            self.measure("built, routed experts off", moe)
+        with changed_routing(moe, random_experts(self.args.seed)):
+            self.measure("built, random experts", moe)
 
     def measure(self, stage: str, model: Any) -> None:
         """Perplexity on each held-out data set after a stage, once."""
@@ -205,15 +218,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work_dir", type=Path, default=Path(".cache/smollm2-moe-build"))
     parser.add_argument("--threads", type=int, default=1, help="part of what the checksum holds for")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_experts", type=int, default=32)
-    parser.add_argument("--top_k", type=int, default=8)
-    parser.add_argument("--shared_neurons", type=int, default=512)
-    parser.add_argument("--heal_rows", type=int, default=128, help=f"rows of {ROW_TOKENS} tokens")
-    parser.add_argument("--heal_epochs", type=int, default=2)
+    parser.add_argument("--num_experts", type=int, default=40)
+    parser.add_argument("--top_k", type=int, default=6)
+    parser.add_argument("--shared_neurons", type=int, default=896)
+    parser.add_argument("--heal_rows", type=int, default=96, help=f"rows of {ROW_TOKENS} tokens")
+    parser.add_argument("--heal_epochs", type=int, default=1)
     parser.add_argument("--heal_rate", type=float, default=2e-3)
-    parser.add_argument("--distil_rows", type=int, default=128)
-    parser.add_argument("--distil_rate", type=float, default=3e-4)
-    parser.add_argument("--held_out_rows", type=int, default=12, help="of each held-out data set")
+    parser.add_argument("--distil_rows", type=int, default=192)
+    parser.add_argument("--distil_rate", type=float, default=6e-4)
+    parser.add_argument("--held_out_rows", type=int, default=8, help="of each held-out data set")
     return parser.parse_args(arguments)
 
 

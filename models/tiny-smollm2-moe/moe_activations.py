@@ -1,8 +1,13 @@
-"""Knows what goes into and comes out of the dense model's blocks, one layer at a time; changes nothing.
+"""Knows what a MoE block reads and ought to give, one layer at a time; changes no weight.
+
+Two passes of the same text run side by side, one through the dense model, one through the MoE as far as it is
+made. A block is asked for what brings its own model's hidden states to the dense one's: its dense block's
+output, and what the blocks before it got wrong.
 
 Letters: R rows of text, S tokens of a row, T = R * S tokens, D hidden size.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +21,67 @@ from moe_files import write_beside
 ROWS_AT_ONCE = 8
 
 
-class DenseStream:
-    """The dense model's hidden states between two layers; the next layer is computed on demand."""
+class TwinStream:
+    """The hidden states of both models between two layers; the next layer is computed on demand."""
 
-    def __init__(self, dense: Any, hidden_RSD: Tensor, layer: int):
-        self.dense, self.hidden_RSD, self.layer = dense, hidden_RSD, layer
+    def __init__(self, dense: Any, moe: Any, dense_RSD: Tensor, moe_RSD: Tensor, layer: int):
+        self.dense, self.moe, self.layer = dense, moe, layer
+        self.dense_RSD, self.moe_RSD = dense_RSD, moe_RSD
 
     @classmethod
-    def begin(cls, dense: Any, rows_RS: Tensor) -> "DenseStream":
+    def begin(cls, dense: Any, moe: Any, rows_RS: Tensor) -> "TwinStream":
         """Before the first layer."""
         with torch.no_grad():
-            return cls(dense, dense.model.embed_tokens(rows_RS), 0)
+            hidden_RSD = dense.model.embed_tokens(rows_RS)
+        return cls(dense, moe, hidden_RSD, hidden_RSD, 0)
 
     @classmethod
-    def resume(cls, dense: Any, path: Path) -> "DenseStream":
+    def resume(cls, dense: Any, moe: Any, path: Path) -> "TwinStream":
         """Where `save` left off."""
         with safe_open(path, "pt") as file:
-            return cls(dense, file.get_tensor("hidden"), int(file.metadata()["layer"]))
+            states = file.get_tensor("dense"), file.get_tensor("moe")
+            return cls(dense, moe, *states, int(file.metadata()["layer"]))
 
     def save(self, path: Path) -> None:
         """Keeps the states and the number of the next layer in a file."""
+        states = {"dense": self.dense_RSD, "moe": self.moe_RSD.clone()}
         metadata = {"layer": str(self.layer)}
-        write_beside(path, lambda beside: save_file({"hidden": self.hidden_RSD}, beside, metadata))
+        write_beside(path, lambda beside: save_file(states, beside, metadata))
+
+    def advance(self, make: Callable[[Tensor, Tensor], Any]) -> None:
+        """Passes one layer: `make` is told what the layer's MoE block reads and what it ought to give, both
+        [T, D] in float32, and has the block ready when it returns.
+        """
+        dense_layer, layer = (each.model.layers[self.layer] for each in (self.dense, self.moe))
+        dense_RSD = self._in_parts(self._whole_layer, dense_layer, self.dense_RSD)
+        between_RSD = self._in_parts(self._attention, layer, self.moe_RSD)
+        read_RSD = self._in_parts(self._norm, layer, between_RSD)
+        make(read_RSD.flatten(0, 1), (dense_RSD - between_RSD).flatten(0, 1))
+        given_RSD = self._in_parts(self._block, layer, read_RSD)
+        self.dense_RSD, self.moe_RSD = dense_RSD, between_RSD + given_RSD
+        self.layer += 1
 
     @torch.no_grad()
-    def advance(self) -> tuple[Tensor, Tensor]:
-        """Passes one layer: what its feed-forward block read and what it gave, both [T, D] in float32."""
-        layer = self.dense.model.layers[self.layer]
-        seen: list[tuple[Tensor, Tensor]] = []
-        hook = layer.mlp.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-        try:
-            parts = [self._pass(layer, part) for part in self.hidden_RSD.split(ROWS_AT_ONCE)]
-        finally:
-            hook.remove()
-        self.hidden_RSD = torch.cat(parts)
-        self.layer += 1
-        read, gave = (torch.cat(parts).flatten(0, 1).float() for parts in zip(*seen, strict=True))
-        return read, gave
-
-    def _pass(self, layer: Any, hidden_RSD: Tensor) -> Tensor:
+    def _in_parts(self, function: Callable, layer: Any, hidden_RSD: Tensor) -> Tensor:
         positions_1S = torch.arange(hidden_RSD.shape[1])[None]
         with torch.autocast("cpu", torch.bfloat16):
             rotary = self.dense.model.rotary_emb(hidden_RSD, positions_1S)
-            return layer(hidden_RSD, position_ids=positions_1S, position_embeddings=rotary).float()
+            parts = [function(layer, part, rotary).float() for part in hidden_RSD.split(ROWS_AT_ONCE)]
+        return torch.cat(parts)
+
+    @staticmethod
+    def _whole_layer(layer: Any, hidden_RSD: Tensor, rotary: Any) -> Tensor:
+        return layer(hidden_RSD, position_embeddings=rotary)
+
+    @staticmethod
+    def _attention(layer: Any, hidden_RSD: Tensor, rotary: Any) -> Tensor:
+        seen = layer.input_layernorm(hidden_RSD)
+        return hidden_RSD + layer.self_attn(seen, position_embeddings=rotary, attention_mask=None)[0]
+
+    @staticmethod
+    def _norm(layer: Any, hidden_RSD: Tensor, rotary: Any) -> Tensor:
+        return layer.post_attention_layernorm(hidden_RSD)
+
+    @staticmethod
+    def _block(layer: Any, read_RSD: Tensor, rotary: Any) -> Tensor:
+        return layer.mlp(read_RSD)

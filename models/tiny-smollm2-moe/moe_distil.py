@@ -3,6 +3,7 @@
 Letters: T tokens, V vocabulary.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from locality.balance import balance_loss
 from moe_heal import BALANCE_WEIGHT
 
-BATCH_ROWS = 4
+BATCH_ROWS = 2
 
 
 def distil(
@@ -29,7 +30,8 @@ def distil(
         parameter.requires_grad_(".mlp." in name)
     dataset = Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
     trainer = Distiller(moe, _arguments(folder, learning_rate, seed), train_dataset=dataset)
-    trainer.dense = dense.eval()
+    # In autocast it would compute the same, and cast every weight at every step.
+    trainer.dense = copy.deepcopy(dense).to(torch.bfloat16).eval()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     moe.eval()
     return [entry for entry in trainer.state.log_history if "divergence" in entry]

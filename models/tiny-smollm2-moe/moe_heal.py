@@ -18,7 +18,7 @@ from locality.balance import balance_loss
 from moe_router_fit import expert_neurons
 
 ALL_NEURONS = "all_neurons"
-"""An experts implementation for healing: experts of 32 neurons are faster computed together and masked."""
+"""An experts implementation for healing: such small experts are faster computed together and masked."""
 REFIT_RIDGE = 0.1
 BALANCE_WEIGHT = 0.01
 BATCH_TOKENS = 512
@@ -95,6 +95,8 @@ def heal_block(
 ) -> None:
     """Trains every weight of a block on its relative error; the router is kept evenly used."""
     batches = list(_batches(len(x_TD), epochs, seed))
+    if not batches:
+        return
     optimizer = torch.optim.AdamW(block.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=len(batches), pct_start=0.1

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_activations import DenseStream
-from moe_split import MoeShape
+from moe_activations import TwinStream
+from moe_split import MoeShape, new_moe
 from tests.models.tiny_smollm2_moe.tiny_llama import tiny_llama
 
 
@@ -26,6 +26,8 @@ def rows() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def activations(dense, rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the first block reads and gives."""
-    return DenseStream.begin(dense, rows).advance()
+def activations(dense, shape, rows) -> list[torch.Tensor]:
+    """What the first block reads and ought to give."""
+    task: list[torch.Tensor] = []
+    TwinStream.begin(dense, new_moe(dense, shape), rows).advance(lambda *pair: task.extend(pair))
+    return task

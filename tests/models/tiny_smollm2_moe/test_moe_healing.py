@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 import torch
 
-from moe_activations import DenseStream
+from moe_activations import TwinStream
 from moe_heal import ALL_NEURONS, heal_block, mean_error, refit_down
+from moe_routed_share import changed_routing, random_experts, without_experts
 from moe_router_fit import contribution_norms, fit_router, recall
 from moe_split import deal_neurons, fill_block, neuron_strength, new_moe
 
@@ -74,21 +75,61 @@ def test_healing_is_the_same_each_time(block, activations):
     assert all(torch.equal(results[0][name], results[1][name]) for name in start)
 
 
-def test_a_resumed_stream_goes_on_where_it_was(dense, rows, tmp_path):
-    whole = DenseStream.begin(dense, rows)
-    whole.advance()
-    whole.save(tmp_path / "stream.safetensors")
-    second = whole.advance()
-    resumed = DenseStream.resume(dense, tmp_path / "stream.safetensors")
+@pytest.fixture
+def moe(dense, shape) -> Any:
+    """A MoE of random blocks around the dense model's attention."""
+    torch.manual_seed(0)
+    return new_moe(dense, shape)
+
+
+def test_a_resumed_stream_goes_on_where_it_was(dense, moe, rows, tmp_path):
+    first, tasks = TwinStream.begin(dense, moe, rows), []
+    first.advance(lambda *_: None)
+    first.save(tmp_path / "stream.safetensors")
+    resumed = TwinStream.resume(dense, moe, tmp_path / "stream.safetensors")
     assert resumed.layer == 1
-    assert all(torch.equal(a, b) for a, b in zip(resumed.advance(), second, strict=True))
+    for stream in (first, resumed):
+        stream.advance(lambda *pair: tasks.append(pair))
+    assert all(torch.equal(a, b) for a, b in zip(*tasks, strict=True))
 
 
-def test_the_stream_is_the_dense_models_own(dense, rows):
-    stream = DenseStream.begin(dense, rows)
+def test_both_streams_are_their_models_own(dense, moe, rows):
+    stream = TwinStream.begin(dense, moe, rows)
     for _ in dense.model.layers:
-        stream.advance()
+        stream.advance(lambda *_: None)
+    for model, hidden_RSD in ((dense, stream.dense_RSD), (moe, stream.moe_RSD)):
+        with torch.no_grad():
+            wanted, found = model.model(rows).last_hidden_state, model.model.norm(hidden_RSD)
+        assert (found - wanted).norm() < 0.05 * wanted.norm()  # the streams are computed in bfloat16
+
+
+def test_a_block_is_asked_to_make_up_for_those_before_it(dense, moe, rows):
+    """One that gives just what it is asked for brings the MoE's states back to the dense model's."""
+    stream, tasks = TwinStream.begin(dense, moe, rows), []
+    stream.advance(lambda *_: None)
+    before_RSD = stream.moe_RSD
+    stream.advance(lambda *pair: tasks.append(pair))
+    layer = moe.model.layers[1]
     with torch.no_grad():
-        wanted = dense.model(rows).last_hidden_state
-        found = dense.model.norm(stream.hidden_RSD)
-    assert (found - wanted).norm() < 0.03 * wanted.norm()  # the stream is computed in bfloat16
+        between_RSD = stream.moe_RSD - layer.mlp(tasks[0][0].view_as(before_RSD))
+    given_RSD = tasks[0][1].view_as(before_RSD)
+    assert (between_RSD + given_RSD - stream.dense_RSD).norm() < 0.02 * stream.dense_RSD.norm()
+
+
+def test_routing_is_changed_within_the_block_only(moe, rows):
+    def logits():
+        with torch.no_grad():
+            return moe(rows[:2]).logits
+
+    before = logits()
+    with changed_routing(moe, without_experts):
+        off = logits()
+    with changed_routing(moe, random_experts(seed=0)):
+        drawn = logits()
+    with changed_routing(moe, random_experts(seed=0)):
+        assert torch.equal(logits(), drawn)
+    assert torch.equal(logits(), before)
+    for decoder in moe.model.layers:
+        torch.nn.init.zeros_(decoder.mlp.experts.down_proj)
+    torch.testing.assert_close(logits(), off)
+    assert not torch.equal(before, off) and not torch.equal(drawn, before)
