@@ -6,7 +6,6 @@ layers on disk), `engine` (ours). benchmarks/offload.py starts them and compares
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -55,8 +54,11 @@ class ForcedTokens(LogitsProcessor):
 
 
 def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: Callable[[], None]) -> Answer:
-    """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed."""
+    """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed. Beside
+    them the bytes that the disk gave this process meanwhile, as the kernel counts them.
+    """
     before_each()
+    read_before = _read_bytes()
     forced = ForcedTokens(tokens, before_each)
     ids = torch.tensor([prompt])
     model.generate(
@@ -67,7 +69,13 @@ def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: C
         use_cache=True,
         logits_processor=LogitsProcessorList([forced]),
     )
-    return {"prefill_seconds": forced.seconds[0], "decode_seconds": forced.seconds[1:]}
+    seconds = {"prefill_seconds": forced.seconds[0], "decode_seconds": forced.seconds[1:]}
+    return seconds | {"disk_bytes": _read_bytes() - read_before}
+
+
+def _read_bytes() -> int:
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["read_bytes"])
 
 
 class Resident:
@@ -83,17 +91,17 @@ class Resident:
 
 class Accelerated:
     """transformers with accelerate's disk offload: in memory is everything but the experts, and as many
-    expert layers as the budget pays for, rounded up. `cold`: its files leave the page cache before every
-    token; otherwise that is memory which the budget does not have.
+    expert layers as are asked for. It maps its files, so that it reads no more of a layer than is used and what
+    the kernel reads ahead. `cold`: the files leave the page cache before every token; otherwise that is memory
+    which the budget does not have.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model_name))
         layers = find_moe_layers(skeleton)
-        kept = math.ceil(len(layers) * args.percent / 100)
         places = dict.fromkeys(_pieces(skeleton, {layer.experts for layer in layers}), "cpu")
-        places |= {layer.experts: "disk" for layer in layers[kept:]}
+        places |= {layer.experts: "disk" for layer in layers[args.kept_layers :]}
         self.folder = Path(args.offload_folder)
         self.model = AutoModelForCausalLM.from_pretrained(
             args.model_name, dtype=DTYPE, device_map=places, offload_folder=self.folder
@@ -141,6 +149,16 @@ class Cached:
             "record_bytes": max(self.engine.cached_experts.residents.device.record_bytes),
             **self.engine.budget.fields(),
         }
+
+    def fill(self) -> Answer:
+        """Every layer is asked for every expert once: with a budget of 100 % all are in memory from then on."""
+        self.engine.cached_experts.forward_pass.prefill = True
+        for layer in self.engine.layers:
+            indices_TK = torch.arange(layer.num_experts).view(-1, layer.top_k)
+            hidden_TD = torch.zeros(len(indices_TK), self.model.config.hidden_size, dtype=DTYPE)
+            weights_TK = torch.full(indices_TK.shape, 1 / layer.top_k, dtype=DTYPE)
+            self.model.get_submodule(layer.experts)(hidden_TD, indices_TK, weights_TK)
+        return {}
 
     def bookkeeping(self) -> Answer:
         """Microseconds of a decode step's layer beside the experts' arithmetic, every expert a hit: the same
@@ -190,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--model_name", required=True)
-    parser.add_argument("--percent", type=float, default=25.0, help="of the expert layers, for accelerate")
+    parser.add_argument("--kept_layers", type=int, default=0, help="expert layers that accelerate keeps")
     parser.add_argument("--offload_folder", help="where accelerate writes what it offloads")
     parser.add_argument("--settings", default="{}", help="EngineSettings as JSON")
     args = parser.parse_args()

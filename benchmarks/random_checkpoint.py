@@ -3,8 +3,9 @@
     python benchmarks/random_checkpoint.py --shape olmoe-6l --output results/bench/olmoe-6l
 
 Keys are those of a published checkpoint (one matrix an expert), with index, configuration and a small
-tokenizer beside them. The same shape and seed give the same bytes. The router of such a model is close to
-uniform, which is the worst case of a cache.
+tokenizer beside them. The same shape and seed give the same bytes. A token's own embedding outweighs what the
+layers add to it, so tokens drawn at random choose their experts almost at random: the worst case of a cache.
+(With small embeddings the mean over the context would rule, and all tokens would go to the same experts.)
 """
 
 import argparse
@@ -139,13 +140,16 @@ def _by_module(weights: list[Weight]) -> list[list[Weight]]:
 
 
 def draw(weight: Weight, seed: int) -> torch.Tensor:
-    """Norms are 1, biases 0, everything else normal with deviation 0.02; depends on key and seed alone."""
+    """Norms are 1, biases 0, everything else normal, embeddings with deviation 1, others 0.02; depends on key
+    and seed alone.
+    """
     if "norm" in weight.key:
         return torch.ones(weight.shape, dtype=DTYPE)
     if weight.key.endswith("bias"):
         return torch.zeros(weight.shape, dtype=DTYPE)
     generator = torch.Generator().manual_seed(zlib.crc32(weight.key.encode(), seed))
-    return torch.empty(weight.shape, dtype=DTYPE).normal_(0, 0.02, generator=generator)
+    deviation = 1.0 if "embed_tokens" in weight.key else 0.02
+    return torch.empty(weight.shape, dtype=DTYPE).normal_(0, deviation, generator=generator)
 
 
 def write_checkpoint(shape: str, output: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Path:

@@ -27,7 +27,8 @@ class HostMemory:
             self.tensor = self.tensor[shift : shift + pages(nbytes)]
             self.bytes: np.ndarray = self.tensor.numpy()
             return
-        mapped = mmap.mmap(-1, max(PAGE_BYTES, pages(nbytes)))
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of shared memory the system makes no huge pages
+        mapped = mmap.mmap(-1, max(PAGE_BYTES, pages(nbytes)), kind)
         if nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = np.frombuffer(mapped, np.uint8)
