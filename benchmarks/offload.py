@@ -6,24 +6,20 @@ Each way runs in a process of its own on the same random checkpoint (written fir
 produces the same given tokens; they take turns, so that a slow moment of the machine meets all. The engine
 reads with direct I/O; accelerate reads through the page cache, from which its files are dropped before each
 token (and once more with the cache left alone). The disk is measured in the same run, with the engine's
-record size and number of readers. Tokens are drawn at random and decide the routing, which therefore has next
-to no locality: the worst case of a cache. The hit rate stands beside the figures, and what the kernel counts as
-read from the disk.
+record size and number of readers. Tokens are drawn at random and decide the routing, which therefore has
+next to no locality: the worst case of a cache. The hit rate stands beside the figures, and what the kernel
+counts as read from the disk.
 """
 
 import argparse
 import json
 import math
 import platform
-import random
 import shutil
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -31,89 +27,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
 from tqdm import tqdm
+from workers import (
+    READERS,
+    SHORT_PROMPT,
+    Answer,
+    Tokens,
+    Worker,
+    engine_settings,
+    mean_decode,
+    mean_disk_bytes,
+    median_decode,
+    median_prefill,
+)
 
 from errors import run_command
 
-READERS = 4
 IMPLEMENTATIONS = ("eager", "grouped_mm")
-SHORT_PROMPT, ALL_HIT_PROMPT = 32, 16
-Answer = dict[str, Any]
-
-
-class Worker:
-    """A process that runs the checkpoint in one way; a `with` block ends it."""
-
-    def __init__(self, mode: str, args: argparse.Namespace, **options: object) -> None:
-        command = [sys.executable, str(ROOT / "benchmarks" / "offload_worker.py"), mode]
-        command += ["--model_name", args.model_name, "--offload_folder", str(args.offload_folder)]
-        for name, value in options.items():
-            command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = self._answer()
-
-    def ask(self, do: str, **values: object) -> Answer:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Answer:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def memory(self) -> dict[str, int]:
-        """Seen from outside: the largest resident set so far, and what the present one is made of."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        names = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "file_bytes": "RssFile"}
-        return {name: int(fields[field].split()[0]) * 1024 for name, field in names.items()}
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-class Tokens:
-    """Prompts and continuations, drawn by seed."""
-
-    def __init__(self, vocabulary: int, decode_tokens: int) -> None:
-        self.vocabulary, self.decode_tokens, self._draw = vocabulary, decode_tokens, random.Random(0)
-
-    def fresh(self, prompt_tokens: int) -> Answer:
-        """Every token at random."""
-        drawn = [self._draw.randrange(self.vocabulary) for _ in range(prompt_tokens + self.decode_tokens)]
-        return {"prompt": drawn[:prompt_tokens], "tokens": drawn[prompt_tokens:]}
-
-    def constant(self) -> Answer:
-        """One token over and over: no position differs from another, so all steps ask for the same."""
-        return {"prompt": [7] * ALL_HIT_PROMPT, "tokens": [7] * self.decode_tokens}
-
-
-def engine_settings(budget: str) -> Answer:
-    return {"expert_budget": budget, "readers": READERS, "io": "direct"}
-
-
-def median_decode(answers: Sequence[Answer]) -> float:
-    return statistics.median(second for answer in answers for second in answer["decode_seconds"])
-
-
-def mean_decode(answers: Sequence[Answer]) -> float:
-    return statistics.mean(second for answer in answers for second in answer["decode_seconds"])
-
-
-def median_prefill(answers: Sequence[Answer]) -> float:
-    return statistics.median(answer["prefill_seconds"] for answer in answers)
-
-
-def mean_disk_bytes(answers: Sequence[Answer]) -> float:
-    return statistics.mean(answer["disk_bytes"] for answer in answers)
 
 
 def measure_full_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
@@ -184,7 +113,7 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
 
 
 def kept_layers(args: argparse.Namespace) -> int:
-    """What the budget pays for beside the layer that is running, rounded up: accelerate needs that one whole."""
+    """What the budget pays for beside the layer that is running, which accelerate needs whole; rounded up."""
     if args.accelerate_layers is not None:
         return args.accelerate_layers
     return max(0, math.ceil(config_of(args.shape).num_hidden_layers * args.percent / 100 - 1))

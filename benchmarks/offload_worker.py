@@ -54,8 +54,8 @@ class ForcedTokens(LogitsProcessor):
 
 
 def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: Callable[[], None]) -> Answer:
-    """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed. Beside
-    them the bytes that the disk gave this process meanwhile, as the kernel counts them.
+    """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed.
+    `disk_bytes`: what the disk gave this process meanwhile, as the kernel counts it.
     """
     before_each()
     read_before = _read_bytes()
@@ -91,8 +91,8 @@ class Resident:
 
 class Accelerated:
     """transformers with accelerate's disk offload: in memory is everything but the experts, and as many
-    expert layers as are asked for. It maps its files, so that it reads no more of a layer than is used and what
-    the kernel reads ahead. `cold`: the files leave the page cache before every token; otherwise that is memory
+    expert layers as are asked for. It maps its files, so that it reads of a layer what is used and what the
+    kernel reads ahead. `cold`: the files leave the page cache before every token; otherwise that is memory
     which the budget does not have.
     """
 
@@ -151,7 +151,7 @@ class Cached:
         }
 
     def fill(self) -> Answer:
-        """Every layer is asked for every expert once: with a budget of 100 % all are in memory from then on."""
+        """Every layer is asked for every expert once: at 100 % all are in memory from then on."""
         self.engine.cached_experts.forward_pass.prefill = True
         for layer in self.engine.layers:
             indices_TK = torch.arange(layer.num_experts).view(-1, layer.top_k)
