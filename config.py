@@ -308,12 +308,18 @@ class CacheSettings(EngineSettings):
     expert_budget: str = _option(
         "",
         "run with the experts in a cache of this size: slots a layer (8), percent (25%), or bytes (6GiB, "
-        "buffers included); empty: all in memory. With --routing_strategy it is simulated, 25% by default",
+        "buffers included); empty: all in memory. With --routing_strategy it is simulated, 25% by default, "
+        "unless --reroute_live",
     )
     routing_strategy: str | None = _option(
         None, "also measure with re-routing by name:option=value,... of routing/strategies/, e.g. margin"
     )
     reroute_prefill: bool = _option(False, "re-route prompt tokens too, not only decoded ones")
+    reroute_live: bool = _option(
+        False,
+        "re-route by what an offloading engine of --expert_budget truly holds, which runs the model then "
+        "(--chat_mode, --input, --task_num); False: by what a simulated cache would hold",
+    )
 
 
 def log_folder(model: ModelSettings, run_name: str) -> str:

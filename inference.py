@@ -165,12 +165,17 @@ def answer_one(options: Options) -> None:
     console = Console(stderr=settings.json == "-", soft_wrap=True)
     own, setup = settings.input is not None, options.virtual
     with active_variant(subject.model, "tuned" if "tuned" in options.adapters else BASE):
-        subject = dataclasses.replace(subject, virtual=setup.cache(subject) if setup else None)
+        subject = _rerouted(subject, options)
         found, undisclosed = (_own if own else _numbered)(options, subject)
     if setup:
         found["rerouting"] = setup.fields(subject) | virtual_row(subject, setup.strategy)
     print_alone(found, console, undisclosed)
     write_also(settings.json, {"schema_version": SCHEMA_VERSION, "settings": options.fields()} | found)
+
+
+def _rerouted(subject: Subject, options: Options) -> Subject:
+    setup = options.virtual
+    return dataclasses.replace(subject, virtual=setup.cache(subject) if setup else None)
 
 
 def _own(options: Options, subject: Subject) -> tuple[dict, bool]:
@@ -212,6 +217,7 @@ def main() -> None:
     subject = load_subject(options)
     with active_variant(subject.model, "tuned" if "tuned" in options.adapters else BASE):
         settings = options.evaluation
+        subject = _rerouted(subject, options)
         chat(subject, settings.max_new_tokens or NEW_TOKENS, temperature=settings.temperature)
 
 

@@ -7,13 +7,18 @@ Records lie at random places of the files, as experts do.
 
 import argparse
 import json
-import mmap
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from offload.memory import HostMemory
 
 BLOCK_BYTES = 4096
 
@@ -21,14 +26,16 @@ BLOCK_BYTES = 4096
 def read_bandwidth(
     files: Sequence[Path], record_bytes: int, readers: int, seconds: float = 2.0, seed: int = 0
 ) -> float:
-    """Bytes a second that `readers` threads read together with direct I/O, each one record at a time."""
+    """Bytes a second that `readers` threads read together with direct I/O, each one record at a time, into
+    memory of the kind that the engine reads into.
+    """
     record_bytes -= record_bytes % -BLOCK_BYTES
     counts = [0] * readers
     stop = time.perf_counter() + seconds
 
     def read(reader: int) -> None:
         draw = random.Random(seed * readers + reader)
-        buffer = mmap.mmap(-1, record_bytes)
+        buffer = HostMemory(record_bytes).bytes
         handles = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
         blocks = [(os.fstat(handle).st_size - record_bytes) // BLOCK_BYTES for handle in handles]
         while time.perf_counter() < stop:

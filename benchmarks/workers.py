@@ -1,4 +1,4 @@
-"""Knows how benchmarks run a checkpoint in processes of their own, and with which tokens; compares nothing."""
+"""Knows how benchmarks run a checkpoint in processes of their own, and on which tokens; compares none."""
 
 import argparse
 import json

@@ -18,6 +18,7 @@ from config import (
     TrainSettings,
 )
 from data_pipeline.task import Task
+from errors import UserError
 from evaluation.cache_rows import policy_list
 from evaluation.cecar_names import in_our_names
 from evaluation.rerouting_rows import REROUTED
@@ -60,15 +61,21 @@ class Options(NamedTuple):
         cache = self.cache
         if not cache.routing_strategy:
             return None
-        held = cache.expert_budget or EngineSettings.expert_budget, cache.decode_policy, cache.hand_over
+        held = self._expert_budget, cache.decode_policy, cache.hand_over
         return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
 
     @property
     def engine(self) -> EngineSettings | None:
         """The offloading engine, if the experts do not all stay in memory."""
-        if self.virtual or not self.cache.expert_budget:
+        live = self.virtual and self.cache.reroute_live
+        if not live and (self.virtual or not self.cache.expert_budget):
             return None
-        return EngineSettings(**{name: getattr(self.cache, name) for name in _names(EngineSettings)})
+        given = {name: getattr(self.cache, name) for name in _names(EngineSettings)}
+        return EngineSettings(**given | {"expert_budget": self._expert_budget})
+
+    @property
+    def _expert_budget(self) -> str:
+        return self.cache.expert_budget or EngineSettings.expert_budget
 
     @property
     def variants(self) -> Mapping[str, VirtualSetup | None]:
@@ -111,16 +118,30 @@ def parse(arguments: list[str], description: str = "") -> Options:
     policy_list(evaluation.policies)
     if options.virtual:
         options.virtual.check()
+    if options.cache.reroute_live:
+        _check_live(options)
     if options.engine:
         check_settings(options.engine)
     return options
+
+
+def _check_live(options: Options) -> None:
+    evaluation = options.evaluation
+    if not options.virtual:
+        raise UserError("--reroute_live True: say how, with --routing_strategy")
+    if not evaluation.chat_mode and evaluation.task_num is None and evaluation.input is None:
+        raise UserError(
+            "--reroute_live True: give --input, --task_num or --chat_mode; a whole evaluation also scores "
+            "reference text in one pass, without decode steps, and simulates the cache (--reroute_live False)"
+        )
 
 
 def _warn(parser: SettingsParser, options: Options) -> None:
     kinds = (DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
     names = {"batch_size"}.union(*map(_names, kinds), _names(CacheSettings))
     if options.virtual:
-        names -= {"routing_strategy", "expert_budget", "decode_policy", "hand_over", "reroute_prefill"}
+        names -= {"routing_strategy", "expert_budget", "decode_policy", "hand_over"}
+        names -= {"reroute_prefill", "reroute_live"}
     if options.engine:
         names -= _names(EngineSettings)
     if os.environ.get("RANK", "0") == "0":

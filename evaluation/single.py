@@ -64,7 +64,7 @@ def answer_alone(
 
 
 def virtual_row(subject: Subject, strategy: str) -> dict[str, Any]:
-    """What the virtual cache by which the answer was routed counted in decode."""
+    """What the cache by which the answer was routed counted in decode."""
     tally_LC = subject.virtual.tallies[0]  # type: ignore[union-attr]
     hits, misses, kept = (int(tally_LC[:, kind].sum()) for kind in (HITS, MISSES, KEPT))
     tokens = tally_LC[:, TOKENS].sum() / len(tally_LC)
@@ -103,7 +103,8 @@ def print_alone(found: dict[str, Any], console: Console, undisclosed: bool = Fal
     if rerouted := found.get("rerouting"):
         told = f"hit rate {_number(rerouted['hit_rate'])}, {readable_bytes(rerouted['miss_bytes_per_token'])}"
         cache = f"{rerouted['policy']}, {rerouted['capacity']} experts a layer, after the prompt"
-        lines.append(f"routed by {rerouted['strategy']}, {cache}: {told} missed a token")
+        routed = f"routed by {rerouted['strategy']}, {rerouted['residency']} cache"
+        lines.append(f"{routed}, {cache}: {told} missed a token")
     lines += [f"ECR {found['ecr']:.4f}"] if found["ecr"] is not None else []
     lines += [f"verdict: {found['verdict']}"] if found.get("verdict") else []
     console.print("\n".join(lines), markup=False, highlight=False)

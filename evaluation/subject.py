@@ -11,6 +11,7 @@ from torch import nn
 
 from models import MoeLayer
 from models.base import shape_of, unwrap
+from offload import LiveRerouting
 from routing import VirtualCache
 
 
@@ -22,8 +23,8 @@ class Subject:
     tokenizer: Any
     moe_layers: list[MoeLayer]
     name: str
-    virtual: VirtualCache | None = None
-    """Where there is one, it routes: as if only what it holds were in memory."""
+    virtual: VirtualCache | LiveRerouting | None = None
+    """Where there is one, it routes: as if only what it holds were in memory, or by what an engine holds."""
 
     @property
     def pad_token_id(self) -> int:

@@ -1,4 +1,4 @@
-"""Knows how a virtual cache is set up for a loaded model; does not run it."""
+"""Knows how re-routing is set up for a loaded model, by a virtual cache or by its engine; does not run it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from evaluation.subject import Subject
 from expert_cache.budget import Budget, ModelSizes, budget_of
 from expert_cache.phases import parse_hand_over
 from expert_cache.policies.base import parse_policy
+from offload import LiveRerouting, engine_of
 from routing import VirtualCache
 from routing.strategies import load_strategy
 
@@ -16,7 +17,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class VirtualSetup:
-    """A routing strategy, and the cache by whose residents it routes."""
+    """A routing strategy, and the cache by whose residents it routes: simulated, or that of an engine."""
 
     strategy: str
     budget: str
@@ -33,6 +34,8 @@ class VirtualSetup:
 
     def room(self, subject: Subject) -> Budget:
         """The decode cache's room. UserError for a budget that does not hold one token's experts."""
+        if engine := engine_of(subject.model):
+            return engine.budget
         first = subject.moe_layers[0]
         sizes = ModelSizes(len(subject.moe_layers), first.num_experts, subject.expert_bytes)
         budget = budget_of(sizes, "layer", self.budget)
@@ -43,8 +46,11 @@ class VirtualSetup:
             )
         return budget
 
-    def cache(self, subject: Subject) -> VirtualCache:
-        """An empty cache on the model as it is now."""
+    def cache(self, subject: Subject) -> VirtualCache | LiveRerouting:
+        """An empty cache on the model as it is now; or its engine's, as full as that is."""
+        if engine := engine_of(subject.model):
+            routed = subject.model, subject.moe_layers, engine, self.strategy
+            return LiveRerouting(*routed, reroute_prefill=self.reroute_prefill)
         return VirtualCache(
             subject.model,
             subject.moe_layers,
@@ -59,4 +65,5 @@ class VirtualSetup:
         """The convention of what the cache counts."""
         counted = {"scope": "layer", "access": "atomic", "phase": "decode", "start": "warm:prefill"}
         cache = {"policy": self.policy, "hand_over": self.hand_over, "reset": "never"}
+        cache["residency"] = "engine" if engine_of(subject.model) else "simulated"
         return counted | cache | self.room(subject).fields() | {"reroute_prefill": self.reroute_prefill}

@@ -125,7 +125,7 @@ class Storage:
 
     def _buffer(self) -> np.ndarray:
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = HostMemory(REQUEST_BYTES + PAGE_BYTES).bytes
+            self._local.buffer = HostMemory(REQUEST_BYTES).bytes
         return self._local.buffer
 
     def _read_all(self, shard: int, target: np.ndarray, offset: int, needed: int) -> bool:

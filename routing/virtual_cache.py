@@ -65,9 +65,7 @@ class VirtualCache:
         cache = ExpertCache(policy, layers=len(moe_layers), experts=experts, capacity=capacity)
         self.split = PhaseSplit(cache, hand_over)
         self.reroute_prefill = reroute_prefill
-        self.tallies: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((len(moe_layers), 6), np.int64))
-        """Request -> int [L, 6]: decode hits, misses, experts run, of those the router's own, tokens; prefill
-        loads."""
+        self.tallies = new_tallies(len(moe_layers))
         watched = reroute_prefill and getattr(self.rerouter.strategy, "WANTS_IMPORTANCE", False)
         self._importance = TokenImportance(model, moe_layers) if watched else None
         self._described: dict[int, _Pass] = {}
@@ -146,12 +144,31 @@ class VirtualCache:
         """A row hits what was resident before the wave or was loaded for a row before it."""
         resident_E = self.split.cache.resident(layer)
         self.split.decode(layer, chosen_TK[chosen_TK != EMPTY])
-        for row, own, request in zip(chosen_TK.tolist(), own_TK.tolist(), requests, strict=True):
-            kept = {expert for expert in row if expert != EMPTY}
-            hits = sum(bool(resident_E[expert]) for expert in kept)
-            counts = hits, len(kept) - hits, len(kept), len(kept.intersection(own)), 1
-            self.tallies[request][layer, :PREFILL_LOADS] += counts
-            resident_E[list(kept)] = True
+        count_rows(self.tallies, layer, resident_E, chosen_TK, own_TK, requests)
+
+
+def new_tallies(layers: int) -> dict[int, np.ndarray]:
+    """Request -> int [L, 6]: decode hits, misses, experts run, of those the router's own, tokens; prefill
+    loads.
+    """
+    return defaultdict(lambda: np.zeros((layers, 6), np.int64))
+
+
+def count_rows(
+    tallies: dict[int, np.ndarray],
+    layer: int,
+    resident_E: np.ndarray,
+    chosen_TK: np.ndarray,
+    own_TK: np.ndarray,
+    requests: Sequence[int],
+) -> None:
+    """Adds one decoded token of each request to its tally; `resident_E` is changed to what was loaded."""
+    for row, own, request in zip(chosen_TK.tolist(), own_TK.tolist(), requests, strict=True):
+        kept = {expert for expert in row if expert != EMPTY}
+        hits = sum(bool(resident_E[expert]) for expert in kept)
+        counts = hits, len(kept) - hits, len(kept), len(kept.intersection(own)), 1
+        tallies[request][layer, :PREFILL_LOADS] += counts
+        resident_E[list(kept)] = True
 
 
 def _stretches(request_BT: np.ndarray, valid_BT: np.ndarray, decode_BT: np.ndarray) -> list[_Stretch]:

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from errors import UserError
 from evaluation.ranks import Ranks
-from inference import evaluate, main, parse
+from inference import answer_one, evaluate, main, parse
 from offload import engine_of
 from tests.evaluation.workspace import options
 
@@ -49,6 +50,35 @@ def test_a_chat_is_streamed_and_sampled(workspace, monkeypatch, capsys):
     main()
     said = capsys.readouterr().out
     assert "engine: first token" in said and "MB read" in said
+
+
+@pytest.mark.parametrize("spec", ["margin:loss=1", "cecar:fill=drop,tau=1"])
+def test_one_answer_is_rerouted_by_the_engine_as_by_a_simulated_cache(workspace, tmp_path, spec):
+    found = []
+    for live in (True, False):
+        changes = {"expert_budget": "4", "routing_strategy": spec, "reroute_live": live, "dtype": "float32"}
+        given = options(workspace, json=tmp_path / f"{live}.json", use_lora=False, **changes)
+        answer_one(parse([*given, "--input", "w1 w33 w5 w70", "--max_new_tokens", "12"]))
+        found.append(json.loads((tmp_path / f"{live}.json").read_text()))
+    live, simulated = (one["rerouting"] for one in found)
+    assert found[0]["answer"] == found[1]["answer"]
+    assert (live.pop("residency"), simulated.pop("residency")) == ("engine", "simulated")
+    assert live == simulated and live["hits"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reroute_live": True}, "--reroute_live True: say how, with --routing_strategy"),
+        (
+            {"reroute_live": True, "routing_strategy": "margin"},
+            "--reroute_live True: give --input, --task_num or --chat_mode",
+        ),
+    ],
+)
+def test_live_rerouting_needs_a_strategy_and_one_answer(workspace, changes, message):
+    with pytest.raises(UserError, match=message):
+        parse(options(workspace, **changes))
 
 
 def test_a_model_in_memory_has_no_engine(subject):

@@ -1,0 +1,106 @@
+"""Measures gate-ahead prefetching in the engine: experts foreseen, reads for nothing, waits of decoding.
+
+    python benchmarks/prefetch.py --model_name models/tiny-olmoe --json PATH
+
+Greedy answers to a few prompts, each prefetch budget from cold caches. `recall`: the share of the next
+layer's experts among those that its gate names on this layer's hidden states; `recall_rescaled`: on those
+states divided by this layer's norm weights and multiplied by the next layer's.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from transformers import AutoTokenizer
+
+from config import EngineSettings
+from errors import run_command
+from models import find_moe_layers
+from offload import load_with_cache
+
+PROMPTS = (
+    "Once upon a time there was",
+    "Lily and Tom went to the park and",
+    "The dog was sad because",
+    "A man is",
+)
+
+
+def answer_all(model: Any, tokenizer: Any, new_tokens: int) -> None:
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+
+
+def row_of(args: argparse.Namespace, tokenizer: Any, prefetch_budget: int) -> dict[str, Any]:
+    settings = EngineSettings(expert_budget=args.expert_budget, prefetch_budget=prefetch_budget)
+    model, engine = load_with_cache(args.model_name, settings, args.dtype)
+    with engine:
+        answer_all(model, tokenizer, args.new_tokens)
+        counts, decode = engine.statistics, engine.statistics.phases["decode"]
+    return {
+        "prefetch_budget": prefetch_budget,
+        "decode_loads": decode.disk_loads,
+        "prefetch_hits": decode.prefetch_hits,
+        "prefetch_issued": counts.prefetch_issued,
+        "prefetch_wasted": counts.prefetch_wasted,
+        "prefetch_wasted_bytes": counts.prefetch_wasted_bytes,
+        "stall_seconds_per_token": decode.stall_seconds / decode.tokens,
+        "token_seconds": decode.seconds / decode.tokens,
+    }
+
+
+def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
+    """Over decoded tokens and all layers but the first."""
+    model, engine = load_with_cache(args.model_name, EngineSettings("100%"), args.dtype)
+    layers = find_moe_layers(model)
+    routers = [model.get_submodule(layer.router) for layer in layers]
+    norms = [model.get_submodule(layer.block.rpartition(".")[0]).post_attention_layernorm for layer in layers]
+    ahead: dict[str, torch.Tensor] = {}
+    found: dict[str, list[float]] = {"recall": [], "recall_rescaled": []}
+
+    def look(at: int, hidden: torch.Tensor, output: tuple) -> None:
+        chosen = output[2]
+        if len(chosen) != 1:
+            return
+        for name, foreseen in ahead.items():
+            found[name].append(torch.isin(chosen, foreseen).float().mean().item())
+        ahead.clear()
+        if at + 1 < len(routers):
+            scale = norms[at + 1].weight / norms[at].weight
+            ahead["recall"] = routers[at + 1].forward(hidden)[2]
+            ahead["recall_rescaled"] = routers[at + 1].forward(hidden * scale)[2]
+
+    for at, router in enumerate(routers):
+        router.register_forward_hook(lambda _, inputs, output, at=at: look(at, inputs[0], output))
+    with engine, torch.no_grad():
+        answer_all(model, tokenizer, args.new_tokens)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser.add_argument("--model_name", default=str(ROOT / "models" / "tiny-olmoe"))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--expert_budget", default="25%")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[0, 2, 4, 8])
+    parser.add_argument("--new_tokens", type=int, default=64)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name)
+    rows = [row_of(args, tokenizer, budget) for budget in args.budgets]
+    result = {"schema_version": 1, "settings": vars(args), **recalls(args, tokenizer), "rows": rows}
+    text = json.dumps(result, indent=1) + "\n"
+    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
