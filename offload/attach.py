@@ -100,9 +100,8 @@ def attach(
     at_home = budget.capacity == sizes.num_experts
     live = _live_cache(sizes, budget, settings, at_home)
     cached = sizes.layers * budget.capacity
-    device_pool = SlotPool(
-        weights.parts, cached + settings.prefill_buffer + settings.prefetch_budget, dtype, device
-    )
+    ahead = 0 if at_home else settings.prefetch_budget
+    device_pool = SlotPool(weights.parts, cached + settings.prefill_buffer + ahead, dtype, device)
     ram_pool = None
     if live.ram is not None:  # one slot more: experts change places through it
         ram_pool = SlotPool(weights.parts, live.ram.capacity + 1, dtype, torch.device("cpu"))
@@ -111,9 +110,9 @@ def attach(
     residents = Residents(weights, live, device_pool, ram_pool, staging, readers, at_home)
     statistics = Statistics()
     prefetch = None
-    if settings.prefetch_budget:
+    if ahead:
         routers = [model.get_submodule(layer.router) for layer in layers]
-        prefetch = Prefetch(residents, readers, routers, settings.prefetch_budget, statistics)
+        prefetch = Prefetch(residents, readers, routers, ahead, statistics)
     forward_pass = ForwardPass(model, statistics)
     cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
     _switch_on(model, layers, cached_experts, at_home)

@@ -34,6 +34,11 @@ class LiveRerouting:
         self.tallies = new_tallies(len(moe_layers))
         self._requests: Sequence[int] = ()
 
+    @property
+    def reroutes(self) -> bool:
+        """Whether any choice may be another than the router's own."""
+        return self.rerouter.spec != "none"
+
     def describe(self, requests: Sequence[int], _valid_BT: np.ndarray, _decode_BT: np.ndarray) -> None:
         """Whose tokens run from now on; the engine knows itself which of them are decoded."""
         self._requests = requests
