@@ -16,7 +16,8 @@ from offload.statistics import Statistics
 
 
 class Prefetch:
-    """Gate-ahead prefetching of at most `slots` experts.
+    """Gate-ahead prefetching of at most `slots` experts. One that was read for nothing is not read ahead again
+    until a step has asked for it.
 
     routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
     """
@@ -27,6 +28,7 @@ class Prefetch:
         self.residents, self.readers, self.routers = residents, readers, routers
         self.slots, self.statistics = slots, statistics
         self._ahead: set[int] = set()
+        self._in_vain: set[int] = set()
 
     def turn_to(self, layer: int, hidden_TD: Tensor) -> None:
         """`layer` has claimed what it needs: the rest is called off, and the next layer is looked at."""
@@ -46,7 +48,7 @@ class Prefetch:
             number = first + expert
             if len(self._ahead) + len(self.residents.dropped) == self.slots:
                 break
-            if self._is_near(number):
+            if number in self._in_vain or self._is_near(number):
                 continue
             load = self.residents.start(number)
             if load is None:
@@ -72,7 +74,8 @@ class Prefetch:
         )
 
     def claim(self, number: int) -> bool:
-        """Whether `number` was read ahead; it then belongs to the step that asks, and is urgent."""
+        """Whether `number`, which a step asks for, was read ahead; it then belongs to the step, and is urgent."""
+        self._in_vain.discard(number)
         if number not in self._ahead:
             return False
         self._ahead.discard(number)
@@ -87,6 +90,7 @@ class Prefetch:
         for number in sorted(self._ahead):
             nbytes = self.residents.loading[number][0].nbytes
             if self.residents.drop(number):
+                self._in_vain.add(number)
                 self.statistics.prefetch_wasted += 1
                 self.statistics.prefetch_wasted_bytes += nbytes
             else:
