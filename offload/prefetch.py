@@ -16,8 +16,8 @@ from offload.statistics import Statistics
 
 
 class Prefetch:
-    """Gate-ahead prefetching of at most `slots` experts. One that was read for nothing is not read ahead again
-    until a step has asked for it.
+    """Gate-ahead prefetching of at most `slots` experts. One that was read for nothing is not read ahead
+    again until a step has asked for it.
 
     routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
     """
@@ -74,7 +74,7 @@ class Prefetch:
         )
 
     def claim(self, number: int) -> bool:
-        """Whether `number`, which a step asks for, was read ahead; it then belongs to the step, and is urgent."""
+        """Whether `number`, which a step asks for, was read ahead; it is the step's then, and urgent."""
         self._in_vain.discard(number)
         if number not in self._ahead:
             return False

@@ -56,9 +56,10 @@ def test_a_chat_is_streamed_and_sampled(workspace, monkeypatch, capsys):
 def test_one_answer_is_rerouted_by_the_engine_as_by_a_simulated_cache(workspace, tmp_path, spec):
     found = []
     for live in (True, False):
-        changes = {"expert_budget": "4", "routing_strategy": spec, "reroute_live": live, "dtype": "float32"}
-        given = options(workspace, json=tmp_path / f"{live}.json", use_lora=False, **changes)
-        answer_one(parse([*given, "--input", "w1 w33 w5 w70", "--max_new_tokens", "12"]))
+        given = {"model_name": workspace / "model", "use_lora": False, "dtype": "float32"}
+        given |= {"expert_budget": "4", "routing_strategy": spec, "reroute_live": live}
+        given |= {"input": "w1 w33 w5 w70", "max_new_tokens": 12, "json": tmp_path / f"{live}.json"}
+        answer_one(parse([text for name, value in given.items() for text in (f"--{name}", str(value))]))
         found.append(json.loads((tmp_path / f"{live}.json").read_text()))
     live, simulated = (one["rerouting"] for one in found)
     assert found[0]["answer"] == found[1]["answer"]
