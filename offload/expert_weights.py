@@ -28,6 +28,8 @@ from errors import UserError
 from models import MoeLayer
 from offload.shards import DTYPES, Shards, TensorPlace
 
+CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
+
 
 class Piece(NamedTuple):
     """Bytes of a file that go to one place of a record."""
@@ -129,12 +131,14 @@ def _source(name: str, lists: dict[str | None, list[TensorPlace]], by_pattern: d
 def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...]) -> _Source:
     source = sources.get(name)
     if source is None:
-        raise UserError(f"the checkpoint has no weights for '{name}'")
+        others = [each.removeprefix(name) for each in sources if each.startswith(f"{name}_")]
+        instead = f", but '{others[0]}' of it: {CONVERT}" if others else ""
+        raise UserError(f"the checkpoint has no weights for '{name}'{instead}")
     for tensors in source.tensors:
         if not source.fused and len(tensors) != shape[0]:
             raise UserError(f"'{name}': {len(tensors)} of {shape[0]} experts are in the checkpoint")
         if unknown := [place.dtype for place in tensors if place.dtype not in DTYPES]:
-            raise UserError(f"'{name}' is stored as {unknown[0]}: choose from {', '.join(DTYPES)}")
+            raise UserError(f"'{name}' is stored as {unknown[0]}: {CONVERT}")
         if any((place.shape, place.dtype) != (tensors[0].shape, tensors[0].dtype) for place in tensors):
             raise UserError(f"'{name}': experts differ in shape or type")
     _check_shape(name, source, shape)

@@ -1,12 +1,14 @@
 """What cannot work is refused in one line, before anything large is loaded."""
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from errors import UserError
-from tests.offload.workbench import engine_of, prompt
+from tests.offload.workbench import checkpoint, engine_of, prompt
 from tests.tiny_models import tiny_model
 
 
@@ -54,6 +56,29 @@ def test_experts_that_cannot_run_from_a_cache(family, tmp_path):
     tiny_model(family).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="experts"):
         load_with_cache(str(tmp_path), EngineSettings("4"))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("olmoe", {"": torch.float8_e4m3fn}, "is stored as F8_E4M3: quantised experts .* convert them to"),
+        (
+            "gpt_oss",
+            {"_blocks": torch.uint8},
+            "no weights for .*, but '_.*blocks' of it: quantised",
+        ),
+    ],
+)
+def test_quantised_experts_are_refused(family, change, message, tmp_path):
+    folder = shutil.copytree(checkpoint(family), tmp_path / "quantised")
+    (suffix, dtype), path = next(iter(change.items())), folder / "model.safetensors"
+    weights = {
+        name + suffix if ".experts." in name else name: weight.to(dtype) if ".experts." in name else weight
+        for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        engine_of(family, folder)
 
 
 def test_a_dense_model_has_no_experts(tmp_path):
