@@ -61,11 +61,12 @@ def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
     model, engine = load_with_cache(args.model_name, EngineSettings("100%"), args.dtype)
     layers = find_moe_layers(model)
     routers = [model.get_submodule(layer.router) for layer in layers]
-    norms = [model.get_submodule(layer.block.rpartition(".")[0]).post_attention_layernorm for layer in layers]
+    decoders: list[Any] = [model.get_submodule(layer.block.rpartition(".")[0]) for layer in layers]
+    norms = [decoder.post_attention_layernorm for decoder in decoders]
     ahead: dict[str, torch.Tensor] = {}
     found: dict[str, list[float]] = {"recall": [], "recall_rescaled": []}
 
-    def look(at: int, hidden: torch.Tensor, output: tuple) -> None:
+    def look(at: int, hidden: torch.Tensor, output: Any) -> None:
         chosen = output[2]
         if len(chosen) != 1:
             return

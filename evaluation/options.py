@@ -70,8 +70,9 @@ class Options(NamedTuple):
         live = self.virtual and self.cache.reroute_live
         if not live and (self.virtual or not self.cache.expert_budget):
             return None
-        given = {name: getattr(self.cache, name) for name in _names(EngineSettings)}
-        return EngineSettings(**given | {"expert_budget": self._expert_budget})
+        given: dict[str, Any] = {name: getattr(self.cache, name) for name in _names(EngineSettings)}
+        given["expert_budget"] = self._expert_budget
+        return EngineSettings(**given)
 
     @property
     def _expert_budget(self) -> str:
