@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
@@ -14,6 +15,16 @@ from errors import UserError, first_line
 
 _TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
 """How torch.save words a write that failed; it raises a bare RuntimeError."""
+
+
+def make_run_folder(folder: Path) -> None:
+    """Raises UserError where nothing can be written, before hours of training end there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--lora_save_path {folder}: {error.strerror}") from None
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from checkpoints import checkpoint_to_resume, checkpoints_kept, remove_checkpoints
+from checkpoints import checkpoint_to_resume, checkpoints_kept, make_run_folder, remove_checkpoints
 from data_pipeline.collate import PackingCollator, PaddingCollator
 from data_pipeline.task import Task, load_task
 from data_pipeline.tokenised import tokenise_split
@@ -40,6 +40,8 @@ from training_run import Run, parse_run
 
 def main() -> None:
     run = parse_run(sys.argv[1:], __doc__ or "")
+    if not run.data.data_preprocess_only:
+        make_run_folder(run.folder)
     quiet()
     task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
     train_rows, validation_rows = load_rows(run, task, tokenizer)

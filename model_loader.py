@@ -55,6 +55,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             dtype=_dtype(settings.dtype),
             trust_remote_code=settings.trust_remote_code,
             experts_implementation=settings.experts_implementation,
+            ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -93,13 +94,15 @@ def _dtype(name: str) -> str | torch.dtype:
 
 
 def _check_loaded(name: str, loading: dict) -> None:
-    """Weights that the file lacks would silently be random."""
-    for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
+    """Weights that the file lacks, or that have another shape, would silently be random."""
+    misfit = f"checkpoint '{name}' does not fit its configuration:"
+    if wrong := sorted(loading.get("mismatched_keys") or ()):
+        key, in_file, expected = wrong[0]
+        shapes = f"{key} is {list(in_file)} in the file, {list(expected)} by the configuration"
+        raise UserError(f"{misfit} {shapes}; {len(wrong)} tensors in all")
+    for fault in ("missing_keys", "error_msgs"):
         if found := loading.get(fault):
-            first = sorted(str(key) for key in found)[0]
-            raise UserError(
-                f"checkpoint '{name}' does not fit its configuration: {fault} {len(found)}, first: {first}"
-            )
+            raise UserError(f"{misfit} {fault} {len(found)}, first: {min(map(str, found))}")
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_zero3_enabled
 
 from command_line import settings_parser
 from config import (
@@ -17,7 +17,7 @@ from config import (
     TrainSettings,
     log_folder,
 )
-from errors import UserError
+from errors import UserError, first_line
 from launch import with_default_deepspeed
 from locality.elastic_lora import needs_profile
 from locality.objectives import load_objective
@@ -65,6 +65,7 @@ def parse_run(arguments: list[str], description: str) -> Run:
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
+    _check_reporters(run.train)
     if run.locality.train_rerouting is not None:
         _check_rerouting(run)
     if run.locality.has_target:
@@ -118,3 +119,12 @@ def _refuse_reentrant(train: TrainSettings) -> None:
     for kwargs in (train.gradient_checkpointing_kwargs, train.activation_checkpointing_kwargs):
         if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             raise UserError("use_reentrant=true would drop the gradient of the locality loss: leave it out")
+
+
+def _check_reporters(train: TrainSettings) -> None:
+    """The Trainer would find an unknown monitor, or one whose package is missing, only once it is made."""
+    try:
+        for reporter in get_reporting_integration_callbacks(train.report_to):
+            reporter()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--report_to: {first_line(error)}") from None

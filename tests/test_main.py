@@ -212,6 +212,8 @@ def test_bfloat16_and_every_weight_train(train, tmp_path, options, capsys):
         ("--train_rerouting margin --gradient_checkpointing True", "leave gradient checkpointing out"),
         ("--deepspeed nothing.json", "training options:"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),
+        ("--report_to carrier_pigeon", "--report_to: carrier_pigeon is not supported"),
+        ("--lora_save_path /proc/out", "--lora_save_path /proc/out: No such file or directory"),
     ],
 )
 def test_mistakes_are_told(train, tmp_path, options, changed, message):

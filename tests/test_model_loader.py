@@ -1,4 +1,4 @@
-"""What is told of an adapter that cannot be put on the model."""
+"""What is told of a checkpoint that cannot be loaded, and of an adapter that cannot be put on the model."""
 
 import json
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from config import ModelSettings
 from errors import UserError
-from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_tokenizer
+from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -70,6 +70,22 @@ def test_a_checkpoint_without_tokenizer_files_has_none(tmp_path):
     tiny_model("olmoe").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no tokenizer in"):
         load_tokenizer(ModelSettings(model_name=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("num_experts", r"is \[8, .* in the file, \[16, .* by the configuration"),
+        ("num_hidden_layers", "missing"),
+    ],
+)
+def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, told):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: 16}))
+    with pytest.raises(UserError, match=told) as error:
+        load_model(ModelSettings(model_name=str(tmp_path)))
+    assert "\n" not in str(error.value)
 
 
 def test_a_whole_adapter_loads_under_two_names(adapter):
