@@ -113,10 +113,8 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
 
 
 def kept_layers(args: argparse.Namespace) -> int:
-    """What the budget pays for beside the layer that is running, which accelerate needs whole; rounded up."""
-    if args.accelerate_layers is not None:
-        return args.accelerate_layers
-    return max(0, math.ceil(config_of(args.shape).num_hidden_layers * args.percent / 100 - 1))
+    """What the budget pays for, rounded up; the layer that is running comes on top of it."""
+    return math.ceil(config_of(args.shape).num_hidden_layers * args.percent / 100)
 
 
 def decode_of(resident: Worker, tokens: Tokens, implementation: str) -> float:
@@ -185,11 +183,6 @@ def main() -> None:
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument("--percent", type=float, default=25.0, help="the part budget")
-    parser.add_argument(
-        "--accelerate_layers",
-        type=int,
-        help="expert layers that accelerate keeps in memory; default: by the budget",
-    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt_tokens", type=int, default=512)
     parser.add_argument("--decode_tokens", type=int, default=17)
