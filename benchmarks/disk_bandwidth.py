@@ -35,7 +35,7 @@ def read_bandwidth(
 
     def read(reader: int) -> None:
         draw = random.Random(seed * readers + reader)
-        buffer = memoryview(HostMemory(record_bytes).bytes)
+        buffer = HostMemory(record_bytes).bytes.data
         handles = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
         blocks = [(os.fstat(handle).st_size - record_bytes) // BLOCK_BYTES for handle in handles]
         while time.perf_counter() < stop:
