@@ -12,7 +12,7 @@ from expert_cache.placement import DEVICE, DISK, RAM, Tier, nothing_placed, plac
 from expert_cache.predictors import make_predictor
 from expert_cache.tiers import TierStep
 
-NOBODY: tuple[int, int] = (0, 0)
+NO_ROOM = (0, 0)
 
 
 class PlacedTiers:
@@ -40,7 +40,7 @@ class PlacedTiers:
         self._likely_LE = np.zeros((layers, experts))
         self._last_use, self._steps = np.zeros(layers * experts, np.int64), 0
 
-    def step(self, layer: int, experts: Sequence[int], rooms: tuple[int, int] = NOBODY) -> TierStep:
+    def step(self, layer: int, experts: Sequence[int], rooms: tuple[int, int] = NO_ROOM) -> TierStep:
         """Layer `layer` asks for `experts`; beside them up to `rooms` may rise to the device and to RAM.
 
         `from_ram` and `from_disk` are what is asked for. UserError where that alone does not fit.

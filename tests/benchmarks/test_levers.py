@@ -1,0 +1,23 @@
+"""Levers are compared where they cost the same."""
+
+from benchmarks.levers import at_equal_quality
+
+
+def point(lever, misses, perplexity, budget=25.0):
+    numbers = {"misses_ratio": misses, "perplexity_ratio": perplexity, "perplexity_ratio_ci95": [0.99, 1.01]}
+    others = dict.fromkeys(
+        ("hit_rate", "miss_bytes_per_token", "perplexity", "kl_next_token", "agreement"), 0.5
+    )
+    return others | numbers | {"lever": lever, "variant": "x", "name": "y", "budget_percent": budget}
+
+
+def test_the_least_misses_within_the_price_of_each_lever_and_budget():
+    points = [
+        point("re-routing", 0.5, 1.01),
+        point("re-routing", 0.4, 1.02),
+        point("re-routing", 0.3, 1.03),
+        point("training", 0.7, 1.05),
+        point("re-routing", 0.8, 1.00, budget=12.5),
+    ]
+    lines = at_equal_quality(points, 1.02)
+    assert [line.split("misses ")[1].split("x")[0] for line in lines] == ["0.800", "0.400"]
