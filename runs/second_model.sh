@@ -29,7 +29,7 @@ for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
   train "$folder/tuned" --seed "$seed" --consecutive_expert_loss_type "${OBJECTIVE:-overlap}" \
-    --consecutive_expert_loss_weight "${WEIGHT:-0.3}" --locality_schedule linear
+    --consecutive_expert_loss_weight "${WEIGHT:-0.15}" --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done
