@@ -41,8 +41,7 @@ def test_wrong_settings(settings, message):
 def test_a_budget_in_bytes_holds_the_buffers_too():
     slot_bytes = 4 * 3 * 32 * 48 + 4096 + 2048  # a record, room for its place in a page, whole pages
     budget_bytes = (3 * 3 + 2 + 1) * slot_bytes
-    buffers = {"prefill_buffer": 2, "prefetch_budget": 1}
-    model, engine = engine_of("olmoe", expert_budget=f"{budget_bytes}B", **buffers)
+    model, engine = engine_of("olmoe", expert_budget=f"{budget_bytes}B", prefill_buffer=2, prefetch_budget=1)
     with engine:
         assert engine.budget.capacity == 3
         assert engine.expert_memory_bytes == budget_bytes
