@@ -93,7 +93,7 @@ def _dtype(name: str) -> str | torch.dtype:
     return getattr(torch, name)
 
 
-def _check_loaded(name: str, loading: dict) -> None:
+def _check_loaded(name: str, loading: dict[str, Any]) -> None:
     """Weights that the file lacks, or that have another shape, would silently be random."""
     misfit = f"checkpoint '{name}' does not fit its configuration:"
     if wrong := sorted(loading.get("mismatched_keys") or ()):
