@@ -96,7 +96,8 @@ def _dtype(name: str) -> str | torch.dtype:
 def _check_loaded(name: str, loading: dict[str, Any]) -> None:
     """Weights that the file lacks, or that have another shape, would silently be random."""
     misfit = f"checkpoint '{name}' does not fit its configuration:"
-    if wrong := sorted(loading.get("mismatched_keys") or ()):
+    wrong: list[Any] = sorted(loading.get("mismatched_keys") or ())
+    if wrong:
         key, in_file, expected = wrong[0]
         shapes = f"{key} is {list(in_file)} in the file, {list(expected)} by the configuration"
         raise UserError(f"{misfit} {shapes}; {len(wrong)} tensors in all")
