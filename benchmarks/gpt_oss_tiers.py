@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.simulator import local_trace, write_result
+from benchmarks.result import show_result
+from benchmarks.simulator import local_trace
 from errors import run_command
 from expert_cache.device import load_device
 from expert_cache.progress import progress_bar
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH", help="write the result ('-': standard output)")
     arguments = parser.parse_args()
     found = {name: rows_of(name, shape, arguments) for name, shape in SHAPES.items()}
-    write_result({"schema_version": 1, "routing": "synthetic", "stall": found}, arguments.json)
+    show_result({"schema_version": 1, "routing": "synthetic", "stall": found}, arguments.json)
 
 
 def rows_of(name: str, shape: Shape, arguments: argparse.Namespace) -> list[dict]:

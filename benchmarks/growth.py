@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.simulator import EXPERTS, LAYERS, MILLION, TOP_K, local_trace, write_result
+from benchmarks.result import show_result
+from benchmarks.simulator import EXPERTS, LAYERS, MILLION, TOP_K, local_trace
 from errors import run_command
 from expert_cache.curve import curve
 from expert_cache.replay import replay
@@ -47,7 +48,7 @@ def main() -> None:
         print(json.dumps(measure(*arguments.measure)))
     else:
         rows = [row for accesses in arguments.accesses for row in rows_of(accesses, arguments)]
-        write_result(
+        show_result(
             {"schema_version": 1, "mapped_at_a_time_bytes": BLOCK_BYTES, "runs": rows}, arguments.json
         )
 

@@ -8,7 +8,6 @@ token whose every expert hits. Tokens are those of benchmarks/offload.py.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
+from result import parser_of, save_result
 from workers import READERS, SHORT_PROMPT, Answer, Tokens, Worker, engine_settings, mean_decode, median_decode
 
 from errors import run_command
@@ -56,10 +56,7 @@ def measure(args: argparse.Namespace) -> Answer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser = parser_of(__doc__)
     parser.add_argument("--shape", default="deepseek-v2-lite", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument("--expert_budget", default="4GiB")
@@ -67,8 +64,7 @@ def main() -> None:
     parser.add_argument("--decode_tokens", type=int, default=9)
     args = parser.parse_args()
     args.model_name, args.offload_folder = args.model_name or f"results/bench/{args.shape}", ""
-    text = json.dumps(measure(args), indent=1) + "\n"
-    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+    save_result(measure(args), args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ counts as read from the disk.
 """
 
 import argparse
-import json
 import math
 import platform
 import shutil
@@ -26,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
+from result import parser_of, save_result
 from tqdm import tqdm
 from workers import (
     READERS,
@@ -176,10 +176,7 @@ def machine() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser = parser_of(__doc__)
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument("--percent", type=float, default=25.0, help="the part budget")
@@ -190,8 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model_name = args.model_name or f"results/bench/{args.shape}"
     args.offload_folder = f"{args.model_name}-accelerate"
-    text = json.dumps(measure(args), indent=1) + "\n"
-    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+    save_result(measure(args), args.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Two engines on the random checkpoint of benchmarks/offload.py answer the same re
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from random_checkpoint import SHAPES, config_of, write_checkpoint
+from result import parser_of, save_result
 from workers import Answer, Tokens, Worker, engine_settings, mean_decode, median_prefill
 
 from errors import run_command
@@ -52,10 +52,7 @@ def measure(args: argparse.Namespace) -> Answer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser = parser_of(__doc__)
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument(
@@ -68,8 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model_name, args.offload_folder = args.model_name or f"results/bench/{args.shape}", ""
     args.packed = args.packed or f"{args.model_name}-packed"
-    text = json.dumps(measure(args), indent=1) + "\n"
-    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+    save_result(measure(args), args.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.simulator import write_result
+from benchmarks.result import show_result
 from errors import run_command
 from expert_cache.formats import read_trace
 from expert_cache.phases import SHARED
@@ -39,7 +39,7 @@ def main() -> None:
         for policy in arguments.policies
         for rule in RULES
     ]
-    write_result({"schema_version": 1, "cache": rows}, arguments.json)
+    show_result({"schema_version": 1, "cache": rows}, arguments.json)
 
 
 def row_of(path: str, policy: str, rule: str, arguments: argparse.Namespace) -> dict:

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.simulator import write_result
+from benchmarks.result import show_result
 from errors import run_command
 from eviction_training.requests import rows_of, split_by_request
 from expert_cache.formats import read_trace
@@ -55,7 +55,7 @@ def main() -> None:
         eta = fit_eta(tuned[one], tuned[other], used_tuning)
         fused = quality(fuse(said[one], said[other], eta), used)
         rows.append({"predictor": f"{one} + {other}", "eta": eta, **fused})
-    write_result({"schema_version": 1, "tokens": len(used), "predictors": rows}, arguments.json)
+    show_result({"schema_version": 1, "tokens": len(used), "predictors": rows}, arguments.json)
 
 
 def gate_ahead(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ states divided by this layer's norm weights and multiplied by the next layer's.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.result import parser_of, save_result
 from config import EngineSettings
 from errors import run_command
 from models import find_moe_layers
@@ -86,10 +86,7 @@ def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser = parser_of(__doc__)
     parser.add_argument("--model_name", default=str(ROOT / "models" / "tiny-olmoe"))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--expert_budget", default="25%")
@@ -99,8 +96,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model_name)
     rows = [row_of(args, tokenizer, budget) for budget in args.budgets]
     result = {"schema_version": 1, "settings": vars(args), **recalls(args, tokenizer), "rows": rows}
-    text = json.dumps(result, indent=1) + "\n"
-    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+    save_result(result, args.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ second, ours over theirs.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.result import show_result
 from errors import UserError, run_command
 from expert_cache.cache import ExpertCache
 from expert_cache.curve import curve
@@ -26,7 +26,6 @@ from expert_cache.formats import write_trace
 from expert_cache.learned.weights import save_weights
 from expert_cache.policies import ml_flashmoe
 from expert_cache.replay import replay
-from expert_cache.tensor_file import replacing
 from expert_cache.trace import RoutingTrace
 from specs import name_of
 
@@ -44,16 +43,7 @@ def main() -> None:
     parser.add_argument("--capacity_percent", type=float, default=25, help="of the global cache [25]")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts [3]")
     arguments = parser.parse_args()
-    write_result(measure(arguments), arguments.json)
-
-
-def write_result(result: dict, path: str | None) -> None:
-    """Prints a result, and writes it where a path other than "-" is given."""
-    text = json.dumps(result, indent=1) + "\n"
-    if path and path != "-":
-        with replacing(path) as file:
-            file.write(text.encode())
-    print(text, end="")
+    show_result(measure(arguments), arguments.json)
 
 
 def measure(arguments: argparse.Namespace) -> dict:

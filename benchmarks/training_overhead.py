@@ -7,7 +7,6 @@ warm-up, and ratios are of medians. Peak memory is the largest resident set of a
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -23,6 +22,7 @@ from transformers import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.result import parser_of, save_result
 from config import LocalitySettings, ModelSettings, TrainSettings
 from data_pipeline.collate import PaddingCollator
 from locality.elastic_lora import LoraShape, add_elastic_lora
@@ -163,10 +163,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", default="-", help="where to write the result; - is standard output")
+    parser = parser_of(__doc__)
     parser.add_argument("--model_name", default=str(ROOT / "models" / "tiny-olmoe"))
     parser.add_argument("--objective", default="js")
     parser.add_argument("--rows", type=int, default=8)
@@ -179,8 +176,7 @@ def main() -> None:
     if args.peak_of:
         print_own_peak(args)
         return
-    text = json.dumps(measure(args), indent=1) + "\n"
-    sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
+    save_result(measure(args), args.json)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ class PlacedDevice:
     def step(self, layer: int, experts: Iterable[int], *, counted: bool = True) -> Step:
         """As `ExpertCache.step`; what leaves may be of any layer."""
         asked, before = [int(expert) for expert in experts], self.tier
-        found = self._placed.step(layer, list(dict.fromkeys(asked)))
-        numbers = layer * self.experts + np.array(list(dict.fromkeys(asked)), np.int32)
+        distinct = list(dict.fromkeys(asked))
+        found = self._placed.step(layer, distinct)
+        numbers = layer * self.experts + np.array(distinct, np.int32)
         loads = numbers[before[numbers] != DEVICE]
         evictions = np.flatnonzero((before == DEVICE) & (self.tier != DEVICE)).astype(np.int32)
         self.came_from_ram = set(found.from_ram)
