@@ -11,6 +11,7 @@ from errors import UserError, unknown_name
 from expert_cache.access import Stream
 from expert_cache.compiled import direct
 from expert_cache.convention import CHOICES
+from expert_cache.held import Held
 from expert_cache.policies.base import NEVER, TICK_BITS, allocate, parse_policy
 from expert_cache.step import (
     COMPULSORY,
@@ -21,12 +22,11 @@ from expert_cache.step import (
     USED,
     Log,
     Residency,
-    advance_for,
+    serve_for,
     take_away_for,
 )
 
 COUNTED, UNCOUNTED = 0, 1
-NO_FUTURE = np.empty(0, np.int64)
 
 
 class Step(NamedTuple):
@@ -75,21 +75,21 @@ class ExpertCache:
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
         slots = np.full(caches, self.capacity)
         self._policy = allocate(found, options, caches, len(size), slots, layers)
-        self._kind, self._advance, self._looked_up = found, advance_for(found), False
-        self._ids, self._starts = np.empty(0, np.uint32), np.zeros(2, np.int64)
-        self._groups = [np.array([group], np.int32) for group in (UNCOUNTED, COUNTED)]
-        self._resets = [np.array([empty]) for empty in (False, True)]
-        self._lengths = np.zeros(2, np.int64)
+        self._kind = found
         self._loads, self._evictions = np.empty(len(size), np.int32), np.empty(len(size), np.int32)
-        per_layer = scope == "layer"
-        self._lane = list(range(layers)) if per_layer else [0] * layers
-        offsets = [layer * experts for layer in range(layers)]
-        self._ask_offset = [0] * layers if per_layer else offsets
-        self._logs = [
-            Log(self._loads, self._evictions, self._lengths, at if per_layer else 0) for at in offsets
-        ]
-        self._ticks = [0] * layers
-        self._cold = [True] * caches
+        self._lengths = np.zeros(2, np.int64)
+        self._ticks, self._cold = np.zeros(layers, np.int64), np.ones(caches, np.bool_)
+        self._make_room(experts)
+
+    def _make_room(self, asked: int) -> None:
+        """For requests of so many experts."""
+        self._ids = np.empty(asked, np.uint32)
+        self._next_use = np.empty(asked if self.needs_future else 0, np.int64)
+        starts, group = np.zeros(2, np.int64), np.zeros(1, np.int32)
+        stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0)
+        log = Log(self._loads, self._evictions, self._lengths, 0)
+        self._held = Held((self._policy, self._residency, stream, self._ticks, self._sequential, log))
+        self._serve = direct(serve_for(self._kind, self._held.kind), self._held.address, 0, 0, 0)
 
     def step(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> Step:
         """Layer `layer` asks for `experts` (ids 0..E-1 in router order; the rows of a batch one after the
@@ -102,46 +102,36 @@ class ExpertCache:
             raise UserError(f"layer {layer} does not exist: layers go from 0 to {self.layers - 1}")
         asked = len(experts)
         if asked > len(self._ids):
-            self._ids = np.empty(asked, np.uint32)
+            self._make_room(asked)
         try:
             self._ids[:asked] = experts
         except OverflowError:
             raise self._cannot_serve(layer, experts) from None
-        if self._ask_offset[layer]:
-            self._ids[:asked] += self._ask_offset[layer]
-        self._starts[1] = asked
-        lane, tick = self._lane[layer], self._ticks[layer]
-        group, reset = self._groups[counted], self._resets[self._cold[lane]]
-        future = self._moments(tick, next_tokens, asked) if self.needs_future else NO_FUTURE
-        stream = Stream(self._ids, self._starts, group, reset, future, 1, layer, tick)
-        arguments = self._policy, self._residency, lane, stream, self._sequential, self._logs[layer]
-        if self._advance(*arguments) != DONE:
+        if self.needs_future:
+            self._next_use[:asked] = self._moments(layer, next_tokens, asked)
+        group = COUNTED if counted else UNCOUNTED
+        if self._serve(self._held.address, layer, asked, group) != DONE:
             raise self._cannot_serve(layer, experts)
-        if not self._looked_up:
-            self._advance, self._looked_up = direct(self._advance, *arguments), True
-        self._ticks[layer] = tick + 1
-        self._cold[lane] = False
         loads, evictions = self._lengths.tolist()
         return Step(asked - loads, self._loads[:loads], self._evictions[:evictions])
 
     def take_away(self, layer: int, expert: int) -> bool:
         """Evicts one expert, because it moved elsewhere or could not be read; whether it was resident."""
-        lane, number = self._lane[layer], expert + self._ask_offset[layer]
+        lane, first = self._place(layer)
         if self._cold[lane]:
             return False
-        return bool(take_away_for(self._kind)(self._policy, self._residency, lane, number))
+        return bool(take_away_for(self._kind)(self._policy, self._residency, lane, first + expert))
 
     def reset(self) -> None:
         """Back to a cold cache; the counts go on."""
-        self._cold = [True] * len(self._cold)
+        self._cold[:] = True
 
     def resident(self, layer: int) -> np.ndarray:
         """bool [E]: who of `layer` is resident."""
-        lane = self._lane[layer]
+        lane, first = self._place(layer)
         if self._cold[lane]:
             return np.zeros(self.experts, np.bool_)
-        begin = self._ask_offset[layer]
-        return self._residency.resident[lane, begin : begin + self.experts].copy()
+        return self._residency.resident[lane, first : first + self.experts].copy()
 
     def used(self) -> int:
         """Slots (or, with `budget_bytes`, bytes) taken in all layers together."""
@@ -155,13 +145,17 @@ class ExpertCache:
         kinds = {"hits": HITS, "misses": MISSES, "compulsory_misses": COMPULSORY, "evictions": EVICTIONS}
         return {name: int(total[kind]) for name, kind in kinds.items()}
 
-    def _moments(self, tick: int, next_tokens, asked: int) -> np.ndarray:
+    def _place(self, layer: int) -> tuple[int, int]:
+        """(the cache of a layer, the number of the layer's first expert in it)"""
+        return (layer, 0) if self.scope == "layer" else (0, layer * self.experts)
+
+    def _moments(self, layer: int, next_tokens, asked: int) -> np.ndarray:
         if next_tokens is None or len(next_tokens) != asked:
             raise UserError(
                 f"policy '{self.spec}' looks ahead: give next_tokens, one number for each of {asked} experts"
             )
         ahead = np.asarray(next_tokens, np.int64)
-        return np.where(ahead < 0, NEVER, (tick + ahead) << TICK_BITS)
+        return np.where(ahead < 0, NEVER, (self._ticks[layer] + ahead) << TICK_BITS)
 
     def _cannot_serve(self, layer: int, experts) -> UserError:
         bad = [int(expert) for expert in experts if not 0 <= expert < self.experts]

@@ -61,8 +61,8 @@ def bound(function: Callable, **names: Callable) -> FunctionType:
     This is how one loop is written once and compiled for each policy. numba cannot keep on disk what takes
     functions as arguments, and a file on disk with a single entry needs no lock between processes.
     """
-    meaning = {name: value if hasattr(value, "py_func") else helper(value) for name, value in names.items()}
-    copy = FunctionType(function.__code__, {**function.__globals__, **meaning}, function.__name__)
+    plain = {name: helper(value) for name, value in names.items() if isinstance(value, FunctionType)}
+    copy = FunctionType(function.__code__, {**function.__globals__, **names, **plain}, function.__name__)
     copy.__qualname__ = function.__qualname__
     return copy
 
@@ -78,8 +78,8 @@ def direct(function: Callable, *arguments) -> Callable:
     """The machine code behind a compiled function, for arguments of exactly these types.
 
     Calling it leaves out numba's look at the types of each argument, which takes longer than a step of a
-    cache. The function must have been called with such arguments before.
+    cache.
     """
-    if not hasattr(function, "overloads"):
+    if not hasattr(function, "compile"):
         return function  # numba is switched off
-    return function.overloads[tuple(numba.typeof(argument) for argument in arguments)].entry_point
+    return function.compile(tuple(numba.typeof(argument) for argument in arguments))

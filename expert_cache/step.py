@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from expert_cache.access import Stream
 from expert_cache.compiled import bound, compiled_for, helper
+from expert_cache.held import label_of, reading
 from expert_cache.policies.base import NEVER, Moment, functions_of
 
 HITS, MISSES, COMPULSORY, EVICTIONS = range(4)
@@ -204,6 +206,40 @@ def write(array, lengths, kind, expert):
     if len(array) > 0 and lengths[kind] < len(array):
         array[lengths[kind]] = expert
         lengths[kind] += 1
+
+
+# Bound when `serve` is compiled for a policy.
+def read(address) -> tuple: ...  # type: ignore[empty-body]
+
+
+def serve(address, layer, asked, group):
+    """One request of a live cache, for the first `asked` ids of a stream; DONE unless it cannot be.
+
+    At `address` is held what `advance` takes, with the token step of each layer; `reset` of the stream has an
+    entry for each cache.
+    """
+    policy, residency, held, ticks, sequential, log = read(address)
+    own = residency.book.shape[0] > 1  # each layer has a cache
+    cache, begin = (layer if own else 0), layer * residency.experts
+    for at in range(0 if own else asked):
+        held.ids[at] += np.uint32(begin)
+    held.starts[1] = asked
+    held.group[0] = group
+    cold = held.reset[cache : cache + 1]
+    stream = Stream(held.ids, held.starts, held.group, cold, held.next_use, 1, layer, ticks[layer])
+    to = Log(log.loads, log.evictions, log.lengths, begin if own else 0)
+    done = advance(policy, residency, cache, stream, sequential, to)
+    if done == DONE:
+        ticks[layer] += 1
+        cold[0] = False
+    return done
+
+
+@functools.cache
+def serve_for(policy, kind):
+    """`serve`, compiled around one policy, whose held arguments are of this kind."""
+    label = f"{policy.__name__}-{label_of(kind)}"
+    return compiled_for(label, serve, read=reading(kind), advance=advance_for(policy))
 
 
 # Bound when `take_away` is compiled for a policy.

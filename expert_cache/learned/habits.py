@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from expert_cache.compiled import helper
+from expert_cache.learned.uses import in_layer
 
 DECAYS = (0.9, 0.998)
 PACES = len(DECAYS)
@@ -128,7 +129,7 @@ def follow(habits, layer, back):
 def describe(habits, cache, expert, x):
     """Writes the features of one expert, after the uses of the latest request of its layer, to x [F]."""
     each = habits.after.shape[3]
-    layer, own = cache + expert // each, expert % each
+    layer, own = in_layer(cache, expert, each, habits.count.shape[1])
     if habits.stale[layer]:
         compare(habits, cache, layer)
     chance = chance_of(habits, layer)
@@ -153,8 +154,9 @@ def compare(habits, cache, layer):
     begin = (layer - cache) * each
     doubt = USUAL_DOUBT * chance_of(habits, layer)
     steps = habits.tick[cache] - habits.first[cache] + 1 + USUAL_DOUBT
-    for own in range(each):
-        habits.rarity[layer, own] = steps / (habits.count[cache, begin + own] + doubt)
+    count, rarity = habits.count[cache, begin : begin + each], habits.rarity[layer]
+    for own in range(len(count)):
+        rarity[own] = steps / (count[own] + doubt)
     for kind in range(len(FOLLOWING)):
         back, step = FOLLOWING[kind]
         after, seen = habits.after[layer, back], habits.seen[layer, back]
@@ -162,7 +164,7 @@ def compare(habits, cache, layer):
         product[:] = 1.0
         for place in range(habits.width[layer, step]):
             before = habits.asked[layer, step, place]
-            multiply(product, after[before], seen[before], habits.rarity[layer])
+            multiply(product, after[before], seen[before], rarity)
 
 
 @helper

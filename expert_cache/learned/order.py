@@ -60,14 +60,15 @@ def victim(policy, cache, guard, now):
     if seats.rated[cache] != seats.seen[cache]:
         seats.rated[cache] = seats.seen[cache]
         rate_all(policy, cache, guard, now)
+    newer, worth = seats.ring.newer[cache], seats.worth[cache]
     end = links.head(seats.ring, 0)
-    expert = seats.ring.newer[cache, end]
-    lowest = end
+    lowest, least = end, np.inf
+    expert = newer[end]
     while expert != end:
-        guarded = now.step >= 0 and guard[cache, expert] == now.step
-        if not guarded and (lowest == end or seats.worth[cache, expert] < seats.worth[cache, lowest]):
-            lowest = expert
-        expert = seats.ring.newer[cache, expert]
+        better = lowest == end or worth[expert] < least  # seldom so: asked before the guard
+        if better and (now.step < 0 or guard[cache, expert] != now.step):
+            lowest, least = expert, worth[expert]
+        expert = newer[expert]
     links.unlink(seats.ring, cache, lowest)
     return lowest
 

@@ -43,13 +43,20 @@ def watch(uses, cache, ids, first, last, tick):
 
 
 @helper
-def recency(uses, cache, expert, tick):
+def recency(last, tick):
     """r of the module's text. Layers that share a cache may be a step ahead of one another when run live."""
-    last = uses.last[cache, expert]
     return TINY if last < 0 else 1.0 / max(1, tick - last + 1) + TINY
 
 
 @helper
-def frequency(uses, cache, expert):
+def frequency(count, most):
     """f of the module's text."""
-    return uses.count[cache, expert] / (uses.most[cache] + TINY)
+    return count / (most + TINY)
+
+
+@helper
+def in_layer(cache, expert, each, experts):
+    """(layer, expert's number in it); a layer has `each` experts, a cache `experts`: mostly as many."""
+    if each == experts:
+        return cache, np.int64(expert)
+    return cache + expert // each, expert % each

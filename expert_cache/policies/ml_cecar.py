@@ -46,10 +46,11 @@ class MlCecar(NamedTuple):
         uses.watch(self.uses, cache, ids, first, last, now.tick)
 
     def rate(self, cache, expert, now):
-        layers, experts = self.table.shape[0], self.seats.worth.shape[1]
-        layer = cache + expert // (experts * self.seats.worth.shape[0] // layers)
-        recency = uses.recency(self.uses, cache, expert, now.tick)
-        return look_up(self.table[layer], recency, uses.frequency(self.uses, cache, expert))
+        caches, experts = self.seats.worth.shape
+        layer, _ = uses.in_layer(cache, expert, experts * caches // len(self.table), experts)
+        recency = uses.recency(self.uses.last[cache, expert], now.tick)
+        frequency = uses.frequency(self.uses.count[cache, expert], self.uses.most[cache])
+        return look_up(self.table[layer], recency, frequency)
 
 
 def share_of_long(capacity: float, c0: float) -> float:

@@ -58,24 +58,26 @@ class MlFlashmoe(NamedTuple):
         self.stale[layer] = True
 
     def rate(self, cache, expert, now):
-        each = self.seats.worth.shape[1] * self.seats.worth.shape[0] // self.guess.shape[0]
-        layer = cache + expert // each
+        caches, experts = self.seats.worth.shape
+        each = experts * caches // len(self.guess)
+        layer, own = uses.in_layer(cache, expert, each, experts)
         if self.stale[layer]:
             self.stale[layer] = False
-            begin = (layer - cache) * each
-            write_inputs(self.uses, cache, begin, each, now.tick, self.x[cache])
             x, hidden = self.x[cache], self.hidden[cache]
+            write_inputs(self.uses, cache, (layer - cache) * each, each, now.tick, x)
             run(self.nets, layer, x, hidden[0], hidden[1], self.guess[layer])
-        return -self.guess[layer, expert % each]
+        return -self.guess[layer, own]
 
 
 @helper
 def write_inputs(state, cache, begin, experts, tick, x):
     """The features of `experts` experts from number `begin` on, laid out as LAYOUT says."""
-    width = len(x) // 2
-    for expert in range(experts):
-        x[expert] = uses.recency(state, cache, begin + expert, tick)
-        x[width + expert] = uses.frequency(state, cache, begin + expert)
+    last, count = state.last[cache, begin : begin + experts], state.count[cache, begin : begin + experts]
+    width, most = len(x) // 2, state.most[cache]
+    for expert in range(len(last)):  # two plain loops over views become vector instructions
+        x[expert] = uses.recency(last[expert], tick)
+    for expert in range(len(count)):
+        x[width + expert] = uses.frequency(count[expert], most)
 
 
 policy = MlFlashmoe

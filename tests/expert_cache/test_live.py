@@ -31,6 +31,20 @@ def test_live_counts_are_the_simulators(spec, scope, access):
     assert live.counts() == {name: row[name] for name in ("hits", "misses", "compulsory_misses", "evictions")}
 
 
+@pytest.mark.parametrize("spec", ["lru", "ml_habits"])
+def test_a_wider_request_than_any_before_changes_nothing_else(spec):
+    """The rows of a batch may name more experts than there are; other layers' caches go on as they were."""
+    rng = np.random.default_rng(3)
+    narrow, wide = (ExpertCache(spec, **SIZES, capacity=5) for _ in range(2))
+    for width in range(2, 40):
+        asked, rows = rng.permutation(8)[:3], np.tile(rng.permutation(8)[:3], width)
+        step = wide.step(1, rows)
+        assert step.hits == len(rows) - len(step.loads) and wide.resident(1)[rows].all()
+        for cache in (narrow, wide):
+            cache.step(0, asked)
+        assert (narrow.resident(0) == wide.resident(0)).all()
+
+
 def test_reset_empties():
     cache = ExpertCache("lru", **SIZES, capacity=4)
     cache.step(0, [1, 2])

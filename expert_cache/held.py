@@ -1,0 +1,79 @@
+"""Knows how compiled code finds again what it was given in an earlier call; does not know what that is.
+
+To take in an array costs a call from Python 50 ns, and the state of a cache is some thirty arrays: more than
+most steps take. So they are taken in once, noted in memory as compiled code sees them, and read from there.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from expert_cache.compiled import compiled_for
+
+
+class Held:
+    """A tuple of arrays and numbers that compiled code finds at `address` as long as this object lives."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value  # whose arrays must live on
+        self.kind, self.address = None, value
+        if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            self.kind, context = numba.typeof(value), _context()
+            self._words = np.empty(context.get_abi_sizeof(context.get_data_type(self.kind)), np.uint8)
+            self.address = self._words.ctypes.data
+            _hold_for(self.kind)(value, self.address)
+
+    def __reduce__(self):
+        raise TypeError("a copy would point at the arrays of its original")
+
+
+def label_of(kind) -> str:
+    """A short name of a numba type, for machine code on disk."""
+    return hashlib.sha256(str(kind).encode()).hexdigest()[:12]
+
+
+def reading(kind) -> Callable:
+    """address -> what is held there, of the type `kind` (`Held.kind`); for compiled code."""
+    if kind is None:
+        return lambda value: value
+
+    @intrinsic
+    def read(_typing, address):
+        def code(context, builder, _signature, arguments):
+            return context.unpack_value(builder, kind, _pointer(context, builder, kind, arguments[0]))
+
+        return kind(address), code
+
+    return read
+
+
+def hold(value, address):
+    _write(value, address)  # type: ignore[call-arg]
+
+
+@intrinsic
+def _write(_typing, value, address):
+    def code(context, builder, _signature, arguments):
+        context.pack_value(builder, value, arguments[0], _pointer(context, builder, value, arguments[1]))
+        return context.get_dummy_value()
+
+    return numba.void(value, address), code
+
+
+def _context() -> Any:
+    return cpu_target.target_context
+
+
+def _pointer(context, builder, kind, address):
+    return builder.inttoptr(address, context.get_data_type(kind).as_pointer())
+
+
+@functools.cache
+def _hold_for(kind) -> Callable:
+    return compiled_for(label_of(kind), hold)
