@@ -294,7 +294,12 @@ class EngineSettings:
         "", "eviction policy of the prefill buffer between chunks; empty: it forgets what was used"
     )
     prefill_buffer: int = _option(8, "slots that a prompt's experts stream through")
-    prefetch_budget: int = _option(2, "slots for experts that the next layer's gate foresees; 0: none")
+    prefetch_budget: int = _option(2, "slots for experts foreseen for the next layer; 0: none")
+    prefetch_predictor: str = _option(
+        "gate_ahead",
+        "who foresees them in decoding: gate_ahead (the next layer's gate), scoutgate:weights=FILE, or a "
+        "predictor of expert_cache/predictors/",
+    )
     ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
     io: str = _option("direct", "direct: reads past the page cache; buffered: through it")
     readers: int = _option(4, "threads that read experts")

@@ -1,5 +1,5 @@
 """Replays recorded routing through simulated expert caches: replay | curve | describe | plan | stall |
-fit | convert | calibrate. Only fit needs torch.
+fit | predict | convert | calibrate. Only fit and predict need torch.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
 def run(words: list[str]) -> None:
     """Carries out one command line. UserError for a mistake in it, before anything is read or written."""
     arguments = parse_arguments(words)
-    for name in ("json", "plot", "out"):
+    for name in ("json", "plot", "out", "scoutgate_out"):
         path = getattr(arguments, name, None)
         if path is not None and str(path) != "-":
             check_writable(path)
@@ -130,6 +130,26 @@ def run_fit(arguments: argparse.Namespace) -> None:
     report(arguments, found, [f"{arguments.out}: held-out requests", *hit_rate_lines(found["cache"])])
 
 
+def run_predict(arguments: argparse.Namespace) -> None:
+    from config import ModelSettings
+    from eviction_training.model_predictions import GATE_AHEAD, Source, record
+    from expert_cache.formats import read_trace
+    from model_loader import load_model
+    from routing.scoutgate import save_scoutgate
+
+    if arguments.scoutgate_out and arguments.predictor == GATE_AHEAD:
+        raise UserError(f"--scoutgate_out has no effect with --predictor {GATE_AHEAD}")
+    trace, learned = read(arguments), read_trace(arguments.learn)
+    model = load_model(ModelSettings(model_name=arguments.model_name))
+    source = Source.of(model, learned, trace)
+    said, gate, facts = record(arguments.predictor, source, arguments.beside, bar("scoutgate"))
+    if gate and arguments.scoutgate_out:
+        save_scoutgate(gate, arguments.scoutgate_out, trace.model)
+    said.save(arguments.out)
+    lines = [f'predictor = "{arguments.beside}"', f'ahead = "recorded:file={arguments.out}"']
+    report(arguments, facts, ["[placement]", *lines, f"eta = {facts['eta']:.2f}"])
+
+
 def run_convert(arguments: argparse.Namespace) -> None:
     from expert_cache.formats import write_trace
 
@@ -213,6 +233,7 @@ COMMANDS = {
     "plan": run_plan,
     "stall": run_stall,
     "fit": run_fit,
+    "predict": run_predict,
     "convert": run_convert,
     "calibrate": run_calibrate,
 }

@@ -26,6 +26,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     _add_plan(commands)
     _add_stall(commands)
     _add_fit(commands)
+    _add_predict(commands)
     _add_convert(commands)
     _add_calibrate(commands)
     return parser.parse_args(words)
@@ -106,6 +107,25 @@ def _add_fit(commands) -> None:
     command.add_argument("--validation", type=float, default=0.2, help="share of the requests held out [0.2]")
     command.add_argument("--epochs", type=int, default=40, help="at the most; nets stop early [40]")
     command.add_argument("--seed", type=int, default=0, help="of the split and the weights' start [0]")
+
+
+def _add_predict(commands) -> None:
+    about = "predictions of use that take the model, written beside a trace for [placement] of a profile"
+    command = _command(commands, "predict", about)
+    command.add_argument(
+        "--predictor", required=True, help="gate_ahead, scoutgate or gate_ahead+scoutgate, which fuses them"
+    )
+    command.add_argument("--model_name", required=True, help="the checkpoint that wrote the traces")
+    command.add_argument(
+        "--learn", required=True, type=Path, metavar="TRACE", help="of other requests, to learn from"
+    )
+    command.add_argument(
+        "--beside", default="habits", help="predictor of the layers it says nothing of [habits]"
+    )
+    command.add_argument("--out", required=True, metavar="FILE", help="the .safetensors to write")
+    command.add_argument(
+        "--scoutgate_out", metavar="FILE", help="also write the ScoutGate that was trained for it"
+    )
 
 
 def _add_convert(commands) -> None:

@@ -18,11 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
 from errors import run_command
-from eviction_training.requests import rows_of, split_by_request
+from eviction_training.requests import split_by_request
 from expert_cache.formats import read_trace
-from expert_cache.prediction import Calibration, fit_eta, fuse, predictions, quality, used_of
+from expert_cache.prediction import fit_eta, fuse, predictions, quality, used_of
 from expert_cache.progress import progress_bar
-from expert_cache.trace import RoutingTrace
 
 SPECS = ("last", "ewma:alpha=0.5", "ewma:alpha=0.05", "habits", "transition")
 
@@ -47,8 +46,8 @@ def main() -> None:
     said = {spec: predictions(spec, split.train, judged) for spec in arguments.predictors}
     tuned = {spec: predictions(spec, split.train, tuning) for spec in arguments.predictors}
     if arguments.model:
-        for name, predict in (("gate_ahead", gate_ahead), ("scoutgate", scoutgate)):
-            said[name], tuned[name] = predict(arguments)
+        for name, found in of_the_model(arguments).items():
+            said[name], tuned[name] = found.trace, found.validation
     used, used_tuning = np.concatenate(judged), np.concatenate(tuning)
     rows = [{"predictor": spec, **quality(said[spec], used)} for spec in said]
     for one, other in combinations(said, 2):
@@ -58,46 +57,17 @@ def main() -> None:
     show_result({"schema_version": 1, "tokens": len(used), "predictors": rows}, arguments.json)
 
 
-def gate_ahead(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """What each layer's gate says one layer early, of the judged requests and of the tuning ones."""
-    from models import find_moe_layers
-    from routing.gate_ahead import margins_ahead
-
-    model = load_model(arguments)
-    layers, (train, validation) = find_moe_layers(model), whole_requests(read_trace(arguments.learn))
-    probability = Calibration(margins_ahead(model, layers, train), np.concatenate(used_of(train)))
-    judged, tuning = (
-        probability(margins_ahead(model, layers, trace))
-        for trace in (read_trace(arguments.judge), validation)
-    )
-    return judged, tuning
-
-
-def scoutgate(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """What a gate trained on the first trace says of the judged requests and of the tuning ones.
-
-    It sees the prompt's token ids too, so both traces are split with their prompts.
-    """
-    from eviction_training.scoutgate import predict_scoutgate, train_scoutgate
-
-    embedding = load_model(arguments).get_input_embeddings().weight.detach()
-    train, validation = whole_requests(read_trace(arguments.learn))
-    gate, log = train_scoutgate(embedding, train, validation, progress=progress_bar("scoutgate"))
-    print(*log, sep="\n", file=sys.stderr)
-    return predict_scoutgate(gate, read_trace(arguments.judge)), predict_scoutgate(gate, validation)
-
-
-def load_model(arguments: argparse.Namespace) -> Any:
+def of_the_model(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What its gates say one layer early, and what a ScoutGate trained on the first trace says."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(arguments.model)
+    from eviction_training.model_predictions import Source, gate_ahead, scoutgate
 
-
-def whole_requests(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace]:
-    """The split of `split_by_request` with the prompts left in."""
-    held_out = set(split_by_request(trace, "decode", 0.2, seed=0).validation.request.tolist())
-    inside = np.isin(trace.request, list(held_out))
-    return rows_of(trace, ~inside), rows_of(trace, inside)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    source = Source.of(model, read_trace(arguments.learn), read_trace(arguments.judge))
+    scout, _, log = scoutgate(source, progress_bar("scoutgate"))
+    print(*log, sep="\n", file=sys.stderr)
+    return {"gate_ahead": gate_ahead(source), "scoutgate": scout}
 
 
 if __name__ == "__main__":

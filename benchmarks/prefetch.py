@@ -1,8 +1,9 @@
-"""Measures gate-ahead prefetching in the engine: experts foreseen, reads for nothing, waits of decoding.
+"""Measures prefetching in the engine: experts foreseen, reads for nothing, waits of decoding.
 
-    python benchmarks/prefetch.py --model_name models/tiny-olmoe --json PATH
+    python benchmarks/prefetch.py --model_name models/tiny-olmoe --json PATH [--predictors gate_ahead habits]
 
-Greedy answers to a few prompts, each prefetch budget from cold caches. `recall`: the share of the next
+Greedy answers to a few prompts, each predictor and prefetch budget from cold caches; decoded tokens alone
+count. `recall`: the share of the next
 layer's experts among those that its gate names on this layer's hidden states; `recall_rescaled`: on those
 states divided by this layer's norm weights and multiplied by the next layer's.
 """
@@ -30,6 +31,7 @@ PROMPTS = (
     "The dog was sad because",
     "A man is",
 )
+AHEAD = ("prefetch_issued", "prefetch_wasted", "prefetch_wasted_bytes")
 
 
 def answer_all(model: Any, tokenizer: Any, new_tokens: int) -> None:
@@ -38,22 +40,39 @@ def answer_all(model: Any, tokenizer: Any, new_tokens: int) -> None:
         model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
 
 
-def row_of(args: argparse.Namespace, tokenizer: Any, prefetch_budget: int) -> dict[str, Any]:
-    settings = EngineSettings(expert_budget=args.expert_budget, prefetch_budget=prefetch_budget)
+def row_of(args: argparse.Namespace, tokenizer: Any, predictor: str, budget: int) -> dict[str, Any]:
+    settings = EngineSettings(args.expert_budget, prefetch_budget=budget, prefetch_predictor=predictor)
     model, engine = load_with_cache(args.model_name, settings, args.dtype)
+    in_prompts = DecodeAlone(engine)
+    model.register_forward_hook(in_prompts.pass_ended)
     with engine:
         answer_all(model, tokenizer, args.new_tokens)
         counts, decode = engine.statistics, engine.statistics.phases["decode"]
+    issued = {name: getattr(counts, name) - in_prompts.counted[name] for name in AHEAD}
     return {
-        "prefetch_budget": prefetch_budget,
+        "predictor": predictor,
+        "prefetch_budget": budget,
         "decode_loads": decode.disk_loads,
         "prefetch_hits": decode.prefetch_hits,
-        "prefetch_issued": counts.prefetch_issued,
-        "prefetch_wasted": counts.prefetch_wasted,
-        "prefetch_wasted_bytes": counts.prefetch_wasted_bytes,
+        **issued,
         "stall_seconds_per_token": decode.stall_seconds / decode.tokens,
         "token_seconds": decode.seconds / decode.tokens,
     }
+
+
+class DecodeAlone:
+    """Sums up what was read ahead while prompts ran, which the engine does not count apart."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.counted = engine, dict.fromkeys(AHEAD, 0)
+        self._before = dict.fromkeys(AHEAD, 0)
+
+    def pass_ended(self, *_: Any) -> None:
+        now = {name: getattr(self.engine.statistics, name) for name in AHEAD}
+        if self.engine.cached_experts.forward_pass.prefill:
+            for name in AHEAD:
+                self.counted[name] += now[name] - self._before[name]
+        self._before = now
 
 
 def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
@@ -91,10 +110,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--expert_budget", default="25%")
     parser.add_argument("--budgets", nargs="+", type=int, default=[0, 2, 4, 8])
+    parser.add_argument("--predictors", nargs="+", default=["gate_ahead"], metavar="P")
     parser.add_argument("--new_tokens", type=int, default=64)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model_name)
-    rows = [row_of(args, tokenizer, budget) for budget in args.budgets]
+    rows = [row_of(args, tokenizer, each, budget) for each in args.predictors for budget in args.budgets]
     result = {"schema_version": 1, "settings": vars(args), **recalls(args, tokenizer), "rows": rows}
     save_result(result, args.json)
 

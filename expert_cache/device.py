@@ -19,9 +19,10 @@ class PlacementConstants:
     """How watermark placement weighs experts: the table `[placement]` of a profile."""
 
     predictor: str = "habits"  # of expert_cache/predictors/: of the next time each layer runs
-    ahead: str = "transition"  # another one, which knows more of the layer that runs next
+    ahead: str = "transition"  # another one, which knows more of the layers that run next; empty: none
     eta: float = 0.9  # its share there
     gamma: float = 0.02  # a layer further away
+    window: int = 8  # runs of each layer that count
     hysteresis: float = 0.1
 
 
@@ -86,6 +87,8 @@ def load_device(path: str | os.PathLike) -> DeviceProfile:
         raise UserError(f"{path}: give ram_gb and ram_gb_per_second together")
     if placement.get("eta", 0) > 1:
         raise UserError(f"{path}: 'eta' is a share, got {placement['eta']}")
+    if placement.get("window", 1) % 1:
+        raise UserError(f"{path}: 'window' must be a whole number, got {placement['window']}")
     return DeviceProfile(**table, placement=PlacementConstants(**placement))
 
 

@@ -11,17 +11,18 @@ from expert_cache.device import PlacementConstants
 from expert_cache.placement import DEVICE, DISK, RAM, Tier, nothing_placed, place
 from expert_cache.predictors import make_predictor
 from expert_cache.tiers import TierStep
+from expert_cache.trace import RoutingTrace
 
 NO_ROOM = (0, 0)
 
 
 class PlacedTiers:
-    """Device and RAM, kept by what each expert's place is worth: the likelihood of its next use, less by
-    exp(-gamma) a layer until its layer runs again.
+    """Device and RAM, kept by what each expert's place is worth: the uses expected in the next `window` runs
+    of its layer, each less by exp(-gamma) a layer until then.
 
     `step` brings up what a layer asks for, and lets prices say who makes room; with `rooms` it also brings up
     the likeliest of the others, before they are asked for. Likelihoods are those of `predictor`; for the
-    layer that runs next, a share `eta` is what `ahead` says.
+    layers of the running token that `ahead` reaches, a share `eta` is what that says.
     """
 
     def __init__(
@@ -37,8 +38,16 @@ class PlacedTiers:
         self.placement = nothing_placed(layers * experts)
         self._usual = make_predictor(constants.predictor, layers, experts)
         self._ahead = make_predictor(constants.ahead, layers, experts) if constants.ahead else None
-        self._likely_LE = np.zeros((layers, experts))
+        self._usual_LE = np.zeros((layers, experts))  # of any run of a layer
+        self._next_LE = np.zeros((layers, experts))  # of its next one
+        later = np.exp(-constants.gamma * layers * np.arange(1, constants.window))
+        self._later = float(later.sum())  # what the runs after the next weigh, beside it
         self._last_use, self._steps = np.zeros(layers * experts, np.int64), 0
+
+    def follow(self, trace: RoutingTrace) -> None:
+        """The decoded tokens of `trace` will run. UserError where predictions were recorded of others."""
+        for each in filter(None, (self._usual, self._ahead)):
+            each.follow(trace)
 
     def step(self, layer: int, experts: Sequence[int], rooms: tuple[int, int] = NO_ROOM) -> TierStep:
         """Layer `layer` asks for `experts`; beside them up to `rooms` may rise to the device and to RAM.
@@ -73,21 +82,23 @@ class PlacedTiers:
         self._steps += 1
         self._last_use[asked] = self._steps
         self._usual.watch(layer, used_E)
-        self._likely_LE[layer] = self._usual.predict(layer)
+        self._usual_LE[layer] = self._next_LE[layer] = self._usual.predict(layer)
         if self._ahead:
             self._ahead.watch(layer, used_E)
-            if layer + 1 < self.layers:  # of the next token's first layer it knows no more
-                self._look_ahead(layer + 1)
+            furthest = min(layer + self._ahead.reach, self.layers - 1)  # of the next token it knows no more
+            for following in range(layer + 1, furthest + 1):
+                self._look_ahead(following)
 
     def _look_ahead(self, following: int) -> None:
         assert self._ahead is not None
         eta, told_E = self.constants.eta, self._ahead.predict(following)
-        self._likely_LE[following] = (1 - eta) * self._usual.predict(following) + eta * told_E
+        self._next_LE[following] = (1 - eta) * self._usual.predict(following) + eta * told_E
 
     def _value(self, running: int) -> np.ndarray:
         """float64 [N]: of the running layer's experts that of a whole round later."""
         distance_L = (np.arange(self.layers) - running - 1) % self.layers + 1
-        return (self._likely_LE * np.exp(-self.constants.gamma * distance_L)[:, None]).ravel()
+        uses_LE = self._next_LE + self._later * self._usual_LE
+        return (uses_LE * np.exp(-self.constants.gamma * distance_L)[:, None]).ravel()
 
     def _rising(self, value: np.ndarray, rooms: tuple[int, int]) -> tuple[Sequence[int], Sequence[int]]:
         """The likeliest a tier below the device, and the likeliest on disk."""

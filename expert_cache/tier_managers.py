@@ -4,7 +4,7 @@ Expert e of layer l is number l * E + e.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from errors import UserError
 from expert_cache.budget import budget_of
@@ -69,10 +69,9 @@ def make_manager(trace: RoutingTrace, device: DeviceProfile, room: Room, manager
         size = sum(trace.expert_bytes) / trace.layers
         copy, read = device.ram_seconds(size), device.disk_seconds(size)
         tiers = Tier(room.device_bytes, copy or read), Tier(room.ram_bytes, read)
-        constants = device.placement
-        if manager == PLACEMENT:  # nothing comes up that is not asked for: looking ahead has no use
-            constants = replace(constants, ahead="")
-        return PlacedTiers(trace.expert_bytes, trace.num_experts, tiers, constants)
+        placed = PlacedTiers(trace.expert_bytes, trace.num_experts, tiers, device.placement)
+        placed.follow(trace)
+        return placed
     if parse_policy(manager)[0].FUTURE != "none":
         raise UserError(f"policy '{manager}' looks ahead: tiers are replayed step by step, as if run live")
     caches = [_cache(trace, manager, scope, size) for size in (room.device_bytes, room.ram_bytes)]

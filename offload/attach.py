@@ -23,6 +23,7 @@ from models import MoeLayer
 from offload.cached_experts import HANDLE, NAME, CachedExperts
 from offload.engine import OWNER, Engine
 from offload.expert_weights import ExpertWeights, locate_experts
+from offload.foresight import check_foresight, make_foresight
 from offload.pack import locate_packed
 from offload.passes import ForwardPass
 from offload.prefetch import Prefetch
@@ -80,6 +81,7 @@ def check_settings(settings: EngineSettings) -> None:
         raise UserError("--decode_policy placement: leave out --prefill_policy and --hand_over shared")
     if settings.io not in (DIRECT, BUFFERED):
         raise UserError(f"--io {settings.io}: choose from {DIRECT}, {BUFFERED}")
+    check_foresight(settings.prefetch_predictor)
     least = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
     for name, smallest in least.items():
         if getattr(settings, name) < smallest:
@@ -109,11 +111,10 @@ def attach(
     staging = _staging(weights, settings, dtype, device)
     residents = Residents(weights, live, device_pool, ram_pool, staging, readers, at_home)
     statistics = Statistics()
-    prefetch = None
+    forward_pass, prefetch = ForwardPass(model, statistics), None
     if ahead:
-        routers = [model.get_submodule(layer.router) for layer in layers]
-        prefetch = Prefetch(residents, readers, routers, ahead, statistics)
-    forward_pass = ForwardPass(model, statistics)
+        foresight = make_foresight(settings.prefetch_predictor, model, layers, forward_pass)
+        prefetch = Prefetch(residents, readers, foresight, ahead, statistics)
     cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
     _switch_on(model, layers, cached_experts, at_home)
     engine = Engine(model, list(layers), cached_experts, storage, settings, budget)

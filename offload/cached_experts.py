@@ -114,7 +114,7 @@ class CachedExperts:
             return work.result()
         self.statistics.phases[DECODE].device_hits += len(experts)
         if self.prefetch:
-            self.prefetch.turn_to(layer, hidden_1D)
+            self.prefetch.turn_to(layer, hidden_1D, experts)
         for expert, weights in zip(experts, here, strict=True):
             work.add(expert, weights)
         return work.result()
@@ -158,7 +158,7 @@ class CachedExperts:
         request = Request(self.residents, self.readers, self.prefetch, numbers, orders, work, counts)
         request.begin()
         if self.prefetch:
-            self.prefetch.turn_to(layer, hidden_TD)
+            self.prefetch.turn_to(layer, hidden_TD, experts)
         request.finish()
 
     def _chosen(self, layer: int, indices_TK: Tensor, weights_TK: Tensor) -> np.ndarray:

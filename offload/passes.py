@@ -4,13 +4,16 @@ take; does not know what happens in them.
 Letters: B rows, T tokens of a row.
 """
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from offload.statistics import DECODE, PREFILL, Statistics
+from routing.scoutgate import PADDING
 
 
 class ForwardPass:
@@ -23,8 +26,14 @@ class ForwardPass:
     def __init__(self, model: nn.Module, statistics: Statistics) -> None:
         self.statistics = statistics
         self.prefill = True
+        self.fresh = True
+        """Whether this pass begins a request a row."""
         self.requests = np.zeros(0, np.int32)
         """[B * T]: the request of each token of this pass."""
+        self.ids_BT: Tensor | None = None
+        """Token ids, PADDING for padding; None where the model was given embeddings."""
+        self.listeners: list[Callable[[ForwardPass], None]] = []
+        """Told when a pass begins."""
         self._first_request, self._next_request = 0, 0
         self._began = self._prompt_seconds = 0.0
         self._handles = [
@@ -50,6 +59,11 @@ class ForwardPass:
         self._close_prompt(fresh or length > 1)
         self.prefill = fresh or length > 1
         self.requests = np.repeat(np.arange(rows, dtype=np.int32) + self._first_request, length)
+        self.fresh = fresh
+        if self.listeners:
+            self.ids_BT = _ids(tokens, options.get("attention_mask"))
+            for listener in self.listeners:
+                listener(self)
         self._began = perf_counter()
 
     def _close_prompt(self, prefill: bool) -> None:
@@ -65,3 +79,13 @@ class ForwardPass:
         counts.seconds += seconds
         if self.prefill:
             self._prompt_seconds += seconds
+
+
+def _ids(tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+    """int64 [B, T] on the host."""
+    if tokens.is_floating_point():
+        return None
+    ids_BT = tokens.to("cpu", torch.int64)
+    if mask is None or mask.dim() != 2:
+        return ids_BT
+    return ids_BT.masked_fill(mask[:, -ids_BT.shape[1] :].cpu() == 0, PADDING)

@@ -1,51 +1,46 @@
-"""Knows how to read experts of the next layer ahead, as its gate sees them in this layer's hidden state;
-does not know what the cache will make of them.
+"""Knows how to read experts of the next layer ahead; does not know who foresees them, nor what the cache will
+make of them.
 
 What is read ahead lies in slots of its own and is in nobody's books: a step that asks for it loads it as
-always, only without waiting. Letters: T tokens, K chosen experts a token, D hidden size.
+always, only without waiting. Letters: T tokens, D hidden size.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from offload.foresight import Foresight
 from offload.readers import Readers
 from offload.residents import ABSENT, Residents
 from offload.statistics import Statistics
 
 
 class Prefetch:
-    """Gate-ahead prefetching of at most `slots` experts. One that was read for nothing is not read ahead
-    again until a step has asked for it.
-
-    routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
+    """Reads at most `slots` experts ahead. One that was read for nothing is not read ahead again until a step
+    has asked for it.
     """
 
     def __init__(
-        self, residents: Residents, readers: Readers, routers: list[Any], slots: int, statistics: Statistics
+        self, residents: Residents, readers: Readers, foresight: Foresight, slots: int, statistics: Statistics
     ) -> None:
-        self.residents, self.readers, self.routers = residents, readers, routers
+        self.residents, self.readers, self.foresight = residents, readers, foresight
         self.slots, self.statistics = slots, statistics
         self._ahead: set[int] = set()
         self._in_vain: set[int] = set()
 
-    def turn_to(self, layer: int, hidden_TD: Tensor) -> None:
-        """`layer` has claimed what it needs: the rest is called off, and the next layer is looked at."""
+    def turn_to(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> None:
+        """`layer` has claimed what it needs, `asked`: the rest is called off, the next layer is looked at."""
         if self._ahead:
             self.drop_others()
-        self.look_ahead(layer, hidden_TD)
+        if foreseen := self.foresight.look(layer, hidden_TD, asked):
+            first = (layer + 1) * self.residents.experts
+            self._read([first + expert for expert in foreseen])
 
-    def look_ahead(self, layer: int, hidden_TD: Tensor) -> None:
-        """Begins to read what layer `layer` + 1 will probably ask for, behind all that is urgent."""
-        following = layer + 1
-        if following == len(self.routers):
-            return
-        first = following * self.residents.experts
+    def _read(self, numbers: Sequence[int]) -> None:
+        """Begins to read the first of `numbers` that are not near, behind all that is urgent."""
         self.residents.collect()
         loads = []
-        for expert in self._foreseen(following, hidden_TD):
-            number = first + expert
+        for number in numbers:
             if len(self._ahead) + len(self.residents.dropped) == self.slots:
                 break
             if number in self._in_vain or self._is_near(number):
@@ -58,12 +53,6 @@ class Prefetch:
         if loads:
             self.statistics.prefetch_issued += len(loads)
             self.readers.submit(loads, urgent=False)
-
-    def _foreseen(self, layer: int, hidden_TD: Tensor) -> list[int]:
-        with torch.no_grad():
-            output = self.routers[layer].forward(hidden_TD)
-        experts = output[2].flatten().tolist()
-        return [expert for expert in dict.fromkeys(experts) if expert < self.residents.experts]
 
     def _is_near(self, number: int) -> bool:
         residents = self.residents

@@ -3,10 +3,13 @@
 import numpy as np
 
 from errors import UserError
+from expert_cache.trace import RoutingTrace
 
 
 class Ewma:
     """Each layer's own clock; a new request goes on where the last one ended."""
+
+    reach = 1
 
     def __init__(self, layers: int, experts: int, *, alpha: float = 0.5) -> None:
         if not 0 < alpha <= 1:
@@ -16,6 +19,8 @@ class Ewma:
     def learn(self, used_TLE: np.ndarray) -> None:
         for used_LE in used_TLE:
             self.p_LE += self.alpha * (used_LE - self.p_LE)
+
+    def follow(self, trace: RoutingTrace) -> None: ...
 
     def start(self) -> None: ...
 

@@ -6,10 +6,13 @@ from expert_cache.compiled import compiled
 from expert_cache.learned import habits
 from expert_cache.learned.habits import LAYOUT, Habits
 from expert_cache.learned.weights import load_weights
+from expert_cache.trace import RoutingTrace
 
 
 class HabitsPredictor:
     """Weights of one file for all layers and models; what it counts, it counts while it watches."""
+
+    reach = 1
 
     def __init__(self, layers: int, experts: int, *, weights: str = "") -> None:
         self.weight = load_weights(weights, "ml_habits", LAYOUT)[0]["weight"].astype(np.float64)
@@ -20,6 +23,8 @@ class HabitsPredictor:
         for used_LE in used_TLE:
             for layer, used_E in enumerate(used_LE):
                 self.watch(layer, used_E)
+
+    def follow(self, trace: RoutingTrace) -> None: ...
 
     def start(self) -> None: ...
 

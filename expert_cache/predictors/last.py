@@ -2,8 +2,12 @@
 
 import numpy as np
 
+from expert_cache.trace import RoutingTrace
+
 
 class Last:
+    reach = 1
+
     def __init__(self, layers: int, experts: int) -> None:
         self.last_LE = np.zeros((layers, experts), np.bool_)
         self.repeated_L, self.others_L = np.full(layers, 0.5), np.full(layers, 0.5)
@@ -12,6 +16,8 @@ class Last:
         before, after = used_TLE[:-1], used_TLE[1:]
         self.repeated_L = _share(before & after, before)
         self.others_L = _share(~before & after, ~before)
+
+    def follow(self, trace: RoutingTrace) -> None: ...
 
     def start(self) -> None:
         self.last_LE = np.zeros_like(self.last_LE)

@@ -3,10 +3,13 @@
 import numpy as np
 
 from errors import UserError
+from expert_cache.trace import RoutingTrace
 
 
 class Transition:
     """Mean over the experts f of the layer before of P(e | f), drawn to e's usual share by `doubt` uses."""
+
+    reach = 1
 
     def __init__(self, layers: int, experts: int, *, doubt: float = 16.0) -> None:
         if not doubt > 0:
@@ -21,6 +24,8 @@ class Transition:
         self.uses_LE += numbers_LTE.sum(axis=1)
         self.together_LEE[1:] += numbers_LTE[:-1].transpose(0, 2, 1) @ numbers_LTE[1:]
         self.tokens_L += len(used_TLE)
+
+    def follow(self, trace: RoutingTrace) -> None: ...
 
     def start(self) -> None:
         self.before_E = np.zeros(self.uses_LE.shape[1], np.bool_)  # of the layer that ran last

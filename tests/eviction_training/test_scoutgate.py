@@ -8,9 +8,10 @@ import torch
 
 from errors import UserError
 from eviction_training.requests import rows_of
-from eviction_training.scoutgate import PADDING, WINDOW, loss, predict_scoutgate, train_scoutgate, windows
+from eviction_training.scoutgate import loss, train_scoutgate
 from expert_cache.prediction import quality, used_of
 from expert_cache.trace import RoutingTrace
+from routing.scoutgate import PADDING, WINDOW, predict_scoutgate, windows
 from tests.expert_cache.traces import random_trace
 
 VOCABULARY, EXPERTS, LAYERS, TOP_K = 20, 8, 2, 2

@@ -9,6 +9,7 @@ from errors import UserError
 from eviction_training.tables import habit_features
 from expert_cache.prediction import fit_eta, fuse, predictions, quality, used_of
 from expert_cache.predictors import make_predictor, predictor_names
+from expert_cache.recorded_predictions import RecordedPredictions, digest_of
 from expert_cache.trace import EMPTY
 from tests.expert_cache.traces import random_trace
 
@@ -18,11 +19,15 @@ def traces():
     return [random_trace(seed, steps=300, requests=4, prefill=0.0) for seed in (0, 0)]
 
 
-@pytest.mark.parametrize("spec", predictor_names())
-def test_contract(spec, traces):
+@pytest.mark.parametrize("name", predictor_names())
+def test_contract(name, traces, tmp_path):
     """Probabilities, the same for the same past, blind to the token itself, and no worse than its chance."""
     learned, held_out = traces
     requests = used_of(held_out)
+    spec = noisy(held_out, tmp_path / "p.safetensors") if name == "recorded" else name
+    found = make_predictor(spec, learned.layers, learned.num_experts)
+    found.follow(held_out)
+    assert 1 <= found.reach <= learned.layers
     said = predictions(spec, learned, requests)
     used = np.concatenate(requests)
     assert said.shape == used.shape and (said >= 0).all() and (said <= 1).all()
@@ -32,6 +37,15 @@ def test_contract(spec, traces):
     assert np.array_equal(predictions(spec, learned, changed)[:-1], said[:-1])
     assert np.array_equal(predictions(spec, learned, changed)[-1, 0], said[-1, 0])
     assert quality(said, used)["recall_at_k"] > 3 / 12
+
+
+def noisy(trace, path) -> str:
+    """A file that says what came true, not quite surely."""
+    used, rng = np.concatenate(used_of(trace)), np.random.default_rng(0)
+    early = (0.2 + 0.3 * used + 0.4 * rng.random(used.shape)).astype(np.float32)
+    usual = used.mean(axis=0).astype(np.float32)
+    RecordedPredictions(usual, early, None, digest_of(trace), "noisy").save(path)
+    return f"recorded:file={path}"
 
 
 def test_used_leaves_out_empty_slots():

@@ -98,7 +98,7 @@ def test_prefetch_brings_up_what_follows_for_sure():
     )
     slow = replace(DEVICE_1, memory_gb_per_second=1e-3)  # a layer computes for 2 ms: twenty copies
     slow = replace(
-        slow, placement=PlacementConstants(predictor="ewma:alpha=0.05", ahead="transition", eta=1.0)
+        slow, placement=PlacementConstants("ewma:alpha=0.05", ahead="transition", eta=1.0, window=2)
     )
     rows = {
         each: stall(trace, slow, Room(12_000, 36_000), each) for each in ("placement", "placement+prefetch")
@@ -165,9 +165,11 @@ def test_what_cannot_be_is_told():
         ("[placement]\neta = 2.0", "'eta' is a share"),
         (
             "[placement]\nbeta = 2.0",
-            "unknown key 'beta': choose from predictor, ahead, eta, gamma, hysteresis",
+            "unknown key 'beta': choose from predictor, ahead, eta, gamma, window, hysteresis",
         ),
         ("[placement]\ngamma = -1", "'gamma' must be a number >= 0"),
+        ("[placement]\nwindow = 0", "'window' must be a number above 0"),
+        ("[placement]\nwindow = 1.5", "'window' must be a whole number, got 1.5"),
         ("placement = 3", "'placement' must be a table"),
     ],
 )

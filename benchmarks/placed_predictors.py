@@ -1,0 +1,61 @@
+"""Compares predictors of use by the time that watermark placement leaves a token waiting:
+
+    python benchmarks/placed_predictors.py --trace F --predictions P... --json PATH
+
+Each file P is what `simulate.py predict` wrote beside F; beside them stand no look-ahead at all and the
+profile's own. On every device the rest of its `[placement]` stays.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import parser_of, save_result
+from errors import run_command
+from expert_cache.device import DeviceProfile, load_device
+from expert_cache.formats import read_trace
+from expert_cache.progress import progress_bar
+from expert_cache.stall import stall, stall_lines
+from expert_cache.tier_managers import room_on
+from expert_cache.trace import RoutingTrace
+
+MANAGERS = ("placement", "placement+prefetch")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--trace", required=True)
+    parser.add_argument("--predictions", nargs="*", default=[], metavar="FILE")
+    parser.add_argument("--eta", type=float, default=1.0, help="the share of each file [1]")
+    parser.add_argument("--capacity", default="12.5%", help="room on the device")
+    parser.add_argument("--ram_capacity", default="25%", help="room in RAM, on devices that have one below")
+    devices = sorted(str(path) for path in (ROOT / "configs" / "devices").glob("*.toml"))
+    parser.add_argument("--devices", nargs="+", default=devices, metavar="TOML")
+    args = parser.parse_args()
+    trace, rows = read_trace(args.trace), []
+    for path in args.devices:
+        rows += rows_on(load_device(path), trace, args)
+    save_result({"schema_version": 1, "settings": vars(args), "rows": rows}, args.json)
+
+
+def rows_on(device: DeviceProfile, trace: RoutingTrace, args: argparse.Namespace) -> list[dict]:
+    """A row a predictor and manager, printed as a table too."""
+    ram = args.ram_capacity if device.ram_gb else "0"
+    room, constants, found = room_on(trace, device, 0, args.capacity, ram), device.placement, []
+    told = [replace(constants, ahead=""), constants]
+    told += [replace(constants, ahead=f"recorded:file={path}", eta=args.eta) for path in args.predictions]
+    for each in told:
+        named = {"device": device.name, "predictor": each.predictor, "ahead": each.ahead}
+        changed = replace(device, placement=each)
+        rows = [stall(trace, changed, room, name, progress=progress_bar(each.ahead)) for name in MANAGERS]
+        print(f"{device.name}: ahead '{each.ahead}'", *stall_lines(rows), sep="\n", file=sys.stderr)
+        found += [named | row for row in rows]
+    return found
+
+
+if __name__ == "__main__":
+    run_command(main)

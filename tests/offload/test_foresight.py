@@ -1,0 +1,145 @@
+"""Who foresees the next layer's experts in a live engine: the same text whoever does, and what the
+simulator's predictors would say.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from errors import UserError
+from expert_cache.predictors import make_predictor
+from expert_cache.trace import DECODE, RoutingTrace
+from models import find_moe_layers
+from offload import EngineSettings
+from offload.attach import check_settings
+from offload.foresight import NAMES, ByPhase, likeliest
+from routing.scoutgate import PADDING, WINDOW, LastTokens, ScoutGate, predict_scoutgate, save_scoutgate
+from tests.offload.workbench import engine_of, prompt, resident
+
+ANSWER = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+
+
+@pytest.fixture(scope="module")
+def scout_file(tmp_path_factory):
+    model, path = resident("olmoe"), str(tmp_path_factory.mktemp("scout") / "s.safetensors")
+    layers = find_moe_layers(model)
+    torch.manual_seed(0)
+    gate = ScoutGate(model.get_input_embeddings().weight.detach(), len(layers), layers[0].num_experts)
+    save_scoutgate(gate, path, "tiny")
+    return path, gate
+
+
+def spec_of(name: str, scout_file: tuple) -> str:
+    return f"scoutgate:weights={scout_file[0]}" if name == "scoutgate" else name
+
+
+class Spy:
+    """Notes what a foresight was asked and said."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside, self.said = inside, []
+
+    def look(self, layer: int, hidden_TD: torch.Tensor, asked: Sequence[int]) -> list[int]:
+        found = self.inside.look(layer, hidden_TD, asked)
+        self.said.append((layer, list(asked), found))
+        return found
+
+
+def spied(engine: Any) -> Spy:
+    foresight = engine.cached_experts.prefetch.foresight
+    assert isinstance(foresight, ByPhase)
+    foresight.decode = Spy(foresight.decode)
+    return foresight.decode
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_text_is_the_same_whoever_foresees(name, rows, scout_file):
+    spec, ids = spec_of(name, scout_file), prompt(9, rows)
+    model, engine = engine_of("olmoe", prefetch_budget=2, prefetch_predictor=spec)
+    with engine:
+        assert torch.equal(model.generate(ids, **ANSWER), resident("olmoe").generate(ids, **ANSWER))
+        assert engine.statistics.prefetch_issued > 0
+
+
+def test_scoutgate_says_live_what_it_says_of_a_trace(scout_file):
+    path, gate = scout_file
+    model, engine = engine_of("olmoe", prefetch_budget=2, prefetch_predictor=f"scoutgate:weights={path}")
+    ids = []
+    with engine:
+        spy = spied(engine)
+        for seed, tokens in ((0, 9), (1, 3)):  # the second prompt is shorter than a window
+            ids.append(model.generate(prompt(tokens, 1, seed), **ANSWER)[0, :-1])
+    layers, experts, top_k = engine.live.layers, engine.live.experts, 2
+    phase = np.concatenate([np.arange(len(row)) >= tokens for row, tokens in zip(ids, (9, 3), strict=True)])
+    request = np.repeat([0, 1], [len(row) for row in ids]).astype(np.int32)
+    experts_SLK = np.tile(np.arange(top_k, dtype=np.uint16), (len(phase), layers, 1))
+    named = {"token_ids": torch.cat(ids).numpy().astype(np.int32)}
+    trace = RoutingTrace(experts_SLK, phase.astype(np.uint8), request, experts, **named)
+    said_TLE = predict_scoutgate(gate, trace)
+    assert len(spy.said) == len(said_TLE) * layers and (trace.phase == DECODE).sum() == len(said_TLE)
+    for number, (layer, asked, found) in enumerate(spy.said):
+        token = number // layers
+        last = layer + 1 == layers
+        assert found == ([] if last else likeliest(said_TLE[token, layer + 1], len(asked)))
+
+
+@pytest.mark.parametrize("name", ["habits", "transition", "ewma:alpha=0.5", "last"])
+def test_predictors_say_live_what_they_say_of_a_trace(name):
+    model, engine = engine_of("olmoe", prefetch_budget=2, prefetch_predictor=name)
+    with engine:
+        spy = spied(engine)
+        for seed in range(2):
+            model.generate(prompt(9, 1, seed), **ANSWER)
+    replayed, layers = make_predictor(name, engine.live.layers, engine.live.experts), engine.live.layers
+    for number, (layer, asked, found) in enumerate(spy.said):
+        if number in (0, len(spy.said) // 2):
+            replayed.start()
+        used = np.isin(np.arange(engine.live.experts), asked)
+        replayed.watch(layer, used)
+        expected = [] if layer + 1 == layers else likeliest(replayed.predict(layer + 1), len(asked))
+        assert found == expected
+
+
+def test_last_tokens_leave_padding_out_and_begin_anew():
+    tokens = LastTokens()
+    assert tokens.add(torch.tensor([[5]]), fresh=False) is None
+    first = tokens.add(torch.tensor([[PADDING, 4, 5], [6, 7, 8]]), fresh=True)
+    assert first is not None
+    assert first.tolist() == [[PADDING] * (WINDOW - 2) + [4, 5], [PADDING] * (WINDOW - 3) + [6, 7, 8]]
+    second = tokens.add(torch.arange(20, 38).reshape(2, 9), fresh=False)
+    assert second is not None and second.tolist() == [list(range(21, 29)), list(range(30, 38))]
+    assert tokens.add(None, fresh=False) is None and tokens.add(torch.tensor([[1], [2]]), fresh=False) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "oracle",
+            "unknown prefetch predictor 'oracle': choose from ewma, gate_ahead",
+        ),
+        ("recorded:file=x", "unknown prefetch predictor 'recorded'"),
+        ("scoutgate", "give its weights, scoutgate:weights=FILE"),
+        ("gate_ahead:x=1", "unknown option 'x'"),
+        ("scoutgate:x=1", "unknown option 'x': choose from weights"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(spec, said):
+    with pytest.raises(UserError, match=said):
+        check_settings(EngineSettings(prefetch_predictor=spec))
+
+
+def test_foreign_weights_are_told(tmp_path):
+    gate = ScoutGate(torch.zeros(4, 4), 2, 8)
+    save_scoutgate(gate, tmp_path / "s.safetensors", "other")
+    for spec, said in (
+        (f"scoutgate:weights={tmp_path / 's.safetensors'}", "ScoutGate of another model: 'layer'"),
+        ("scoutgate:weights=none.safetensors", "none.safetensors: cannot be read"),
+        ("ewma:alpha=0", "alpha must be above 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            engine_of("olmoe", prefetch_budget=2, prefetch_predictor=spec)
