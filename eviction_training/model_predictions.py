@@ -103,8 +103,9 @@ def record(
     usual = predictions(beside, source.train, used_of(source.validation))
     facts |= {"beside": beside, "eta": fit_eta(usual, said.validation, used)}
     share_LE = np.concatenate(used_of(source.train)).mean(axis=0).astype(np.float32)
-    parts = [each and _in_order(each.trace, source.trace) for each in (early, late)]
-    return RecordedPredictions(share_LE, *parts, digest_of(source.trace), name), gate, facts
+    of_trace = [None if each is None else _in_order(each.trace, source.trace) for each in (early, late)]
+    found = RecordedPredictions(share_LE, of_trace[0], of_trace[1], digest_of(source.trace), name)
+    return found, gate, facts
 
 
 def _check_model(source: Source) -> None:

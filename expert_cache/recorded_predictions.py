@@ -73,7 +73,8 @@ class RecordedPredictions:
     def save(self, path: str | os.PathLike) -> None:
         """Writes them as one .safetensors file, which appears whole or not at all."""
         tensors = {name: getattr(self, name) for name in LAYOUT if getattr(self, name) is not None}
-        facts = dict(zip(FACTS, (FORMAT, VERSION, self.trace_digest, self.predictor), strict=True))
+        facts = {"format": FORMAT, "version": VERSION, "predictor": self.predictor}
+        facts["trace_digest"] = self.trace_digest
         write_tensors(path, tensors, facts)
 
     @classmethod
@@ -89,8 +90,8 @@ class RecordedPredictions:
             wrong = unknown or absent or ["usual"]
             raise UserError(f"{path}: not predictions of use: '{wrong[0]}' is unknown or missing")
         try:
-            parts = {name: tensors.get(name) for name in LAYOUT}
-            return cls(**parts, trace_digest=facts["trace_digest"], predictor=facts["predictor"])
+            parts = tensors["usual"], tensors.get("early"), tensors.get("late")
+            return cls(*parts, facts["trace_digest"], facts["predictor"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,21 @@ def traced(seed=0, **options) -> RoutingTrace:
     return random_trace(seed, expert_bytes=(1000,) * LAYERS, **({"steps": 60} | options))
 
 
-def sure(trace: RoutingTrace, **parts) -> RecordedPredictions:
+def sure(trace: RoutingTrace, **parts: Any) -> RecordedPredictions:
     """What came true, said in advance."""
     rows = np.flatnonzero(trace.phase == DECODE)
     used = np.zeros((len(rows), LAYERS, EXPERTS), np.float32)
     np.put_along_axis(used, trace.experts[rows].astype(int), 1, axis=2)
-    given = {"usual": used.mean(axis=0), "early": used, "late": None, "predictor": "sure"}
-    return RecordedPredictions(**(given | {"trace_digest": digest_of(trace)} | parts))
+    given: dict[str, Any] = {"usual": used.mean(axis=0), "early": used, "late": None, "predictor": "sure"}
+    given |= {"trace_digest": digest_of(trace), **parts}
+    return RecordedPredictions(**given)
+
+
+def truth(trace: RoutingTrace) -> np.ndarray:
+    """What `sure` says early."""
+    early = sure(trace).early
+    assert early is not None
+    return early
 
 
 def recorded(tmp_path, found: RecordedPredictions) -> str:
@@ -41,7 +50,7 @@ def recorded(tmp_path, found: RecordedPredictions) -> str:
 
 @pytest.mark.parametrize("names", [("early",), ("late",), ("early", "late")])
 def test_a_file_reads_back_as_written(tmp_path, names):
-    early = sure(traced()).early
+    early = truth(traced())
     parts = {name: early if name in names else None for name in ("early", "late")}
     found = sure(traced(), **parts)
     found.save(tmp_path / "p.safetensors")
@@ -65,7 +74,7 @@ def test_the_digest_is_of_what_ran_and_not_of_names():
 def test_nothing_is_said_before_it_is_known(tmp_path, names):
     """Of layers that ran, their usual share; of later ones, as far as the file knows by then."""
     trace = traced(prefill=0.0)
-    early, late = sure(trace).early * np.float32(0.5), sure(trace).early
+    early, late = truth(trace) * np.float32(0.5), truth(trace)
     parts = {"early": early if "early" in names else None, "late": late if "late" in names else None}
     found = make_predictor(recorded(tmp_path, sure(trace, **parts)), LAYERS, EXPERTS)
     found.follow(trace)
@@ -88,7 +97,7 @@ def test_nothing_is_said_before_it_is_known(tmp_path, names):
 
 def test_of_tokens_that_run_together_any_may_use_an_expert(tmp_path):
     trace = traced(prefill=0.0, batch_step=np.repeat(np.arange(30, dtype=np.int32), 2))
-    half = sure(trace).early * np.float32(0.5)
+    half = truth(trace) * np.float32(0.5)
     found = make_predictor(recorded(tmp_path, sure(trace, early=half)), LAYERS, EXPERTS)
     found.follow(trace)
     for first in range(0, 60, 2):
@@ -100,7 +109,7 @@ def test_of_tokens_that_run_together_any_may_use_an_expert(tmp_path):
 @pytest.mark.parametrize("manager", ["placement", "placement+prefetch"])
 def test_placement_waits_less_the_more_it_is_told(tmp_path, manager):
     trace = traced(prefill=0.2, steps=300)
-    late = sure(trace, early=None, late=sure(trace).early)
+    late = sure(trace, early=None, late=truth(trace))
     waited = []
     for number, found in enumerate((None, late, sure(trace))):
         ahead, folder = "", tmp_path / str(number)
@@ -120,8 +129,7 @@ def test_what_is_no_file_of_predictions_is_told(tmp_path):
     with pytest.raises(UserError, match="format and version must be moe-use-predictions 1, got moe-routing"):
         RecordedPredictions.load(path)
     whole = {"format": "moe-use-predictions", "version": "1", "trace_digest": "0", "predictor": "p"}
-    early, usual = sure(trace).early, sure(trace).usual
-    assert early is not None
+    early, usual = truth(trace), sure(trace).usual
     wrong = [
         ({"usual": usual}, whole, "'early' or 'late' needed"),
         ({"early": early}, whole, "'usual' is unknown or missing"),

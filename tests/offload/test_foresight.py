@@ -77,8 +77,8 @@ def test_scoutgate_says_live_what_it_says_of_a_trace(scout_file):
     phase = np.concatenate([np.arange(len(row)) >= tokens for row, tokens in zip(ids, (9, 3), strict=True)])
     request = np.repeat([0, 1], [len(row) for row in ids]).astype(np.int32)
     experts_SLK = np.tile(np.arange(top_k, dtype=np.uint16), (len(phase), layers, 1))
-    named = {"token_ids": torch.cat(ids).numpy().astype(np.int32)}
-    trace = RoutingTrace(experts_SLK, phase.astype(np.uint8), request, experts, **named)
+    token_ids = torch.cat(ids).numpy().astype(np.int32)
+    trace = RoutingTrace(experts_SLK, phase.astype(np.uint8), request, experts, token_ids=token_ids)
     said_TLE = predict_scoutgate(gate, trace)
     assert len(spy.said) == len(said_TLE) * layers and (trace.phase == DECODE).sum() == len(said_TLE)
     for number, (layer, asked, found) in enumerate(spy.said):
