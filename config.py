@@ -300,6 +300,11 @@ class EngineSettings:
         "who foresees them in decoding: gate_ahead (the next layer's gate), scoutgate:weights=FILE, or a "
         "predictor of expert_cache/predictors/",
     )
+    placement_ahead: str = _option(
+        "",
+        "beside habits, who foresees a token's later layers for --decode_policy placement: "
+        "scoutgate:weights=FILE or a predictor of expert_cache/predictors/; empty: nobody",
+    )
     ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
     io: str = _option("direct", "direct: reads past the page cache; buffered: through it")
     readers: int = _option(4, "threads that read experts")

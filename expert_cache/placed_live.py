@@ -5,6 +5,7 @@ All experts count as one slot. Expert e of layer l is number l * E + e.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +20,18 @@ NOBODY = np.empty(0, np.int32)
 
 class PlacedDevice:
     """Looks like an `ExpertCache` with `capacity` slots a layer, but layers share them: who is worth most
-    stays. `ram` is the tier below, or None.
+    stays. `ram` is the tier below, or None; `ahead` a predictor that knows more of the running token's later
+    layers, or None.
     """
 
     scope = "layer"  # of what it is asked for at once
 
-    def __init__(self, layers: int, experts: int, capacity: int, ram_slots: int = 0) -> None:
+    def __init__(
+        self, layers: int, experts: int, capacity: int, ram_slots: int = 0, ahead: Any = None
+    ) -> None:
         tiers = Tier(layers * capacity, 1.0), Tier(ram_slots, 1.0)
         self.layers, self.experts, self.capacity = layers, experts, capacity
-        self._placed = PlacedTiers((1,) * layers, experts, tiers, PlacementConstants(ahead=""))
+        self._placed = PlacedTiers((1,) * layers, experts, tiers, PlacementConstants(ahead=""), ahead)
         self.came_from_ram: set[int] = set()  # in the last step
         self.dropped: list[int] = []  # by RAM, in the last step
         self._seen = np.zeros(layers * experts, np.bool_)

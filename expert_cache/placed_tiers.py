@@ -4,6 +4,7 @@ Expert e of layer l is number l * E + e, of N in all.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ class PlacedTiers:
 
     `step` brings up what a layer asks for, and lets prices say who makes room; with `rooms` it also brings up
     the likeliest of the others, before they are asked for. Likelihoods are those of `predictor`; for the
-    layers of the running token that `ahead` reaches, a share `eta` is what that says.
+    layers of the running token that `ahead` reaches, a share `eta` is what that says. Given as a predictor,
+    `ahead` takes the place of the one that `constants` name.
     """
 
     def __init__(
@@ -31,13 +33,16 @@ class PlacedTiers:
         experts: int,
         tiers: tuple[Tier, Tier],
         constants: PlacementConstants,
+        ahead: Any = None,
     ) -> None:
         layers = len(expert_bytes)
         self.layers, self.experts, self.tiers, self.constants = layers, experts, tiers, constants
         self.size = np.repeat(np.asarray(expert_bytes, np.int64), experts)
         self.placement = nothing_placed(layers * experts)
         self._usual = make_predictor(constants.predictor, layers, experts)
-        self._ahead = make_predictor(constants.ahead, layers, experts) if constants.ahead else None
+        self._ahead = ahead
+        if ahead is None and constants.ahead:
+            self._ahead = make_predictor(constants.ahead, layers, experts)
         self._usual_LE = np.zeros((layers, experts))  # of any run of a layer
         self._next_LE = np.zeros((layers, experts))  # of its next one
         later = np.exp(-constants.gamma * layers * np.arange(1, constants.window))

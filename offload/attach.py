@@ -23,7 +23,7 @@ from models import MoeLayer
 from offload.cached_experts import HANDLE, NAME, CachedExperts
 from offload.engine import OWNER, Engine
 from offload.expert_weights import ExpertWeights, locate_experts
-from offload.foresight import check_foresight, make_foresight
+from offload.foresight import check_foresight, make_foresight, make_live_predictor
 from offload.pack import locate_packed
 from offload.passes import ForwardPass
 from offload.prefetch import Prefetch
@@ -82,6 +82,10 @@ def check_settings(settings: EngineSettings) -> None:
     if settings.io not in (DIRECT, BUFFERED):
         raise UserError(f"--io {settings.io}: choose from {DIRECT}, {BUFFERED}")
     check_foresight(settings.prefetch_predictor)
+    if settings.placement_ahead:
+        check_foresight(settings.placement_ahead, "placement_ahead")
+        if settings.decode_policy != PLACEMENT:
+            raise UserError("--placement_ahead has no effect without --decode_policy placement")
     least = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
     for name, smallest in least.items():
         if getattr(settings, name) < smallest:
@@ -100,9 +104,16 @@ def attach(
     sizes = _sizes(layers, weights, dtype)
     budget = _budget(sizes, settings)
     at_home = budget.capacity == sizes.num_experts
-    live = _live_cache(sizes, budget, settings, at_home)
-    cached = sizes.layers * budget.capacity
+    statistics = Statistics()
+    forward_pass = ForwardPass(model, statistics)
+    placement_ahead, foresight = None, None
+    if settings.placement_ahead:
+        placement_ahead = make_live_predictor(settings.placement_ahead, model, layers, forward_pass)
     ahead = 0 if at_home else settings.prefetch_budget
+    if ahead:
+        foresight = make_foresight(settings.prefetch_predictor, model, layers, forward_pass)
+    live = _live_cache(sizes, budget, settings, at_home, placement_ahead)
+    cached = sizes.layers * budget.capacity
     device_pool = SlotPool(weights.parts, cached + settings.prefill_buffer + ahead, dtype, device)
     ram_pool = None
     if live.ram is not None:  # one slot more: experts change places through it
@@ -110,11 +121,7 @@ def attach(
     readers = Readers(storage, settings.readers)
     staging = _staging(weights, settings, dtype, device)
     residents = Residents(weights, live, device_pool, ram_pool, staging, readers, at_home)
-    statistics = Statistics()
-    forward_pass, prefetch = ForwardPass(model, statistics), None
-    if ahead:
-        foresight = make_foresight(settings.prefetch_predictor, model, layers, forward_pass)
-        prefetch = Prefetch(residents, readers, foresight, ahead, statistics)
+    prefetch = Prefetch(residents, readers, foresight, ahead, statistics) if foresight else None
     cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
     _switch_on(model, layers, cached_experts, at_home)
     engine = Engine(model, list(layers), cached_experts, storage, settings, budget)
@@ -156,13 +163,17 @@ def _least(sizes: Sizes) -> str:
     )
 
 
-def _live_cache(sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool) -> LiveCache:
+def _live_cache(
+    sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool, placement_ahead: Any
+) -> LiveCache:
     shape: dict[str, Any] = {"layers": sizes.layers, "experts": sizes.num_experts}
     policy = None if at_home else settings.prefill_policy or None
     passing = passing_cache(sizes, policy, settings.prefill_buffer)
     ram_slots = _ram_slots(sizes, settings)
     if settings.decode_policy == PLACEMENT:
-        placed: Any = PlacedDevice(capacity=budget.capacity, ram_slots=ram_slots, **shape)
+        placed: Any = PlacedDevice(
+            capacity=budget.capacity, ram_slots=ram_slots, ahead=placement_ahead, **shape
+        )
         return LiveCache(PhaseSplit(placed, settings.hand_over), placed.ram)
     decode, ram = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape), None
     if ram_slots:

@@ -20,7 +20,8 @@ from routing.scoutgate import LastTokens, ScoutGate, load_scoutgate
 from specs import name_of, options_of
 
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
-NAMES = sorted({GATE_AHEAD, SCOUTGATE, *predictor_names()} - {RECORDED})  # that is of a trace, not live
+AHEAD_NAMES = sorted({SCOUTGATE, *predictor_names()} - {RECORDED})  # that is of a trace, not live
+NAMES = sorted({GATE_AHEAD, *AHEAD_NAMES})
 
 
 class Foresight(Protocol):
@@ -62,9 +63,10 @@ class CountedForesight:
         return [] if layer + 1 == self.layers else likeliest(self.predictor.predict(layer + 1), len(asked))
 
 
-class ScoutForesight:
-    """ScoutGate on the token ids of the pass, all layers at once when it begins; of rows that run together,
-    that any of them uses an expert.
+class LiveScout:
+    """ScoutGate on the token ids of the decode pass under way, all layers at once when it begins; of rows
+    that run together, that any of them uses an expert. A predictor as those of `expert_cache/predictors/`,
+    which has nothing to say of prompts (`reach` 0) and learns nothing.
     """
 
     def __init__(self, gate: ScoutGate, forward_pass: ForwardPass) -> None:
@@ -80,10 +82,27 @@ class ScoutForesight:
                 p_RLE = self.gate(windows_RW.to(self.gate.bias.device)).sigmoid().double()
                 self.said_LE = (1 - (1 - p_RLE).prod(dim=0)).cpu().numpy()
 
+    @property
+    def reach(self) -> int:
+        return 0 if self.said_LE is None else len(self.said_LE)
+
+    def predict(self, layer: int) -> np.ndarray:
+        assert self.said_LE is not None
+        return self.said_LE[layer]
+
+    def watch(self, layer: int, used_E: np.ndarray) -> None: ...
+
+
+class ScoutForesight:
+    """ScoutGate, of the next layer."""
+
+    def __init__(self, scout: LiveScout) -> None:
+        self.scout = scout
+
     def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
-        if self.said_LE is None or layer + 1 == len(self.said_LE):
+        if layer + 1 >= self.scout.reach:
             return []
-        return likeliest(self.said_LE[layer + 1], len(asked))
+        return likeliest(self.scout.predict(layer + 1), len(asked))
 
 
 class ByPhase:
@@ -102,32 +121,40 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
     return order[p_E[order] > 0].tolist()
 
 
-def check_foresight(spec: str) -> None:
-    """Everything about `--prefetch_predictor` that needs no model. Raises UserError."""
-    if name_of(spec) not in NAMES:
-        raise unknown_name("prefetch predictor", name_of(spec), NAMES)
+def check_foresight(spec: str, option: str = "prefetch_predictor") -> None:
+    """Everything about a spec that needs no model. Raises UserError."""
+    names = NAMES if option == "prefetch_predictor" else AHEAD_NAMES
+    if name_of(spec) not in names:
+        raise unknown_name(option.replace("_", " "), name_of(spec), names)
     if name_of(spec) == GATE_AHEAD:
-        options_of("prefetch predictor", spec, lambda: None)
+        options_of(GATE_AHEAD, spec, lambda: None)
     elif name_of(spec) == SCOUTGATE and not _scoutgate_file(spec):
-        raise UserError("--prefetch_predictor scoutgate: give its weights, scoutgate:weights=FILE")
+        raise UserError(f"--{option} scoutgate: give its weights, scoutgate:weights=FILE")
 
 
 def make_foresight(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Foresight:
     """The foresight of `name:option=value,...`. UserError for an unknown one and for foreign weights."""
-    check_foresight(spec)
     experts = layers[0].num_experts
     gate = GateForesight([model.get_submodule(layer.router) for layer in layers], experts)
     if name_of(spec) == GATE_AHEAD:
         return gate
-    if name_of(spec) == SCOUTGATE:
-        embedding = model.get_input_embeddings().weight.detach()
-        scout = load_scoutgate(_scoutgate_file(spec), embedding, len(layers), experts)
-        return ByPhase(gate, ScoutForesight(scout, forward_pass), forward_pass)
-    predictor = make_predictor(spec, len(layers), experts)
-    return ByPhase(gate, CountedForesight(predictor, len(layers), experts, forward_pass), forward_pass)
+    found = make_live_predictor(spec, model, layers, forward_pass)
+    if isinstance(found, LiveScout):
+        return ByPhase(gate, ScoutForesight(found), forward_pass)
+    return ByPhase(gate, CountedForesight(found, len(layers), experts, forward_pass), forward_pass)
+
+
+def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:
+    """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_foresight`'s."""
+    experts = layers[0].num_experts
+    if name_of(spec) != SCOUTGATE:
+        return make_predictor(spec, len(layers), experts)
+    embedding = model.get_input_embeddings().weight.detach()
+    gate = load_scoutgate(_scoutgate_file(spec), embedding, len(layers), experts)
+    return LiveScout(gate, forward_pass)
 
 
 def _scoutgate_file(spec: str) -> str:
     def takes(*, weights: str = "") -> None: ...
 
-    return str(options_of("prefetch predictor", spec, takes).get("weights", ""))
+    return str(options_of(SCOUTGATE, spec, takes).get("weights", ""))

@@ -2,6 +2,7 @@
 simulator's predictors would say.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from errors import UserError
+from expert_cache.placed_live import PlacedDevice
 from expert_cache.predictors import make_predictor
+from expert_cache.recorded_predictions import RecordedPredictions, digest_of
 from expert_cache.trace import DECODE, RoutingTrace
 from models import find_moe_layers
 from offload import EngineSettings
@@ -28,6 +31,7 @@ def scout_file(tmp_path_factory):
     layers = find_moe_layers(model)
     torch.manual_seed(0)
     gate = ScoutGate(model.get_input_embeddings().weight.detach(), len(layers), layers[0].num_experts)
+    torch.nn.init.normal_(gate.bias, std=3)  # of some experts it is sure
     save_scoutgate(gate, path, "tiny")
     return path, gate
 
@@ -104,6 +108,37 @@ def test_predictors_say_live_what_they_say_of_a_trace(name):
         assert found == expected
 
 
+def test_placement_moves_live_as_it_does_with_predictions_beside_a_trace(scout_file, tmp_path):
+    path, gate = scout_file
+    settings: dict[str, Any] = {"decode_policy": "placement", "hand_over": "none", "ram_budget": "6"}
+    model, engine = engine_of("olmoe", placement_ahead=f"scoutgate:weights={path}", **settings)
+    placed: Any = engine.live.split.cache
+    ids, seen = [], []
+    with engine:
+        engine.record()
+        for seed in range(3):
+            ids.append(model.generate(prompt(9, 1, seed), **ANSWER)[0, :-1])
+            seen.append(placed.tier.copy())
+        trace = engine.trace()
+    trace = dataclasses.replace(trace, token_ids=torch.cat(ids).numpy().astype(np.int32))
+    early = predict_scoutgate(gate, trace).astype(np.float32)
+    file, usual = tmp_path / "p.safetensors", np.zeros(early.shape[1:], np.float32)
+    RecordedPredictions(usual, early, None, digest_of(trace), "scoutgate").save(file)
+    layers, experts = engine.live.layers, engine.live.experts
+    recorded = make_predictor(f"recorded:file={file}", layers, experts)
+    recorded.follow(trace)
+    told, untold = (PlacedDevice(layers, experts, 2, 6, ahead) for ahead in (recorded, None))
+    replays: dict[str, list] = {"told": [], "untold": []}
+    for row in np.flatnonzero(trace.phase == DECODE):
+        for name, device in (("told", told), ("untold", untold)):
+            for layer in range(layers):
+                device.step(layer, trace.experts[row, layer].tolist())
+            if row + 1 == trace.steps or trace.request[row + 1] != trace.request[row]:
+                replays[name].append(device.tier.copy())
+    assert np.array_equal(seen, replays["told"]) and not np.array_equal(seen, replays["untold"])
+    assert placed.counts() == told.counts()
+
+
 def test_last_tokens_leave_padding_out_and_begin_anew():
     tokens = LastTokens()
     assert tokens.add(torch.tensor([[5]]), fresh=False) is None
@@ -131,6 +166,19 @@ def test_last_tokens_leave_padding_out_and_begin_anew():
 def test_mistakes_are_told_before_a_model_is_loaded(spec, said):
     with pytest.raises(UserError, match=said):
         check_settings(EngineSettings(prefetch_predictor=spec))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"placement_ahead": "habits"}, "--placement_ahead has no effect without --decode_policy placement"),
+        ({"placement_ahead": "gate_ahead"}, "unknown placement ahead 'gate_ahead': choose from ewma, habits"),
+        ({"placement_ahead": "scoutgate"}, "--placement_ahead scoutgate: give its weights"),
+    ],
+)
+def test_mistakes_about_placement_are_told(settings, said):
+    with pytest.raises(UserError, match=said):
+        check_settings(EngineSettings(**settings))
 
 
 def test_foreign_weights_are_told(tmp_path):
