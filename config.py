@@ -151,6 +151,12 @@ class LocalitySettings:
         True, "count pairs of prompt tokens in the objective, not only the answer's"
     )
 
+    smooth_gates: float = _option(
+        0.0,
+        "before training, refit the gates in closed form so that their logits change less from token to "
+        "token; by how much: 1 a little, 4 much; 0 leaves them",
+    )
+    smooth_examples: int = _option(256, "training examples that the gates are refitted on")
     train_rerouting: str | None = _option(
         None,
         "train under a routing strategy of routing/strategies/, e.g. margin:loss=0.2: answers choose by "
@@ -171,8 +177,9 @@ class LocalitySettings:
 
     def __post_init__(self):
         check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
-        for name in ("aux_loss_alpha", "distillation_weight", "gate_trust_weight"):
+        for name in ("aux_loss_alpha", "distillation_weight", "gate_trust_weight", "smooth_gates"):
             check_at_least(name, getattr(self, name), 0)
+        check_at_least("smooth_examples", self.smooth_examples, 1)
         check_choice("balance_scope", self.balance_scope, BALANCE_SCOPES)
         check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
         if self.has_target:

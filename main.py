@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -31,6 +32,7 @@ from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, se
 from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from locality.quality_reference import control_losses
 from locality.savings import savings, trainable_count
+from locality.smooth_gates import set_gates, smoothed_gates
 from model_loader import load_adapters, load_model, load_tokenizer, quiet, save_merged
 from models import MoeLayer, find_moe_layers
 from trainer import LocalityTrainer
@@ -57,7 +59,9 @@ def main() -> None:
     selected = choose_layers(run, model, layers, train_rows, collator)
     if run.adapter.profile_only:
         return
+    smoothed = {} if checkpoint else smooth(run, model, selected, train_rows, collator)
     model = make_trainable(run, model, selected)
+    set_gates(model, smoothed)
     tell_selection(run, model, selected, layers)
     trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator)
     if checkpoint is None and run.train.process_index == 0:
@@ -101,12 +105,29 @@ def profile_of(run: Run, model, layers: list[MoeLayer], rows, collator) -> np.nd
         raise UserError(
             f"no ECR profile at '{path}': under ZeRO-3 make it first, with python main.py --profile_only"
         )
-    sample = rows.select(range(min(run.adapter.profile_examples, len(rows))))
-    ecr_L = measure_profile(model, layers, DataLoader(sample, batch_size=4, collate_fn=collator))
+    ecr_L = measure_profile(model, layers, sample_of(rows, run.adapter.profile_examples, collator))
     if run.train.process_index == 0:
         write_profile(path, layers, ecr_L)
-    run.say(f"ECR profile of {len(sample)} training examples written to {path}")
+    run.say(f"ECR profile of {run.adapter.profile_examples} training examples written to {path}")
     return ecr_L
+
+
+def sample_of(rows, examples: int, collator) -> DataLoader:
+    """The first of the training examples, batched."""
+    return DataLoader(rows.select(range(min(examples, len(rows)))), batch_size=4, collate_fn=collator)
+
+
+def smooth(run: Run, model, selected: list[MoeLayer], rows, collator) -> dict[int, Tensor]:
+    """The smoothed gates of the trained layers, where that is asked for."""
+    settings = run.locality
+    if not settings.smooth_gates:
+        return {}
+    sample = sample_of(rows, settings.smooth_examples, collator)
+    # Without the Trainer's autocast a model trained in bfloat16 would run several times slower here.
+    with torch.autocast(run.train.device.type, torch.bfloat16, enabled=run.train.bf16):
+        return smoothed_gates(
+            model, selected, sample, settings.smooth_gates, on_prompt=settings.locality_on_prompt
+        )
 
 
 def make_trainable(run: Run, model, selected: list[MoeLayer]):

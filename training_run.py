@@ -19,7 +19,7 @@ from config import (
 )
 from errors import UserError, first_line
 from launch import with_default_deepspeed
-from locality.elastic_lora import needs_profile
+from locality.elastic_lora import ROUTER, needs_profile
 from locality.objectives import load_objective
 from locality.quality_reference import control_losses
 from locality.rerouted_training import check_rerouting
@@ -68,6 +68,8 @@ def parse_run(arguments: list[str], description: str) -> Run:
     _check_reporters(run.train)
     if run.locality.train_rerouting is not None:
         _check_rerouting(run)
+    if run.locality.smooth_gates:
+        _check_smoothing(run)
     if run.locality.has_target:
         hold_a_target(run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
@@ -100,6 +102,8 @@ def without_effect(run: Run) -> set[str]:
         idle |= {"locality_schedule", "locality_on_prompt"}
     if run.locality.train_rerouting is None:
         idle |= {"train_rerouting_cache"}
+    if not run.locality.smooth_gates:
+        idle |= {"smooth_examples"}
     return idle
 
 
@@ -112,6 +116,16 @@ def _check_rerouting(run: Run) -> None:
         raise UserError(
             "--train_rerouting: leave gradient checkpointing out, what it recomputes would meet another cache"
         )
+
+
+def _check_smoothing(run: Run) -> None:
+    if run.adapter.use_lora and ROUTER not in run.adapter.extra_names:
+        raise UserError(
+            "--smooth_gates refits whole gates: train them in full, with --lora_extra_modules gate or "
+            "--train_scope router_attention"
+        )
+    if is_deepspeed_zero3_enabled():
+        raise UserError("--smooth_gates: not under ZeRO-3, whose ranks hold shards of the gates")
 
 
 def _refuse_reentrant(train: TrainSettings) -> None:

@@ -4,6 +4,7 @@ import models.deepseek_moe  # noqa: F401 - registers the architecture
 from models.base import MoeFamily, MoeLayer
 from models.discovery import find_moe_layers
 from models.expert_size import expert_bytes
+from models.gate_matrix import gate_matrix
 from models.lora_targets import LayerTargets, layer_targets, lora_targets, target_names
 from models.registry import family_of
 
@@ -14,6 +15,7 @@ __all__ = [
     "expert_bytes",
     "family_of",
     "find_moe_layers",
+    "gate_matrix",
     "layer_targets",
     "lora_targets",
     "target_names",

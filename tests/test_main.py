@@ -194,6 +194,16 @@ def test_bfloat16_and_every_weight_train(train, tmp_path, options, capsys):
     assert {step for step, _ in losses(tmp_path / "out")} == {2, 4}
 
 
+def test_smoothed_gates_raise_the_ecr_before_the_first_step(train, tmp_path, options):
+    once = ["--daft_threshold", "1.0", "--lora_extra_modules", "gate", "--eval_on_start", "--max_steps", "4"]
+    ecr = []
+    for strength in ("0", "20"):
+        train(*options, *once, "--overwrite_output", "--smooth_gates", strength)
+        summary = json.loads((tmp_path / "out" / "training_summary.json").read_text())
+        ecr += [next(entry["eval_ecr"] for entry in summary["log_history"] if "eval_ecr" in entry)]
+    assert ecr[1] > ecr[0]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -210,6 +220,8 @@ def test_bfloat16_and_every_weight_train(train, tmp_path, options, capsys):
         ("--lora_rank 0", "--lora_rank 0: must be at least 1"),
         ("--train_rerouting margins", "unknown routing strategy 'margins'"),
         ("--train_rerouting margin --gradient_checkpointing True", "leave gradient checkpointing out"),
+        ("--smooth_gates -1 --lora_extra_modules gate", "--smooth_gates -1.0: must be at least 0"),
+        ("--smooth_gates 2", "--smooth_gates refits whole gates: train them in full"),
         ("--deepspeed nothing.json", "training options:"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),
         ("--report_to carrier_pigeon", "--report_to: carrier_pigeon is not supported"),

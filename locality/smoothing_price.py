@@ -1,0 +1,53 @@
+"""Knows what smoothing each gate alone costs in loss, and deals out strength by it; smooths nothing.
+
+Letters: L layers that are smoothed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+LEAST, MOST = 0.1, 4.0
+"""Bounds of a layer's share of the strength: a rise as small as chance must not decide."""
+
+
+@torch.no_grad()
+def loss_rises(
+    model: nn.Module, gates: Sequence[nn.Parameter], smoothed: Sequence[Tensor], batches: Sequence[dict]
+) -> list[float]:
+    """Rise of the mean loss of the batches (inputs of the model) with one gate after the other replaced."""
+    before = _mean_loss(model, batches)
+    return [
+        _loss_with(model, *replaced, batches) - before
+        for replaced in tqdm(
+            zip(gates, smoothed, strict=True), desc="price of a layer", total=len(gates), disable=None
+        )
+    ]
+
+
+def _loss_with(model: nn.Module, gate: nn.Parameter, weight: Tensor, batches: Sequence[dict]) -> float:
+    kept = gate.clone()
+    gate.copy_(weight)
+    try:
+        return _mean_loss(model, batches)
+    finally:
+        gate.copy_(kept)
+
+
+def _mean_loss(model: Any, batches: Sequence[dict]) -> float:
+    return sum(float(model(**batch).loss) for batch in batches) / len(batches)
+
+
+def strengths(strength: float, rises: Sequence[float]) -> list[float]:
+    """The strength of each layer: inverse to its rise, the median layer's as asked.
+
+    A layer's cost grows with the square of what it gives up, so that the least cost of a whole asks of each
+    layer in inverse proportion to its price.
+    """
+    rise_L = torch.tensor(rises, dtype=torch.float64)
+    median = rise_L.median().clamp(min=1e-6)
+    share_L = (median / rise_L.clamp(min=1e-9)).clamp(LEAST, MOST)
+    return (strength * share_L).tolist()
