@@ -26,7 +26,7 @@ from models import MoeLayer, find_moe_layers, gate_matrix
 
 RIDGE = 1e-3
 """Share of the inputs' mean square by which both sides are held to W0 where the sample says nothing."""
-PROBES = 8
+PROBES = 4
 """Batches on which each layer's price is measured."""
 
 
