@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The second model: SmolLM2-135M as a MoE, fine-tuned on HellaSwag and SIQA, once without locality (control)
-# and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has seen
-# anything: all four as running text, since an answer of one letter has no consecutive tokens to measure.
-# An interrupted run goes on where it was. OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
+# The second model: SmolLM2-135M as a MoE, fine-tuned on stories, situations and passages, once without locality
+# (control) and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has
+# seen anything: all as running text, since an answer of one letter has no consecutive tokens to measure.
+# An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/second_model}
 moe=.cache/smollm2-moe
-steps=${STEPS:-240}
+steps=${STEPS:-300}
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 
 model=(--model_name "$moe" --model_key _second)
-# Four texts of these two are about 290 tokens. Many small steps: docs/findings.md.
-training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 4
-  --max_steps "$steps" --eval_steps "$steps" --save_steps 40 --save_total_limit 1 --load_best_model_at_end False
+# Two texts are about 200 tokens. Many small steps: docs/findings.md.
+training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 2
+  --max_steps "$steps" --eval_steps "$steps" --save_steps 100 --save_total_limit 1 --load_best_model_at_end False
   --limit_validation 32 --learning_rate "${RATE:-1e-3}" --lr_scheduler_type cosine --warmup_steps 12 --bf16 True
-  --lora_rank 8 --train_scope router_attention --resume_from_checkpoint auto)
+  --lora_rank 8 --train_scope all --resume_from_checkpoint auto)
 train() {
   [ -f "$1/adapter_config.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
 }
@@ -28,8 +28,9 @@ measure() {
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
-  train "$folder/tuned" --seed "$seed" --consecutive_expert_loss_type "${OBJECTIVE:-overlap}" \
-    --consecutive_expert_loss_weight "${WEIGHT:-0.15}" --locality_schedule linear
+  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-3.7}" --smooth_examples 128 \
+    --consecutive_expert_loss_type "${OBJECTIVE:-overlap}" --consecutive_expert_loss_weight "${WEIGHT:-0.05}" \
+    --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done
