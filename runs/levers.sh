@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 adapters=(--use_lora False)
-for trained in results/demo results/rerouted; do
+for trained in results/demo results/rerouted/seed-42; do
   if [ -d "$trained/tuned" ]; then
     adapters=(--lora_save_path "$trained/tuned" --control_path "$trained/control")
   fi
