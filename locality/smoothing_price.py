@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-LEAST, MOST = 0.1, 4.0
-"""Bounds of a layer's share of the strength: a rise as small as chance must not decide."""
+LEAST_PRICE = 0.25
+"""Of the mean price: a rise as small as chance must not decide."""
 
 
 @torch.no_grad()
@@ -42,12 +42,11 @@ def _mean_loss(model: Any, batches: Sequence[dict]) -> float:
 
 
 def strengths(strength: float, rises: Sequence[float]) -> list[float]:
-    """The strength of each layer: inverse to its rise, the median layer's as asked.
+    """The strength of each layer, in inverse proportion to its rise; their mean is the asked one.
 
     A layer's cost grows with the square of what it gives up, so that the least cost of a whole asks of each
     layer in inverse proportion to its price.
     """
-    rise_L = torch.tensor(rises, dtype=torch.float64)
-    median = rise_L.median().clamp(min=1e-6)
-    share_L = (median / rise_L.clamp(min=1e-9)).clamp(LEAST, MOST)
-    return (strength * share_L).tolist()
+    price_L = torch.tensor(rises, dtype=torch.float64).clamp(min=0)
+    share_L = price_L.clamp(min=max(LEAST_PRICE * price_L.mean().item(), 1e-12)).reciprocal()
+    return (strength * share_L / share_L.mean()).tolist()
