@@ -44,13 +44,17 @@ def make_batch(args: argparse.Namespace) -> dict:
     return PaddingCollator(1)([{"input_ids": row, "labels": row} for row in rows])
 
 
-def training_step(args: argparse.Namespace, objective: str | None, part: str = "all") -> Step:
-    """One step of a LoRA fine-tuning: with the objective or without any, on all layers or on half of them."""
+def training_step(
+    args: argparse.Namespace, objective: str | None, part: str = "all", distillation: float = 0.0
+) -> Step:
+    """One step of a LoRA fine-tuning: with the objective or without any, on all layers or on half of them,
+    and on request held to the untouched model.
+    """
     model = load_model(ModelSettings(model_name=args.model_name))
     layers = find_moe_layers(model)
     selected = {"all": layers, "every second": layers[::2], "upper half": layers[len(layers) // 2 :]}[part]
     model = add_elastic_lora(model, selected, LoraShape(rank=8))
-    trainer = make_trainer(model, objective, selected)
+    trainer = make_trainer(model, objective, selected, distillation)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
     batch = make_batch(args)
     trainer.current_gradient_accumulation_steps = 1
@@ -66,7 +70,7 @@ def training_step(args: argparse.Namespace, objective: str | None, part: str = "
     return step
 
 
-def make_trainer(model, objective: str | None, selected: list[MoeLayer]) -> Trainer:
+def make_trainer(model, objective: str | None, selected: list[MoeLayer], distillation: float) -> Trainer:
     settings = TrainSettings(
         output_dir="results/bench",
         report_to="none",
@@ -77,7 +81,11 @@ def make_trainer(model, objective: str | None, selected: list[MoeLayer]) -> Trai
     )
     if objective is None:
         return Trainer(model, settings)
-    locality = LocalitySettings(consecutive_expert_loss_type=objective, consecutive_expert_loss_weight=1.0)
+    locality = LocalitySettings(
+        consecutive_expert_loss_type=objective,
+        consecutive_expert_loss_weight=1.0,
+        distillation_weight=distillation,
+    )
     return LocalityTrainer(model, settings, locality=locality, trained_layers=selected)
 
 
@@ -142,6 +150,7 @@ def measure(args: argparse.Namespace) -> dict:
         "locality": training_step(args, args.objective),
         "every_second_layer": training_step(args, args.objective, "every second"),
         "upper_half": training_step(args, args.objective, "upper half"),
+        "distilled": training_step(args, args.objective, distillation=1.0),
     }
     seconds = seconds_of(steps, args.rounds, args.warm_up)
     forwards = {"plain": forward_step(args, False), "traced": forward_step(args, True)}
@@ -152,6 +161,7 @@ def measure(args: argparse.Namespace) -> dict:
         "settings": vars(args),
         "torch_threads": torch.get_num_threads(),
         "step_time_ratio": seconds["locality"] / seconds["control"],
+        "distilled_step_time_ratio": seconds["distilled"] / seconds["control"],
         "peak_memory_ratio": peaks[args.objective] / peaks["none"],
         "half_layers_time_ratio": seconds["every_second_layer"] / seconds["locality"],
         "upper_half_time_ratio": seconds["upper_half"] / seconds["locality"],
