@@ -11,6 +11,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core import types
+from numba.core.cgutils import get_null_value
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -60,10 +62,24 @@ def hold(value, address):
 @intrinsic
 def _write(_typing, value, address):
     def code(context, builder, _signature, arguments):
-        context.pack_value(builder, value, arguments[0], _pointer(context, builder, value, arguments[1]))
+        unowned = _unowned(context, builder, value, arguments[0])
+        context.pack_value(builder, value, unowned, _pointer(context, builder, value, arguments[1]))
         return context.get_dummy_value()
 
     return numba.void(value, address), code
+
+
+def _unowned(context, builder, kind, value):
+    """The value with no owner of its arrays noted: whoever reads them gives back a share that nobody took."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = get_null_value(array.meminfo.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        for at, part in enumerate(kind):
+            inner = _unowned(context, builder, part, builder.extract_value(value, at))
+            value = builder.insert_value(value, inner, at)
+    return value
 
 
 def _context() -> Any:
