@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from locality.pairs import IGNORED_LABEL, pair_mask
-from locality.smoothing_price import loss_rises, strengths
+from locality.smoothing_price import prices, strengths
 from models import MoeLayer, find_moe_layers, gate_matrix
 
 RIDGE = 1e-3
 """Share of the inputs' mean square by which both sides are held to W0 where the sample says nothing."""
-PROBES = 4
-"""Batches on which each layer's price is measured."""
 
 
 class InputMoments:
@@ -48,6 +46,7 @@ class InputMoments:
         self.tokens += len(x_ND)
         self.pairs += len(change_PD)
 
+    @torch.no_grad()
     def smoothed(self, weight_ED: Tensor, strength: float) -> Tensor:
         """float32 [E, D]: the gate of least cost, scaled back to the spread that its logits had."""
         square_DD = self.square_DD / max(self.tokens, 1)
@@ -65,7 +64,6 @@ def _spread(weight_ED: Tensor, square_DD: Tensor) -> Tensor:
     return ((centred_ED @ square_DD) * centred_ED).sum().sqrt().clamp(min=1e-12)
 
 
-@torch.no_grad()
 def smoothed_gates(
     model: nn.Module,
     layers: Sequence[MoeLayer],
@@ -76,27 +74,32 @@ def smoothed_gates(
 ) -> dict[int, Tensor]:
     """Index of each layer -> smoothed weights of its gate, float32 [E, D], over the batches of a collator.
 
-    The strength is that of the median layer; see `locality.smoothing_price`. Raises UserError for a router
+    The strength is the mean over layers; see `locality.smoothing_price`. Raises UserError for a router
     that is no linear map of the hidden states.
     """
     gates = {layer.index: gate_matrix(model, layer) for layer in layers}
     was_training = model.training
     model.eval()
     try:
-        moments, probes = _measure(model, gates, batches, on_prompt)
+        moments, seen = _measure(model, gates, batches, on_prompt)
         weights = {index: weight for index, (_, weight) in gates.items()}
-        alone = [moments[index].smoothed(weight, strength) for index, weight in weights.items()]
-        rises = loss_rises(model, list(weights.values()), alone, probes)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        changes = {
+            names[id(weight)]: moments[index].smoothed(weight, strength) - weight
+            for index, weight in weights.items()
+        }
+        price_of_each = prices(model, changes, seen)
     finally:
         model.train(was_training)
-    each = zip(weights.items(), strengths(strength, rises), strict=True)
+    each = zip(weights.items(), strengths(strength, price_of_each), strict=True)
     return {index: moments[index].smoothed(weight, own) for (index, weight), own in each}
 
 
+@torch.no_grad()
 def _measure(
     model: nn.Module, gates: dict, batches: Iterable[dict], on_prompt: bool
 ) -> tuple[dict[int, InputMoments], list[dict]]:
-    """The moments of each gate's inputs, and the first batches as inputs of the model."""
+    """The moments of each gate's inputs, and the batches as inputs of the model."""
     device = next(model.parameters()).device
     moments = {index: InputMoments(weight.shape[1], device) for index, (_, weight) in gates.items()}
     seen: dict[int, Tensor] = {}
@@ -105,7 +108,7 @@ def _measure(
         for index, (modules, _) in gates.items()
         for module in modules
     ]
-    probes: list[dict] = []
+    taken: list[dict] = []
     try:
         for batch in tqdm(batches, desc="smooth gates", disable=None):
             inputs = {name: value.to(device) for name, value in batch.items() if torch.is_tensor(value)}
@@ -117,12 +120,11 @@ def _measure(
             mask_BP = pair_mask(segments_BT, inputs["labels"], on_prompt)
             for index, x_TD in seen.items():
                 moments[index].add(x_TD.reshape(*segments_BT.shape, -1), counted_BT, mask_BP)
-            if len(probes) < PROBES:
-                probes.append(inputs)
+            taken.append(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return moments, probes
+    return moments, taken
 
 
 def _keep(seen: dict[int, Tensor], index: int):

@@ -28,7 +28,7 @@ measure() {
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
-  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-3.4}" --smooth_examples 128 \
+  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-3.8}" --smooth_examples 128 \
     --consecutive_expert_loss_type "${OBJECTIVE:-overlap}" --consecutive_expert_loss_weight "${WEIGHT:-0.05}" \
     --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
