@@ -76,7 +76,7 @@ def _unowned(context, builder, kind, value):
         array.meminfo = get_null_value(array.meminfo.type)
         return array._getvalue()
     if isinstance(kind, types.BaseTuple):
-        for at, part in enumerate(kind):
+        for at, part in enumerate(kind.types):  # type: ignore[attr-defined]
             inner = _unowned(context, builder, part, builder.extract_value(value, at))
             value = builder.insert_value(value, inner, at)
     return value

@@ -1,7 +1,8 @@
 """What is held is read again, and reading it gives back no share in arrays that belong to Python."""
 
+import os
 import pickle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -39,7 +40,7 @@ def test_what_is_written_through_it_is_seen_by_the_owner():
     assert outer.counts[0] == 3
 
 
-@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is written to memory")
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="nothing is written to memory")
 def test_no_owner_is_noted():
     # Compiled code takes one from the count of an array's owner when it has read the array; with none noted
     # it takes nothing. The owner is the first word of an array.
@@ -53,7 +54,7 @@ def test_no_owner_is_noted():
 def _array_bytes(kept) -> int:
     from numba.core.registry import cpu_target
 
-    context = cpu_target.target_context
+    context: Any = cpu_target.target_context
     return context.get_abi_sizeof(context.get_data_type(kept.kind[1]))
 
 
