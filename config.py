@@ -304,13 +304,13 @@ class EngineSettings:
     prefetch_budget: int = _option(2, "slots for experts foreseen for the next layer; 0: none")
     prefetch_predictor: str = _option(
         "gate_ahead",
-        "who foresees them in decoding: gate_ahead (the next layer's gate), scoutgate:weights=FILE, or a "
-        "predictor of expert_cache/predictors/",
+        "who foresees them in decoding: gate_ahead (the next layer's gate), scoutgate:weights=FILE, "
+        "gate_ahead+scoutgate:weights=FILE,share=0.75, or a predictor of expert_cache/predictors/",
     )
     placement_ahead: str = _option(
         "",
         "beside habits, who foresees a token's later layers for --decode_policy placement: "
-        "scoutgate:weights=FILE or a predictor of expert_cache/predictors/; empty: nobody",
+        "as --prefetch_predictor; empty: nobody",
     )
     ram_budget: str = _option("", "size of a second tier in RAM, below the device; empty: none")
     io: str = _option("direct", "direct: reads past the page cache; buffered: through it")

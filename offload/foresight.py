@@ -15,13 +15,18 @@ from torch import Tensor
 from errors import UserError, unknown_name
 from expert_cache.predictors import make_predictor, predictor_names
 from models import MoeLayer
+from offload.live_predictors import FusedLive, LiveGateAhead, LiveScout
 from offload.passes import ForwardPass
-from routing.scoutgate import LastTokens, ScoutGate, load_scoutgate
+from routing.scoutgate import load_scoutgate
 from specs import name_of, options_of
 
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
-AHEAD_NAMES = sorted({SCOUTGATE, *predictor_names()} - {RECORDED})  # that is of a trace, not live
-NAMES = sorted({GATE_AHEAD, *AHEAD_NAMES})
+FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
+NAMES = sorted(
+    {GATE_AHEAD, SCOUTGATE, FUSED, *predictor_names()} - {RECORDED}
+)  # that is of a trace, not live
+SHARE = 0.75
+"""Of ScoutGate beside the gate: docs/findings.md."""
 
 
 class Foresight(Protocol):
@@ -45,8 +50,8 @@ class GateForesight:
         return [expert for expert in dict.fromkeys(output[2].flatten().tolist()) if expert < self.experts]
 
 
-class CountedForesight:
-    """A predictor of `expert_cache/predictors/`, which learns while the model decodes."""
+class PredictorForesight:
+    """A predictor of `expert_cache/predictors/` or `live_predictors`, of the next layer."""
 
     def __init__(self, predictor: Any, layers: int, experts: int, forward_pass: ForwardPass) -> None:
         self.predictor, self.layers, self.experts = predictor, layers, experts
@@ -61,48 +66,6 @@ class CountedForesight:
         used_E[list(asked)] = True
         self.predictor.watch(layer, used_E)
         return [] if layer + 1 == self.layers else likeliest(self.predictor.predict(layer + 1), len(asked))
-
-
-class LiveScout:
-    """ScoutGate on the token ids of the decode pass under way, all layers at once when it begins; of rows
-    that run together, that any of them uses an expert. A predictor as those of `expert_cache/predictors/`,
-    which has nothing to say of prompts (`reach` 0) and learns nothing.
-    """
-
-    def __init__(self, gate: ScoutGate, forward_pass: ForwardPass) -> None:
-        self.gate, self.tokens = gate, LastTokens()
-        self.said_LE: np.ndarray | None = None
-        forward_pass.listeners.append(self._pass_begins)
-
-    def _pass_begins(self, forward_pass: ForwardPass) -> None:
-        windows_RW = self.tokens.add(forward_pass.ids_BT, forward_pass.fresh)
-        self.said_LE = None
-        if windows_RW is not None and not forward_pass.prefill:
-            with torch.inference_mode():
-                p_RLE = self.gate(windows_RW.to(self.gate.bias.device)).sigmoid().double()
-                self.said_LE = (1 - (1 - p_RLE).prod(dim=0)).cpu().numpy()
-
-    @property
-    def reach(self) -> int:
-        return 0 if self.said_LE is None else len(self.said_LE)
-
-    def predict(self, layer: int) -> np.ndarray:
-        assert self.said_LE is not None
-        return self.said_LE[layer]
-
-    def watch(self, layer: int, used_E: np.ndarray) -> None: ...
-
-
-class ScoutForesight:
-    """ScoutGate, of the next layer."""
-
-    def __init__(self, scout: LiveScout) -> None:
-        self.scout = scout
-
-    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
-        if layer + 1 >= self.scout.reach:
-            return []
-        return likeliest(self.scout.predict(layer + 1), len(asked))
 
 
 class ByPhase:
@@ -123,13 +86,16 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
 
 def check_foresight(spec: str, option: str = "prefetch_predictor") -> None:
     """Everything about a spec that needs no model. Raises UserError."""
-    names = NAMES if option == "prefetch_predictor" else AHEAD_NAMES
-    if name_of(spec) not in names:
-        raise unknown_name(option.replace("_", " "), name_of(spec), names)
+    if name_of(spec) not in NAMES:
+        raise unknown_name(option.replace("_", " "), name_of(spec), NAMES)
     if name_of(spec) == GATE_AHEAD:
         options_of(GATE_AHEAD, spec, lambda: None)
-    elif name_of(spec) == SCOUTGATE and not _scoutgate_file(spec):
-        raise UserError(f"--{option} scoutgate: give its weights, scoutgate:weights=FILE")
+    elif name_of(spec) in (SCOUTGATE, FUSED):
+        weights, share = _scout_options(spec)
+        if not weights:
+            raise UserError(f"--{option} {name_of(spec)}: give its weights, {name_of(spec)}:weights=FILE")
+        if not 0 <= share <= 1:
+            raise UserError(f"--{option} {name_of(spec)}: share {share} must be between 0 and 1")
 
 
 def make_foresight(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Foresight:
@@ -139,22 +105,28 @@ def make_foresight(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pa
     if name_of(spec) == GATE_AHEAD:
         return gate
     found = make_live_predictor(spec, model, layers, forward_pass)
-    if isinstance(found, LiveScout):
-        return ByPhase(gate, ScoutForesight(found), forward_pass)
-    return ByPhase(gate, CountedForesight(found, len(layers), experts, forward_pass), forward_pass)
+    return ByPhase(gate, PredictorForesight(found, len(layers), experts, forward_pass), forward_pass)
 
 
 def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:
     """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_foresight`'s."""
-    experts = layers[0].num_experts
-    if name_of(spec) != SCOUTGATE:
+    experts, name = layers[0].num_experts, name_of(spec)
+    if name == GATE_AHEAD:
+        return LiveGateAhead(model, layers, forward_pass)
+    if name not in (SCOUTGATE, FUSED):
         return make_predictor(spec, len(layers), experts)
+    weights, share = _scout_options(spec)
     embedding = model.get_input_embeddings().weight.detach()
-    gate = load_scoutgate(_scoutgate_file(spec), embedding, len(layers), experts)
-    return LiveScout(gate, forward_pass)
+    scout = LiveScout(load_scoutgate(weights, embedding, len(layers), experts), forward_pass)
+    return scout if name == SCOUTGATE else FusedLive(LiveGateAhead(model, layers, forward_pass), scout, share)
 
 
-def _scoutgate_file(spec: str) -> str:
-    def takes(*, weights: str = "") -> None: ...
+def _scout_options(spec: str) -> tuple[str, float]:
+    """Weights file and share; of ScoutGate alone the share is no option."""
 
-    return str(options_of(SCOUTGATE, spec, takes).get("weights", ""))
+    def alone(*, weights: str = "") -> None: ...
+
+    def beside(*, weights: str = "", share: float = SHARE) -> None: ...
+
+    given = options_of(name_of(spec), spec, alone if name_of(spec) == SCOUTGATE else beside)
+    return str(given.get("weights", "")), float(given.get("share", SHARE))

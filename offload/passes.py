@@ -5,6 +5,7 @@ Letters: B rows, T tokens of a row.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +35,8 @@ class ForwardPass:
         """Token ids, PADDING for padding; None where the model was given embeddings."""
         self.listeners: list[Callable[[ForwardPass], None]] = []
         """Told when a pass begins."""
+        self.closing = ExitStack()
+        """What ends with it."""
         self._first_request, self._next_request = 0, 0
         self._began = self._prompt_seconds = 0.0
         self._handles = [
@@ -44,6 +47,7 @@ class ForwardPass:
     def close(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+        self.closing.close()
 
     def _begin(self, _model: nn.Module, inputs: tuple, options: dict[str, Any]) -> None:
         tokens = options.get("input_ids", inputs[0] if inputs else None)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,38 +28,98 @@ class Spread:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One objective at one weight, over its seeds."""
+    """One objective at one weight (or one lever at one setting), over its seeds."""
 
     label: str
     weight: float
     seeds: int
     perplexity: Spread
+    """Ratio to the control of the same seed, on the same requests."""
     fetched: dict[float, Spread]
     """Budget in percent -> bytes an LRU cache of that size fetches a token."""
 
 
-def fronts(records: Sequence[dict]) -> list[FrontPoint]:
-    """The records of a sweep, joined over seeds, and the untouched model from any of them."""
-    groups: dict[tuple[str, float], list[dict]] = {("base", 0.0): [records[0]["variants"]["base"]]}
+def fronts(records: Sequence[dict], levers: Sequence[dict] = ()) -> list[FrontPoint]:
+    """The records of a sweep, joined over seeds, and the untouched model beside them.
+
+    `levers`: points of benchmarks/levers.py, of which those under re-routing are taken, joined by setting.
+    """
+    groups: dict[tuple[str, float], list[_Measured]] = {}
     several_scopes = len({record["scope"] for record in records}) > 1
     for record in records:
         name = f"{record['objective']}, {record['scope']}" if several_scopes else record["objective"]
-        groups.setdefault((name, record["weight"]), []).append(record["variants"]["tuned"])
-    return [_joined(name, weight, measured) for (name, weight), measured in sorted(groups.items())]
+        tuned, base = (_fetched(record["variants"][each]) for each in ("tuned", "base"))
+        ratio = record["comparison"]["perplexity_ratio"]
+        interval = record["comparison"]["perplexity_ratio_ci95"]
+        if record["compared_with"] == "base":
+            inverse = (1 / ratio, [1 / interval[1], 1 / interval[0]])
+            groups.setdefault(("base", 0.0), []).append((*inverse, base))
+            ratio, interval = 1.0, [1.0, 1.0]
+        groups.setdefault((name, record["weight"]), []).append((ratio, interval, tuned))
+    found = [_joined(name, weight, measured) for (name, weight), measured in sorted(groups.items())]
+    return found + _rerouted(levers)
 
 
-def _joined(name: str, weight: float, measured: Sequence[dict]) -> FrontPoint:
-    perplexity = Spread.of(
-        [found["perplexity"] for found in measured], [found["perplexity_ci95"] for found in measured]
+_Measured = tuple[float, Sequence[float], dict[float, tuple[float, Sequence[float]]]]
+"""Perplexity ratio, its interval, and bytes fetched with theirs by budget."""
+
+
+def _fetched(variant: dict) -> dict[float, tuple[float, Sequence[float]]]:
+    return {
+        row["budget_percent"]: (row["miss_bytes_per_token"], row["miss_bytes_per_token_ci95"])
+        for row in variant["budgets"]
+    }
+
+
+def _rerouted(levers: Sequence[dict]) -> list[FrontPoint]:
+    """A point a lever, strategy and budget: here quality depends on the budget as well."""
+    groups: dict[tuple[str, str, float], list[_Measured]] = {}
+    for point in levers:
+        if "re-routing" in point["lever"]:
+            budget, missed = point["budget_percent"], point["miss_bytes_per_token"]
+            ends = [missed * end / point["misses_ratio"] for end in point["misses_ratio_ci95"]]
+            measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], {budget: (missed, ends)}
+            groups.setdefault((point["lever"], point["strategy"], budget), []).append(measured)
+    return [
+        _joined(lever, float(place), groups[lever, strategy, budget])
+        for place, (lever, strategy, budget) in enumerate(sorted(groups))
+    ]
+
+
+def _joined(name: str, weight: float, measured: Sequence[_Measured]) -> FrontPoint:
+    ratios, intervals, fetched = zip(*measured, strict=True)
+    by_budget = {
+        budget: Spread.of(*zip(*(each[budget] for each in fetched), strict=True)) for budget in fetched[0]
+    }
+    return FrontPoint(name, weight, len(measured), Spread.of(ratios, intervals), by_budget)
+
+
+def worse_than(points: Sequence[FrontPoint], chosen: str) -> list[str]:
+    """Where another objective beats the front of `chosen` beyond the intervals: a line each.
+
+    A point beats the front, drawn straight from the control over the weights of `chosen`, where the lower
+    end of the front's perplexity is above the upper end of the point's, at the most the point may fetch.
+    """
+    front = [point for point in points if point.label in ("control", chosen)]
+    beaten = []
+    for point in points:
+        if point.label in ("base", "control", chosen) or point.label.endswith("re-routing"):
+            continue
+        for budget, fetched in point.fetched.items():
+            line = sorted((each.fetched[budget].value, each.perplexity.low) for each in front)
+            if np.interp(fetched.high, *zip(*line, strict=True)) > point.perplexity.high:
+                beaten.append(f"{budget:g} %: {point.label} at {point.weight:g} beats {chosen}")
+    return beaten
+
+
+def line(point: FrontPoint) -> str:
+    """One point in words."""
+    fetched = ", ".join(f"{each.value / MB:.3f} MB at {budget:g} %" for budget, each in point.fetched.items())
+    quality = point.perplexity
+    return (
+        f"{point.label:<24} {point.weight:<6g} {point.seeds} seeds, perplexity {quality.value:.4f}x "
+        f"({quality.low:.4f}-{quality.high:.4f}), fetched a token: {fetched}"
     )
-    rows = [row for found in measured for row in found["budgets"]]
-    fetched = {}
-    for percent in dict.fromkeys(row["budget_percent"] for row in rows):
-        some = [row for row in rows if row["budget_percent"] == percent]
-        fetched[percent] = Spread.of(
-            [row["miss_bytes_per_token"] for row in some], [row["miss_bytes_per_token_ci95"] for row in some]
-        )
-    return FrontPoint(name, weight, len(measured), perplexity, fetched)
 
 
 def draw(points: Sequence[FrontPoint]) -> Figure:
@@ -66,8 +127,13 @@ def draw(points: Sequence[FrontPoint]) -> Figure:
     budgets = list(points[0].fetched)
     figure, axes = new_figure(1, len(budgets), width=4.2 * len(budgets), height=4.2)
     for panel, percent in zip(axes, budgets, strict=True):
-        _panel(panel, points, percent)
-        label(panel, f"{percent:g} % of the experts resident", "MB fetched a token (LRU)", "perplexity")
+        _panel(panel, [point for point in points if percent in point.fetched], percent)
+        label(
+            panel,
+            f"{percent:g} % of the experts resident",
+            "MB fetched a token (LRU)",
+            "perplexity, x control",
+        )
     axes[0].legend(fontsize=8, frameon=False)
     seeds = max(point.seeds for point in points)
     note(figure, f"bars: span of the 95 % intervals (bootstrap over requests) of {seeds} seeds; decode, cold")

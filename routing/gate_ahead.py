@@ -54,9 +54,13 @@ class GateAhead:
 
         return before_router
 
+    def margin_of(self, place: int) -> Tensor:
+        """float32 [T, E] of one layer but the first, in the forward pass under way or the last."""
+        return self._said[place]
+
     def margins(self) -> Tensor:
         first_TE = torch.full_like(self._said[1], torch.nan)
-        return torch.stack([first_TE, *(self._said[place] for place in range(1, len(self._layers)))], dim=1)
+        return torch.stack([first_TE, *map(self.margin_of, range(1, len(self._layers)))], dim=1)
 
 
 def margin(logits_TE: Tensor, top_k: int) -> Tensor:

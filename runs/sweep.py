@@ -4,6 +4,7 @@
 
 OPTIONS go to main.py as they are, and those of the model and the data to inference.py. Weight 0 is the
 control, trained once a scope and seed. A point is a JSON file in DIR/points; what is there is not made again.
+Reports of benchmarks/levers.py in DIR/levers are drawn beside the fronts.
 """
 
 import argparse
@@ -40,13 +41,22 @@ class Point:
     seed: int
 
     @property
+    def is_control(self) -> bool:
+        return self.objective == CONTROL
+
+    @property
+    def control(self) -> "Point":
+        """The same training without locality."""
+        return Point(CONTROL, 0.0, self.scope, self.seed)
+
+    @property
     def name(self) -> str:
         objective = self.objective.replace(":", "-").replace("=", "").replace(",", "-").replace("%", "pc")
         return f"{objective}_{self.weight:g}_{self.scope}_{self.seed}"
 
     def options(self) -> list[str]:
         chosen = ["--consecutive_expert_loss_weight", f"{self.weight:g}", "--train_scope", self.scope]
-        if self.objective != CONTROL:
+        if not self.is_control:
             chosen += ["--consecutive_expert_loss_type", self.objective]
         return [*chosen, "--seed", str(self.seed)]
 
@@ -66,13 +76,18 @@ def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
     saving = ["--lora_save_path", str(adapter)]
     if not (adapter / "training_summary.json").exists():
         command("main.py", *options, *point.options(), *saving, "--resume_from_checkpoint", "auto")
+    beside = [] if point.is_control else ["--control_path", str(out / "adapters" / point.control.name)]
     measuring = ["--results_dir", str(results), "--generate_limit", "0", "--choice_limit", "0"]
-    command("inference.py", *shared_options(options), *saving, *measuring, "--policies", "lru", "--seed", "0")
+    measuring += ["--policies", "lru", "--seed", "0"]
+    command("inference.py", *shared_options(options), *saving, *beside, *measuring)
     report = json.loads((results / "report.json").read_text())
+    compared = report["comparison"]["tuned_vs_base" if point.is_control else "tuned_vs_control"]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         **asdict(point),
         "options": list(options),
+        "compared_with": "base" if point.is_control else CONTROL,
+        "comparison": compared,
         "variants": variants(report, results),
     }
 
@@ -135,9 +150,21 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--weights", nargs="+", type=float, default=[0.1, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--scopes", nargs="+", default=["router_attention"])
+    parser.add_argument("--judge", nargs="*", default=[], help="say where these objectives are beaten")
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return parser.parse_args(arguments[:end]), arguments[end + 1 :]
+
+
+def draw(records: Sequence[dict], args: argparse.Namespace) -> None:
+    """The figure, a line a point, and where the judged objective is beaten."""
+    levers = [json.loads(path.read_text())["points"] for path in sorted((args.out / "levers").glob("*.json"))]
+    points = pareto.fronts(records, [point for each in levers for point in each])
+    save(pareto.draw(points), args.out / "pareto.png")
+    print(*map(pareto.line, points), sep="\n")
+    for objective in args.judge:
+        beaten = pareto.worse_than(points, objective)
+        print(*(beaten or [f"{objective} is nowhere beaten beyond the intervals"]), sep="\n")
 
 
 def main() -> None:
@@ -154,9 +181,9 @@ def main() -> None:
             failed += 1
             print(f"{point.name} failed: {error}", file=sys.stderr)
     records = [json.loads(path.read_text()) for path in sorted((args.out / "points").glob("*.json"))]
-    if records:
-        save(pareto.draw(pareto.fronts(records)), args.out / "pareto.png")
-        print(f"{len(records)} points, {failed} failed: {args.out / 'pareto.png'}")
+    if any(record["objective"] == CONTROL for record in records):
+        draw(records, args)
+    print(f"{len(records)} points, {failed} failed: {args.out / 'pareto.png'}")
     if failed:
         raise UserError(f"{failed} points failed: repeat the command to try them again")
 

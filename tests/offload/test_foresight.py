@@ -12,6 +12,7 @@ import torch
 
 from errors import UserError
 from expert_cache.placed_live import PlacedDevice
+from expert_cache.prediction import used_of
 from expert_cache.predictors import make_predictor
 from expert_cache.recorded_predictions import RecordedPredictions, digest_of
 from expert_cache.trace import DECODE, RoutingTrace
@@ -19,6 +20,7 @@ from models import find_moe_layers
 from offload import EngineSettings
 from offload.attach import check_settings
 from offload.foresight import NAMES, ByPhase, likeliest
+from routing.gate_ahead import margins_ahead
 from routing.scoutgate import PADDING, WINDOW, LastTokens, ScoutGate, predict_scoutgate, save_scoutgate
 from tests.offload.workbench import engine_of, prompt, resident
 
@@ -37,7 +39,7 @@ def scout_file(tmp_path_factory):
 
 
 def spec_of(name: str, scout_file: tuple) -> str:
-    return f"scoutgate:weights={scout_file[0]}" if name == "scoutgate" else name
+    return f"{name}:weights={scout_file[0]}" if name.endswith("scoutgate") else name
 
 
 class Spy:
@@ -108,6 +110,62 @@ def test_predictors_say_live_what_they_say_of_a_trace(name):
         assert found == expected
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_gate_ahead_counts_what_its_places_were_worth_and_is_fused_with_scoutgate(share, scout_file):
+    path, gate = scout_file
+    spec = f"gate_ahead+scoutgate:weights={path},share={share}"
+    model, engine = engine_of("olmoe", prefetch_budget=2, prefetch_predictor=spec)
+    ids = []
+    with engine:
+        spy = spied(engine)
+        engine.record()
+        for seed in range(2):
+            ids.append(model.generate(prompt(9, 1, seed), **ANSWER)[0, :-1])
+        trace = dataclasses.replace(engine.trace(), token_ids=torch.cat(ids).numpy().astype(np.int32))
+    layers = find_moe_layers(resident("olmoe"))
+    margin_TLE, scout_TLE = margins_ahead(resident("olmoe"), layers, trace), predict_scoutgate(gate, trace)
+    used_TLE, top_k = np.concatenate(used_of(trace)), layers[0].top_k
+    assert len(spy.said) == used_TLE.shape[0] * len(layers)
+    for number, (layer, asked, found) in enumerate(spy.said):
+        token, following = number // len(layers), layer + 1
+        if following == len(layers):
+            assert found == []
+            continue
+        order_TE = np.argsort(-margin_TLE[: token + 1, following], axis=1)
+        came_true = [used_TLE[t, following, order_TE[t]] for t in range(token)]
+        trusted = 4.0 * (np.arange(used_TLE.shape[2]) < top_k)  # half of the first eight tokens
+        said_E = np.empty(used_TLE.shape[2])
+        said_E[order_TE[token]] = (trusted + np.sum(came_true, axis=0)) / (8 + token)
+        fused_E = (1 - share) * said_E + share * scout_TLE[token, following]
+        assert found == likeliest(fused_E, len(asked))
+
+
+@pytest.mark.parametrize("name", ["gate_ahead", "gate_ahead+scoutgate"])
+def test_placement_heeds_the_gate_ahead(name, scout_file):
+    seen = []
+    for ahead in ("", spec_of(name, scout_file)):
+        model, engine = engine_of("olmoe", placement_ahead=ahead, decode_policy="placement", ram_budget="6")
+        placed: Any = engine.live.split.cache
+        ids, tiers = prompt(9), []
+        with engine:
+            for tokens in range(1, 9):
+                expected = resident("olmoe").generate(ids, **ANSWER | {"max_new_tokens": tokens})
+                assert torch.equal(model.generate(ids, **ANSWER | {"max_new_tokens": tokens}), expected)
+                tiers.append(placed.tier.copy())
+        seen.append(tiers)
+    assert not np.array_equal(*seen)
+
+
+def test_hooks_on_routers_go_with_the_engine():
+    model, engine = engine_of(
+        "olmoe", prefetch_budget=2, decode_policy="placement", placement_ahead="gate_ahead"
+    )
+    routers = [model.get_submodule(layer.router) for layer in find_moe_layers(model)]
+    assert sum(len(router._forward_pre_hooks) for router in routers) == len(routers) - 1
+    engine.close()
+    assert not any(router._forward_pre_hooks for router in routers)
+
+
 def test_placement_moves_live_as_it_does_with_predictions_beside_a_trace(scout_file, tmp_path):
     path, gate = scout_file
     settings: dict[str, Any] = {"decode_policy": "placement", "hand_over": "none", "ram_budget": "6"}
@@ -161,6 +219,8 @@ def test_last_tokens_leave_padding_out_and_begin_anew():
         ("scoutgate", "give its weights, scoutgate:weights=FILE"),
         ("gate_ahead:x=1", "unknown option 'x'"),
         ("scoutgate:x=1", "unknown option 'x': choose from weights"),
+        ("gate_ahead+scoutgate:share=0.5", r"give its weights, gate_ahead\+scoutgate:weights=FILE"),
+        ("gate_ahead+scoutgate:weights=F,share=2", "share 2.0 must be between 0 and 1"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(spec, said):
@@ -172,7 +232,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(spec, said):
     ("settings", "said"),
     [
         ({"placement_ahead": "habits"}, "--placement_ahead has no effect without --decode_policy placement"),
-        ({"placement_ahead": "gate_ahead"}, "unknown placement ahead 'gate_ahead': choose from ewma, habits"),
+        ({"placement_ahead": "oracle"}, "unknown placement ahead 'oracle': choose from ewma, gate_ahead"),
         ({"placement_ahead": "scoutgate"}, "--placement_ahead scoutgate: give its weights"),
     ],
 )

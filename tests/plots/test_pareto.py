@@ -1,12 +1,12 @@
-"""The fronts of a sweep: seeds joined, intervals spanned, base from any record."""
+"""The fronts of a sweep: seeds joined, intervals spanned, and who beats whom."""
 
 import pytest
 
-from plots.pareto import Spread, draw, fronts
+from plots.pareto import Spread, draw, fronts, line, worse_than
 from plots.style import save
 
 
-def variant(perplexity, fetched):
+def variant(fetched):
     rows = [
         {
             "budget_percent": percent,
@@ -15,20 +15,34 @@ def variant(perplexity, fetched):
         }
         for percent, value in ((12.5, fetched), (25.0, fetched / 2))
     ]
-    return {"perplexity": perplexity, "perplexity_ci95": [perplexity - 2, perplexity + 2], "budgets": rows}
+    return {"budgets": rows}
 
 
-def record(objective, weight, seed, perplexity, fetched):
-    tuned, base = variant(perplexity, fetched), variant(60.0, 400.0)
+def record(objective, weight, seed, ratio, fetched, compared_with="control"):
     key = {"objective": objective, "weight": weight, "scope": "router", "seed": seed}
-    return key | {"variants": {"base": base, "tuned": tuned}}
+    comparison = {"perplexity_ratio": ratio, "perplexity_ratio_ci95": [ratio - 0.01, ratio + 0.01]}
+    variants = {"base": variant(400.0), "tuned": variant(fetched)}
+    return key | {"compared_with": compared_with, "comparison": comparison, "variants": variants}
+
+
+def lever(name, ratio, missed, budget=25.0):
+    return {
+        "lever": name,
+        "strategy": "margin:loss=0.2",
+        "budget_percent": budget,
+        "miss_bytes_per_token": missed,
+        "misses_ratio": 0.5,
+        "misses_ratio_ci95": [0.4, 0.6],
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_ci95": [ratio, ratio],
+    }
 
 
 RECORDS = [
-    record("control", 0.0, 1, 50.0, 390.0),
-    record("js", 0.1, 1, 51.0, 300.0),
-    record("js", 0.1, 2, 53.0, 310.0),
-    record("js", 1.0, 1, 55.0, 200.0),
+    record("control", 0.0, 1, 0.8, 390.0, "base"),
+    record("js", 0.1, 1, 1.01, 300.0),
+    record("js", 0.1, 2, 1.03, 310.0),
+    record("js", 1.0, 1, 1.10, 200.0),
 ]
 
 
@@ -36,11 +50,36 @@ def test_seeds_are_joined_and_their_intervals_spanned():
     found = {(point.label, point.weight): point for point in fronts(RECORDS)}
     assert set(found) == {("base", 0.0), ("control", 0.0), ("js", 0.1), ("js", 1.0)}
     assert found["js", 0.1].seeds == 2
-    assert found["js", 0.1].perplexity == Spread(52.0, 49.0, 55.0)
+    assert found["js", 0.1].perplexity == Spread(pytest.approx(1.02), 1.0, 1.04)
     assert found["js", 0.1].fetched[25.0] == Spread(152.5, 149.0, 156.0)
+    assert found["control", 0.0].perplexity == Spread(1.0, 1.0, 1.0)
+    assert found["base", 0.0].perplexity == Spread(pytest.approx(1.25), 1 / 0.81, 1 / 0.79)
     assert found["base", 0.0].fetched[12.5].value == pytest.approx(400.0)
+    assert "2 seeds, perplexity 1.0200x (1.0000-1.0400)" in line(found["js", 0.1])
+
+
+def test_re_routing_stands_beside_the_fronts():
+    levers = [
+        lever("re-routing", 1.02, 100.0),
+        lever("re-routing", 1.04, 110.0),
+        lever("training", 1.0, 90.0),
+    ]
+    (found,) = [point for point in fronts(RECORDS, levers) if point.label == "re-routing"]
+    assert found.seeds == 2 and found.perplexity.value == pytest.approx(1.03)
+    assert found.fetched == {25.0: Spread(105.0, pytest.approx(80.0), pytest.approx(132.0))}
+
+
+def test_an_objective_is_beaten_only_beyond_the_intervals():
+    # At 255 of 400 bytes the front of js costs 1.06 by a straight line, 1.05 at the lower end.
+    def beaten(ratio, fetched):
+        return worse_than(fronts([*RECORDS, record("overlap", 0.1, 1, ratio, fetched)]), "js")
+
+    assert beaten(1.02, 255.0) == [f"{budget} %: overlap at 0.1 beats js" for budget in ("12.5", "25")]
+    assert beaten(1.04, 255.0) == []
+    assert beaten(1.05, 150.0) == ["12.5 %: overlap at 0.1 beats js", "25 %: overlap at 0.1 beats js"]
+    assert beaten(1.30, 150.0) == []
 
 
 def test_the_figure_reaches_its_file(tmp_path):
-    save(draw(fronts(RECORDS)), tmp_path / "pareto.png")
+    save(draw(fronts(RECORDS, [lever("re-routing", 1.02, 100.0)])), tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 10_000

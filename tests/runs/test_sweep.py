@@ -17,7 +17,9 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
     assert "js-no1_0.5_router_1 failed: main.py" in first.stderr and "unknown option 'no'" in first.stderr
     points = {path.stem: path for path in (tmp_path / "out" / "points").glob("*.json")}
     assert set(points) == {"control_0_router_1"}
-    measured = json.loads(points["control_0_router_1"].read_text())["variants"]["tuned"]
+    record = json.loads(points["control_0_router_1"].read_text())
+    assert record["compared_with"] == "base" and record["comparison"]["perplexity_ratio"] > 0
+    measured = record["variants"]["tuned"]
     assert {"perplexity", "perplexity_ci95", "ecr", "ecr_ci95", "budgets"} <= set(measured)
     assert [row["budget_percent"] for row in measured["budgets"]] == [12.5, 25.0, 50.0]
     for row in measured["budgets"]:
