@@ -112,11 +112,11 @@ class LocalitySettings:
     """The terms that are added to the language-model loss."""
 
     consecutive_expert_loss_type: str = _option(
-        "js",
+        "cache_miss",
         "objective of locality: a file of locality/objectives/, options as in reuse:window=4",
     )
     consecutive_expert_loss_weight: float = _option(
-        1.0, "its weight; 0 measures but does not train for locality"
+        0.5, "its weight; 0 measures but does not train for locality"
     )
     locality_schedule: str = _option(
         "constant", f"course of that weight over training: {', '.join(SCHEDULES)} (falls to 0 at the end)"

@@ -175,7 +175,7 @@ def measure(args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--model_name", default=str(ROOT / "models" / "tiny-olmoe"))
-    parser.add_argument("--objective", default="js")
+    parser.add_argument("--objective", default=LocalitySettings.consecutive_expert_loss_type)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
