@@ -136,7 +136,10 @@ def draw(points: Sequence[FrontPoint]) -> Figure:
         )
     axes[0].legend(fontsize=8, frameon=False)
     seeds = max(point.seeds for point in points)
-    note(figure, f"bars: span of the 95 % intervals (bootstrap over requests) of {seeds} seeds; decode, cold")
+    note(
+        figure,
+        f"bars: span of the 95 % intervals (bootstrap over requests) of up to {seeds} seeds; decode, cold",
+    )
     return figure
 
 

@@ -8,7 +8,17 @@ from matplotlib.figure import Figure
 from expert_cache.tensor_file import replacing
 
 VARIANT_COLOURS = {"base": "#7a7f87", "control": "#2b6cb0", "tuned": "#d9560b"}
-SPARE_COLOURS = ("#2f855a", "#805ad5", "#b7791f", "#c53030", "#0987a0")
+SPARE_COLOURS = (
+    "#2f855a",
+    "#805ad5",
+    "#b7791f",
+    "#c53030",
+    "#0987a0",
+    "#d53f8c",
+    "#1a202c",
+    "#84a62d",
+    "#6b4c2a",
+)
 DOTS_PER_INCH = 130
 _GRID = {"color": "#e3e6ea", "linewidth": 0.8}
 

@@ -28,8 +28,8 @@ measure() {
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
-  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.4}" --smooth_examples 128 \
-    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.6}" \
+  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.5}" --smooth_examples 128 \
+    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.9}" \
     --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
