@@ -78,7 +78,8 @@ def _rerouted(levers: Sequence[dict]) -> list[FrontPoint]:
         if "re-routing" in point["lever"]:
             budget, missed = point["budget_percent"], point["miss_bytes_per_token"]
             ends = [missed * end / point["misses_ratio"] for end in point["misses_ratio_ci95"]]
-            measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], {budget: (missed, ends)}
+            fetched: dict[float, tuple[float, Sequence[float]]] = {budget: (missed, ends)}
+            measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], fetched
             groups.setdefault((point["lever"], point["strategy"], budget), []).append(measured)
     return [
         _joined(lever, float(place), groups[lever, strategy, budget])
@@ -106,8 +107,9 @@ def worse_than(points: Sequence[FrontPoint], chosen: str) -> list[str]:
         if point.label in ("base", "control", chosen) or point.label.endswith("re-routing"):
             continue
         for budget, fetched in point.fetched.items():
-            line = sorted((each.fetched[budget].value, each.perplexity.low) for each in front)
-            if np.interp(fetched.high, *zip(*line, strict=True)) > point.perplexity.high:
+            reached = sorted((each.fetched[budget].value, each.perplexity.low) for each in front)
+            costs = np.interp(fetched.high, [x for x, _ in reached], [y for _, y in reached])
+            if costs > point.perplexity.high:
                 beaten.append(f"{budget:g} %: {point.label} at {point.weight:g} beats {chosen}")
     return beaten
 

@@ -1,5 +1,7 @@
 """The fronts of a sweep: seeds joined, intervals spanned, and who beats whom."""
 
+from typing import Any
+
 import pytest
 
 from plots.pareto import Spread, draw, fronts, line, worse_than
@@ -46,14 +48,18 @@ RECORDS = [
 ]
 
 
+def near(value: float) -> Any:
+    return pytest.approx(value)
+
+
 def test_seeds_are_joined_and_their_intervals_spanned():
     found = {(point.label, point.weight): point for point in fronts(RECORDS)}
     assert set(found) == {("base", 0.0), ("control", 0.0), ("js", 0.1), ("js", 1.0)}
     assert found["js", 0.1].seeds == 2
-    assert found["js", 0.1].perplexity == Spread(pytest.approx(1.02), 1.0, 1.04)
+    assert found["js", 0.1].perplexity == Spread(near(1.02), 1.0, 1.04)
     assert found["js", 0.1].fetched[25.0] == Spread(152.5, 149.0, 156.0)
     assert found["control", 0.0].perplexity == Spread(1.0, 1.0, 1.0)
-    assert found["base", 0.0].perplexity == Spread(pytest.approx(1.25), 1 / 0.81, 1 / 0.79)
+    assert found["base", 0.0].perplexity == Spread(near(1.25), 1 / 0.81, 1 / 0.79)
     assert found["base", 0.0].fetched[12.5].value == pytest.approx(400.0)
     assert "2 seeds, perplexity 1.0200x (1.0000-1.0400)" in line(found["js", 0.1])
 
@@ -66,7 +72,7 @@ def test_re_routing_stands_beside_the_fronts():
     ]
     (found,) = [point for point in fronts(RECORDS, levers) if point.label == "re-routing"]
     assert found.seeds == 2 and found.perplexity.value == pytest.approx(1.03)
-    assert found.fetched == {25.0: Spread(105.0, pytest.approx(80.0), pytest.approx(132.0))}
+    assert found.fetched == {25.0: Spread(105.0, near(80.0), near(132.0))}
 
 
 def test_an_objective_is_beaten_only_beyond_the_intervals():
