@@ -4,6 +4,7 @@ Letters: B rows, T tokens a row, P = T - 1 consecutive pairs.
 """
 
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED_LABEL = -100
 
@@ -18,6 +19,11 @@ def pair_mask(segment_ids_BT: Tensor, labels_BT: Tensor, include_prompt: bool) -
         answer_BT = labels_BT != IGNORED_LABEL
         mask_BP &= answer_BT[:, :-1] & answer_BT[:, 1:]
     return mask_BP
+
+
+def in_pairs(mask_BP: Tensor) -> Tensor:
+    """Bool [B, T]: the tokens of valid pairs."""
+    return functional.pad(mask_BP, (0, 1)) | functional.pad(mask_BP, (1, 0))
 
 
 def mean_over_pairs(values_LBP: Tensor, mask_BP: Tensor) -> Tensor:

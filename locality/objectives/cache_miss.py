@@ -13,7 +13,7 @@ from expert_cache.policies.base import parse_policy
 from expert_cache.residents import residents_before
 from expert_cache.trace import DECODE, RoutingTrace
 from locality.membership import WIDTH, check_width, soft_membership
-from locality.pairs import mean_over_pairs
+from locality.pairs import in_pairs, mean_over_pairs
 
 
 def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> None:
@@ -38,15 +38,14 @@ def loss(
     of the rows. `budget` as in the simulator: slots a layer or percent.
     """
     resident_LBPE = _residents(chosen_LBTK, mask_BP, logits_LBTE.shape[-1], policy, budget)
-    membership = soft_membership(logits_LBTE, chosen_LBTK.shape[-1], width)[..., 1:, :]
+    membership = soft_membership(logits_LBTE, chosen_LBTK.shape[-1], mask_BP, width)[..., 1:, :]
     missing = (membership * ~resident_LBPE).sum(-1) / membership.sum(-1)
     return mean_over_pairs(missing, mask_BP)
 
 
 def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, budget: str) -> Tensor:
     """bool [L, B, P, E]: who is resident when the second token of a pair asks."""
-    has_left, has_right = functional.pad(mask_BP, (1, 0)), functional.pad(mask_BP, (0, 1))
-    valid_BT = (has_left | has_right).cpu()
+    has_left, valid_BT = functional.pad(mask_BP, (1, 0)), in_pairs(mask_BP).cpu()
     before = torch.zeros(*chosen_LBTK.shape[:-1], experts, dtype=torch.bool)
     if valid_BT.any():
         run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
