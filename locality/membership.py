@@ -17,8 +17,8 @@ def soft_membership(logits_LBTE: Tensor, top_k: int, mask_BP: Tensor, width: flo
     """float32 [L, B, T, E]: sigmoid((z - boundary) / tau), a gradient only for experts near the decision.
 
     The boundary lies midway between the K-th and the next logit, so that a chosen expert has more than 1/2
-    and no other has. Tau is `width` times the layer's spread of logits, over the tokens of valid pairs. Neither
-    carries a gradient.
+    and no other has. Tau is `width` times the layer's spread of logits, over the tokens of valid pairs.
+    Neither carries a gradient.
     """
     z = logits_LBTE.float()
     with torch.no_grad():
