@@ -50,6 +50,9 @@ def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, 
     if valid_BT.any():
         run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
         chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).to(torch.int16).numpy()
+        chosen_SLK[..., 1:][
+            chosen_SLK[..., 1:] == chosen_SLK[..., :1]
+        ] = -1  # a slot left empty (GateRecorder)
         trace = RoutingTrace(
             np.ascontiguousarray(chosen_SLK).view(np.uint16),
             phase=np.full(len(run_S), DECODE, np.uint8),
