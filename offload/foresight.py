@@ -22,9 +22,8 @@ from specs import name_of, options_of
 
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
 FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
-NAMES = sorted(
-    {GATE_AHEAD, SCOUTGATE, FUSED, *predictor_names()} - {RECORDED}
-)  # that is of a trace, not live
+LIVE = {*predictor_names()} - {RECORDED}  # that is of a trace
+NAMES = sorted({GATE_AHEAD, SCOUTGATE, FUSED, *LIVE})
 SHARE = 0.75
 """Of ScoutGate beside the gate: docs/findings.md."""
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from expert_cache.budget import check_capacity
 from expert_cache.policies.base import parse_policy
 from expert_cache.residents import residents_before
-from expert_cache.trace import DECODE, RoutingTrace
+from expert_cache.trace import DECODE, EMPTY, RoutingTrace
 from locality.membership import WIDTH, check_width, soft_membership
 from locality.pairs import in_pairs, mean_over_pairs
 
@@ -49,12 +49,11 @@ def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, 
     before = torch.zeros(*chosen_LBTK.shape[:-1], experts, dtype=torch.bool)
     if valid_BT.any():
         run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
-        chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).to(torch.int16).numpy()
-        chosen_SLK[..., 1:][
-            chosen_SLK[..., 1:] == chosen_SLK[..., :1]
-        ] = -1  # a slot left empty (GateRecorder)
+        chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).numpy().astype(np.uint16)
+        first_SL1, others_SLK = chosen_SLK[..., :1], chosen_SLK[..., 1:]
+        others_SLK[others_SLK == first_SL1] = EMPTY  # GateRecorder names the first once more there
         trace = RoutingTrace(
-            np.ascontiguousarray(chosen_SLK).view(np.uint16),
+            np.ascontiguousarray(chosen_SLK),
             phase=np.full(len(run_S), DECODE, np.uint8),
             request=run_S,
             num_experts=experts,
