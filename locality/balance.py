@@ -39,9 +39,9 @@ def balance_loss(
 
 
 def use_counts(chosen_TK: Tensor, weight_T: Tensor, experts: int, group_T: Tensor, groups: int = 1) -> Tensor:
-    """[..., G, E]: how often the tokens of each group chose each expert."""
-    places_TK = chosen_TK + (group_T * experts).unsqueeze(-1)
-    uses_TK = weight_T.unsqueeze(-1).expand(chosen_TK.shape)
+    """[..., G, E]: how often the tokens of each group chose each expert (-1: an empty slot, no use)."""
+    places_TK = chosen_TK.clamp(min=0) + (group_T * experts).unsqueeze(-1)
+    uses_TK = weight_T.unsqueeze(-1) * (chosen_TK >= 0)
     counts = weight_T.new_zeros(*chosen_TK.shape[:-2], groups * experts)
     counts = counts.scatter_add(-1, places_TK.flatten(-2), uses_TK.flatten(-2))
     return counts.unflatten(-1, (groups, experts))

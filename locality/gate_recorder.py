@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from routing import RouterOutput
-from routing.router_tap import runnable
 
 
 class GateRecorder:
@@ -25,10 +24,8 @@ class GateRecorder:
         return self._stack("logits_TE", layers)
 
     def chosen(self, layers: set[int] | None = None) -> Tensor:
-        """[L, B, T, K] experts that ran, in router order; a slot left empty names the row's first once
-        more.
-        """
-        return runnable(self._stack("indices_TK", layers))
+        """[L, B, T, K] experts that ran, in router order; -1: a slot that was left empty."""
+        return self._stack("indices_TK", layers)
 
     def _stack(self, name: str, layers: set[int] | None) -> Tensor:
         outputs = [output for output in self._outputs if layers is None or output.layer.index in layers]

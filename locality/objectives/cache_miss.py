@@ -49,11 +49,9 @@ def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, 
     before = torch.zeros(*chosen_LBTK.shape[:-1], experts, dtype=torch.bool)
     if valid_BT.any():
         run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
-        chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).numpy().astype(np.uint16)
-        first_SL1, others_SLK = chosen_SLK[..., :1], chosen_SLK[..., 1:]
-        others_SLK[others_SLK == first_SL1] = EMPTY  # GateRecorder names the first once more there
+        chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).numpy()
         trace = RoutingTrace(
-            np.ascontiguousarray(chosen_SLK),
+            np.where(chosen_SLK < 0, EMPTY, chosen_SLK).astype(np.uint16),
             phase=np.full(len(run_S), DECODE, np.uint8),
             request=run_S,
             num_experts=experts,

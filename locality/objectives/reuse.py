@@ -30,7 +30,7 @@ def _recency(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, window: int, de
     of valid pairs.
     """
     used = torch.zeros(*chosen_LBTK.shape[:-1], experts, device=chosen_LBTK.device)
-    used.scatter_(-1, chosen_LBTK, 1.0)
+    used.scatter_add_(-1, chosen_LBTK.clamp(min=0), (chosen_LBTK >= 0).to(used))
     recent, linked = used, decay * mask_BP.to(used).unsqueeze(-1)
     for _ in range(window - 1):
         recent = torch.maximum(used, functional.pad(recent[..., :-1, :] * linked, (0, 0, 1, 0)))

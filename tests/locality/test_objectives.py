@@ -144,6 +144,22 @@ def test_reuse_against_a_slow_one(window, decay):
     assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("spec", "heeds_who_ran"),
+    [("js", False), ("overlap", False), ("reuse", True), ("cache_miss:budget=100%", True)],
+)
+def test_an_empty_slot_is_nobodys_use(spec, heeds_who_ran):
+    """Who did not run is not close by; objectives that do not ask who ran see no difference."""
+    logits, chosen = gates()
+    emptied = chosen.clone()
+    emptied[..., 1] = -1
+    loss = load_objective(spec)
+    found, full = loss(logits, emptied, all_pairs()).item(), loss(logits, chosen, all_pairs()).item()
+    assert found > full + 1e-3 if heeds_who_ran else found == full
+    if spec == "reuse":
+        assert found == loss(logits, chosen[..., :1], all_pairs()).item()
+
+
 @pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu:decay=0.9"])
 def test_cache_miss_knows_who_the_live_cache_holds(policy):
     """With a narrow membership the loss is the miss rate itself, of a cache that is cold in each request."""
