@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from errors import UserError
 from plots.style import colour_of, label, new_figure, note
 
 MB = 1e6
@@ -30,7 +31,9 @@ class Spread:
 class FrontPoint:
     """One objective at one weight (or one lever at one setting), over its seeds."""
 
-    label: str
+    objective: str
+    scope: str
+    """What was trained; empty where all points share one, and for the base and levers."""
     weight: float
     seeds: int
     perplexity: Spread
@@ -38,25 +41,30 @@ class FrontPoint:
     fetched: dict[float, Spread]
     """Budget in percent -> bytes an LRU cache of that size fetches a token."""
 
+    @property
+    def label(self) -> str:
+        return f"{self.objective}, {self.scope}" if self.scope else self.objective
+
 
 def fronts(records: Sequence[dict], levers: Sequence[dict] = ()) -> list[FrontPoint]:
     """The records of a sweep, joined over seeds, and the untouched model beside them.
 
     `levers`: points of benchmarks/levers.py, of which those under re-routing are taken, joined by setting.
     """
-    groups: dict[tuple[str, float], list[_Measured]] = {}
+    groups: dict[tuple[str, str, float], list[_Measured]] = {}
     several_scopes = len({record["scope"] for record in records}) > 1
     for record in records:
-        name = f"{record['objective']}, {record['scope']}" if several_scopes else record["objective"]
+        scope = record["scope"] if several_scopes else ""
         tuned, base = (_fetched(record["variants"][each]) for each in ("tuned", "base"))
         ratio = record["comparison"]["perplexity_ratio"]
         interval = record["comparison"]["perplexity_ratio_ci95"]
         if record["compared_with"] == "base":
             inverse = (1 / ratio, [1 / interval[1], 1 / interval[0]])
-            groups.setdefault(("base", 0.0), []).append((*inverse, base))
+            groups.setdefault(("base", "", 0.0), []).append((*inverse, base))
             ratio, interval = 1.0, [1.0, 1.0]
-        groups.setdefault((name, record["weight"]), []).append((ratio, interval, tuned))
-    found = [_joined(name, weight, measured) for (name, weight), measured in sorted(groups.items())]
+        point = record["objective"], scope, record["weight"]
+        groups.setdefault(point, []).append((ratio, interval, tuned))
+    found = [_joined(*point, measured) for point, measured in sorted(groups.items())]
     return found + _rerouted(levers)
 
 
@@ -82,29 +90,38 @@ def _rerouted(levers: Sequence[dict]) -> list[FrontPoint]:
             measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], fetched
             groups.setdefault((point["lever"], point["strategy"], budget), []).append(measured)
     return [
-        _joined(lever, float(place), groups[lever, strategy, budget])
+        _joined(lever, "", float(place), groups[lever, strategy, budget])
         for place, (lever, strategy, budget) in enumerate(sorted(groups))
     ]
 
 
-def _joined(name: str, weight: float, measured: Sequence[_Measured]) -> FrontPoint:
+def _joined(objective: str, scope: str, weight: float, measured: Sequence[_Measured]) -> FrontPoint:
     ratios, intervals, fetched = zip(*measured, strict=True)
     by_budget = {
         budget: Spread.of(*zip(*(each[budget] for each in fetched), strict=True)) for budget in fetched[0]
     }
-    return FrontPoint(name, weight, len(measured), Spread.of(ratios, intervals), by_budget)
+    return FrontPoint(objective, scope, weight, len(measured), Spread.of(ratios, intervals), by_budget)
 
 
 def worse_than(points: Sequence[FrontPoint], chosen: str) -> list[str]:
-    """Where another objective beats the front of `chosen` beyond the intervals: a line each.
+    """Where another objective of the same scope beats the front of `chosen` beyond the intervals: a line
+    each. Raises UserError where `chosen` has no point.
 
     A point beats the front, drawn straight from the control over the weights of `chosen`, where the lower
     end of the front's perplexity is above the upper end of the point's, at the most the point may fetch.
     """
-    front = [point for point in points if point.label in ("control", chosen)]
+    scopes = dict.fromkeys(point.scope for point in points if point.objective == chosen)
+    if not scopes:
+        raise UserError(f"--judge {chosen}: no point of it was measured")
+    return [line for scope in scopes for line in _worse_in_scope(points, chosen, scope)]
+
+
+def _worse_in_scope(points: Sequence[FrontPoint], chosen: str, scope: str) -> list[str]:
+    points = [point for point in points if point.scope == scope]
+    front = [point for point in points if point.objective in ("control", chosen)]
     beaten = []
     for point in points:
-        if point.label in ("base", "control", chosen) or point.label.endswith("re-routing"):
+        if point.objective in ("base", "control", chosen) or point.objective.endswith("re-routing"):
             continue
         for budget, fetched in point.fetched.items():
             reached = sorted((each.fetched[budget].value, each.perplexity.low) for each in front)

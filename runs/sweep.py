@@ -4,7 +4,8 @@
 
 OPTIONS go to main.py as they are, and those of the model and the data to inference.py. Weight 0 is the
 control, trained once a scope and seed. A point is a JSON file in DIR/points; what is there is not made again.
-Reports of benchmarks/levers.py in DIR/levers are drawn beside the fronts.
+With `--tasks` each point's accuracy goes to DIR/tasks in the same way. Reports of benchmarks/levers.py in
+DIR/levers are drawn beside the fronts.
 """
 
 import argparse
@@ -29,6 +30,9 @@ BUDGETS = (12.5, 25.0, 50.0)
 """Percent of a layer's experts that the cache holds."""
 SHARED = ("--model_name", "--dataset_name", "--max_words_len", "--dtype", "--experts_implementation")
 CONTROL = "control"
+SCHEMA_VERSION = 2
+TASK_REQUESTS = "256"
+"""Requests of each task, drawn with one seed for all points."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,42 @@ def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
     report = json.loads((results / "report.json").read_text())
     compared = report["comparison"]["tuned_vs_base" if point.is_control else "tuned_vs_control"]
     return {
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSION,
         **asdict(point),
         "options": list(options),
         "compared_with": "base" if point.is_control else CONTROL,
         "comparison": compared,
         "variants": variants(report, results),
     }
+
+
+def run_tasks(point: Point, out: Path, options: Sequence[str], tasks: Sequence[str]) -> dict:
+    """Accuracy of one trained point on each task, by the likelihood of its choices."""
+    found = {}
+    for task in tasks:
+        results = out / "reports" / f"{point.name}-{Path(task).stem}"
+        asked = ["--lora_save_path", str(out / "adapters" / point.name), "--results_dir", str(results)]
+        asked += [
+            "--limit_evaluation",
+            TASK_REQUESTS,
+            "--choice_limit",
+            TASK_REQUESTS,
+            "--generate_limit",
+            "0",
+        ]
+        asked += [
+            "--dataset_name",
+            task,
+            "--seed",
+            "0",
+        ]  # behind the training's data set: the last one counts
+        command("inference.py", *shared_options(options), *asked)
+        rows = json.loads((results / "report.json").read_text())["quality"]
+        found[task] = {
+            row["variant"]: {name: row[name] for name in ("choice_accuracy", "choice_accuracy_ci95")}
+            for row in rows
+        }
+    return {"schema_version": SCHEMA_VERSION, **asdict(point), "tasks": found}
 
 
 def variants(report: dict, results: Path) -> dict[str, dict]:
@@ -150,6 +183,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--weights", nargs="+", type=float, default=[0.1, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--scopes", nargs="+", default=["router_attention"])
+    parser.add_argument("--tasks", nargs="*", default=[], help="tasks whose accuracy is measured as well")
     parser.add_argument("--judge", nargs="*", default=[], help="say where these objectives are beaten")
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -167,20 +201,50 @@ def draw(records: Sequence[dict], args: argparse.Namespace) -> None:
         print(*(beaten or [f"{objective} is nowhere beaten beyond the intervals"]), sep="\n")
 
 
+def measured(folder: Path) -> list[dict]:
+    """The records of a folder. Raises UserError for one that an older sweep wrote."""
+    records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    for path, record in records.items():
+        if record["schema_version"] != SCHEMA_VERSION:
+            found = record["schema_version"]
+            raise UserError(f"{path}: schema {found}, not {SCHEMA_VERSION}; delete it, to be measured again")
+    return list(records.values())
+
+
+def accuracies(records: Sequence[dict]) -> Iterator[str]:
+    """A line a point and task: the mean over seeds, and the span of the intervals."""
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for record in records:
+        for task, rows in record["tasks"].items():
+            setting = record["objective"], f"{record['weight']:g}", record["scope"], task
+            groups.setdefault(setting, []).append(rows["tuned"])
+    for (objective, weight, scope, task), rows in sorted(groups.items(), key=lambda group: group[0][::-1]):
+        right = pareto.Spread.of(*zip(*(row.values() for row in rows), strict=True))
+        yield (
+            f"{task:<8} {objective:<14} {weight:<6} {scope}, {len(rows)} seeds: accuracy {right.value:.3f} "
+            f"({right.low:.3f}-{right.high:.3f})"
+        )
+
+
 def main() -> None:
     args, options = parse()
-    (args.out / "points").mkdir(parents=True, exist_ok=True)
+    points, tasks = args.out / "points", args.out / "tasks"
+    for folder in (points, tasks):
+        folder.mkdir(parents=True, exist_ok=True)
+        measured(folder)
     failed = 0
     for point in points_of(args):
-        path = args.out / "points" / f"{point.name}.json"
-        if path.exists():
-            continue
+        name = f"{point.name}.json"
         try:
-            write(path, run_point(point, args.out, options))
+            if not (points / name).exists():
+                write(points / name, run_point(point, args.out, options))
+            if args.tasks and not (tasks / name).exists():
+                write(tasks / name, run_tasks(point, args.out, options, args.tasks))
         except UserError as error:
             failed += 1
             print(f"{point.name} failed: {error}", file=sys.stderr)
-    records = [json.loads(path.read_text()) for path in sorted((args.out / "points").glob("*.json"))]
+    records = measured(points)
+    print(*accuracies(measured(tasks)), sep="\n")
     if any(record["objective"] == CONTROL for record in records):
         draw(records, args)
     print(f"{len(records)} points, {failed} failed: {args.out / 'pareto.png'}")

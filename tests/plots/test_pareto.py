@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from errors import UserError
 from plots.pareto import Spread, draw, fronts, line, worse_than
 from plots.style import save
 
@@ -20,8 +21,8 @@ def variant(fetched):
     return {"budgets": rows}
 
 
-def record(objective, weight, seed, ratio, fetched, compared_with="control"):
-    key = {"objective": objective, "weight": weight, "scope": "router", "seed": seed}
+def record(objective, weight, seed, ratio, fetched, compared_with="control", scope="router"):
+    key = {"objective": objective, "weight": weight, "scope": scope, "seed": seed}
     comparison = {"perplexity_ratio": ratio, "perplexity_ratio_ci95": [ratio - 0.01, ratio + 0.01]}
     variants = {"base": variant(400.0), "tuned": variant(fetched)}
     return key | {"compared_with": compared_with, "comparison": comparison, "variants": variants}
@@ -84,6 +85,20 @@ def test_an_objective_is_beaten_only_beyond_the_intervals():
     assert beaten(1.04, 255.0) == []
     assert beaten(1.05, 150.0) == ["12.5 %: overlap at 0.1 beats js", "25 %: overlap at 0.1 beats js"]
     assert beaten(1.30, 150.0) == []
+
+
+def test_each_scope_is_judged_against_its_own_control():
+    other = [
+        record("control", 0.0, 1, 0.8, 390.0, "base", scope="all"),
+        record("js", 0.1, 1, 1.03, 300.0, scope="all"),
+        record("overlap", 0.1, 1, 1.00, 290.0, scope="all"),
+        record("overlap", 0.1, 1, 1.06, 290.0),
+    ]
+    points = fronts([*RECORDS, *other])
+    assert {point.label for point in points} >= {"base", "js, router", "js, all", "overlap, all"}
+    assert worse_than(points, "js") == [f"{each} %: overlap, all at 0.1 beats js" for each in ("12.5", "25")]
+    with pytest.raises(UserError, match="--judge l2: no point of it was measured"):
+        worse_than(points, "l2")
 
 
 def test_the_figure_reaches_its_file(tmp_path):

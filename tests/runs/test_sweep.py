@@ -3,12 +3,21 @@
 import json
 import sys
 
+import pytest
+
+from errors import UserError
+from runs.sweep import accuracies, measured
 from tests.conftest import ROOT
+from tests.data_pipeline.stand_ins import write_task
+from tests.evaluation.workspace import CHOICE_TASK, make_row
 
 
 def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoint, sentences):
+    rows = [make_row(number) for number in range(8)]
+    (tmp_path / "quiz").mkdir()
+    quiz = write_task(tmp_path / "quiz", CHOICE_TASK, a=rows[:2], b=rows[2:4], c=rows[4:])
     options = (
-        f"--out out --objectives js:no=1 --weights 0.5 --seeds 1 --scopes router -- "
+        f"--out out --objectives js:no=1 --weights 0.5 --seeds 1 --scopes router --tasks {quiz} -- "
         f"--model_name {tiny_checkpoint} --dataset_name {sentences} --max_words_len 32 --batch_size 8 "
         "--lora_rank 2 --eval_steps 3 --save_steps 3"
     ).split()
@@ -19,14 +28,39 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
     assert set(points) == {"control_0_router_1"}
     record = json.loads(points["control_0_router_1"].read_text())
     assert record["compared_with"] == "base" and record["comparison"]["perplexity_ratio"] > 0
-    measured = record["variants"]["tuned"]
-    assert {"perplexity", "perplexity_ci95", "ecr", "ecr_ci95", "budgets"} <= set(measured)
-    assert [row["budget_percent"] for row in measured["budgets"]] == [12.5, 25.0, 50.0]
-    for row in measured["budgets"]:
+    tuned = record["variants"]["tuned"]
+    assert {"perplexity", "perplexity_ci95", "ecr", "ecr_ci95", "budgets"} <= set(tuned)
+    assert [row["budget_percent"] for row in tuned["budgets"]] == [12.5, 25.0, 50.0]
+    for row in tuned["budgets"]:
         low, high = row["miss_bytes_per_token_ci95"]
         assert low <= row["miss_bytes_per_token"] <= high
     assert (tmp_path / "out" / "pareto.png").exists()
+    (right,) = json.loads((tmp_path / "out" / "tasks" / "control_0_router_1.json").read_text())[
+        "tasks"
+    ].values()
+    assert set(right) == {"base", "tuned"} and 0 <= right["tuned"]["choice_accuracy"] <= 1
+    assert (
+        f"control        0      router, 1 seeds: accuracy {right['tuned']['choice_accuracy']:.3f} ("
+        in first.stdout
+    )
     before = {path: path.stat().st_mtime_ns for path in points.values()}
     again = run_command(sys.executable, ROOT / "runs" / "sweep.py", *options)
     assert again.returncode == 2
     assert {path: path.stat().st_mtime_ns for path in points.values()} == before
+
+
+def test_accuracies_are_joined_over_seeds():
+    def record(seed, accuracy):
+        rows = {
+            "tuned": {"choice_accuracy": accuracy, "choice_accuracy_ci95": [accuracy - 0.1, accuracy + 0.1]}
+        }
+        return {"objective": "js", "weight": 0.5, "scope": "router", "seed": seed, "tasks": {"quiz": rows}}
+
+    (line,) = accuracies([record(1, 0.4), record(2, 0.6)])
+    assert line == "quiz     js             0.5    router, 2 seeds: accuracy 0.500 (0.300-0.700)"
+
+
+def test_a_point_of_an_older_sweep_is_named(tmp_path):
+    (tmp_path / "js_1_router_1.json").write_text('{"schema_version": 1}')
+    with pytest.raises(UserError, match=r"js_1_router_1\.json: schema 1, not 2; delete it"):
+        measured(tmp_path)
