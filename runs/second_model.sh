@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/second_model}
 moe=.cache/smollm2-moe
-steps=${STEPS:-240}
+steps=${STEPS:-480}
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 
 model=(--model_name "$moe" --model_key _second)
@@ -28,8 +28,8 @@ measure() {
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
-  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.5}" --smooth_examples 128 \
-    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.9}" \
+  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.4}" --smooth_examples 128 \
+    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}" \
     --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
