@@ -29,6 +29,8 @@ from plots.style import save
 BUDGETS = (12.5, 25.0, 50.0)
 """Percent of a layer's experts that the cache holds."""
 SHARED = ("--model_name", "--dataset_name", "--max_words_len", "--dtype", "--experts_implementation")
+KEPT = ("perplexity", "ecr", "choice_accuracy")
+"""Numbers of a report that a record keeps, with their intervals."""
 CONTROL = "control"
 SCHEMA_VERSION = 2
 TASK_REQUESTS = "256"
@@ -81,10 +83,8 @@ def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
     if not (adapter / "training_summary.json").exists():
         command("main.py", *options, *point.options(), *saving, "--resume_from_checkpoint", "auto")
     beside = [] if point.is_control else ["--control_path", str(out / "adapters" / point.control.name)]
-    measuring = ["--results_dir", str(results), "--generate_limit", "0", "--choice_limit", "0"]
-    measuring += ["--policies", "lru", "--seed", "0"]
-    command("inference.py", *shared_options(options), *saving, *beside, *measuring)
-    report = json.loads((results / "report.json").read_text())
+    measuring = ["--choice_limit", "0", "--policies", "lru"]
+    report = evaluated(results, *shared_options(options), *saving, *beside, *measuring)
     compared = report["comparison"]["tuned_vs_base" if point.is_control else "tuned_vs_control"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -101,28 +101,18 @@ def run_tasks(point: Point, out: Path, options: Sequence[str], tasks: Sequence[s
     found = {}
     for task in tasks:
         results = out / "reports" / f"{point.name}-{Path(task).stem}"
-        asked = ["--lora_save_path", str(out / "adapters" / point.name), "--results_dir", str(results)]
-        asked += [
-            "--limit_evaluation",
-            TASK_REQUESTS,
-            "--choice_limit",
-            TASK_REQUESTS,
-            "--generate_limit",
-            "0",
-        ]
-        asked += [
-            "--dataset_name",
-            task,
-            "--seed",
-            "0",
-        ]  # behind the training's data set: the last one counts
-        command("inference.py", *shared_options(options), *asked)
-        rows = json.loads((results / "report.json").read_text())["quality"]
-        found[task] = {
-            row["variant"]: {name: row[name] for name in ("choice_accuracy", "choice_accuracy_ci95")}
-            for row in rows
-        }
+        asked = ["--lora_save_path", str(out / "adapters" / point.name), "--dataset_name", task]
+        asked += ["--limit_evaluation", TASK_REQUESTS, "--choice_limit", TASK_REQUESTS]
+        # Behind the training's data set: of two names the last one counts.
+        rows = evaluated(results, *shared_options(options), *asked)["quality"]
+        found[task] = {name: picked(rows, variant=name) for name in ("base", "tuned")}
     return {"schema_version": SCHEMA_VERSION, **asdict(point), "tasks": found}
+
+
+def evaluated(results: Path, *options: str) -> dict:
+    """The report of inference.py; no answers are generated. Raises UserError."""
+    command("inference.py", *options, "--results_dir", str(results), "--generate_limit", "0", "--seed", "0")
+    return json.loads((results / "report.json").read_text())
 
 
 def variants(report: dict, results: Path) -> dict[str, dict]:
@@ -140,7 +130,7 @@ def variants(report: dict, results: Path) -> dict[str, dict]:
 def picked(rows: Sequence[dict], **wanted: str) -> dict:
     """The numbers that are kept of the one row that has these fields."""
     row = next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
-    return {name: row[name] for name in ("perplexity", "perplexity_ci95", "ecr", "ecr_ci95") if name in row}
+    return {name: row[name] for each in KEPT for name in (each, f"{each}_ci95") if name in row}
 
 
 def budget_rows(trace: RoutingTrace) -> list[dict]:
@@ -219,7 +209,8 @@ def accuracies(records: Sequence[dict]) -> Iterator[str]:
             setting = record["objective"], f"{record['weight']:g}", record["scope"], task
             groups.setdefault(setting, []).append(rows["tuned"])
     for (objective, weight, scope, task), rows in sorted(groups.items(), key=lambda group: group[0][::-1]):
-        right = pareto.Spread.of(*zip(*(row.values() for row in rows), strict=True))
+        intervals = [row["choice_accuracy_ci95"] for row in rows]
+        right = pareto.Spread.of([row["choice_accuracy"] for row in rows], intervals)
         yield (
             f"{task:<8} {objective:<14} {weight:<6} {scope}, {len(rows)} seeds: accuracy {right.value:.3f} "
             f"({right.low:.3f}-{right.high:.3f})"
@@ -244,7 +235,8 @@ def main() -> None:
             failed += 1
             print(f"{point.name} failed: {error}", file=sys.stderr)
     records = measured(points)
-    print(*accuracies(measured(tasks)), sep="\n")
+    for line in accuracies(measured(tasks)):
+        print(line)
     if any(record["objective"] == CONTROL for record in records):
         draw(records, args)
     print(f"{len(records)} points, {failed} failed: {args.out / 'pareto.png'}")
