@@ -47,13 +47,15 @@ class Ranks:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, or a single one; processes that this joined are let go afterwards."""
+    """The ranks that torchrun started, or a single one. They part at the end, whoever joined them first
+    (reading the options may have, through accelerate): gloo's threads can abort a process that ends with them.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ours = not dist.is_initialized()
-    if ours:
+    if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=ARRIVAL)
-    yield Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
-    if ours:
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    finally:
         dist.destroy_process_group()

@@ -46,3 +46,22 @@ def test_a_dead_rank_ends_the_run(tmp_path):
         "    ranks.gather([(0, 'kept')])\n"
     )
     assert launch(2, str(script), timeout=120).returncode != 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ranks_part_at_the_end_whoever_joined_them(tmp_path, fails):
+    script = tmp_path / "parts.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from evaluation.ranks import joined_ranks\n"
+        "dist.init_process_group('gloo')\n"
+        "try:\n"
+        "    with joined_ranks() as ranks:\n"
+        "        ranks.gather([(ranks.number, 'kept')])\n"
+        f"        assert not {fails}, 'wanted'\n"
+        "except AssertionError as error:\n"
+        "    assert str(error) == 'wanted', error\n"
+        "assert not dist.is_initialized()\n"
+    )
+    done = launch(2, str(script), timeout=120)
+    assert done.returncode == 0, done.stderr
