@@ -96,17 +96,19 @@ def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
     }
 
 
-def run_tasks(point: Point, out: Path, options: Sequence[str], tasks: Sequence[str]) -> dict:
-    """Accuracy of one trained point on each task, by the likelihood of its choices."""
-    found = {}
-    for task in tasks:
-        results = out / "reports" / f"{point.name}-{Path(task).stem}"
-        asked = ["--lora_save_path", str(out / "adapters" / point.name), "--dataset_name", task]
-        asked += ["--limit_evaluation", TASK_REQUESTS, "--choice_limit", TASK_REQUESTS]
-        # Behind the training's data set: of two names the last one counts.
-        rows = evaluated(results, *shared_options(options), *asked)["quality"]
-        found[task] = {name: picked(rows, variant=name) for name in ("base", "tuned")}
-    return {"schema_version": SCHEMA_VERSION, **asdict(point), "tasks": found}
+def run_task(point: Point, out: Path, options: Sequence[str], task: str) -> dict:
+    """Accuracy of one trained point on a task, by the likelihood of its choices."""
+    asked = ["--lora_save_path", str(out / "adapters" / point.name), "--dataset_name", task]
+    asked += ["--limit_evaluation", TASK_REQUESTS, "--choice_limit", TASK_REQUESTS]
+    # Behind the training's data set: of two names the last one counts.
+    rows = evaluated(out / "reports" / task_file(point, task), *shared_options(options), *asked)["quality"]
+    found = {name: picked(rows, variant=name) for name in ("base", "tuned")}
+    return {"schema_version": SCHEMA_VERSION, **asdict(point), "task": task, **found}
+
+
+def task_file(point: Point, task: str) -> str:
+    """A name of its own for a point and a task, be it a name or a path."""
+    return f"{point.name}-{task.removesuffix('.toml').strip('./').replace('/', '-')}"
 
 
 def evaluated(results: Path, *options: str) -> dict:
@@ -205,9 +207,8 @@ def accuracies(records: Sequence[dict]) -> Iterator[str]:
     """A line a point and task: the mean over seeds, and the span of the intervals."""
     groups: dict[tuple[str, ...], list[dict]] = {}
     for record in records:
-        for task, rows in record["tasks"].items():
-            setting = record["objective"], f"{record['weight']:g}", record["scope"], task
-            groups.setdefault(setting, []).append(rows["tuned"])
+        setting = record["objective"], f"{record['weight']:g}", record["scope"], record["task"]
+        groups.setdefault(setting, []).append(record["tuned"])
     for (objective, weight, scope, task), rows in sorted(groups.items(), key=lambda group: group[0][::-1]):
         intervals = [row["choice_accuracy_ci95"] for row in rows]
         right = pareto.Spread.of([row["choice_accuracy"] for row in rows], intervals)
@@ -229,8 +230,10 @@ def main() -> None:
         try:
             if not (points / name).exists():
                 write(points / name, run_point(point, args.out, options))
-            if args.tasks and not (tasks / name).exists():
-                write(tasks / name, run_tasks(point, args.out, options, args.tasks))
+            for task in args.tasks:
+                path = tasks / f"{task_file(point, task)}.json"
+                if not path.exists():
+                    write(path, run_task(point, args.out, options, task))
         except UserError as error:
             failed += 1
             print(f"{point.name} failed: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from errors import UserError
-from runs.sweep import accuracies, measured
+from runs.sweep import CONTROL, Point, accuracies, measured, task_file
 from tests.conftest import ROOT
 from tests.data_pipeline.stand_ins import write_task
 from tests.evaluation.workspace import CHOICE_TASK, make_row
@@ -35,14 +35,10 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
         low, high = row["miss_bytes_per_token_ci95"]
         assert low <= row["miss_bytes_per_token"] <= high
     assert (tmp_path / "out" / "pareto.png").exists()
-    (right,) = json.loads((tmp_path / "out" / "tasks" / "control_0_router_1.json").read_text())[
-        "tasks"
-    ].values()
-    assert set(right) == {"base", "tuned"} and 0 <= right["tuned"]["choice_accuracy"] <= 1
-    assert (
-        f"control        0      router, 1 seeds: accuracy {right['tuned']['choice_accuracy']:.3f} ("
-        in first.stdout
-    )
+    (answered,) = (tmp_path / "out" / "tasks").iterdir()
+    right = json.loads(answered.read_text())["tuned"]["choice_accuracy"]
+    assert 0 <= right <= 1
+    assert f"control        0      router, 1 seeds: accuracy {right:.3f} (" in first.stdout
     before = {path: path.stat().st_mtime_ns for path in points.values()}
     again = run_command(sys.executable, ROOT / "runs" / "sweep.py", *options)
     assert again.returncode == 2
@@ -51,10 +47,9 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
 
 def test_accuracies_are_joined_over_seeds():
     def record(seed, accuracy):
-        rows = {
-            "tuned": {"choice_accuracy": accuracy, "choice_accuracy_ci95": [accuracy - 0.1, accuracy + 0.1]}
-        }
-        return {"objective": "js", "weight": 0.5, "scope": "router", "seed": seed, "tasks": {"quiz": rows}}
+        right = {"choice_accuracy": accuracy, "choice_accuracy_ci95": [accuracy - 0.1, accuracy + 0.1]}
+        point = {"objective": "js", "weight": 0.5, "scope": "router", "seed": seed}
+        return point | {"task": "quiz", "tuned": right}
 
     (line,) = accuracies([record(1, 0.4), record(2, 0.6)])
     assert line == "quiz     js             0.5    router, 2 seeds: accuracy 0.500 (0.300-0.700)"
@@ -64,3 +59,11 @@ def test_a_point_of_an_older_sweep_is_named(tmp_path):
     (tmp_path / "js_1_router_1.json").write_text('{"schema_version": 1}')
     with pytest.raises(UserError, match=r"js_1_router_1\.json: schema 1, not 2; delete it"):
         measured(tmp_path)
+
+
+def test_every_point_and_task_has_a_name_of_its_own():
+    point = Point(CONTROL, 0.0, "router", 1)
+    names = {
+        task_file(point, task) for task in ("boolq", "boolq/task.toml", "/d/a/task.toml", "../a/task.toml")
+    }
+    assert len(names) == 4 and not any("/" in name for name in names)
