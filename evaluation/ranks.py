@@ -48,7 +48,7 @@ class Ranks:
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The ranks that torchrun started, or a single one. They part at the end, whoever joined them first
-    (reading the options may have, through accelerate): gloo's threads can abort a process that ends with them.
+    (accelerate may have, as options were read): gloo's threads can abort a process that ends with them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
