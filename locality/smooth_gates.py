@@ -2,16 +2,15 @@
 
 A gate with weights W0 gets the W with the least
 
-    mean_c |W x_t - W0 x_t|^2 + strength * mean |W x_t - W x_{t-1}|^2
+    mean |W x_t - W0 x_t|^2 + strength * mean |W x_t - W x_{t-1}|^2
 
 over the hidden states x of a sample: W0 A (A + strength B)^-1, with A the mean of x x' and B that of the
-differences' outer products. The first mean counts a token by how much the loss hangs on its routing: the
-first ones of a text many times as much as later ones. What tokens share a router goes on reading,
-what is the single token's it reads less. Layers on whose gate the loss depends more are smoothed less.
-A slowness penalty as in slow feature analysis (Wiskott and Sejnowski 2002, doi 10.1162/089976602317318938),
-with the gate itself in the place of the unit variance.
+differences' outer products. What a router reads in what tokens share it goes on reading, what it reads in the
+single token it reads less. Layers on whose gate the loss depends more are smoothed less. A slowness penalty
+as in slow feature analysis (Wiskott and Sejnowski 2002, doi 10.1162/089976602317318938), with the gate itself
+in the place of the unit variance.
 
-Letters: B rows, T tokens a row, N tokens in all, P pairs, D hidden size, E experts, K chosen experts a token.
+Letters: B rows, T tokens a row, N tokens in all, P pairs, D hidden size, E experts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from locality.pairs import IGNORED_LABEL, pair_mask
-from locality.smoothing_price import predicted, prices, strengths
+from locality.smoothing_price import prices, strengths
 from models import MoeLayer, find_moe_layers, gate_matrix
-from routing import RouterOutput, RouterTap
 
 RIDGE = 1e-3
 """Share of the inputs' mean square by which both sides are held to W0 where the sample says nothing."""
@@ -35,30 +33,25 @@ class InputMoments:
 
     def __init__(self, hidden_size: int, device: torch.device):
         self.square_DD = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
-        self.kept_DD = torch.zeros_like(self.square_DD)
         self.change_DD = torch.zeros_like(self.square_DD)
         self.tokens = self.pairs = 0
-        self.counts = 0.0
 
-    def add(self, x_BTD: Tensor, counts_BT: Tensor, valid_BT: Tensor, mask_BP: Tensor) -> None:
-        """Adds the valid tokens, each as much as it counts, and the pairs of a batch."""
+    def add(self, x_BTD: Tensor, valid_BT: Tensor, mask_BP: Tensor) -> None:
+        """Counts the valid tokens and the pairs of a batch."""
         x_BTD = x_BTD.float()
         x_ND, change_PD = x_BTD[valid_BT], (x_BTD[:, 1:] - x_BTD[:, :-1])[mask_BP]
-        counts_N = counts_BT[valid_BT].float()
         with torch.autocast(x_BTD.device.type, enabled=False):
             self.square_DD += x_ND.T @ x_ND
-            self.kept_DD += (x_ND * counts_N[:, None]).T @ x_ND
             self.change_DD += change_PD.T @ change_PD
         self.tokens += len(x_ND)
-        self.counts += float(counts_N.sum())
         self.pairs += len(change_PD)
 
     @torch.no_grad()
     def smoothed(self, weight_ED: Tensor, strength: float) -> Tensor:
         """float32 [E, D]: the gate of least cost, scaled back to the spread that its logits had."""
         square_DD = self.square_DD / max(self.tokens, 1)
-        kept_DD = self.kept_DD / self.counts if self.counts else square_DD.clone()
-        kept_DD.diagonal().add_(RIDGE * kept_DD.diagonal().mean())
+        kept_DD = square_DD.clone()
+        kept_DD.diagonal().add_(RIDGE * square_DD.diagonal().mean())
         price_DD = kept_DD + strength * self.change_DD / max(self.pairs, 1)
         before_ED = weight_ED.double()
         after_ED = torch.linalg.solve(price_DD, kept_DD @ before_ED.T).T
@@ -69,23 +62,6 @@ def _spread(weight_ED: Tensor, square_DD: Tensor) -> Tensor:
     """Root mean square of the logits about a token's mean logit."""
     centred_ED = weight_ED - weight_ED.mean(0)
     return ((centred_ED @ square_DD) * centred_ED).sum().sqrt().clamp(min=1e-12)
-
-
-class RoutingProbe:
-    """A strategy that leaves each choice as it is and tells how much a loss hangs on it."""
-
-    def __init__(self):
-        self._scales: dict[int, Tensor] = {}
-
-    def __call__(self, seen: RouterOutput) -> tuple[Tensor, Tensor]:
-        scale_TK = torch.ones_like(seen.weights_TK).requires_grad_()
-        self._scales[seen.layer.index] = scale_TK
-        return seen.weights_TK * scale_TK, seen.indices_TK
-
-    def counts(self, loss: Tensor) -> dict[int, Tensor]:
-        """Index of each layer -> [B * T]: length of the loss's slope in the logarithms of the weights."""
-        slopes = torch.autograd.grad(loss, list(self._scales.values()))
-        return {index: slope.float().norm(dim=-1) for index, slope in zip(self._scales, slopes, strict=True)}
 
 
 def smoothed_gates(
@@ -105,7 +81,7 @@ def smoothed_gates(
     was_training = model.training
     model.eval()
     try:
-        moments, seen = _measure(model, layers, gates, batches, on_prompt)
+        moments, seen = _measure(model, gates, batches, on_prompt)
         weights = {index: weight for index, (_, weight) in gates.items()}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         changes = {
@@ -119,8 +95,9 @@ def smoothed_gates(
     return {index: moments[index].smoothed(weight, own) for (index, weight), own in each}
 
 
+@torch.no_grad()
 def _measure(
-    model: nn.Module, layers: Sequence[MoeLayer], gates: dict, batches: Iterable[dict], on_prompt: bool
+    model: nn.Module, gates: dict, batches: Iterable[dict], on_prompt: bool
 ) -> tuple[dict[int, InputMoments], list[dict]]:
     """The moments of each gate's inputs, and the batches as inputs of the model."""
     device = next(model.parameters()).device
@@ -136,16 +113,13 @@ def _measure(
         for batch in tqdm(batches, desc="smooth gates", disable=None):
             inputs = {name: value.to(device) for name, value in batch.items() if torch.is_tensor(value)}
             segments_BT = inputs.pop("segment_ids")
-            probe = RoutingProbe()
-            with RouterTap(model, layers, strategy=probe):
-                counts = probe.counts(model(**inputs).loss * predicted(inputs["labels"]))
-            valid_BT = segments_BT > 0
+            model(**inputs)
+            counted_BT = segments_BT > 0
             if not on_prompt:
-                valid_BT = valid_BT & (inputs["labels"] != IGNORED_LABEL)
+                counted_BT = counted_BT & (inputs["labels"] != IGNORED_LABEL)
             mask_BP = pair_mask(segments_BT, inputs["labels"], on_prompt)
             for index, x_TD in seen.items():
-                x_BTD, counts_BT = x_TD.unflatten(0, segments_BT.shape), counts[index].view_as(segments_BT)
-                moments[index].add(x_BTD, counts_BT, valid_BT, mask_BP)
+                moments[index].add(x_TD.reshape(*segments_BT.shape, -1), counted_BT, mask_BP)
             taken.append(inputs)
     finally:
         for handle in handles:
@@ -155,7 +129,7 @@ def _measure(
 
 def _keep(seen: dict[int, Tensor], index: int):
     def before_gate(_module: nn.Module, inputs: tuple) -> None:
-        seen[index] = inputs[0].detach().flatten(0, -2)
+        seen[index] = inputs[0]
 
     return before_gate
 

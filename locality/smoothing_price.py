@@ -32,17 +32,12 @@ def prices(
             name: plain[name] + (step * change).to(plain[name])
             for step, (name, change) in zip(step_L.unbind(), changes.items(), strict=True)
         }
-        counted = predicted(batch["labels"])
+        counted = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
         loss = torch.func.functional_call(model, moved, (), batch).loss * counted
         (slope_L,) = torch.autograd.grad(loss, step_L)
         total_L += slope_L.double().square() / 2
         tokens += counted
     return (total_L / max(tokens, 1)).tolist()
-
-
-def predicted(labels_BT: Tensor) -> int:
-    """Tokens that a batch's loss is a mean over."""
-    return int((labels_BT[:, 1:] != IGNORED_LABEL).sum())
 
 
 def strengths(strength: float, price_of_each: Sequence[float]) -> list[float]:
