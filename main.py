@@ -220,6 +220,8 @@ def plain_adapted(run: Run, trainer: LocalityTrainer):
 
 
 if __name__ == "__main__":
-    run_command(main)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    try:
+        run_command(main)
+    finally:  # gloo's threads can abort a process that ends with them
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

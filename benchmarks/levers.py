@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_pipeline.task import load_task
 from errors import UserError, run_command
-from evaluation.comparison import perplexity_ratio
+from evaluation.comparison import perplexity_ratio, switch_rate_ratio
 from evaluation.extent import extent_of
 from evaluation.folder import write_json
 from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
@@ -64,9 +64,10 @@ def point(
     rerouted = setup.strategy != NONE
     lever = levers.LEVERS[2 * (variant == TUNED) + rerouted]
     row = rerouting_row(found, base, "teacher_forced", subject.expert_bytes, resamples)
+    row |= switch_rate_ratio(found, base, resamples) | perplexity_ratio(found, base, resamples)
     about = {"lever": lever, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
     about |= {"budget_percent": float(setup.budget.removesuffix("%")), "strategy": setup.strategy}
-    return about | setup.fields(subject) | row | perplexity_ratio(found, base, resamples)
+    return about | setup.fields(subject) | row
 
 
 def run(options: Options, subject: Subject, *levels: list[str]) -> list[dict]:
@@ -88,6 +89,7 @@ def line(row: dict) -> str:
     return (
         f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
         f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
+        f"switches {row['switch_rate_ratio']:.3f}x, "
         f"perplexity {row['perplexity']:.3f} {row['perplexity_ratio']:.4f}x{_between(row)}, "
         f"KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}"
     )

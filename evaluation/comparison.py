@@ -43,13 +43,17 @@ def comparisons(measured: Mapping[str, Measured], cache: Sequence[dict], resampl
 def _compare(
     one: str, other: str, measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int
 ) -> dict:
-    switched = _ratio("switch_rate_ratio", _switches(measured[one]), _switches(measured[other]), resamples)
     return (
         {"text": "teacher_forced", "phase": "decode"}
-        | switched
+        | switch_rate_ratio(measured[one], measured[other], resamples)
         | _miss_ratio(measured[one], measured[other], cache, resamples)
         | perplexity_ratio(measured[one], measured[other], resamples)
     )
+
+
+def switch_rate_ratio(one: Measured, other: Measured, resamples: int) -> dict:
+    """Choices that change from token to token against another variant's; below 1 is fewer of them."""
+    return _ratio("switch_rate_ratio", _switches(one), _switches(other), resamples)
 
 
 def _switches(measured: Measured) -> np.ndarray:

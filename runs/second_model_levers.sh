@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Re-routing, training and both on the second model, with the adapters of runs/second_model.sh (which comes first): what each
+# misses and switches at a cache of 25 %, against the control's own choice. About ten minutes a seed on a core.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-results/second_model}
+for seed in ${SEEDS:-0 1 2}; do
+  folder=$out/seed-$seed
+  for text in "piqa 96" "boolq 32"; do
+    read -r name requests <<< "$text"
+    [ -f "$folder/levers-$name.json" ] || python benchmarks/levers.py --json "$folder/levers-$name.json" \
+      --model_name .cache/smollm2-moe --lora_save_path "$folder/tuned" --control_path "$folder/control" \
+      --dataset_name "runs/second_model/$name.toml" --max_words_len 256 --limit_evaluation "$requests" \
+      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.01 margin:loss=0.02} --most_perplexity 1.01
+  done
+done
