@@ -11,6 +11,6 @@ for seed in ${SEEDS:-0 1 2}; do
     [ -f "$folder/levers-$name.json" ] || python benchmarks/levers.py --json "$folder/levers-$name.json" \
       --model_name .cache/smollm2-moe --lora_save_path "$folder/tuned" --control_path "$folder/control" \
       --dataset_name "runs/second_model/$name.toml" --max_words_len 256 --limit_evaluation "$requests" \
-      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.01 margin:loss=0.02} --most_perplexity 1.01
+      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.03 margin:loss=0.037} --most_perplexity 1.01
   done
 done

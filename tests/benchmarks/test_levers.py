@@ -6,7 +6,8 @@ from benchmarks.levers import at_equal_quality
 def point(lever, misses, perplexity, budget=25.0):
     numbers = {"misses_ratio": misses, "perplexity_ratio": perplexity, "perplexity_ratio_ci95": [0.99, 1.01]}
     others = dict.fromkeys(
-        ("hit_rate", "miss_bytes_per_token", "perplexity", "kl_next_token", "agreement"), 0.5
+        ("hit_rate", "miss_bytes_per_token", "switch_rate_ratio", "perplexity", "kl_next_token", "agreement"),
+        0.5,
     )
     return others | numbers | {"lever": lever, "variant": "x", "name": "y", "budget_percent": budget}
 
