@@ -16,7 +16,7 @@ from models import MoeLayer
 from routing.router_scores import score_rules
 from routing.router_tap import RouterOutput
 from routing.strategies import load_strategy
-from routing.strategies.base import EMPTY, NEVER, Situation
+from routing.strategies.base import EMPTY, NEVER, Situation, in_rows
 
 FADING = 0.99
 
@@ -144,6 +144,6 @@ class Rerouter:
 
 
 def _router_order(chosen_TK: np.ndarray, score_TE: np.ndarray) -> np.ndarray:
-    score_TK = np.take_along_axis(score_TE, np.maximum(chosen_TK, 0), axis=1)
+    score_TK = score_TE[in_rows(np.maximum(chosen_TK, 0))]
     order_TK = np.argsort(np.where(chosen_TK == EMPTY, np.inf, -score_TK), axis=1, kind="stable")
-    return np.take_along_axis(chosen_TK, order_TK, axis=1)
+    return chosen_TK[in_rows(order_TK)]

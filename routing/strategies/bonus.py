@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
-from routing.strategies.base import Situation, allowed, check, emptied, first_of, front, ranking
+from routing.strategies.base import Situation, allowed, check, emptied, first_of, front, in_rows, ranking
 
 FILLS = ("resident", "drop", "none")
 
@@ -49,7 +49,7 @@ def delta(seen: Situation, m: int) -> np.ndarray:
     sorted_TE = -np.sort(-seen.rank_TE, axis=1)
     ranked_T = np.isfinite(sorted_TE).sum(axis=1)
     place_T = np.minimum(m or seen.top_k, ranked_T - 1)
-    return sorted_TE[:, 0] - np.take_along_axis(sorted_TE, place_T[:, None], axis=1)[:, 0]
+    return sorted_TE[:, 0] - sorted_TE[in_rows(place_T[:, None])][:, 0]
 
 
 def filled(seen: Situation, order_TE: np.ndarray, tau: int, fill: str) -> np.ndarray:

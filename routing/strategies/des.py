@@ -7,7 +7,7 @@ import numpy as np
 
 from errors import UserError
 from expert_cache.weight_ratios import Thresholds, kept_counts
-from routing.strategies.base import Situation, emptied
+from routing.strategies.base import Situation, emptied, in_rows
 
 read_thresholds = functools.cache(Thresholds.load)
 
@@ -30,13 +30,11 @@ class Des:
         read_thresholds(self.thresholds)
 
     def choose(self, seen: Situation) -> np.ndarray:
-        weights_TK = np.take_along_axis(seen.score_TE, seen.own_TK, axis=1)
-        order_TK = np.argsort(-weights_TK, axis=1, kind="stable")
-        counts_T = kept_counts(np.take_along_axis(weights_TK, order_TK, axis=1), self._medians(seen))
+        weights_TK = seen.score_TE[in_rows(seen.own_TK)]
+        order_TK = in_rows(np.argsort(-weights_TK, axis=1, kind="stable"))
+        counts_T = kept_counts(weights_TK[order_TK], self._medians(seen))
         counts_T = np.where(self._spared(seen), seen.top_k, counts_T)
-        return emptied(
-            np.take_along_axis(seen.own_TK, order_TK, axis=1), np.arange(seen.top_k) < counts_T[:, None]
-        )
+        return emptied(seen.own_TK[order_TK], np.arange(seen.top_k) < counts_T[:, None])
 
     def _medians(self, seen: Situation):
         found = read_thresholds(self.thresholds)

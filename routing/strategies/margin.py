@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from routing.strategies.base import Situation, allowed, check, first_of, ranking
+from routing.strategies.base import Situation, allowed, check, first_of, in_rows, ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,17 @@ class Margin:
         check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
 
     def choose(self, seen: Situation) -> np.ndarray:
-        own_TK = np.take_along_axis(seen.score_TE, seen.own_TK, axis=1)
-        share_TE = seen.score_TE / np.maximum(own_TK.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        missing_TK = np.where(
-            seen.resident_E[seen.own_TK], np.inf, np.take_along_axis(share_TE, seen.own_TK, axis=1)
-        )
-        order_TK = np.argsort(missing_TK, axis=1, kind="stable")
-        leaving_TK = np.take_along_axis(seen.own_TK, order_TK, axis=1)
+        own_TK = in_rows(seen.own_TK)
+        weight_T1 = seen.score_TE[own_TK].sum(axis=1, keepdims=True)
+        share_TE = seen.score_TE / np.maximum(weight_T1, np.finfo(np.float32).tiny)
+        missing_TK = np.where(seen.resident_E[seen.own_TK], np.inf, share_TE[own_TK])
+        order_TK = in_rows(np.argsort(missing_TK, axis=1, kind="stable"))
+        leaving_TK = seen.own_TK[order_TK]
         spare_TE = allowed(seen) & ~first_of(seen.own_TK, seen.top_k, seen.rank_TE.shape[1])
         best_TE = np.where(spare_TE, seen.rank_TE, -np.inf)
         coming_TK = ranking(best_TE, seen.own_TK)[:, : seen.top_k]
-        gained_TK = np.take_along_axis(np.where(spare_TE, share_TE, -np.inf), coming_TK, axis=1)
-        lost_TK = np.take_along_axis(missing_TK, order_TK, axis=1) - gained_TK
+        gained_TK = np.where(spare_TE, share_TE, -np.inf)[in_rows(coming_TK)]
+        lost_TK = missing_TK[order_TK] - gained_TK
         return np.where(lost_TK < self.loss, coming_TK, leaving_TK)
 
 
