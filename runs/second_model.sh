@@ -2,6 +2,7 @@
 # The second model: SmolLM2-135M as a MoE, fine-tuned on stories, situations and passages, once without locality
 # (control) and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has
 # seen anything: all as running text, since an answer of one letter has no consecutive tokens to measure.
+# Besides, once with a little of it (light), which runs/second_model_levers.sh measures under re-routing.
 # An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,8 @@ for seed in ${SEEDS:-0 1 2}; do
   train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.4}" --smooth_examples 128 \
     --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}" \
     --locality_schedule linear
+  train "$folder/light" --seed "$seed" --smooth_gates 0.3 --smooth_examples 128 \
+    --consecutive_expert_loss_weight 0.1 --locality_schedule linear
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Re-routing, training and both on the second model, with the adapters of runs/second_model.sh (which comes first): what each
-# misses and switches at a cache of 25 %, against the control's own choice. About a quarter of an hour a seed on a core.
+# misses and switches at a cache of 25 %, against the control's own choice. About ten minutes a seed on a core.
+# ADAPTER (light or tuned), STRATEGIES and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/second_model}
+adapter=${ADAPTER:-light}
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
-  for text in "piqa 96" "boolq 32"; do
+  for text in "piqa 192" "boolq 64"; do
     read -r name requests <<< "$text"
-    [ -f "$folder/levers-$name.json" ] || python benchmarks/levers.py --json "$folder/levers-$name.json" \
-      --model_name .cache/smollm2-moe --lora_save_path "$folder/tuned" --control_path "$folder/control" \
+    report=$folder/levers-$adapter-$name.json
+    [ -f "$report" ] || python benchmarks/levers.py --json "$report" \
+      --model_name .cache/smollm2-moe --lora_save_path "$folder/$adapter" --control_path "$folder/control" \
       --dataset_name "runs/second_model/$name.toml" --max_words_len 256 --limit_evaluation "$requests" \
-      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.03 margin:loss=0.037} --most_perplexity 1.01
+      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.03} --most_perplexity 1.01
   done
 done
