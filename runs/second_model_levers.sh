@@ -14,6 +14,6 @@ for seed in ${SEEDS:-0 1 2}; do
     [ -f "$report" ] || python benchmarks/levers.py --json "$report" \
       --model_name .cache/smollm2-moe --lora_save_path "$folder/$adapter" --control_path "$folder/control" \
       --dataset_name "runs/second_model/$name.toml" --max_words_len 256 --limit_evaluation "$requests" \
-      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.025} --most_perplexity 1.01
+      --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.026} --most_perplexity 1.01
   done
 done
