@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Re-routing, training and both on the second model, with the adapters of runs/second_model.sh (which comes first): what each
-# misses and switches at a cache of 25 %, against the control's own choice. About ten minutes a seed on a core.
+# misses and switches at a cache of 25 %, against the control's own choice. About a quarter of an hour a seed on a core.
 # ADAPTER (light or tuned), STRATEGIES and SEEDS may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
