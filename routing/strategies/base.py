@@ -55,8 +55,8 @@ class RoutingStrategy(Protocol):
 
 
 def in_rows(places_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An index of these places of each row: take_along_axis takes more than twice as long on one row, and that
-    is how tokens are taken.
+    """An index of these places of each row: take_along_axis takes more than twice as long on one row,
+    and that is how tokens are taken.
     """
     return np.arange(len(places_TK))[:, None], places_TK
 
