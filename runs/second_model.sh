@@ -20,6 +20,7 @@ training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --pack
 train() {
   [ -f "$1/adapter_config.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
 }
+locality=(--smooth_examples 128 --locality_schedule linear)
 measure() {
   [ -f "$3/report.json" ] || torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" \
     --lora_save_path "$1" --control_path "$2" --results_dir "$3" --dataset_name "runs/second_model/$4.toml" \
@@ -29,11 +30,9 @@ measure() {
 for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
-  train "$folder/tuned" --seed "$seed" --smooth_gates "${SMOOTH:-1.4}" --smooth_examples 128 \
-    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}" \
-    --locality_schedule linear
-  train "$folder/light" --seed "$seed" --smooth_gates 0.3 --smooth_examples 128 \
-    --consecutive_expert_loss_weight 0.1 --locality_schedule linear
+  train "$folder/tuned" --seed "$seed" "${locality[@]}" --smooth_gates "${SMOOTH:-1.4}" \
+    --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}"
+  train "$folder/light" --seed "$seed" "${locality[@]}" --smooth_gates 0.3 --consecutive_expert_loss_weight 0.1
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done

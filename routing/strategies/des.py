@@ -31,10 +31,10 @@ class Des:
 
     def choose(self, seen: Situation) -> np.ndarray:
         weights_TK = seen.score_TE[in_rows(seen.own_TK)]
-        order_TK = in_rows(np.argsort(-weights_TK, axis=1, kind="stable"))
-        counts_T = kept_counts(weights_TK[order_TK], self._medians(seen))
+        order = in_rows(np.argsort(-weights_TK, axis=1, kind="stable"))
+        counts_T = kept_counts(weights_TK[order], self._medians(seen))
         counts_T = np.where(self._spared(seen), seen.top_k, counts_T)
-        return emptied(seen.own_TK[order_TK], np.arange(seen.top_k) < counts_T[:, None])
+        return emptied(seen.own_TK[order], np.arange(seen.top_k) < counts_T[:, None])
 
     def _medians(self, seen: Situation):
         found = read_thresholds(self.thresholds)

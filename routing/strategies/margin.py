@@ -23,17 +23,17 @@ class Margin:
         check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
 
     def choose(self, seen: Situation) -> np.ndarray:
-        own_TK = in_rows(seen.own_TK)
-        weight_T1 = seen.score_TE[own_TK].sum(axis=1, keepdims=True)
+        own = in_rows(seen.own_TK)
+        weight_T1 = seen.score_TE[own].sum(axis=1, keepdims=True)
         share_TE = seen.score_TE / np.maximum(weight_T1, np.finfo(np.float32).tiny)
-        missing_TK = np.where(seen.resident_E[seen.own_TK], np.inf, share_TE[own_TK])
-        order_TK = in_rows(np.argsort(missing_TK, axis=1, kind="stable"))
-        leaving_TK = seen.own_TK[order_TK]
+        missing_TK = np.where(seen.resident_E[seen.own_TK], np.inf, share_TE[own])
+        order = in_rows(np.argsort(missing_TK, axis=1, kind="stable"))
+        leaving_TK = seen.own_TK[order]
         spare_TE = allowed(seen) & ~first_of(seen.own_TK, seen.top_k, seen.rank_TE.shape[1])
         best_TE = np.where(spare_TE, seen.rank_TE, -np.inf)
         coming_TK = ranking(best_TE, seen.own_TK)[:, : seen.top_k]
         gained_TK = np.where(spare_TE, share_TE, -np.inf)[in_rows(coming_TK)]
-        lost_TK = missing_TK[order_TK] - gained_TK
+        lost_TK = missing_TK[order] - gained_TK
         return np.where(lost_TK < self.loss, coming_TK, leaving_TK)
 
 
