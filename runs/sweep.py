@@ -108,7 +108,7 @@ def run_task(point: Point, out: Path, options: Sequence[str], task: str) -> dict
 
 def task_file(point: Point, task: str) -> str:
     """A name of its own for a point and a task, be it a name or a path."""
-    return f"{point.name}-{task.removesuffix('.toml').strip('./').replace('/', '-')}"
+    return f"{point.name}-{task.replace('/', '-')}"
 
 
 def evaluated(results: Path, *options: str) -> dict:
