@@ -14,7 +14,7 @@ training=(--packing True --limit_train 5120 --limit_validation 128 --batch_size 
   --eval_steps 160 --save_steps 160)
 python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/control" --consecutive_expert_loss_weight 0
 python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/tuned" \
-  --consecutive_expert_loss_type overlap --consecutive_expert_loss_weight 0.125 \
+  --consecutive_expert_loss_type cache_miss --consecutive_expert_loss_weight 0.45 \
   --locality_schedule linear --locality_on_prompt False
 torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" --seed 42 \
   --lora_save_path "$out/tuned" --control_path "$out/control" --results_dir "$out" \
