@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -108,7 +109,7 @@ def run_task(point: Point, out: Path, options: Sequence[str], task: str) -> dict
 
 def task_file(point: Point, task: str) -> str:
     """A name of its own for a point and a task, be it a name or a path."""
-    return f"{point.name}-{task.replace('/', '-')}"
+    return f"{point.name}-{quote(task, safe='')}"
 
 
 def evaluated(results: Path, *options: str) -> dict:

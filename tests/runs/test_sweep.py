@@ -63,6 +63,6 @@ def test_a_point_of_an_older_sweep_is_named(tmp_path):
 
 def test_every_point_and_task_has_a_name_of_its_own():
     point = Point(CONTROL, 0.0, "router", 1)
-    tasks = ("boolq", "boolq.toml", "./boolq.toml", "boolq/task.toml", "/d/a/task.toml", "../a/task.toml")
+    tasks = ("boolq", "boolq.toml", "./boolq.toml", "a/b.toml", "a-b.toml", "/a/b.toml", "../a/b.toml")
     names = {task_file(point, task) for task in tasks}
     assert len(names) == len(tasks) and not any("/" in name for name in names)
