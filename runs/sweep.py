@@ -198,8 +198,8 @@ def measured(folder: Path) -> list[dict]:
     """The records of a folder. Raises UserError for one that an older sweep wrote."""
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     for path, record in records.items():
-        if record["schema_version"] != SCHEMA_VERSION:
-            found = record["schema_version"]
+        found = record.get("schema_version", "unknown")
+        if found != SCHEMA_VERSION:
             raise UserError(f"{path}: schema {found}, not {SCHEMA_VERSION}; delete it, to be measured again")
     return list(records.values())
 

@@ -55,9 +55,10 @@ def test_accuracies_are_joined_over_seeds():
     assert line == "quiz     js             0.5    router, 2 seeds: accuracy 0.500 (0.300-0.700)"
 
 
-def test_a_point_of_an_older_sweep_is_named(tmp_path):
-    (tmp_path / "js_1_router_1.json").write_text('{"schema_version": 1}')
-    with pytest.raises(UserError, match=r"js_1_router_1\.json: schema 1, not 2; delete it"):
+@pytest.mark.parametrize(("record", "schema"), [('{"schema_version": 1}', "1"), ("{}", "unknown")])
+def test_a_point_of_an_older_sweep_is_named(tmp_path, record, schema):
+    (tmp_path / "js_1_router_1.json").write_text(record)
+    with pytest.raises(UserError, match=rf"js_1_router_1\.json: schema {schema}, not 2; delete it"):
         measured(tmp_path)
 
 
