@@ -3,7 +3,8 @@
 # (control) and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has
 # seen anything: all as running text, since an answer of one letter has no consecutive tokens to measure.
 # Besides, once with a little of it (light), which runs/second_model_levers.sh measures under re-routing.
-# An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, STEPS and SEEDS may be set from outside.
+# An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, DISTILLATION (holds control and tuned alike to
+# the untouched model), LIGHT (no: without it), STEPS, SEEDS and OUT may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/second_model}
@@ -16,7 +17,7 @@ model=(--model_name "$moe" --model_key _second)
 training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 2
   --max_steps "$steps" --eval_steps "$steps" --save_steps 100 --save_total_limit 1 --load_best_model_at_end False
   --limit_validation 32 --learning_rate "${RATE:-4e-4}" --lr_scheduler_type cosine --warmup_steps 12 --bf16 True
-  --lora_rank 8 --train_scope all --resume_from_checkpoint auto)
+  --lora_rank 8 --train_scope all --resume_from_checkpoint auto --distillation_weight "${DISTILLATION:-0}")
 train() {
   [ -f "$1/adapter_config.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
 }
@@ -32,7 +33,7 @@ for seed in ${SEEDS:-0 1 2}; do
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
   train "$folder/tuned" --seed "$seed" "${locality[@]}" --smooth_gates "${SMOOTH:-1.4}" \
     --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}"
-  train "$folder/light" --seed "$seed" "${locality[@]}" --smooth_gates 0.3 --consecutive_expert_loss_weight 0.1
+  [ "${LIGHT:-yes}" = no ] || train "$folder/light" --seed "$seed" "${locality[@]}" --smooth_gates 0.3 --consecutive_expert_loss_weight 0.1
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done
