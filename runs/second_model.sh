@@ -33,7 +33,8 @@ for seed in ${SEEDS:-0 1 2}; do
   train "$folder/control" --seed "$seed" --consecutive_expert_loss_weight 0
   train "$folder/tuned" --seed "$seed" "${locality[@]}" --smooth_gates "${SMOOTH:-1.4}" \
     --consecutive_expert_loss_type "${OBJECTIVE:-cache_miss}" --consecutive_expert_loss_weight "${WEIGHT:-0.41}"
-  [ "${LIGHT:-yes}" = no ] || train "$folder/light" --seed "$seed" "${locality[@]}" --smooth_gates 0.3 --consecutive_expert_loss_weight 0.1
+  [ "${LIGHT:-yes}" = no ] || train "$folder/light" --seed "$seed" "${locality[@]}" --smooth_gates 0.3 \
+    --consecutive_expert_loss_weight 0.1
   measure "$folder/tuned" "$folder/control" "$folder/boolq" boolq 64
   measure "$folder/tuned" "$folder/control" "$folder/piqa" piqa 192
 done
