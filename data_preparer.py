@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.catalogue import entries, fetch
-from data_pipeline.examples import Example, load_examples
-from data_pipeline.lengths import Lengths, lengths_of
-from data_pipeline.remote import hub_answers
-from data_pipeline.task import SPLITS, load_task, task_names
-from errors import UserError, run_command
+from dwellmoe.data.catalogue import entries, fetch
+from dwellmoe.data.examples import Example, load_examples
+from dwellmoe.data.lengths import Lengths, lengths_of
+from dwellmoe.data.remote import hub_answers
+from dwellmoe.data.task import SPLITS, load_task, task_names
+from dwellmoe.errors import UserError, run_command
 
 console = Console(highlight=False, markup=False)
 

@@ -6,7 +6,7 @@
 Takes the options of training, of which most have no effect here, and those of EvaluationSettings.
 """
 
-from launch import end_with_launcher
+from dwellmoe.launch import end_with_launcher
 
 if __name__ == "__main__":
     end_with_launcher()  # before the imports below, which take seconds
@@ -18,51 +18,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipeline.task import Task, load_task
-from errors import run_command
-from evaluation.cache_rows import policy_list
-from evaluation.chat import chat
-from evaluation.choices import choice_rows, task_of
-from evaluation.code_sandbox import check_sandbox
-from evaluation.console import print_answers, print_summary
-from evaluation.engine_rows import counted
-from evaluation.extent import NEW_TOKENS, extent_of
-from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
-from evaluation.options import Options, parse
-from evaluation.output import write_also, write_results
-from evaluation.quality import quality_row
-from evaluation.ranks import Ranks, joined_ranks
-from evaluation.report import SCHEMA_VERSION, build_report
-from evaluation.requests import Request, load_requests
-from evaluation.rerouting_rows import REROUTED, rerouting_rows
-from evaluation.single import answer_alone, own_prompt, print_alone, verdict_on, virtual_row
-from evaluation.speed import device_note, find_device, speed_rows
-from evaluation.subject import Subject
-from evaluation.timing import speed_row
-from evaluation.wording import asked_in_chat, chat_task
-from expert_cache.device import DeviceProfile
-from model_loader import (
-    BASE,
-    active_variant,
-    load_adapters,
-    load_model,
-    load_model_with_cache,
-    load_tokenizer,
-    quiet,
-)
-from models import find_moe_layers
-
-
-def load_subject(options: Options) -> Subject:
-    """The model with all adapters on it, and its tokenizer. Raises UserError."""
-    tokenizer = load_tokenizer(options.model)
-    engine = options.engine
-    model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
-    name = Path(options.model.model_name).name
-    find_moe_layers(model, options.model.moe_module_name)
-    if options.adapters:
-        model = load_adapters(model, options.adapters)
-    return Subject(model.eval(), tokenizer, find_moe_layers(model), name)
+from config import TrainSettings
+from dwellmoe.cache.device import DeviceProfile
+from dwellmoe.data.task import Task, load_task
+from dwellmoe.errors import run_command
+from dwellmoe.evaluation.answers.choices import choice_rows, task_of
+from dwellmoe.evaluation.chat import chat
+from dwellmoe.evaluation.chat_template import asked_in_chat, chat_task
+from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from dwellmoe.evaluation.options import Options, parse_options
+from dwellmoe.evaluation.prompt_mode import answer_alone, own_prompt, print_alone, verdict_on, virtual_row
+from dwellmoe.evaluation.ranks import Ranks, joined_ranks
+from dwellmoe.evaluation.report.cache_rows import policy_list
+from dwellmoe.evaluation.report.console import print_answers, print_summary
+from dwellmoe.evaluation.report.engine_rows import counted
+from dwellmoe.evaluation.report.output import write_also, write_results
+from dwellmoe.evaluation.report.quality import quality_row
+from dwellmoe.evaluation.report.report import SCHEMA_VERSION, build_report
+from dwellmoe.evaluation.report.rerouting_rows import REROUTED, rerouting_rows
+from dwellmoe.evaluation.report.speed import device_note, find_device, speed_rows
+from dwellmoe.evaluation.requests import Request, load_requests
+from dwellmoe.evaluation.sample_spec import NEW_TOKENS, extent_of
+from dwellmoe.evaluation.sandbox.run import check_sandbox
+from dwellmoe.evaluation.timing import speed_row
+from dwellmoe.loading import BASE, active_variant, quiet
+from model_loader import load_subject
 
 
 def evaluate(options: Options, ranks: Ranks) -> None:
@@ -204,8 +185,13 @@ def _label(adapter: Path) -> str:
     return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
+def parse(arguments: list[str]) -> Options:
+    """The options of a command line. Raises UserError."""
+    return parse_options(arguments, __doc__ or "", TrainSettings)
+
+
 def main() -> None:
-    options = parse(sys.argv[1:], __doc__ or "")
+    options = parse(sys.argv[1:])
     quiet()
     if options.evaluation.task_num is not None or options.evaluation.input is not None:
         answer_one(options)

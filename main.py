@@ -5,7 +5,7 @@ deepspeed main.py --model_name PATH --dataset_name mmlu ...      (also torchrun,
 python)
 """
 
-from launch import end_with_launcher
+from dwellmoe.launch import end_with_launcher
 
 if __name__ == "__main__":
     end_with_launcher()  # before the imports below, which take seconds
@@ -20,24 +20,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from checkpoints import checkpoint_to_resume, checkpoints_kept, make_run_folder, remove_checkpoints
-from data_pipeline.collate import PackingCollator, PaddingCollator
-from data_pipeline.task import Task, load_task
-from data_pipeline.tokenised import tokenise_split
-from errors import UserError, run_command
-from evaluation.folder import written_whole
-from locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
-from locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
-from locality.quality_reference import control_losses
-from locality.savings import savings, trainable_count
-from locality.smooth_gates import set_gates, smoothed_gates
-from model_loader import load_adapters, load_model, load_tokenizer, quiet, save_merged
-from models import MoeLayer, find_moe_layers
-from trainer import LocalityTrainer
-from training_callbacks import EvaluateAtEnd, HoldTarget, RoutingFigures
-from training_run import Run, parse_run
+from config import Run, parse_run
+from dwellmoe.checkpoints import checkpoint_to_resume, checkpoints_kept, make_run_folder, remove_checkpoints
+from dwellmoe.data.collate import PackingCollator, PaddingCollator
+from dwellmoe.data.task import Task, load_task
+from dwellmoe.data.tokenised import tokenise_split
+from dwellmoe.errors import UserError, run_command
+from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.files import written_whole
+from dwellmoe.loading import load_model, load_tokenizer, quiet
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
+from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
+from dwellmoe.locality.quality_reference import control_losses
+from dwellmoe.locality.savings import savings, trainable_count
+from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
+from model_loader import save_merged, trained_model
+from trainer import EvaluateAtEnd, HoldTarget, LocalityTrainer, RoutingFigures
 
 
 def main() -> None:
@@ -194,7 +193,7 @@ def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]
             write_summary(run, trainer, selected, beside / "training_summary.json")
     if run.adapter.save_merged and run.adapter.use_lora and run.train.process_index == 0:
         with checkpoints_kept(run.folder):
-            save_merged(plain_adapted(run, trainer), tokenizer, run.folder / "merged")
+            save_merged(trained_model(run, trainer), tokenizer, run.folder / "merged")
     run.say(f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}")
 
 
@@ -209,14 +208,6 @@ def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], 
         "log_history": trainer.state.log_history,
     }
     path.write_text(json.dumps(summary, indent=1, default=str) + "\n")
-
-
-def plain_adapted(run: Run, trainer: LocalityTrainer):
-    """The trained model whole on this rank; of ZeRO-3, which keeps only shards, loaded anew."""
-    if not is_deepspeed_zero3_enabled():
-        return trainer.accelerator.unwrap_model(trainer.model)
-    unset_hf_deepspeed_config()
-    return load_adapters(load_model(run.model), {"tuned": str(run.folder)})
 
 
 if __name__ == "__main__":

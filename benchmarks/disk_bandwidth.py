@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from offload.memory import HostMemory
+from dwellmoe.offload.io.memory import HostMemory
 
 BLOCK_BYTES = 4096
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
 from benchmarks.simulator import local_trace
-from errors import run_command
-from expert_cache.device import load_device
-from expert_cache.progress import progress_bar
-from expert_cache.stall import stall, stall_lines
-from expert_cache.tier_managers import room_on, settings_of
+from dwellmoe.cache.device import load_device
+from dwellmoe.cache.progress import progress_bar
+from dwellmoe.cache.replay.stall import stall, stall_lines
+from dwellmoe.cache.tiers.tier_policy import room_on, settings_of
+from dwellmoe.errors import run_command
 
 MIB, TOP_K = 1 << 20, 4
 MANAGERS = ("disk", "ram", "lru", "lrfu:decay=0.95", "ml_habits", "placement", "placement+prefetch")

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
 from benchmarks.simulator import EXPERTS, LAYERS, MILLION, TOP_K, local_trace
-from errors import run_command
-from expert_cache.curve import curve
-from expert_cache.replay import replay
-from expert_cache.trace import BLOCK_BYTES, RoutingTrace
+from dwellmoe.cache.replay.curve import curve
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.trace import BLOCK_BYTES, RoutingTrace
+from dwellmoe.errors import run_command
 
 TILE_STEPS = 26042  # ten million accesses, made once and repeated with the experts renamed
 RUNS = {

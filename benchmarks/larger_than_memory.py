@@ -20,7 +20,7 @@ from random_checkpoint import SHAPES, config_of, write_checkpoint
 from result import parser_of, save_result
 from workers import READERS, SHORT_PROMPT, Answer, Tokens, Worker, engine_settings, mean_decode, median_decode
 
-from errors import run_command
+from dwellmoe.errors import run_command
 
 
 def measure(args: argparse.Namespace) -> Answer:

@@ -15,22 +15,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_pipeline.task import load_task
-from errors import UserError, run_command
-from evaluation.comparison import perplexity_ratio, switch_rate_ratio
-from evaluation.extent import extent_of
-from evaluation.folder import write_json
-from evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
-from evaluation.options import Options, parse
-from evaluation.ranks import Ranks
-from evaluation.requests import load_requests
-from evaluation.rerouting_rows import rerouting_row
-from evaluation.subject import Subject
-from evaluation.virtual_setup import NONE, VirtualSetup
-from inference import load_subject
-from model_loader import BASE, active_variant, quiet
-from plots import levers
-from plots.style import save
+from dwellmoe.data.task import load_task
+from dwellmoe.errors import UserError, run_command
+from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from dwellmoe.evaluation.options import Options
+from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.report.comparison import perplexity_ratio, switch_rate_ratio
+from dwellmoe.evaluation.report.folder import write_json
+from dwellmoe.evaluation.report.rerouting_rows import rerouting_row
+from dwellmoe.evaluation.requests import load_requests
+from dwellmoe.evaluation.rerouting_settings import NONE, VirtualSetup
+from dwellmoe.evaluation.sample_spec import extent_of
+from dwellmoe.loading import BASE, active_variant, quiet
+from dwellmoe.plots import methods as levers
+from dwellmoe.plots.style import save
+from inference import parse
+from model_loader import load_subject
 
 CONTROL, TUNED = "control", "tuned"
 POLICIES = ("lru", "lfu", "lrfu:decay=0.95")

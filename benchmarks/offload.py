@@ -40,7 +40,7 @@ from workers import (
     median_prefill,
 )
 
-from errors import run_command
+from dwellmoe.errors import run_command
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
 

@@ -25,11 +25,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-import offload.cached_experts
-import offload.compute
-from model_loader import quiet
-from models import find_moe_layers
-from offload import Engine, EngineSettings, load_with_cache
+import dwellmoe.offload.cached_experts
+import dwellmoe.offload.compute
+from dwellmoe.families import find_moe_layers
+from dwellmoe.loading import quiet
+from dwellmoe.offload import Engine, EngineSettings, load_with_cache
 
 DTYPE = torch.bfloat16
 BOOKKEEPING_CALLS = 2000
@@ -173,17 +173,17 @@ class Cached:
             self.engine.cached_experts.run_layer(0, experts, hidden_1D, indices_1K, weights_1K)
 
         def arithmetic() -> None:
-            work = offload.compute.OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
+            work = dwellmoe.offload.compute.OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
             for expert in range(top_k):
                 work.add(expert, None)  # type: ignore[arg-type] - nothing is computed with it
             work.result()
 
         self.engine.cached_experts.forward_pass.prefill = False
-        computed = offload.compute.run_expert
-        offload.compute.run_expert = lambda _module, x_TD, _expert: x_TD
+        computed = dwellmoe.offload.compute.run_expert
+        dwellmoe.offload.compute.run_expert = lambda _module, x_TD, _expert: x_TD
         with torch.no_grad():
             micros = {"layer": _median_us(layer), "arithmetic": _median_us(arithmetic)}
-        offload.compute.run_expert = computed
+        dwellmoe.offload.compute.run_expert = computed
         return micros
 
 

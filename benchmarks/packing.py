@@ -1,4 +1,4 @@
-"""Measures whether packed experts (`python -m offload.pack`) are served faster than a checkpoint as it is.
+"""Measures whether packed experts (`dwellmoe pack`) are served faster than a checkpoint as it is.
 
     python benchmarks/packing.py --json PATH
 
@@ -16,8 +16,8 @@ from random_checkpoint import SHAPES, config_of, write_checkpoint
 from result import parser_of, save_result
 from workers import Answer, Tokens, Worker, engine_settings, mean_decode, median_prefill
 
-from errors import run_command
-from offload.pack import RECORDS, pack
+from dwellmoe.errors import run_command
+from dwellmoe.offload.pack import RECORDS, pack
 
 
 def measure(args: argparse.Namespace) -> Answer:

@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
-from errors import run_command
-from expert_cache.formats import read_trace
-from expert_cache.phases import SHARED
-from expert_cache.progress import progress_bar
-from expert_cache.replay_split import replay_split
+from dwellmoe.cache.formats import read_trace
+from dwellmoe.cache.progress import progress_bar
+from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.cache.tiers.prefill_decode import SHARED
+from dwellmoe.errors import run_command
 
 RULES = (SHARED, "none", "recent:tokens=4", "recent:tokens=16", "lrfu:decay=0.9", "lrfu:decay=0.98")
 

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import parser_of, save_result
-from errors import run_command
-from expert_cache.device import DeviceProfile, load_device
-from expert_cache.formats import read_trace
-from expert_cache.progress import progress_bar
-from expert_cache.stall import stall, stall_lines
-from expert_cache.tier_managers import room_on
-from expert_cache.trace import RoutingTrace
+from dwellmoe.cache.device import DeviceProfile, load_device
+from dwellmoe.cache.formats import read_trace
+from dwellmoe.cache.progress import progress_bar
+from dwellmoe.cache.replay.stall import stall, stall_lines
+from dwellmoe.cache.tiers.tier_policy import room_on
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import run_command
 
 MANAGERS = ("placement", "placement+prefetch")
 

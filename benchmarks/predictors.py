@@ -17,11 +17,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
-from errors import run_command
-from eviction_training.requests import split_by_request
-from expert_cache.formats import read_trace
-from expert_cache.prediction import fit_eta, fuse, predictions, quality, used_of
-from expert_cache.progress import progress_bar
+from dwellmoe.cache.formats import read_trace
+from dwellmoe.cache.prediction import fit_eta, fuse, predictions, quality, used_of
+from dwellmoe.cache.progress import progress_bar
+from dwellmoe.errors import run_command
+from dwellmoe.eviction_training.requests import split_by_request
 
 SPECS = ("last", "ewma:alpha=0.5", "ewma:alpha=0.05", "habits", "transition")
 
@@ -61,7 +61,7 @@ def of_the_model(arguments: argparse.Namespace) -> dict[str, Any]:
     """What its gates say one layer early, and what a ScoutGate trained on the first trace says."""
     from transformers import AutoModelForCausalLM
 
-    from eviction_training.model_predictions import Source, gate_ahead, scoutgate
+    from dwellmoe.eviction_training.model_predictions import Source, gate_ahead, scoutgate
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model)
     source = Source.of(model, read_trace(arguments.learn), read_trace(arguments.judge))

@@ -20,10 +20,9 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.result import parser_of, save_result
-from config import EngineSettings
-from errors import run_command
-from models import find_moe_layers
-from offload import load_with_cache
+from dwellmoe.errors import run_command
+from dwellmoe.families import find_moe_layers
+from dwellmoe.offload import EngineSettings, load_with_cache
 
 PROMPTS = (
     "Once upon a time there was",

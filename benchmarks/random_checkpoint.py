@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError, run_command, unknown_name
+from dwellmoe.errors import UserError, run_command, unknown_name
 
 DTYPE = torch.bfloat16
 SHARD_BYTES = 2 << 30

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from expert_cache.tensor_file import replacing
+from dwellmoe.files import replacing
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

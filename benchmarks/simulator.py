@@ -19,15 +19,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import show_result
-from errors import UserError, run_command
-from expert_cache.cache import ExpertCache
-from expert_cache.curve import curve
-from expert_cache.formats import write_trace
-from expert_cache.learned.weights import save_weights
-from expert_cache.policies import ml_flashmoe
-from expert_cache.replay import replay
-from expert_cache.trace import RoutingTrace
-from specs import name_of
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.cache.formats import write_trace
+from dwellmoe.cache.learned.weights import save_weights
+from dwellmoe.cache.policies import ml_flashmoe
+from dwellmoe.cache.replay.curve import curve
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError, run_command
+from dwellmoe.registry import name_of
 
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
 GLOBAL: dict = {"scope": "global", "access": "sequential"}

@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import parser_of, save_result
-from config import LocalitySettings, ModelSettings, TrainSettings
-from data_pipeline.collate import PaddingCollator
-from locality.elastic_lora import LoraShape, add_elastic_lora
-from model_loader import load_model, quiet
-from models import MoeLayer, find_moe_layers
-from routing import RouterTap
-from routing.trace_recorder import TraceRecorder
+from config import TrainSettings
+from dwellmoe.data.collate import PaddingCollator
+from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.families.settings import ModelSettings
+from dwellmoe.loading import load_model, quiet
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
+from dwellmoe.locality.settings import LocalitySettings
+from dwellmoe.routing import RouterTap
+from dwellmoe.routing.trace_recorder import TraceRecorder
 from trainer import LocalityTrainer
 
 MEMORY_STEPS = 6

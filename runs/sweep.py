@@ -21,11 +21,11 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError, run_command
-from expert_cache.replay import replay
-from expert_cache.trace import RoutingTrace
-from plots import pareto
-from plots.style import save
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError, run_command
+from dwellmoe.plots import pareto
+from dwellmoe.plots.style import save
 
 BUDGETS = (12.5, 25.0, 50.0)
 """Percent of a layer's experts that the cache holds."""

@@ -11,7 +11,7 @@ import pytest
 # Read by the hub client when it is first imported: set later, it would wait for a hub that tests never ask.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.data_pipeline.stand_ins import WORDS, word_tokenizer, words, write_task
+from tests.data.stand_ins import WORDS, word_tokenizer, words, write_task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ def run_command(tmp_path, monkeypatch):
         variables = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-            "STICKYMOE_CACHE": str(tmp_path / "cache"),
+            "DWELLMOE_CACHE": str(tmp_path / "cache"),
             **environment,
         }
         return subprocess.run(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from config import LocalitySettings
-from errors import UserError
+from dwellmoe.errors import UserError
+from dwellmoe.locality.settings import LocalitySettings
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from errors import UserError, run_command
+from dwellmoe.errors import UserError, run_command
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Holds the house's one structural rule: imports point downwards."""
+"""The one structural rule: imports point downwards, and nothing in the package imports a file of the root."""
 
 import ast
 from pathlib import Path
@@ -6,92 +6,93 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
-    "errors": 0,
-    "specs": 0,
-    "simulate_options": 0,
-    "command_line": 0,
-    "config": 0,
-    "launch": 0,
-    "expert_cache": 0,
-    "models": 0,
-    "routing": 1,
-    "locality": 1,
-    "offload": 2,
-    "checkpoints": 3,
-    "trainer": 3,
-    "training_run": 3,
-    "training_callbacks": 3,
-    "model_loader": 3,
-    "data_preparer": 3,
-    "data_pipeline": 3,
-    "evaluation": 3,
-    "eviction_training": 3,
-    "plots": 3,
-    "main": 4,
-    "inference": 4,
-    "simulate": 4,
+    **dict.fromkeys(("errors", "files", "registry", "options", "log"), 0),
+    **dict.fromkeys(("cache", "families", "data", "settings_parser", "launch"), 1),
+    "routing": 2,
+    "experts": 2,
+    **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints"), 3),
+    "loading": 4,
+    **dict.fromkeys(("evaluation", "plots", "serve"), 5),
+    "cli": 6,
+    **dict.fromkeys(("__init__", "__main__"), 7),
 }
-SAME_LAYER = {  # arrows inside a layer that the design allows, beside those inside a room
-    0: {
-        ("command_line", "errors"),
-        ("config", "command_line"),
-        ("config", "errors"),
-        ("simulate_options", "errors"),
-        ("expert_cache", "errors"),
-        ("expert_cache", "specs"),
-        ("models", "errors"),
-        ("specs", "errors"),
-    },
-    1: {("locality", "routing")},
-    2: set(),
-    3: None,
-    4: set(),
-}
-TORCH_FREE = ("expert_cache", "plots", "simulate", "errors", "specs")
-
-
-def _files():
-    places = [ROOT / f"{name}.py" for name in LAYERS] + [ROOT / name for name in LAYERS]
-    for place in places:
-        yield from [place] if place.is_file() else sorted(place.rglob("*.py"))
+"""Module or folder of the package -> its layer. A file imports its own room and lower layers."""
+SAME_LAYER = {
+    ("log", "errors"), ("files", "errors"), ("registry", "errors"), ("options", "errors"),
+    ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
+}  # fmt: skip
+"""Imports inside a layer that the design allows."""
+ROOT_FILES = ("main", "inference", "config", "trainer", "model_loader", "data_preparer")
+SCRIPTS = ("benchmarks", "runs", "models")
+"""Folders whose scripts import the package and the root's files, and one another, but nobody imports them."""
+TORCH_FREE = ("cache", "plots", "errors", "files", "registry", "options", "log", "cli", "__init__")
 
 
 def _room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path):
-    """Names of the top-level modules a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _imports(path: Path, inside_functions: bool = True):
+    """Dotted names of the modules that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if inside_functions else tree.body
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "dwellmoe":
+            yield from (f"dwellmoe.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.split(".")[0]
+            yield node.module
 
 
 def _allowed(room: str, other: str) -> bool:
-    if room == other or other not in LAYERS:
-        return True
-    here, there = LAYERS[room], LAYERS[other]
-    if here == there:
-        allowed = SAME_LAYER[here]
-        return allowed is None or (room, other) in allowed
-    return there < here
+    return room == other or LAYERS[other] < LAYERS[room] or (room, other) in SAME_LAYER
 
 
-@pytest.mark.parametrize("path", list(_files()), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path: Path):
-    if "tiny-" in str(path):
-        pytest.skip("a script, not a module")
-    wrong = [other for other in _imports(path) if not _allowed(_room(path), other)]
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_the_package_imports_downwards_only(path: Path):
+    names = set(_imports(path))
+    rooms = {name.split(".")[1] for name in names if name.startswith("dwellmoe.")}
+    wrong = sorted(other for other in rooms if not _allowed(_room(path), other))
     assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}, which lie above or beside it"
+    outside = {name.split(".")[0] for name in names} & {*ROOT_FILES, *SCRIPTS, "tests"}
+    assert not outside, f"{path.relative_to(ROOT)} imports {sorted(outside)} from outside the package"
 
 
-@pytest.mark.parametrize("path", [p for p in _files() if _room(p) in TORCH_FREE], ids=lambda p: p.stem)
-def test_torch_free_rooms_import_no_torch(path: Path):
-    heavy = {"torch", "transformers", "peft", "datasets", "accelerate"} & set(_imports(path))
-    assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / f"{name}.py" for name in ROOT_FILES]
+    + sorted(path for folder in SCRIPTS for path in (ROOT / folder).rglob("*.py")),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_only_scripts_import_scripts(path: Path):
+    tops = {name.split(".")[0] for name in _imports(path)}
+    wrong = tops & ({*SCRIPTS} if path.parent == ROOT else {"tests"})
+    assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(PACKAGE.rglob("*.py")) if _room(path) in TORCH_FREE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_light_modules_import_no_torch(path: Path):
+    heavy = {"torch", "transformers", "peft", "datasets", "accelerate"}
+    found = heavy & {name.split(".")[0] for name in _imports(path, inside_functions=_room(path) != "cli")}
+    assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
+
+
+def test_every_room_has_a_layer():
+    rooms = {_room(path) for path in PACKAGE.rglob("*.py")}
+    assert rooms <= set(LAYERS)
+
+
+def test_the_root_holds_the_six_files_and_no_other_python():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ROOT_FILES)
 
 
 def test_the_data_folder_is_no_package():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from errors import UserError
-from evaluation.ranks import Ranks
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.ranks import Ranks
 from inference import evaluate, parse
 from tests.evaluation.workspace import make_workspace, options
 

@@ -6,10 +6,14 @@ import subprocess
 import sys
 import time
 
-from launch import DEFAULT_DEEPSPEED, STALE_SECONDS, with_default_deepspeed
+from config import DEFAULT_DEEPSPEED, with_default_deepspeed
+from dwellmoe.launch import STALE_SECONDS
 from tests.conftest import ROOT
 
-RANK = "import launch, time; launch.end_with_launcher(); print('ready', flush=True); time.sleep(60)"
+RANK = (
+    "import time; from dwellmoe import launch; launch.end_with_launcher(); "
+    "print('ready', flush=True); time.sleep(60)"
+)
 LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}])"
 
 

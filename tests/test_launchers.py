@@ -54,7 +54,7 @@ def test_a_rank_that_dies_ends_the_run_which_then_goes_on(run_command, tmp_path,
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
-        "STICKYMOE_CACHE": str(tmp_path / "cache"),
+        "DWELLMOE_CACHE": str(tmp_path / "cache"),
     }
     with (tmp_path / "stderr").open("w") as stderr:
         run = subprocess.Popen(

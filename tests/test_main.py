@@ -15,8 +15,8 @@ import torch
 from transformers import Trainer
 
 import main
-from checkpoints import complete_checkpoints
-from errors import UserError
+from dwellmoe.checkpoints import complete_checkpoints
+from dwellmoe.errors import UserError
 from tests.conftest import ROOT, quick_training
 
 LOGGED = ("lm_loss", "locality_weight")
@@ -49,14 +49,14 @@ def command(options, *more):
 
 
 def environment(folder):
-    return os.environ | {"OMP_NUM_THREADS": "1", "STICKYMOE_CACHE": str(folder / "cache")}
+    return os.environ | {"OMP_NUM_THREADS": "1", "DWELLMOE_CACHE": str(folder / "cache")}
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Runs the command in this process, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STICKYMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DWELLMOE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

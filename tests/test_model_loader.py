@@ -6,9 +6,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from config import ModelSettings
-from errors import UserError
-from model_loader import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
+from dwellmoe.errors import UserError
+from dwellmoe.families.settings import ModelSettings
+from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
 from tests.tiny_models import tiny_model
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import Trainer
 
-from config import LocalitySettings, TrainSettings
-from data_pipeline.collate import PaddingCollator
-from errors import UserError
-from locality.elastic_lora import LoraShape, add_elastic_lora
-from locality.objectives import objective_names
-from models import find_moe_layers
+from config import TrainSettings
+from dwellmoe.data.collate import PaddingCollator
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
+from dwellmoe.locality.objectives import objective_names
+from dwellmoe.locality.settings import LocalitySettings
 from tests.tiny_models import tiny_model
-from trainer import LocalityTrainer
-from training_callbacks import HoldTarget
+from trainer import HoldTarget, LocalityTrainer
 
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import models  # noqa: F401 - registers the families that transformers lacks
+import dwellmoe.families  # noqa: F401 - registers the families that transformers lacks
 
 # Families call the same thing differently: whatever of this a configuration has, is set.
 _SIZES: dict[str, Any] = {

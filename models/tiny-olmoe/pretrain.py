@@ -31,9 +31,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data_pipeline.examples import load_examples
-from data_pipeline.task import load_task
-from locality.balance import balance_loss
+from dwellmoe.data.examples import load_examples
+from dwellmoe.data.task import load_task
+from dwellmoe.locality.balance import balance_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from data_pipeline.cache import digest
-from data_pipeline.download import file_sha256
-from errors import UserError, run_command
+from dwellmoe.data.download import file_sha256
+from dwellmoe.data.download_cache import digest
+from dwellmoe.errors import UserError, run_command
 from moe_activations import TwinStream
 from moe_distil import distil
 from moe_files import load_block, load_numbers, save_block, save_numbers

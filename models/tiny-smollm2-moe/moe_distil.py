@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from locality.balance import balance_loss
+from dwellmoe.locality.balance import balance_loss
 from moe_heal import BALANCE_WEIGHT
 
 BATCH_ROWS = 2

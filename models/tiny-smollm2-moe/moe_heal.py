@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from locality.balance import balance_loss
+from dwellmoe.locality.balance import balance_loss
 from moe_router_fit import expert_neurons
 
 ALL_NEURONS = "all_neurons"

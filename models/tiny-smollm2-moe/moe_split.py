@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from errors import UserError
+from dwellmoe.errors import UserError
 
 CLUSTER_ROUNDS = 8
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import write_checkpoint
-from errors import UserError
+from dwellmoe.errors import UserError
 
 TINY = {
     "olmoe": {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4},

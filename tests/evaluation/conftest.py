@@ -24,16 +24,17 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def subject(workspace, one_thread):
-    from inference import load_subject, parse
+    from inference import parse
+    from model_loader import load_subject
 
     return load_subject(parse(options(workspace)))
 
 
 @pytest.fixture(scope="session")
 def requests(workspace, subject):
-    from data_pipeline.task import load_task
-    from evaluation.extent import Extent
-    from evaluation.requests import load_requests
+    from dwellmoe.data.task import load_task
+    from dwellmoe.evaluation.requests import load_requests
+    from dwellmoe.evaluation.sample_spec import Extent
 
     task = load_task(str(workspace / "task" / "task.toml"))
     return load_requests(task, "test", subject.tokenizer, Extent(0, 3, 6, 64), 42)
@@ -42,7 +43,7 @@ def requests(workspace, subject):
 @pytest.fixture(scope="session")
 def run(workspace, one_thread):
     """The results folder of a whole run with one rank."""
-    from evaluation.ranks import Ranks
+    from dwellmoe.evaluation.ranks import Ranks
     from inference import evaluate, parse
 
     evaluate(parse(options(workspace, json=workspace / "copy.json")), Ranks())

@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from errors import UserError
-from evaluation.answers import EXTRACTORS, Verdict, extract_answer, judge
-from evaluation.numbers import parse_number
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.answers.judge import EXTRACTORS, Verdict, extract_answer, judge
+from dwellmoe.evaluation.answers.number_answers import parse_number
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_form_tells_right_wrong_and_nothing_apart(form, right, wrong):
 
 
 def test_the_forms_are_those_of_task_files():
-    from data_pipeline.task import ANSWER_FORMS
+    from dwellmoe.data.task import ANSWER_FORMS
 
     assert {*EXTRACTORS, "code"} == set(ANSWER_FORMS), "code is run, not read"
 

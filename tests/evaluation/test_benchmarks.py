@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from config import EvaluationSettings
-from data_pipeline.examples import Example
-from data_pipeline.task import Task, load_task
-from errors import UserError
-from evaluation.extent import EVERY, Extent, extent_of
-from evaluation.generation import generate
-from evaluation.metrics import load_metric
-from evaluation.programs import program_of
-from evaluation.ranks import Ranks
-from evaluation.requests import load_requests
-from evaluation.stopping import StopWords, before_stop
-from evaluation.timing import Timing, speed_row
-from evaluation.wording import as_message, asked_in_chat, chat_task
-from expert_cache.trace import RoutingTrace
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.data.examples import Example
+from dwellmoe.data.task import Task, load_task
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.answers.programs import program_of
+from dwellmoe.evaluation.chat_template import as_message, asked_in_chat, chat_task
+from dwellmoe.evaluation.generation import generate
+from dwellmoe.evaluation.metrics import load_metric
+from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.requests import load_requests
+from dwellmoe.evaluation.sample_spec import EVERY, Extent, extent_of
+from dwellmoe.evaluation.settings import EvaluationSettings
+from dwellmoe.evaluation.stopping import StopWords, before_stop
+from dwellmoe.evaluation.timing import Timing, speed_row
 from inference import answer_one, evaluate, parse
-from tests.data_pipeline.stand_ins import word_tokenizer, words, write_task
+from tests.data.stand_ins import word_tokenizer, words, write_task
 from tests.evaluation.workspace import make_workspace, options
 
 CODE_TASK = """

@@ -2,8 +2,8 @@
 
 import pytest
 
-from errors import UserError
-from evaluation.cecar_names import in_our_names
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.cecar_names import in_our_names
 
 
 def test_its_evaluation_command():

@@ -2,7 +2,7 @@
 
 import io
 
-from evaluation.chat import chat
+from dwellmoe.evaluation.chat import chat
 
 
 def talk(subject, lines):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.code_sandbox import Limits, SandboxUnavailable, Verdict, check_sandbox, run_program
-from evaluation.sandbox.confine import WAYS
-from evaluation.sandbox.system_calls import ARCHITECTURES, filter_for
+from dwellmoe.evaluation.sandbox.confine import WAYS
+from dwellmoe.evaluation.sandbox.run import Limits, SandboxUnavailable, Verdict, check_sandbox, run_program
+from dwellmoe.evaluation.sandbox.system_calls import ARCHITECTURES, filter_for
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Limits(wall_seconds=5, cpu_seconds=5)
@@ -259,7 +259,7 @@ def test_nothing_runs_on(way):
 
 def test_a_killed_parent_takes_its_program_along(tmp_path):
     script = (
-        "from evaluation.code_sandbox import *\n"
+        "from dwellmoe.evaluation.sandbox.run import *\n"
         "import threading, os, time\n"
         "threading.Timer(0.5, os._exit, [3]).start()\n"
         "run_program('while True: pass', Limits(wall_seconds=60, cpu_seconds=60))\n"

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from errors import UserError
-from evaluation.ranks import Ranks
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.offload import engine_of
 from inference import answer_one, evaluate, main, parse
-from offload import engine_of
 from tests.evaluation.workspace import options
 
 
@@ -46,7 +46,7 @@ def test_every_variant_says_what_the_engine_did(reports):
 def test_a_chat_is_streamed_and_sampled(workspace, monkeypatch, capsys):
     given = [*options(workspace, expert_budget="3", temperature="0.7", seed="3"), "--chat_mode", "True"]
     monkeypatch.setattr(sys, "argv", ["inference.py", *given])
-    monkeypatch.setattr("evaluation.chat.chat.__defaults__", (["w1 w2 w3\n"], sys.stdout, 0.0))
+    monkeypatch.setattr("dwellmoe.evaluation.chat.chat.__defaults__", (["w1 w2 w3\n"], sys.stdout, 0.0))
     main()
     said = capsys.readouterr().out
     assert "engine: first token" in said and "MB read" in said

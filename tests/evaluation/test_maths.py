@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.answers import Verdict, extract_answer, judge
-from evaluation.expressions import Unreadable, worth
-from evaluation.maths import boxed, same_result
+from dwellmoe.evaluation.answers.expressions import Unreadable, worth
+from dwellmoe.evaluation.answers.judge import Verdict, extract_answer, judge
+from dwellmoe.evaluation.answers.maths import boxed, same_result
 
 SAME = [
     (r"\left(3,\frac{\pi}{2}\right)", r"(3, \pi/2)"),

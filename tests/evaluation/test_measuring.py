@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.choices import choice_rows, chosen_rightly, other_answers
-from evaluation.generation import generate, repeated_share
-from evaluation.recording import has_pairs, join
-from evaluation.requests import in_batches
-from evaluation.teacher_forced import Score, score_and_record, score_rows
-from expert_cache import metrics
-from model_loader import active_variant
-from routing import RouterTap
-from routing.trace_recorder import TraceRecorder
+from dwellmoe.cache import metrics
+from dwellmoe.evaluation.answers.choices import choice_rows, chosen_rightly, other_answers
+from dwellmoe.evaluation.generation import generate, repeated_share
+from dwellmoe.evaluation.recording import has_pairs, join
+from dwellmoe.evaluation.requests import in_batches
+from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
+from dwellmoe.loading import active_variant
+from dwellmoe.routing import RouterTap
+from dwellmoe.routing.trace_recorder import TraceRecorder
 
 
 def alone(subject, ids):
@@ -75,7 +75,7 @@ def test_batches_hold_everything_once_and_like_lengths_together():
 
 
 def test_every_other_choice_is_ranked(workspace, subject, requests):
-    from data_pipeline.task import load_task
+    from dwellmoe.data.task import load_task
 
     task = load_task(str(workspace / "task" / "task.toml"))
     rows = choice_rows(task, requests, subject.tokenizer, 64, 2)

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from errors import UserError
-from evaluation.metrics import load_metric, metric_names
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.metrics import load_metric, metric_names
 
 
 @pytest.fixture(autouse=True)

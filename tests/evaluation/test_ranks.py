@@ -39,7 +39,7 @@ def test_a_dead_rank_ends_the_run(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(
         "import os\n"
-        "from evaluation.ranks import joined_ranks\n"
+        "from dwellmoe.evaluation.ranks import joined_ranks\n"
         "with joined_ranks() as ranks:\n"
         "    if not ranks.first:\n"
         "        os._exit(9)\n"
@@ -53,7 +53,7 @@ def test_ranks_part_at_the_end_whoever_joined_them(tmp_path, fails):
     script = tmp_path / "parts.py"
     script.write_text(
         "import torch.distributed as dist\n"
-        "from evaluation.ranks import joined_ranks\n"
+        "from dwellmoe.evaluation.ranks import joined_ranks\n"
         "dist.init_process_group('gloo')\n"
         "try:\n"
         "    with joined_ranks() as ranks:\n"

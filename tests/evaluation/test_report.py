@@ -7,14 +7,15 @@ from itertools import product
 
 import pytest
 
-from errors import UserError
-from evaluation.cache_rows import at_share, policy_list
-from evaluation.folder import choose_folder, written_whole
-from evaluation.quality import _finite
-from evaluation.summary import readable_bytes
-from expert_cache.metrics import ecr
-from expert_cache.replay import replay
-from expert_cache.trace import RoutingTrace
+from dwellmoe.cache.metrics import ecr
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.report.cache_rows import at_share, policy_list
+from dwellmoe.evaluation.report.folder import choose_folder
+from dwellmoe.evaluation.report.quality import _finite
+from dwellmoe.evaluation.report.summary import readable_bytes
+from dwellmoe.files import written_whole
 
 VARIANTS = ["base", "control", "tuned"]
 TEXTS = ["teacher_forced", "generated"]

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from errors import UserError
-from evaluation.ranks import Ranks
-from expert_cache.replay_split import replay_split
-from expert_cache.trace import RoutingTrace
+from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.ranks import Ranks
 from inference import evaluate, parse
 from tests.evaluation.workspace import options
 

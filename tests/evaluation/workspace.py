@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.data_pipeline.stand_ins import WORDS, word_tokenizer, write_task
+from tests.data.stand_ins import WORDS, word_tokenizer, write_task
 from tests.tiny_models import tiny_model
 
 CHOICE_TASK = """

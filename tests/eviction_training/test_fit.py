@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from errors import UserError
-from eviction_training.fit import FitSettings, fit, fitted_policies
-from eviction_training.fitters.ml_habits import log_loss, regress
-from eviction_training.mlp import horizon_label, long_horizon
-from eviction_training.requests import split_by_request
-from expert_cache.learned.weights import load_weights
-from expert_cache.policies.base import parse_policy, policy_names
-from expert_cache.trace import RoutingTrace
-from tests.expert_cache.traces import random_trace
+from dwellmoe.cache.learned.weights import load_weights
+from dwellmoe.cache.policies.base import parse_policy, policy_names
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+from dwellmoe.eviction_training.fit import FitSettings, fit, fitted_policies
+from dwellmoe.eviction_training.fitters.ml_habits import log_loss, regress
+from dwellmoe.eviction_training.mlp import horizon_label, long_horizon
+from dwellmoe.eviction_training.requests import split_by_request
+from tests.cache.traces import random_trace
 
 FAST = FitSettings(epochs=2, capacity=6)
 

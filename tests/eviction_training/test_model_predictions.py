@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-import simulate
-from errors import UserError
-from eviction_training.model_predictions import Source, record
-from expert_cache.prediction import Calibration, used_of
-from expert_cache.recorded_predictions import RecordedPredictions
-from expert_cache.trace import DECODE
-from models import find_moe_layers
-from routing import RouterTap, TraceRecorder
-from routing.gate_ahead import margins_ahead
-from routing.scoutgate import load_scoutgate, predict_scoutgate
-from tests.expert_cache.traces import random_trace
+from dwellmoe.cache.prediction import Calibration, used_of
+from dwellmoe.cache.recorded_predictions import RecordedPredictions
+from dwellmoe.cache.trace import DECODE
+from dwellmoe.cli import simulate
+from dwellmoe.errors import UserError
+from dwellmoe.eviction_training.model_predictions import Source, record
+from dwellmoe.families import find_moe_layers
+from dwellmoe.routing import RouterTap, TraceRecorder
+from dwellmoe.routing.gate_ahead import margins_ahead
+from dwellmoe.routing.scoutgate import load_scoutgate, predict_scoutgate
+from tests.cache.traces import random_trace
 from tests.tiny_models import tiny_model
 
 
@@ -70,7 +70,7 @@ def test_gate_ahead_is_the_calibrated_margin(source):
 
 
 def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("model_loader.load_model", lambda settings: source.model)
+    monkeypatch.setattr("dwellmoe.loading.load_model", lambda settings: source.model)
     learned, trace, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "p.safetensors"
     of_the_model(source.model, 0).save(learned)
     dataclasses.replace(source.trace, expert_bytes=(1000,) * source.trace.layers).save(trace)

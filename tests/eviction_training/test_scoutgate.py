@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from eviction_training.requests import rows_of
-from eviction_training.scoutgate import loss, train_scoutgate
-from expert_cache.prediction import quality, used_of
-from expert_cache.trace import RoutingTrace
-from routing.scoutgate import PADDING, WINDOW, predict_scoutgate, windows
-from tests.expert_cache.traces import random_trace
+from dwellmoe.cache.prediction import quality, used_of
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+from dwellmoe.eviction_training.requests import rows_of
+from dwellmoe.eviction_training.scoutgate import loss, train_scoutgate
+from dwellmoe.routing.scoutgate import PADDING, WINDOW, predict_scoutgate, windows
+from tests.cache.traces import random_trace
 
 VOCABULARY, EXPERTS, LAYERS, TOP_K = 20, 8, 2, 2
 

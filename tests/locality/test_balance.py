@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from locality.balance import UsesOfAStep, balance_loss, request_groups
+from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
 
 T, E, K = 40, 8, 2
 

@@ -6,7 +6,7 @@ from math import cos, log, pi
 
 import pytest
 
-from locality.controller import Dial
+from dwellmoe.locality.controller import Dial
 
 
 class StandIn:

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from config import AdapterSettings
-from errors import UserError
-from locality.elastic_lora import LoraShape, add_elastic_lora
-from locality.savings import savings, trainable_count
-from models import find_moe_layers
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
+from dwellmoe.locality.savings import savings, trainable_count
+from dwellmoe.locality.settings import AdapterSettings
 from tests.tiny_models import tiny_model
 
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]

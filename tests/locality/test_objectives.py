@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from errors import UserError
-from expert_cache.cache import ExpertCache
-from locality.objectives import load_objective, objective_names
-from locality.pairs import pair_mask
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.errors import UserError
+from dwellmoe.locality.objectives import load_objective, objective_names
+from dwellmoe.locality.pairs import pair_mask
 
 L, B, T, E, K = 2, 3, 7, 8, 2
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from config import LocalitySettings
-from data_pipeline.collate import PackingCollator, PaddingCollator
-from errors import UserError
-from locality.rerouted_training import TrainingCache, check_rerouting
-from models import find_moe_layers
-from routing import RouterTap, VirtualCache
+from dwellmoe.data.collate import PackingCollator, PaddingCollator
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.locality.rerouted_training import TrainingCache, check_rerouting
+from dwellmoe.locality.settings import LocalitySettings
+from dwellmoe.routing import RouterTap, VirtualCache
 from tests.test_trainer import gate_gradient, rows, trainer_of
 from tests.tiny_models import tiny_model
 

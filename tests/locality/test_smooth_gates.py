@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from locality.smooth_gates import InputMoments, set_gates, smoothed_gates
-from models import find_moe_layers, gate_matrix
-from routing import RouterTap
+from dwellmoe.families import find_moe_layers, gate_matrix
+from dwellmoe.locality.smooth_gates import InputMoments, set_gates, smoothed_gates
+from dwellmoe.routing import RouterTap
 from tests.tiny_models import FAMILIES, tiny_model
 
 SEGMENTS_BT = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]])

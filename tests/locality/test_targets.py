@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from errors import UserError
-from expert_cache.replay import replay
-from expert_cache.trace import RoutingTrace
-from locality.collapse import refuse_collapse
-from locality.monitor import ecr_per_layer, experts_used
-from locality.quality_reference import control_losses
-from locality.targets import Target, target_of
-from models import MoeLayer
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer
+from dwellmoe.locality.collapse import refuse_collapse
+from dwellmoe.locality.monitor import ecr_per_layer, experts_used
+from dwellmoe.locality.quality_reference import control_losses
+from dwellmoe.locality.targets import Target, target_of
 
 LAYER = MoeLayer(0, 3, "mlp", "mlp.gate", "mlp.experts", "attention", (), num_experts=8, top_k=2)
 

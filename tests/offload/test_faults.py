@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errors import UserError
-from offload import EngineSettings, ReadFault, Storage, load_with_cache
-from offload.pack import pack
-from offload.shards import find_shards
+from dwellmoe.errors import UserError
+from dwellmoe.offload import EngineSettings, ReadFault, Storage, load_with_cache
+from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.offload.pack import pack
 from tests.tiny_models import tiny_model
 
 SETTINGS = EngineSettings(expert_budget="3", readers=2, prefill_buffer=2)
@@ -288,7 +288,7 @@ def test_a_shard_that_may_not_be_read_is_named(checkpoint, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return really_open(path, *arguments, **options)
 
-    monkeypatch.setattr("offload.storage.os.open", refuse)
+    monkeypatch.setattr("dwellmoe.offload.io.storage.os.open", refuse)
     with pytest.raises(UserError, match=f"{shard.name}.*Permission denied"):
         Storage(find_shards(str(checkpoint)).paths)
 

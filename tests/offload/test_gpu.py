@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from offload import Engine, EngineSettings, load_with_cache
+from dwellmoe.offload import Engine, EngineSettings, load_with_cache
 from tests.offload.workbench import checkpoint, on_the_books, present, prompt, resident
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CONSTANT_BYTES = 96 << 20  # machine code, the family's modules, work space of torch and readers
 SCRIPT = """
 import sys, torch
-from offload import EngineSettings, load_with_cache
+from dwellmoe.offload import EngineSettings, load_with_cache
 print("imported", flush=True); sys.stdin.readline()
 model, engine = load_with_cache(sys.argv[1], EngineSettings(expert_budget="12.5%", readers=2), torch.float32)
 model.generate(torch.arange(3, 43)[None], max_new_tokens=24, do_sample=False)

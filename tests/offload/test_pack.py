@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from errors import UserError
-from offload.pack import INDEX, RECORDS, pack
+from dwellmoe.errors import UserError
+from dwellmoe.offload.pack import INDEX, RECORDS, pack
 from tests.offload.workbench import checkpoint, engine_of, prompt, resident
 
 

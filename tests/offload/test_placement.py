@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from expert_cache.live import LiveCache
-from expert_cache.placed_live import PlacedDevice
-from expert_cache.trace import DECODE
-from offload import EngineSettings
-from offload.attach import check_settings
+from dwellmoe.cache.tiers.live import LiveCache
+from dwellmoe.cache.tiers.watermark.live import PlacedDevice
+from dwellmoe.cache.trace import DECODE
+from dwellmoe.errors import UserError
+from dwellmoe.offload import EngineSettings
+from dwellmoe.offload.attach import check_settings
 from tests.offload.workbench import engine_of, on_the_books, present, prompt, resident
 
 

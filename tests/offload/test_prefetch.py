@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from offload.foresight import GateForesight
-from offload.prefetch import Prefetch
-from offload.residents import ABSENT
-from offload.statistics import Statistics
+from dwellmoe.offload.prefetch import Prefetch
+from dwellmoe.offload.prefetch_predictors import GateForesight
+from dwellmoe.offload.slot_table import ABSENT
+from dwellmoe.offload.statistics import Statistics
 
 EXPERTS, FORESEEN = 8, 3
 NUMBER = EXPERTS + FORESEEN  # of layer 1

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from expert_cache.cache import ExpertCache
-from expert_cache.live import LiveCache
-from expert_cache.policies.base import parse_policy, policy_names
-from expert_cache.replay import replay
-from expert_cache.replay_split import replay_split
-from expert_cache.trace import DECODE
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.cache.policies.base import parse_policy, policy_names
+from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.cache.tiers.live import LiveCache
+from dwellmoe.cache.trace import DECODE
 from tests.offload.workbench import engine_of, prompt
 
 LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
@@ -79,9 +79,9 @@ def test_both_phases(settings, rows, orders_log):
 
 def test_a_trace_of_decoding_has_the_ecr_of_its_text():
     """Recorded by the engine or by the tap on the routers: the same routing."""
-    from expert_cache.metrics import ecr
-    from models import find_moe_layers
-    from routing import RouterTap, TraceRecorder
+    from dwellmoe.cache.metrics import ecr
+    from dwellmoe.families import find_moe_layers
+    from dwellmoe.routing import RouterTap, TraceRecorder
 
     model, engine = engine_of("deepseek_v3", decode_policy="lfu")
     with engine:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from expert_cache.replay_split import replay_split
-from expert_cache.trace import EMPTY
-from models import find_moe_layers
-from offload import LiveRerouting
-from routing import RouterTap, VirtualCache
+from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.cache.trace import EMPTY
+from dwellmoe.families import find_moe_layers
+from dwellmoe.offload import LiveRerouting
+from dwellmoe.routing import RouterTap, VirtualCache
 from tests.offload.workbench import engine_of, prompt, resident
 
 REQUESTS, TOKENS = 2, 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errors import UserError
+from dwellmoe.errors import UserError
 from tests.offload.workbench import checkpoint, engine_of, prompt
 from tests.tiny_models import tiny_model
 
@@ -50,7 +50,7 @@ def test_a_budget_in_bytes_holds_the_buffers_too():
 
 @pytest.mark.parametrize("family", ["llama4_text", "inkling2_text"])
 def test_experts_that_cannot_run_from_a_cache(family, tmp_path):
-    from offload import EngineSettings, load_with_cache
+    from dwellmoe.offload import EngineSettings, load_with_cache
 
     tiny_model(family).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="experts"):
@@ -83,7 +83,7 @@ def test_quantised_experts_are_refused(family, change, message, tmp_path):
 def test_a_dense_model_has_no_experts(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from offload import EngineSettings, load_with_cache
+    from dwellmoe.offload import EngineSettings, load_with_cache
 
     sizes: dict[str, Any] = {
         "hidden_size": 16,

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from offload import Engine, EngineSettings, load_with_cache
+from dwellmoe.offload import Engine, EngineSettings, load_with_cache
 from tests.tiny_models import tiny_model
 
 
 @cache
 def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> Path:
     """A random model of this family on disk, made once a session."""
-    folder = Path(mkdtemp(prefix=f"stickymoe-{family}-"))
+    folder = Path(mkdtemp(prefix=f"dwellmoe-{family}-"))
     model: Any = tiny_model(family, **overrides)
     model.to(dtype).save_pretrained(folder)
     return folder

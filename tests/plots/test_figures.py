@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from plots import ecr_per_layer, hit_rate_curve, levers, memory_throughput, routing_over_time
-from plots.style import save
+from dwellmoe.plots import ecr_per_layer, hit_rate_curve, memory_throughput, methods, routing_over_time
+from dwellmoe.plots.style import save
 
 CONVENTION = {"scope": "layer", "access": "atomic", "phase": "decode", "start": "cold", "reset": "never"}
 
@@ -38,7 +38,7 @@ FIGURES = {
     ),
     "ecr": lambda: ecr_per_layer.draw(localities()),
     "routing": lambda: routing_over_time.draw({"base": np.arange(6).reshape(3, 2)}, 6, 0, 1, "request 0"),
-    "levers": lambda: levers.draw(
+    "levers": lambda: methods.draw(
         [
             {
                 "lever": lever,
@@ -47,7 +47,7 @@ FIGURES = {
                 "miss_bytes_per_token": 1e6,
                 "perplexity": 9.0,
             }
-            for lever in levers.LEVERS
+            for lever in methods.LEVERS
             for budget in (12.5, 25)
         ],
         "a model",
@@ -71,7 +71,7 @@ def test_only_what_the_token_before_chose_counts_as_stayed():
 
 
 def test_figures_need_no_torch():
-    names = ("hit_rate_curve", "ecr_per_layer", "routing_over_time", "memory_throughput", "levers")
-    modules = ", ".join(f"plots.{name}" for name in names)
+    names = ("hit_rate_curve", "ecr_per_layer", "routing_over_time", "memory_throughput", "methods")
+    modules = ", ".join(f"dwellmoe.plots.{name}" for name in names)
     check = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from errors import UserError
-from plots.pareto import Spread, draw, fronts, line, worse_than
-from plots.style import save
+from dwellmoe.errors import UserError
+from dwellmoe.plots.pareto import Spread, draw, fronts, line, worse_than
+from dwellmoe.plots.style import save
 
 
 def variant(fetched):

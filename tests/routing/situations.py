@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from expert_cache.weight_ratios import Thresholds, stopping_places
-from routing.strategies import strategy_names
-from routing.strategies.base import NEVER, Situation
+from dwellmoe.cache.weight_ratios import Thresholds, stopping_places
+from dwellmoe.routing.strategies import strategy_names
+from dwellmoe.routing.strategies.base import NEVER, Situation
 
 EXPERTS, TOP_K, LAYERS = 12, 4, 3
 

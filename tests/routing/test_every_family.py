@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from models import find_moe_layers, lora_targets
-from models.base import unwrap
-from routing import RouterTap, router_order
+from dwellmoe.families import find_moe_layers, lora_targets
+from dwellmoe.families.base import unwrap
+from dwellmoe.routing import RouterTap, router_order
 from tests.tiny_models import FAMILIES, tiny_model
 
 TOKENS_BT = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from expert_cache.prediction import Calibration, quality
-from models import find_moe_layers
-from routing import RouterTap
-from routing.gate_ahead import GateAhead, margin, margins_ahead
-from tests.expert_cache.traces import random_trace
+from dwellmoe.cache.prediction import Calibration, quality
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.routing import RouterTap
+from dwellmoe.routing.gate_ahead import GateAhead, margin, margins_ahead
+from tests.cache.traces import random_trace
 from tests.tiny_models import tiny_model
 
 TOKENS_BT = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from expert_cache.replay_split import replay_split
-from expert_cache.trace import EMPTY
-from models import find_moe_layers
-from routing import Rerouter, RouterTap, TraceRecorder, VirtualCache
-from routing.router_scores import score_rules
-from routing.strategies.base import NEVER
+from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.cache.trace import EMPTY
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.routing import Rerouter, RouterTap, TraceRecorder, VirtualCache
+from dwellmoe.routing.router_scores import score_rules
+from dwellmoe.routing.strategies.base import NEVER
 from tests.routing.situations import specs
 from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
@@ -227,7 +227,7 @@ def test_odp_protects_by_attention_and_leaves_no_hook(tmp_path):
 
 
 def test_importance_is_norm_times_later_attention():
-    from routing.token_importance import importance
+    from dwellmoe.routing.token_importance import importance
 
     attention_HTT, norms_T = torch.rand(2, 5, 5), torch.rand(5)
     for token in range(4):
@@ -238,7 +238,7 @@ def test_importance_is_norm_times_later_attention():
 
 
 def test_the_running_range_is_cache_priors():
-    from routing.rerouter import History
+    from dwellmoe.routing.rerouter import History
 
     history, ranges = History(4), [3.0, 1.0, 2.0]
     for spread in ranges:
@@ -247,7 +247,7 @@ def test_the_running_range_is_cache_priors():
 
 
 def test_a_dropped_expert_is_no_use_and_a_lag_counts_token_steps():
-    from routing.rerouter import History
+    from dwellmoe.routing.rerouter import History
 
     history = History(4)
     history.use(np.array([[2, 0]]))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
-from models import find_moe_layers
-from routing import RouterTap
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.routing import RouterTap
 from tests.tiny_models import tiny_model
 
 TOKENS_BT = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from errors import UserError
-from expert_cache.weight_ratios import Thresholds, kept_counts, thresholds_of
-from routing.strategies import load_strategy, strategy_names
-from routing.strategies.base import EMPTY, NEVER
-from tests.expert_cache.traces import random_trace
+from dwellmoe.cache.weight_ratios import Thresholds, kept_counts, thresholds_of
+from dwellmoe.errors import UserError
+from dwellmoe.routing.strategies import load_strategy, strategy_names
+from dwellmoe.routing.strategies.base import EMPTY, NEVER
+from tests.cache.traces import random_trace
 from tests.routing.situations import EXPERTS, TOP_K, situation, specs, thresholds_file
 
 NO_BONUS = {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=4"}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from expert_cache.trace import DECODE, PREFILL
-from models import expert_bytes, find_moe_layers
-from routing import RouterTap, TraceRecorder, generated_lengths
+from dwellmoe.cache.trace import DECODE, PREFILL
+from dwellmoe.errors import UserError
+from dwellmoe.families import expert_bytes, find_moe_layers
+from dwellmoe.routing import RouterTap, TraceRecorder, generated_lengths
 from tests.tiny_models import tiny_model
 
 PROMPTS = ([5, 9, 11, 7, 30], [8, 21], [40, 3, 17])

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from errors import UserError
+from dwellmoe.errors import UserError
 from runs.sweep import CONTROL, Point, accuracies, measured, task_file
 from tests.conftest import ROOT
-from tests.data_pipeline.stand_ins import write_task
+from tests.data.stand_ins import write_task
 from tests.evaluation.workspace import CHOICE_TASK, make_row
 
 

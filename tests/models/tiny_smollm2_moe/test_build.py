@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import build as build_script
-from config import ModelSettings
-from errors import UserError
-from model_loader import load_model
-from models import find_moe_layers
-from tests.data_pipeline.stand_ins import WORDS, word_tokenizer
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
+from dwellmoe.families.settings import ModelSettings
+from dwellmoe.loading import load_model
+from tests.data.stand_ins import WORDS, word_tokenizer
 from tests.models.tiny_smollm2_moe.tiny_llama import tiny_llama
 
 SMALL = ["--num_experts", "8", "--top_k", "2", "--shared_neurons", "16"]

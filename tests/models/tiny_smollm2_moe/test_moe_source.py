@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import moe_source
-from data_pipeline.examples import Example
-from data_pipeline.task import load_task
-from errors import UserError
-from tests.data_pipeline.stand_ins import word_tokenizer, words
+from dwellmoe.data.examples import Example
+from dwellmoe.data.task import load_task
+from dwellmoe.errors import UserError
+from tests.data.stand_ins import word_tokenizer, words
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from errors import UserError
-from models import find_moe_layers
+from dwellmoe.errors import UserError
+from dwellmoe.families import find_moe_layers
 from moe_heal import ALL_NEURONS
 from moe_split import (
     MoeShape,

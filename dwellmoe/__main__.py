@@ -1,0 +1,5 @@
+"""`python -m dwellmoe`: the `dwellmoe` command."""
+
+from dwellmoe.cli.main import main
+
+main()

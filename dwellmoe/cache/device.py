@@ -1,0 +1,110 @@
+"""Knows what limits decoding on a device and how a profile says so (TOML); plans and replays nothing."""
+
+import os
+import tomllib
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import Any
+
+from dwellmoe.errors import UserError
+
+GIGA = 1e9
+NEEDED = ("name", "memory_gb_per_second", "storage_gb_per_second")
+TEXTS = ("name", "predictor", "ahead")
+MAY_BE_ZERO = ("eta", "gamma", "hysteresis")
+
+
+@dataclass(frozen=True)
+class PlacementConstants:
+    """How watermark placement weighs experts: the table `[placement]` of a profile."""
+
+    predictor: str = "habits"  # of expert_cache/predictors/: of the next time each layer runs
+    ahead: str = "transition"  # another one, which knows more of the layers that run next; empty: none
+    eta: float = 0.9  # its share there
+    gamma: float = 0.02  # a layer further away
+    window: int = 8  # runs of each layer that count
+    hysteresis: float = 0.1
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What limits decoding on a device; decimal gigabytes. `memory_gb` None: memory is no limit.
+
+    Where RAM lies between the device's memory and storage, `ram_gb` says how much of it is for experts and
+    `ram_gb_per_second` how fast it fills the device.
+    """
+
+    name: str
+    memory_gb_per_second: float
+    storage_gb_per_second: float
+    memory_gb: float | None = None
+    memory_latency_us: float = 0.0  # a layer: what it costs to start it
+    storage_latency_us: float = 0.0  # a read
+    storage_reads_at_once: float = 1.0
+    ram_gb: float | None = None
+    ram_gb_per_second: float | None = None
+    ram_latency_us: float = 0.0  # a copy
+    placement: PlacementConstants = field(default_factory=PlacementConstants)
+
+    def seconds_per_token(self, read_bytes: float, layers: int, missed_bytes: float, misses: float) -> float:
+        """Time of one token that reads `read_bytes` from memory and fetches `misses` experts of
+        `missed_bytes` in all.
+        """
+        memory = read_bytes / (self.memory_gb_per_second * GIGA) + layers * self.memory_latency_us * 1e-6
+        waiting = misses * self.storage_latency_us * 1e-6 / self.storage_reads_at_once
+        return memory + missed_bytes / (self.storage_gb_per_second * GIGA) + waiting
+
+    def disk_seconds(self, size_bytes: float) -> float:
+        """Storage to RAM, or to the device's memory where there is no RAM below it."""
+        waiting = self.storage_latency_us * 1e-6 / self.storage_reads_at_once
+        return waiting + size_bytes / (self.storage_gb_per_second * GIGA)
+
+    def ram_seconds(self, size_bytes: float) -> float:
+        """RAM to the device's memory; 0 where they are one."""
+        if self.ram_gb_per_second is None:
+            return 0.0
+        return self.ram_latency_us * 1e-6 + size_bytes / (self.ram_gb_per_second * GIGA)
+
+
+def load_device(path: str | os.PathLike) -> DeviceProfile:
+    """Reads a profile. UserError names the key that is missing, unknown or wrong."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    placement = table.pop("placement", {})
+    if not isinstance(placement, dict):
+        raise UserError(f"{path}: 'placement' must be a table, got {placement!r}")
+    _check(path, table, DeviceProfile)
+    _check(path, placement, PlacementConstants)
+    missing = [name for name in NEEDED if name not in table]
+    if missing:
+        raise UserError(f"{path}: key '{missing[0]}' is missing")
+    if ("ram_gb" in table) != ("ram_gb_per_second" in table):
+        raise UserError(f"{path}: give ram_gb and ram_gb_per_second together")
+    if placement.get("eta", 0) > 1:
+        raise UserError(f"{path}: 'eta' is a share, got {placement['eta']}")
+    if placement.get("window", 1) % 1:
+        raise UserError(f"{path}: 'window' must be a whole number, got {placement['window']}")
+    return DeviceProfile(**table, placement=PlacementConstants(**placement))
+
+
+def _check(path, table: dict[str, Any], kind: type) -> None:
+    known = [entry.name for entry in fields(kind) if entry.name != "placement"]
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(known)}")
+        zero = "latency" in key or key in MAY_BE_ZERO
+        if not _fits(key, value, zero):
+            wanted = "text" if key in TEXTS else f"a number {'>= 0' if zero else 'above 0'}"
+            raise UserError(f"{path}: '{key}' must be {wanted}, got {value!r}")
+
+
+def _fits(key: str, value: Any, zero: bool) -> bool:
+    if key in TEXTS:
+        return isinstance(value, str)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return number and (value > 0 or (value == 0 and zero))

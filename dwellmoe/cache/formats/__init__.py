@@ -1,0 +1,61 @@
+"""One file a format of routing traces; the folder is the registry. A format file has
+
+SUFFIXES                    how its files end; the longest fitting one decides what is written
+HINTS                       what must or may be said about a file that does not say it itself
+recognise(head) -> bool     whether a file that begins with these bytes is one
+read(path, **hints)         RoutingTrace; UserError for a broken file
+write(trace, path)          complete or not at all
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+
+HEAD_BYTES = 64
+
+
+def format_names() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+
+
+def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
+    """Reads a trace in any format of this folder, recognised by its content, else by its ending.
+
+    UserError for an unknown format, a broken file, or a hint that has no effect.
+    """
+    path = Path(path)
+    given = {name: value for name, value in hints.items() if value is not None}
+    module = _recognised(path) or _by_ending(path)
+    without_effect = sorted(set(given) - set(module.HINTS))
+    if without_effect:
+        raise UserError(f"{path}: {without_effect[0]} has no effect on this format")
+    return module.read(path, **given)
+
+
+def write_trace(trace: RoutingTrace, path: str | Path) -> None:
+    """Writes `trace` in the format that `path` ends like; the file appears complete or not at all."""
+    _by_ending(Path(path)).write(trace, path)
+
+
+def _modules() -> list:
+    return [importlib.import_module(f"{__name__}.{name}") for name in format_names()]
+
+
+def _recognised(path: Path):
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return next((module for module in _modules() if module.recognise(head)), None)
+
+
+def _by_ending(path: Path):
+    known = {suffix: module for module in _modules() for suffix in module.SUFFIXES}
+    fitting = [suffix for suffix in known if path.name.endswith(suffix)]
+    if not fitting:
+        raise UserError(f"{path}: not a trace in any known format: endings are {', '.join(known)}")
+    return known[max(fitting, key=len)]

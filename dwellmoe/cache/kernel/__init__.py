@@ -1,0 +1,1 @@
+"""The compiled step of a cache and what it is made of."""

@@ -1,0 +1,41 @@
+"""Knows files of learned weights and the layout of features they were trained for; does not know the nets."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from dwellmoe.cache.tensor_file import map_tensors, write_tensors
+from dwellmoe.errors import UserError
+
+FORMAT = "learned-eviction"
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def save_weights(path, policy: str, layout: str, tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Writes float32 tensors; `layout` says how features lie, `facts` what else must agree in serving."""
+    metadata = {"format": FORMAT, "policy": policy, "layout": layout}
+    metadata |= {name: str(value) for name, value in facts.items()}
+    write_tensors(path, {name: value.astype(np.float32) for name, value in tensors.items()}, metadata)
+
+
+@functools.cache
+def load_weights(path: str, policy: str, layout: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(tensors, facts) of a file, or of those shipped with the policy where `path` is empty.
+
+    UserError for a file of another policy or with features laid out otherwise.
+    """
+    file = Path(path) if path else SHIPPED / f"{policy}.safetensors"
+    tensors, facts = map_tensors(file)
+    for name, wanted in (("format", FORMAT), ("policy", policy), ("layout", layout)):
+        if facts.get(name) != wanted:
+            raise UserError(f"{file}: {name} must be '{wanted}', got '{facts.get(name)}'")
+    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if bad:
+        raise UserError(f"{file}: tensor '{bad[0]}' holds NaN or infinite values")
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}, facts
+
+
+def depths(layers: int, trained: int) -> np.ndarray:
+    """int64 [layers]: for each layer the trained one at the same depth, where a model has more or fewer."""
+    return np.arange(layers) * trained // layers

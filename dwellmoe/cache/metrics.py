@@ -1,0 +1,156 @@
+"""Knows how alike the routing of consecutive tokens is (ECR, GDS, LAL); does not know caches.
+
+Pairs are consecutive rows of one request and one phase. Letters: S rows, P pairs, L layers, K experts chosen,
+E routed experts.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.intervals import bootstrap_ci, ratio_interval, ratio_intervals
+from dwellmoe.cache.kernel.jit import compiled
+from dwellmoe.cache.trace import EMPTY, RoutingTrace, release
+from dwellmoe.errors import UserError
+
+__all__ = [
+    "Locality",
+    "bootstrap_ci",
+    "ecr",
+    "gds",
+    "lal",
+    "layer_weighted",
+    "locality_row",
+    "ratio_interval",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Locality:
+    """A metric of consecutive tokens: the mean over pairs and layers, per layer, and how sure it is."""
+
+    value: float
+    per_layer: list[float]
+    pairs: int
+    by_request: np.ndarray  # float64 [requests, L]: sum over a request's pairs
+    pairs_by_request: np.ndarray  # int64 [requests]
+
+    @cached_property
+    def ci95(self) -> list[float] | None:
+        """Bootstrap over requests, made when asked for; None with one request."""
+        return ratio_interval(self.by_request.mean(axis=1), self.pairs_by_request)
+
+    @cached_property
+    def per_layer_ci95(self) -> list[list[float] | None]:
+        """The same of each layer."""
+        return ratio_intervals(self.by_request, self.pairs_by_request)
+
+
+def ecr(trace: RoutingTrace, phase: str = "decode") -> Locality:
+    """Expert consistency rate: mean over pairs and layers of |S_t & S_t+1| / K; chance is K / E."""
+    return _mean_over_pairs(trace, phase, trace.experts, _shared, 1 / trace.top_k)
+
+
+def gds(trace: RoutingTrace, phase: str = "decode") -> Locality:
+    """Gate distribution similarity: mean of (1 + cos(p_t, p_t+1)) / 2. UserError for a trace without
+    gate_probs.
+    """
+    if trace.gate_probs is None:
+        raise UserError("GDS needs a trace recorded with gate_probs")
+    return _mean_over_pairs(trace, phase, trace.gate_probs, _similarity, 1.0)
+
+
+def layer_weighted(per_layer) -> float:
+    """sum_l (l / L) x_l / sum_l (l / L), l = 1..L: deeper layers weigh more."""
+    weights = np.arange(1, len(per_layer) + 1) / len(per_layer)
+    return float(np.dot(weights, per_layer) / weights.sum())
+
+
+@dataclass(frozen=True)
+class LayerWeighted:
+    """LAL: layer-weighted ECR."""
+
+    value: float
+    ci95: list[float] | None
+    unnormalised: float  # sum_l (l / L) ECR_l
+
+
+def lal(trace: RoutingTrace, phase: str = "decode") -> LayerWeighted:
+    """Layer-weighted ECR, in [0, 1]."""
+    found = ecr(trace, phase)
+    unnormalised = layer_weighted(found.per_layer) * (trace.layers + 1) / 2
+    weights = np.arange(1, trace.layers + 1) / trace.layers
+    by_request = found.by_request @ weights / weights.sum()
+    return LayerWeighted(
+        layer_weighted(found.per_layer), ratio_interval(by_request, found.pairs_by_request), unnormalised
+    )
+
+
+def locality_row(trace: RoutingTrace, phase: str = "decode") -> dict:
+    """ECR, GDS (None without gate_probs) and LAL of one phase as a row of plain numbers."""
+    ecr_found, lal_found = ecr(trace, phase), lal(trace, phase)
+    gds_found = None if trace.gate_probs is None else gds(trace, phase)
+    return {
+        "phase": phase,
+        "pairs": ecr_found.pairs,
+        "ecr": ecr_found.value,
+        "ecr_ci95": ecr_found.ci95,
+        "chance_ecr": trace.top_k / trace.num_experts,
+        "gds": gds_found and gds_found.value,
+        "gds_ci95": gds_found and gds_found.ci95,
+        "lal": lal_found.value,
+        "lal_ci95": lal_found.ci95,
+        "lal_unnormalised": lal_found.unnormalised,
+        "per_layer": ecr_found.per_layer,
+        "per_layer_ci95": ecr_found.per_layer_ci95,
+        "gds_per_layer": gds_found and gds_found.per_layer,
+        "gds_per_layer_ci95": gds_found and gds_found.per_layer_ci95,
+    }
+
+
+def _pairs(trace: RoutingTrace, phase: str) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [P] each: the rows of a token and of the next one of its request, both of `phase`."""
+    if phase not in PHASES:
+        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    order = np.argsort(trace.request, kind="stable")
+    now, following = order[:-1], order[1:]
+    same = (trace.request[now] == trace.request[following]) & (trace.phase[now] == trace.phase[following])
+    same &= np.isin(trace.phase[now], PHASES[phase])
+    if not same.any():
+        raise UserError(f"no two consecutive {phase} steps of one request in the trace")
+    return now[same], following[same]
+
+
+def _mean_over_pairs(trace: RoutingTrace, phase: str, values: np.ndarray, compare, scale: float) -> Locality:
+    now, following = _pairs(trace, phase)
+    names, request = np.unique(trace.request[now], return_inverse=True)
+    sums = np.zeros((len(names), trace.layers))
+    compare(values, now, following, request, sums)
+    release(values)
+    sums *= scale
+    counts = np.bincount(request, minlength=len(names))
+    per_layer = sums.sum(axis=0) / counts.sum()
+    return Locality(float(per_layer.mean()), per_layer.tolist(), int(counts.sum()), sums, counts)
+
+
+@compiled
+def _shared(experts, now, following, request, sums):
+    """Adds |S_t & S_t+1| of each pair to sums [requests, L]."""
+    for pair in range(len(now)):
+        for layer in range(experts.shape[1]):
+            for one in experts[now[pair], layer]:
+                for other in experts[following[pair], layer]:
+                    if one == other and one != EMPTY:
+                        sums[request[pair], layer] += 1
+
+
+def _similarity(probs: np.ndarray, now, following, request, sums) -> None:
+    """Adds (1 + cos) / 2 of each pair to sums [requests, L]; a few pairs at a time."""
+    for begin in range(0, len(now), 1024):
+        part = slice(begin, begin + 1024)
+        one, other = probs[now[part]].astype(np.float64), probs[following[part]].astype(np.float64)
+        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+        cosine = (one * other).sum(axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        np.add.at(sums, request[part], (1 + cosine) / 2)

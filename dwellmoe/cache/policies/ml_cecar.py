@@ -1,0 +1,91 @@
+"""CECAR's learned eviction: two nets a layer guess how soon an expert comes back, from its recency and
+frequency.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dwellmoe.cache.kernel.jit import helper
+from dwellmoe.cache.learned import uses
+from dwellmoe.cache.learned.nets import Nets, evaluate, nets_of
+from dwellmoe.cache.learned.order import Seats
+from dwellmoe.cache.learned.uses import TINY, Uses
+from dwellmoe.cache.learned.weights import depths, load_weights
+
+LAYOUT = "r, f"
+LAGS, STEPS = 256, 64  # rows and columns of the table, beside the last row and the last column
+
+
+class MlCecar(NamedTuple):
+    """Victim: the least -(w1 * short + w2 * long); w2 = min(1, C / C0) / 2, w1 = 1 - w2.
+
+    The nets see two numbers, of which one is a whole number's inverse: they are tabulated when the cache is
+    made, exactly in the lag up to 256, and interpolated in the frequency.
+    """
+
+    seats: Seats
+    uses: Uses
+    table: np.ndarray  # float32 [layers, LAGS + 1, STEPS + 1]: keep-score; the last row for never used
+
+    FUTURE = "none"
+    LAYOUT = LAYOUT
+
+    @classmethod
+    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):
+        tensors, facts = load_weights(weights, "ml_cecar", LAYOUT)
+        each_layer = capacity[0] / (layers // caches)
+        table = tabulate(tensors, share_of_long(each_layer, float(facts["c0"])))
+        which = depths(layers, len(table))
+        return cls(Seats.allocate(caches, experts), Uses.allocate(caches, experts), table[which])
+
+    def clear(self, cache):
+        uses.forget(self.uses, cache)
+
+    def watch(self, cache, layer, ids, first, last, now):
+        uses.watch(self.uses, cache, ids, first, last, now.tick)
+
+    def rate(self, cache, expert, now):
+        caches, experts = self.seats.worth.shape
+        layer, _ = uses.in_layer(cache, expert, experts * caches // len(self.table), experts)
+        recency = uses.recency(self.uses.last[cache, expert], now.tick)
+        frequency = uses.frequency(self.uses.count[cache, expert], self.uses.most[cache])
+        return look_up(self.table[layer], recency, frequency)
+
+
+def share_of_long(capacity: float, c0: float) -> float:
+    """w2: how much the long horizon counts in a cache of `capacity` experts a layer."""
+    return min(1.0, capacity / c0) / 2
+
+
+def tabulate(tensors: dict[str, np.ndarray], w2: float) -> np.ndarray:
+    """float32 [layers, LAGS + 1, STEPS + 1]: keep-scores of every lag and frequency."""
+    short, long = nets_of(tensors, "short."), nets_of(tensors, "long.")
+    inverse = np.append(1.0 / np.arange(1, LAGS + 1), 0.0) + TINY
+    grid = np.meshgrid(inverse, np.arange(STEPS + 1) / STEPS, indexing="ij")
+    x_BI = np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
+    layers = range(len(short.in_bias))
+    rows = [-((1 - w2) * _one(short, x_BI, layer) + w2 * _one(long, x_BI, layer)) for layer in layers]
+    return np.stack(rows).reshape(-1, LAGS + 1, STEPS + 1).astype(np.float32)
+
+
+def _one(nets: Nets, x_BI: np.ndarray, layer: int) -> np.ndarray:
+    return evaluate(nets, x_BI, layer)[:, 0]
+
+
+@helper
+def look_up(table, recency, frequency):
+    """The table between its columns; longer lags than it has lie between its last two rows."""
+    inverse = recency - TINY
+    column = min(int(frequency * STEPS), STEPS - 1)
+    part = frequency * STEPS - column
+    if inverse * LAGS >= 1.0:
+        row = int(1.0 / inverse + 0.5) - 1
+        return table[row, column] * (1 - part) + table[row, column + 1] * part
+    near = inverse * LAGS
+    above = table[LAGS - 1, column] * (1 - part) + table[LAGS - 1, column + 1] * part
+    below = table[LAGS, column] * (1 - part) + table[LAGS, column + 1] * part
+    return above * near + below * (1 - near)
+
+
+policy = MlCecar

@@ -1,0 +1,119 @@
+"""Knows how good predictions of use are, and how two are fused; makes none.
+
+Letters: N pairs of a token and a layer, T tokens, L layers, E experts a layer, K chosen.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dwellmoe.cache.predictors import make_predictor
+from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
+
+LEAST = 1e-4  # probabilities are held this far from 0 and 1: a sure mistake costs 9 nats, not infinitely many
+BINS = 10
+ETAS = np.linspace(0, 1, 21)
+
+
+def used_of(trace: RoutingTrace) -> list[np.ndarray]:
+    """bool [T, L, E] of each request's decoded tokens."""
+    rows = np.flatnonzero(trace.phase == DECODE)
+    experts, request = np.asarray(trace.experts[rows]).astype(np.int64), trace.request[rows]
+    used = np.zeros((*experts.shape[:2], trace.num_experts + 1), np.bool_)
+    np.put_along_axis(used, np.where(experts == EMPTY, trace.num_experts, experts), True, axis=2)
+    return [used[request == name, :, :-1] for name in dict.fromkeys(request.tolist())]
+
+
+def predictions(spec: str, learned: RoutingTrace, requests: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [T, L, E]: what a predictor that learned from `learned` says of each token of `requests`.
+
+    A layer is watched after it was predicted, so nothing is told in advance.
+    """
+    found = make_predictor(spec, learned.layers, learned.num_experts)
+    found.learn(np.concatenate(used_of(learned)))
+    said = []
+    for used_TLE in requests:
+        found.start()
+        for used_LE in used_TLE:
+            said.append([_ask_and_tell(found, layer, used_E) for layer, used_E in enumerate(used_LE)])
+    return np.array(said)
+
+
+def _ask_and_tell(predictor, layer: int, used_E: np.ndarray) -> np.ndarray:
+    said_E = predictor.predict(layer)
+    predictor.watch(layer, used_E)
+    return said_E
+
+
+def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
+    """`log_loss` (nats an expert), `recall_at_k` (share of a token's K among the K likeliest) and
+    `calibration_error` (mean distance of a probability from what came true, in ten bins weighed by size).
+    """
+    p = np.clip(said_TLE, LEAST, 1 - LEAST)
+    chosen_TL = used_TLE.sum(axis=2)
+    rank_TLE = np.argsort(np.argsort(-p, axis=2, kind="stable"), axis=2)
+    recalled = (used_TLE & (rank_TLE < chosen_TL[..., None])).sum() / chosen_TL.sum()
+    place = np.minimum((p * BINS).astype(int), BINS - 1).ravel()
+    size, told, came = (
+        np.bincount(place, weights, BINS) for weights in (None, p.ravel(), used_TLE.ravel().astype(float))
+    )
+    error = np.abs(told - came).sum() / size.sum()
+    return {
+        "log_loss": log_loss(said_TLE, used_TLE),
+        "recall_at_k": float(recalled),
+        "calibration_error": float(error),
+    }
+
+
+def log_loss(said_TLE: np.ndarray, used_TLE: np.ndarray) -> float:
+    """Nats an expert."""
+    p = np.clip(said_TLE, LEAST, 1 - LEAST)
+    return float(-np.log(np.where(used_TLE, p, 1 - p)).mean())
+
+
+class Calibration:
+    """From a score to a probability: how often what scored alike came true, a layer at a time.
+
+    Scores of a layer are cut into `PARTS` of equal size; between their middles the share that came true is
+    drawn straight, and it never falls as the score rises. Where a layer has no scores (NaN) each expert has
+    its usual share.
+    """
+
+    PARTS = 64
+
+    def __init__(self, score_TLE: np.ndarray, used_TLE: np.ndarray) -> None:
+        self.usual_LE = used_TLE.mean(axis=0)
+        self.curves = [
+            self._curve(score_TLE[:, layer].ravel(), used_TLE[:, layer].ravel())
+            for layer in range(score_TLE.shape[1])
+        ]
+
+    def _curve(self, score: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        if np.isnan(score).any():
+            return None
+        order = np.argsort(score, kind="stable")
+        parts = np.array_split(order, min(self.PARTS, len(order)))
+        middles, shares = (np.array([values[part].mean() for part in parts]) for values in (score, used))
+        return middles, np.maximum.accumulate(shares)
+
+    def __call__(self, score_TLE: np.ndarray) -> np.ndarray:
+        """float64 [T, L, E]"""
+        said = np.empty(score_TLE.shape)
+        for layer, curve in enumerate(self.curves):
+            said[:, layer] = self.usual_LE[layer] if curve is None else np.interp(score_TLE[:, layer], *curve)
+        return said
+
+
+def fuse(
+    one: np.ndarray, other: np.ndarray, eta: float, distance: float | np.ndarray = 0.0, gamma: float = 0.02
+) -> np.ndarray:
+    """((1 - eta) * one + eta * other) * exp(-gamma * distance): `distance` in layers until the expert's layer
+    runs again.
+    """
+    return ((1 - eta) * one + eta * other) * np.exp(-gamma * np.asarray(distance))
+
+
+def fit_eta(one: np.ndarray, other: np.ndarray, used: np.ndarray) -> float:
+    """The share of `other` with the least log-loss on validation tokens."""
+    losses = [log_loss(fuse(one, other, eta), used) for eta in ETAS]
+    return float(ETAS[int(np.argmin(losses))])

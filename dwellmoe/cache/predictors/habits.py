@@ -1,0 +1,58 @@
+"""What the eviction policy `ml_habits` knows, as probabilities: its odds, shared out to K experts a layer."""
+
+import numpy as np
+
+from dwellmoe.cache.kernel.jit import compiled
+from dwellmoe.cache.learned import habits
+from dwellmoe.cache.learned.habits import LAYOUT, Habits
+from dwellmoe.cache.learned.weights import load_weights
+from dwellmoe.cache.trace import RoutingTrace
+
+
+class HabitsPredictor:
+    """Weights of one file for all layers and models; what it counts, it counts while it watches."""
+
+    reach = 1
+
+    def __init__(self, layers: int, experts: int, *, weights: str = "") -> None:
+        self.weight = load_weights(weights, "ml_habits", LAYOUT)[0]["weight"].astype(np.float64)
+        self.habits, self.ticks = Habits.allocate(layers, experts, layers), [0] * layers
+        self.scores = np.zeros(experts)
+
+    def learn(self, used_TLE: np.ndarray) -> None:
+        for used_LE in used_TLE:
+            for layer, used_E in enumerate(used_LE):
+                self.watch(layer, used_E)
+
+    def follow(self, trace: RoutingTrace) -> None: ...
+
+    def start(self) -> None: ...
+
+    def predict(self, layer: int) -> np.ndarray:
+        if not self.ticks[layer]:
+            return np.zeros(len(self.scores))
+        _rate(self.habits, layer, self.weight, self.scores)
+        odds_E = np.exp(self.scores - self.scores.max())
+        return np.minimum(1.0, odds_E * (max(1, self.habits.width[layer, 0]) / odds_E.sum()))
+
+    def watch(self, layer: int, used_E: np.ndarray) -> None:
+        _watch(self.habits, layer, np.flatnonzero(used_E).astype(np.int32), self.ticks[layer])
+        self.ticks[layer] += 1
+
+
+@compiled
+def _watch(state, layer, ids, tick):
+    habits.watch(state, layer, layer, ids, 0, len(ids), tick)
+
+
+@compiled
+def _rate(state, layer, weight, scores):
+    x = np.empty(len(weight))
+    for expert in range(len(scores)):
+        habits.describe(state, layer, expert, x)
+        scores[expert] = 0.0
+        for feature in range(len(x)):
+            scores[expert] += x[feature] * weight[feature]
+
+
+predictor = HabitsPredictor

@@ -1,0 +1,1 @@
+"""Replays recorded traces: hit rates, curves, reuse distances, stall time, memory plans."""

@@ -1,0 +1,68 @@
+"""Knows what there is to say about a trace's locality, and how to say it to a person; computes none of it."""
+
+from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.metrics import locality_row
+from dwellmoe.cache.replay.reuse import describe_reuse, segment_coverage
+from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.trace import DECODE, PREFILL, RoutingTrace
+from dwellmoe.errors import UserError
+
+CACHE_RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0)  # SCH: times K experts; 1 is SRP
+
+
+def describe(
+    trace: RoutingTrace, phase: str = "decode", segment_tokens: int = 16, progress: Progress | None = None
+) -> dict:
+    """Everything that `simulate.py describe` prints: the trace, locality rows, reuse, SRP and SCH."""
+    if phase not in PHASES:
+        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    if segment_tokens < 1:
+        raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
+    coverage = segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)
+    best = [{"segment_tokens": segment_tokens, "phase": phase} | row for row in coverage]
+    return {
+        "trace": _facts(trace),
+        "locality": [locality_row(trace, phase)],
+        "reuse": describe_reuse(trace, phase, progress),
+        "srp": next(iter(best), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
+        "sch": best,
+    }
+
+
+def _facts(trace: RoutingTrace) -> dict:
+    return {
+        "model": trace.model,
+        "source": trace.source,
+        "layers": trace.layers,
+        "experts": trace.num_experts,
+        "top_k": trace.top_k,
+        "prefill_tokens": int((trace.phase == PREFILL).sum()),
+        "decode_tokens": int((trace.phase == DECODE).sum()),
+        "requests": len(set(trace.request.tolist())),
+        "all_expert_bytes": sum(trace.expert_bytes) * trace.num_experts or None,
+    }
+
+
+def description_lines(found: dict) -> list[str]:
+    """A description for people."""
+    facts, row, reuse = found["trace"], found["locality"][0], found["reuse"]
+    model = facts["model"] or "unnamed model"
+    tokens = f"{facts['prefill_tokens']} prefill and {facts['decode_tokens']} decode tokens"
+    gds = "" if row["gds"] is None else f", GDS {row['gds']:.4f}"
+    lines = [
+        f"{model}: {facts['layers']} layers x {facts['experts']} experts, K = {facts['top_k']}",
+        f"{tokens}, {facts['requests']} requests",
+        f"{row['phase']}: ECR {row['ecr']:.4f} (chance {row['chance_ecr']:.4f}), LAL {row['lal']:.4f}{gds}",
+    ]
+    if found["srp"]["value"] is not None:
+        best = ", ".join(f"{entry['rho']:g}K {entry['value']:.3f}" for entry in found["sch"])
+        lines.append(
+            f"best hit rate of a segment of {found['srp']['segment_tokens']} tokens (SRP = 1K): {best}"
+        )
+    lines.append("share of uses covered by")
+    for entry in reuse["recency"]:
+        size = f"  the last {entry['tokens']:3d} tokens' experts ({entry['percent']:5.1f} %)"
+        lines.append(
+            f"{size}: {entry['covered']:.3f}; a fixed hot set as large: {entry['hot_set_of_that_size']:.3f}"
+        )
+    return [*lines, f"the lever that helps this model more: {reuse['lever']}"]

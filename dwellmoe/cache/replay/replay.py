@@ -1,0 +1,105 @@
+"""Knows how to take a trace through one cache and say what it hit; does not know how a step is decided."""
+
+import numpy as np
+
+from dwellmoe.cache.access import Stream
+from dwellmoe.cache.budget import Budget, budget_of, check_room, too_small
+from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.intervals import RESAMPLES
+from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
+from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
+from dwellmoe.cache.policies.base import allocate, parse_policy
+from dwellmoe.cache.replay.rows import hit_rate_rows
+from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of, sweep
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
+
+
+class CacheRun:
+    """One policy at one capacity, fed with requests; counts [layers, groups, 4] as in `step.py`."""
+
+    def __init__(self, spec: str, budget: Budget, lanes: Lanes) -> None:
+        policy, options = parse_policy(spec)
+        slots = np.full(len(budget.limits), budget.capacity)
+        self.spec, self.budget = spec, budget
+        self.needs_future = policy.FUTURE != "none"
+        self.sequential = lanes.convention.access == "sequential"
+        self.advance = advance_for(policy)
+
+        def fresh() -> CacheState:
+            limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
+            return CacheState(
+                allocate(policy, options, len(slots), len(budget.sizes), slots, lanes.trace.layers),
+                Residency.allocate(limits, budget.sizes, *shape),
+            )
+
+        self.fresh, self.state = fresh, fresh()
+        alone, alike = lanes.number == 1, self.state.residency.unit > 0
+        self.in_parts = alone and alike and getattr(policy, "FORGETS", False)
+
+    def feed(self, lane: int, stream: Stream) -> None:
+        if self.in_parts:
+            self.state = feed_side_by_side(self.state, self.fresh, stream, self._feed)
+        else:
+            self._feed(self.state, stream, lane)
+
+    def _feed(self, state: CacheState, stream: Stream, lane: int = 0) -> None:
+        request = self.advance(state.policy, state.residency, lane, stream, self.sequential, no_log())
+        if request != DONE:
+            raise _does_not_fit(stream, request, self.budget)
+
+    def counts(self) -> np.ndarray:
+        """int64 [layers, groups, 4] of what is counted."""
+        return self.state.residency.counts[:, :-1]
+
+
+def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
+    place, layer = divmod(request, stream.wide)
+    asked = stream.starts[request + 1] - stream.starts[request]
+    where = f"layer {stream.layer + layer}, pass {stream.tick + place}"
+    return too_small(budget.capacity, asked, where)
+
+
+def replay(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    *,
+    progress: Progress | None = None,
+    resamples: int = RESAMPLES,
+    **convention: str,
+) -> dict:
+    """Replays `trace` and returns one hit-rate row.
+
+    `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
+    ("global"), "25%", or bytes ("6GiB"); `resamples` of the requests are behind each interval, none with 0;
+    `convention` are fields of `Convention`. Beside the fields of `rows.py` the row has `evictions` and
+    `tokens`. UserError for what cannot be.
+    """
+    run, lanes = _run(trace, policy, capacity, Convention(**convention), progress)
+    counts = run.counts()
+    extra = {"evictions": int(counts[..., EVICTIONS].sum()), "tokens": int(lanes.tokens().sum())}
+    return hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)[0] | extra
+
+
+def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **convention: str) -> np.ndarray:
+    """int64 [R]: what each request missed in the one cache that all went through, in the order of their
+    numbers (of very many requests each bundle of them, see sweep.py); arguments as for `replay`.
+    """
+    run, _ = _run(trace, policy, capacity, Convention(**convention))
+    return run.counts()[..., MISSES].sum(axis=0)
+
+
+def _run(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    convention: Convention,
+    progress: Progress | None = None,
+) -> tuple[CacheRun, Lanes]:
+    lanes = lanes_of(trace, convention, by_request=True)
+    budget = budget_of(trace, convention.scope, capacity)
+    check_room(budget.capacity, convention.least(trace.top_k))
+    run = CacheRun(policy, budget, lanes)
+    sweep(lanes, [run], progress)
+    return run, lanes

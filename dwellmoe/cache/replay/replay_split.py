@@ -1,0 +1,104 @@
+"""Knows how to take a trace through a `PhaseSplit` and what both phases fetched; does not know its rules."""
+
+import numpy as np
+
+from dwellmoe.cache.budget import budget_of, check_room
+from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.replay.rows import hit_rate_rows
+from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of
+from dwellmoe.cache.tiers.prefill_decode import SHARED, PhaseSplit
+from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
+from dwellmoe.errors import UserError
+
+
+def replay_split(
+    trace: RoutingTrace,
+    policy: str,
+    capacity: int | str,
+    hand_over: str,
+    *,
+    access: str = "atomic",
+    prefill_buffer: int = 0,
+    prefill_policy: str | None = None,
+    prefill_slots: int = 0,
+    progress: Progress | None = None,
+) -> dict:
+    """Replays prefill and decode through a `PhaseSplit`; returns a decode hit-rate row (start
+    "warm:prefill").
+
+    `prefill_buffer`: slots a layer that the streaming buffer takes; they count as part of `capacity`, so that
+    rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers between
+    chunks, on top of `capacity`. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
+    `prefill_bytes_per_token`.
+    """
+    lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"), by_request=True)
+    budget = budget_of(trace, "layer", capacity)
+    if parse_policy(policy)[0].FUTURE != "none":
+        raise UserError(f"policy '{policy}' looks ahead: hand-over is replayed step by step, as if run live")
+    slots = budget.capacity - prefill_buffer
+    if prefill_buffer < 0:
+        raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
+    check_room(slots, lanes.convention.least(trace.top_k))
+    if prefill_buffer and hand_over == SHARED:
+        raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
+    cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
+    split = PhaseSplit(cache, hand_over, passing_cache(trace, prefill_policy, prefill_slots))
+    prefill_loads, counts = _run(lanes, split, progress)
+    prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
+    return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | {
+        "hand_over": hand_over,
+        "prefill_buffer": prefill_buffer,
+        "prefill_loads": int(prefill_loads.sum()),
+        "prefill_bytes_per_token": float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
+    }
+
+
+def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:
+    """The cache of a prefill buffer of so many slots; `sizes` has `layers` and `num_experts`."""
+    if policy is None:
+        return None
+    return ExpertCache(
+        policy,
+        layers=sizes.layers,
+        experts=sizes.num_experts,
+        capacity=slots,
+        scope="global",
+        access="sequential",
+    )
+
+
+def _run(lanes: Lanes, split: PhaseSplit, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [L]: experts fetched in prefill; int64 [L, groups, 3] as `_counts`, of what is counted."""
+    trace, passes = lanes.trace, lanes.passes
+    loads, before = np.zeros(trace.layers, np.int64), _counts(split.cache)
+    counts = np.zeros((trace.layers, lanes.groups, before.shape[1]), np.int64)
+    for number, group in enumerate(lanes.group):
+        rows = trace.experts[passes.begin[number] : passes.end[number]]
+        loads += _run_pass(split, rows, passes.phase[number])
+        if number + 1 == len(passes) or lanes.group[number + 1] != group:
+            after = _counts(split.cache)
+            counts[:, group] += after - before
+            before = after
+        if progress:
+            progress(number + 1, len(passes))
+    return loads, counts[:, :-1]
+
+
+def _run_pass(split: PhaseSplit, rows: np.ndarray, phase: int) -> np.ndarray:
+    """int64 [L]: experts fetched, where it is prefill."""
+    loads = np.zeros(rows.shape[1], np.int64)
+    for layer in range(rows.shape[1]):
+        asked = rows[:, layer]
+        if phase == DECODE:
+            split.decode(layer, asked[asked != EMPTY])
+        else:
+            loads[layer] = len(split.prefill(layer, asked).loads)
+    return loads
+
+
+def _counts(cache: ExpertCache) -> np.ndarray:
+    """int64 [L, 3]: hits, misses, compulsory misses."""
+    counts = [cache.counts(layer) for layer in range(cache.layers)]
+    return np.array([[layer["hits"], layer["misses"], layer["compulsory_misses"]] for layer in counts])

@@ -1,0 +1,77 @@
+"""Knows who was resident in each layer's cache before each token step; does not know what that is used for.
+
+Letters: S token steps, L layers, E routed experts a layer.
+"""
+
+import functools
+
+import numpy as np
+
+from dwellmoe.cache.access import Stream
+from dwellmoe.cache.budget import budget_of
+from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.kernel.jit import compiled_for
+from dwellmoe.cache.kernel.step import DONE, advance_for, no_log
+from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.replay.replay import CacheRun
+from dwellmoe.cache.replay.sweep import lanes_of, sweep
+from dwellmoe.cache.trace import RoutingTrace
+
+
+def residents_before(
+    trace: RoutingTrace, policy: str, capacity: int | str, *, reset: str = "never"
+) -> np.ndarray:
+    """bool [S, L, E]: who is resident when each step of `trace` asks (decode alone, a cache a layer, atomic).
+
+    `capacity` and `reset` as in `replay`; where a budget is below K, the cache holds K, the least that
+    serves.
+    """
+    lanes = lanes_of(trace, Convention(reset=reset))
+    slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
+    before_LSE = np.zeros((trace.layers, trace.steps, trace.num_experts), np.bool_)
+    sweep(lanes, [_Watch(CacheRun(policy, budget_of(trace, "layer", slots), lanes), before_LSE)])
+    return before_LSE.transpose(1, 0, 2)
+
+
+class _Watch:
+    """A cache run that also writes down who is resident before each step."""
+
+    def __init__(self, run: CacheRun, before_LSE: np.ndarray) -> None:
+        self.needs_future = run.needs_future
+        self._run, self._before_LSE = run, before_LSE
+        self._watch = _watch_for(parse_policy(run.spec)[0])
+
+    def feed(self, lane: int, stream: Stream) -> None:
+        run = self._run
+        before_SE = self._before_LSE[lane, stream.tick :]
+        done = self._watch(run.state.policy, run.state.residency, lane, stream, no_log(), before_SE)
+        assert done == DONE, "a cache of K slots or more serves every step of a trace"
+
+
+# Bound when `watch` is compiled for a policy.
+def advance(policy, residency, cache, stream, sequential, log): ...
+
+
+def watch(policy, residency, cache, stream, log, before_SE):
+    """Atomic `advance`, one request at a time; a cache that is emptied first has nobody resident before."""
+    for at in range(len(stream.starts) - 1):
+        one = Stream(
+            stream.ids,
+            stream.starts[at : at + 2],
+            stream.group[at : at + 1],
+            stream.reset[at : at + 1],
+            stream.next_use,
+            1,
+            stream.layer,
+            stream.tick + at,
+        )
+        for expert in range(before_SE.shape[1]):
+            before_SE[at, expert] = residency.resident[cache, expert] and not stream.reset[at]
+        if advance(policy, residency, cache, one, False, log) != DONE:
+            return at
+    return DONE
+
+
+@functools.cache
+def _watch_for(policy):
+    return compiled_for(policy.__name__, watch, advance=advance_for(policy))

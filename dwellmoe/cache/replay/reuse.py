@@ -1,0 +1,155 @@
+"""Knows how soon and how unevenly experts come back (reuse, skew, SRP, SCH); does not know caches or what
+they cost.
+
+Letters: L layers, K experts chosen, E routed experts a layer.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from dwellmoe.cache.access import PHASES, Stream
+from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.intervals import rates
+from dwellmoe.cache.kernel.jit import compiled
+from dwellmoe.cache.replay.sweep import Progress, lanes_of, sweep
+from dwellmoe.cache.trace import EMPTY, RoutingTrace
+
+LONGEST_GAP = 4096  # token steps counted one by one; longer ones together
+HOT_PERCENT = (5, 10, 25, 50)
+WINDOWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Gaps:
+    """Fed with requests (`sweep.py`): how many token steps lie between uses of an expert, and how often each
+    is used.
+    """
+
+    needs_future = False
+
+    def __init__(self, layers: int, experts: int) -> None:
+        self.last = np.full((layers, experts), -1, np.int64)
+        self.uses = np.zeros((layers, experts), np.int64)
+        self.histogram = np.zeros(
+            (layers, LONGEST_GAP + 1), np.int64
+        )  # [0]: first uses; [LONGEST_GAP]: and longer
+
+    def feed(self, lane: int, stream: Stream) -> None:
+        _count_gaps(stream, self.last[lane], self.uses[lane], self.histogram[lane])
+
+
+@compiled
+def _count_gaps(stream, last, uses, histogram):
+    for request in range(len(stream.starts) - 1):
+        tick = stream.tick + request
+        for at in range(stream.starts[request], stream.starts[request + 1]):
+            expert = stream.ids[at]
+            gap = tick - last[expert] if last[expert] >= 0 else 0
+            histogram[min(gap, len(histogram) - 1)] += 1
+            uses[expert] += 1
+            last[expert] = tick
+
+
+def describe_reuse(trace: RoutingTrace, phase: str = "decode", progress: Progress | None = None) -> dict:
+    """Reuse distance and the two levers of a cache: a fixed hot set against the experts of the last tokens.
+
+    `reuse_distance`: uses by token steps since the last one, in powers of two. `hot_set`: share of uses that
+    the most used x % of each layer's experts cover (chosen afterwards, so an upper bound). `recency`: share
+    of uses that the experts of the last w tokens cover, their mean number as a percentage of E, and what a
+    hot set of that size covers. `lever` says which of the two covers more at the smallest window that covers
+    half of all uses (else the largest).
+    """
+    lanes = lanes_of(trace, Convention(phase=phase))
+    gaps = Gaps(trace.layers, trace.num_experts)
+    sweep(lanes, [gaps], progress)
+    recency = [_window(gaps, window, len(lanes.passes)) for window in WINDOWS]
+    deciding = next((row for row in recency if row["covered"] >= 0.5), recency[-1])
+    return {
+        "reuse_distance": _by_powers_of_two(gaps.histogram.sum(axis=0)),
+        "hot_set": [{"percent": percent, "covered": _hot(gaps.uses, percent)} for percent in HOT_PERCENT],
+        "recency": recency,
+        "lever": "recency" if deciding["covered"] > deciding["hot_set_of_that_size"] else "frequency",
+    }
+
+
+def _window(gaps: Gaps, window: int, passes: int) -> dict:
+    covered = gaps.histogram[:, 1 : window + 1].sum() / gaps.histogram.sum()
+    percent = 100 * _resident_steps(gaps, window, passes) / (passes * gaps.uses.size)
+    return {
+        "tokens": window,
+        "covered": float(covered),
+        "percent": float(percent),
+        "hot_set_of_that_size": _hot(gaps.uses, percent),
+    }
+
+
+def _resident_steps(gaps: Gaps, window: int, passes: int) -> int:
+    """Sum over token steps of the experts used in the last `window`: each use keeps its expert until used
+    again.
+    """
+    kept = np.minimum(np.arange(LONGEST_GAP + 1), window)
+    final = np.minimum(passes - gaps.last[gaps.last >= 0], window).sum()
+    return int((gaps.histogram.sum(axis=0) * kept).sum() + final)
+
+
+def _hot(uses: np.ndarray, percent: float) -> float:
+    """Share of all uses that fall on the most used `percent` of each layer's experts; linear between whole
+    experts.
+    """
+    covered = np.cumsum(-np.sort(-uses, axis=1), axis=1).sum(axis=0) / uses.sum()
+    return float(
+        np.interp(percent / 100 * uses.shape[1], np.arange(uses.shape[1] + 1), np.append(0.0, covered))
+    )
+
+
+def _by_powers_of_two(histogram: np.ndarray) -> list[dict]:
+    edges = [1 << power for power in range(LONGEST_GAP.bit_length())]
+    rows: list[dict] = [
+        {"from": low, "below": high, "uses": int(histogram[low:high].sum())} for low, high in pairwise(edges)
+    ]
+    rows.append({"from": LONGEST_GAP, "below": None, "uses": int(histogram[LONGEST_GAP])})
+    return [{"from": 0, "below": 1, "uses": int(histogram[0])}, *rows]
+
+
+def segment_coverage(
+    trace: RoutingTrace, tokens: int, ratios: Sequence[float], phase: str = "decode"
+) -> list[dict]:
+    """Share of the uses in segments of `tokens` that the best round(ratio * K) experts of each segment and
+    layer cover: a row a ratio, as of `rates`; none where no segment is whole.
+
+    Segments are cut within a request and a phase; a shorter rest is left out. After arXiv 2505.16056: with
+    ratio 1 this is SRP(tokens), a fixed group of K experts; otherwise SCH(tokens, ratio), the best that a
+    segment's cache could hit.
+    """
+    rows = _segments(trace, tokens, phase)
+    if len(rows) == 0:
+        return []
+    best = [min(trace.num_experts, max(1, round(ratio * trace.top_k))) - 1 for ratio in ratios]
+    names, request = np.unique(trace.request[rows[:, 0]], return_inverse=True)
+    covered_RCL = np.zeros((len(names), len(ratios), trace.layers), np.int64)
+    uses_RL = np.zeros((len(names), trace.layers), np.int64)
+    for layer in range(trace.layers):
+        uses = _uses(trace.experts[:, layer][rows], trace.num_experts)
+        np.add.at(covered_RCL[:, :, layer], request, np.cumsum(-np.sort(-uses, axis=1), axis=1)[:, best])
+        np.add.at(uses_RL[:, layer], request, uses.sum(axis=1))
+    shares = rates("value", covered_RCL, uses_RL, uses_RL.sum(axis=1))
+    return [{"rho": ratio} | share for ratio, share in zip(ratios, shares, strict=True)]
+
+
+def _uses(chosen: np.ndarray, experts: int) -> np.ndarray:
+    """int64 [segments, E]: how often the sets `chosen` [segments, tokens, K] of a layer hold each expert."""
+    flat = chosen.reshape(len(chosen), -1).astype(np.int64)
+    segment, slot = np.nonzero(flat != EMPTY)
+    numbers = segment * experts + flat[segment, slot]
+    return np.bincount(numbers, minlength=len(flat) * experts).reshape(len(flat), -1)
+
+
+def _segments(trace: RoutingTrace, tokens: int, phase: str) -> np.ndarray:
+    """int64 [segments, tokens]: rows."""
+    order = np.argsort(trace.request, kind="stable")
+    order = order[np.isin(trace.phase[order], PHASES[phase])]
+    key = trace.request[order].astype(np.int64) * 2 + trace.phase[order]
+    runs = np.split(order, np.flatnonzero(np.diff(key)) + 1)
+    whole = [run[: len(run) // tokens * tokens].reshape(-1, tokens) for run in runs]
+    return np.concatenate(whole) if whole else np.empty((0, tokens), np.int64)

@@ -1,0 +1,1 @@
+"""Caches made of several: prefill and decode, device and RAM, watermark placement."""

@@ -1,0 +1,1 @@
+"""Watermark placement: experts move between tiers by how likely they are needed soon."""

@@ -1,0 +1,253 @@
+"""Knows what a recorded routing is and its file; does not know what a cache would make of it.
+
+Letters: S token steps (rows), L MoE layers, K experts chosen, E routed experts a layer.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from dwellmoe.cache.kernel.jit import compiled
+from dwellmoe.cache.tensor_file import map_tensors, write_tensors
+from dwellmoe.errors import UserError
+
+PREFILL, DECODE = 0, 1
+EMPTY = 65535  # a slot that a routing strategy left unused
+FORMAT, VERSION = "moe-routing-trace", "1"
+BLOCK_BYTES = 128 << 20  # of mapped trace looked at together
+
+LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
+    "experts": (np.uint16, "SLK", True),
+    "phase": (np.uint8, "S", True),
+    "request": (np.int32, "S", True),
+    "weights": (np.float16, "SLK", False),
+    "token_ids": (np.int32, "S", False),
+    "gate_probs": (np.float16, "SLE", False),
+    "chunk": (np.int32, "S", False),
+    "batch_step": (np.int32, "S", False),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """An immutable record of the experts each layer needed at each token step (shared file format, version
+    1).
+
+    experts     uint16 [S, L, K]   in router order, largest routing weight first; 65535 is an empty slot
+    phase       uint8 [S]          0 prefill, 1 decode; rows are in time order
+    request     int32 [S]
+    weights     float16 [S, L, K]  routing weights                              (optional, as all below)
+    gate_probs  float16 [S, L, E]  the router's full distribution
+    token_ids   int32 [S]
+    chunk       int32 [S]          prefill rows run together; default: a request's whole prompt
+    batch_step  int32 [S]          rows run together, also of several prompts; default: a decode row alone
+    layer_ids   the decoder layer's number a layer; expert_bytes: bytes of one expert a layer, 0 for unknown
+
+    Raises UserError for a wrong dtype or shape, an id >= E, an expert twice in one set, NaN weights, no rows.
+    """
+
+    experts: np.ndarray
+    phase: np.ndarray
+    request: np.ndarray
+    num_experts: int
+    layer_ids: Sequence[int] = ()
+    expert_bytes: Sequence[int] = ()
+    model: str = ""
+    source: str = ""
+    weights: np.ndarray | None = None
+    token_ids: np.ndarray | None = None
+    gate_probs: np.ndarray | None = None
+    chunk: np.ndarray | None = None
+    batch_step: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in LAYOUT:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _read_only(getattr(self, name)))
+        _check_shapes(self)
+        layers = range(self.layers)
+        object.__setattr__(self, "layer_ids", tuple(self.layer_ids or layers))
+        object.__setattr__(self, "expert_bytes", tuple(self.expert_bytes or (0 for _ in layers)))
+        _check_metadata(self)
+        _check_values(self)
+
+    @property
+    def steps(self) -> int:
+        return self.experts.shape[0]
+
+    @property
+    def layers(self) -> int:
+        return self.experts.shape[1]
+
+    @property
+    def top_k(self) -> int:
+        return self.experts.shape[2]
+
+    def blocks(self) -> list[range]:
+        """Consecutive ranges of rows, each about `BLOCK_BYTES` of experts."""
+        rows = self.rows_in(BLOCK_BYTES)
+        return [range(at, min(at + rows, self.steps)) for at in range(0, self.steps, rows)]
+
+    def rows_in(self, size_bytes: int) -> int:
+        """Rows whose experts take about so many bytes."""
+        return max(1, size_bytes // (self.layers * self.top_k * self.experts.itemsize))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the trace as one .safetensors file; the file appears complete or not at all."""
+        tensors = {name: getattr(self, name) for name in LAYOUT if getattr(self, name) is not None}
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "num_experts": str(self.num_experts),
+            "layer_ids": json.dumps(self.layer_ids),
+            "expert_bytes": json.dumps(self.expert_bytes),
+            "source": self.source,
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RoutingTrace":
+        """Maps a trace file into memory (nothing is copied) and checks all of it, a block at a time."""
+        tensors, metadata = map_tensors(path)
+        try:
+            return cls(**_known_tensors(tensors), **_parse_metadata(metadata))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> RoutingTrace:
+    """The given rows, each counted as decoded alone: a prompt's tokens route as if they had been decoded."""
+    kept = {name: getattr(trace, name)[rows] for name in LAYOUT if getattr(trace, name) is not None}
+    kept |= {"phase": np.full(len(kept["phase"]), DECODE, np.uint8), "chunk": None, "batch_step": None}
+    return replace(trace, **kept)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives the pages of a mapped array back to the system; they are read again when touched. No effect on
+    others.
+    """
+    base = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def _read_only(array) -> np.ndarray:
+    view = np.ascontiguousarray(array).view(np.ndarray)[...]
+    view.flags.writeable = False
+    return view
+
+
+def _known_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    unknown = sorted(set(tensors) - set(LAYOUT))
+    missing = [name for name, (_, _, needed) in LAYOUT.items() if needed and name not in tensors]
+    if unknown or missing:
+        raise UserError(f"not a routing trace: tensors missing {missing}, unknown {unknown}")
+    return tensors
+
+
+def _parse_metadata(metadata: dict[str, str]) -> dict:
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (FORMAT, VERSION):
+        raise UserError(f"format and version must be {FORMAT} 1, got {found[0]} {found[1]}")
+    try:
+        return {
+            "num_experts": int(metadata["num_experts"]),
+            "layer_ids": _numbers(metadata["layer_ids"]),
+            "expert_bytes": _numbers(metadata["expert_bytes"]),
+            "model": metadata.get("model", ""),
+            "source": metadata.get("source", ""),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"metadata num_experts, layer_ids or expert_bytes is missing or broken: {error}"
+        ) from None
+
+
+def _check_shapes(trace: RoutingTrace) -> None:
+    if np.ndim(trace.experts) != 3:
+        raise UserError(f"experts must be uint16 [steps, layers, top_k], got shape {np.shape(trace.experts)}")
+    sizes = dict(zip("SLKE", (*trace.experts.shape, trace.num_experts), strict=True))
+    if 0 in trace.experts.shape:
+        raise UserError(f"the trace is empty: experts has shape {trace.experts.shape}")
+    for name, (dtype, letters, _) in LAYOUT.items():
+        array, shape = getattr(trace, name), tuple(sizes[letter] for letter in letters)
+        if array is not None and (array.dtype != dtype or array.shape != shape):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise UserError(f"{name} must be {np.dtype(dtype)} {list(shape)}, got {found}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise TypeError(f"expected a list, got {text[:40]}")
+    return tuple(int(value) for value in found)
+
+
+def _check_metadata(trace: RoutingTrace) -> None:
+    if not trace.top_k <= trace.num_experts < EMPTY:
+        raise UserError(
+            f"num_experts must be between top_k = {trace.top_k} and {EMPTY - 1}, got {trace.num_experts}"
+        )
+    for field in ("layer_ids", "expert_bytes"):
+        values = getattr(trace, field)
+        if len(values) != trace.layers or min(values) < 0:
+            raise UserError(f"{field} must hold {trace.layers} numbers >= 0, got {list(values)[:8]}")
+
+
+def _check_values(trace: RoutingTrace) -> None:
+    bad_phase = np.flatnonzero(trace.phase > DECODE)
+    if len(bad_phase):
+        raise UserError(
+            f"phase at step {bad_phase[0]} is {trace.phase[bad_phase[0]]}: choose from 0 prefill, 1 decode"
+        )
+    lowest = EMPTY
+    for rows in trace.blocks():
+        lowest = min(lowest, int(trace.experts[rows.start : rows.stop].min()))
+        row, layer = _first_bad_set(trace.experts[rows.start : rows.stop], trace.num_experts)
+        if row >= 0:
+            ids = trace.experts[rows.start + row, layer].tolist()
+            raise UserError(
+                f"experts at step {rows.start + row}, layer {layer} are {ids}: "
+                f"each must be below {trace.num_experts}, and none twice"
+            )
+        for name in ("weights", "gate_probs"):
+            _check_finite(name, getattr(trace, name), rows)
+        release(trace.experts)
+    if lowest == EMPTY:
+        raise UserError("the trace is empty: every slot is")
+
+
+def _check_finite(name: str, array: np.ndarray | None, rows: range) -> None:
+    if array is None:
+        return
+    bad = ~np.isfinite(array[rows.start : rows.stop]).all(axis=(1, 2))
+    release(array)
+    if bad.any():
+        raise UserError(f"{name} at step {rows.start + int(bad.argmax())} is NaN or infinite")
+
+
+@compiled
+def _first_bad_set(experts, num_experts):
+    """(row, layer) of the first set with an id out of range or twice; (-1, -1) when all are sound."""
+    seen = np.full(num_experts, -1, np.int64)
+    for row in range(experts.shape[0]):
+        for layer in range(experts.shape[1]):
+            mark = row * experts.shape[1] + layer
+            for slot in range(experts.shape[2]):
+                expert = experts[row, layer, slot]
+                if expert == EMPTY:
+                    continue
+                if expert >= num_experts or seen[expert] == mark:
+                    return row, layer
+                seen[expert] = mark
+    return -1, -1
+
+
+assert set(LAYOUT) <= {field.name for field in fields(RoutingTrace)}

@@ -1,0 +1,98 @@
+"""Knows the folder of a training run: which checkpoints in it are whole, which one to go on from, and how a
+failed write is told; does not know what a checkpoint holds.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from safetensors import SafetensorError
+
+from dwellmoe.errors import UserError, first_line
+
+_TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
+"""How torch.save words a write that failed; it raises a bare RuntimeError."""
+
+
+def make_run_folder(folder: Path) -> None:
+    """Raises UserError where nothing can be written, before hours of training end there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--lora_save_path {folder}: {error.strerror}") from None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a training folder that were written to their end, oldest first.
+
+    The Trainer writes its state last, so a readable one marks a whole checkpoint: a kill or a full disk
+    leaves none.
+    """
+    found = [
+        path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and _has_state(path)
+    ]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _has_state(folder: Path) -> bool:
+    try:
+        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoint_to_resume(folder: Path, asked: str | None, overwrite: bool) -> Path | None:
+    """The checkpoint asked for (a path, or `auto` for the last), or None for a new run.
+
+    Raises UserError for one that is not there, and rather than mixing two runs in one folder.
+    """
+    found = complete_checkpoints(folder)
+    if asked and asked.lower() in ("auto", "true", "last"):
+        return found[-1] if found else None
+    if asked:
+        same = [path for path in found if path.resolve() == Path(asked).resolve()]
+        if not same:
+            raise UserError(
+                f"--resume_from_checkpoint {asked}: no complete checkpoint; there are {_names(found)}"
+            )
+        return same[0]
+    if found and not overwrite:
+        raise UserError(
+            f"'{folder}' holds {_names(found)} of an earlier run: go on with --resume_from_checkpoint "
+            "auto, start over with --overwrite_output, or choose another --lora_save_path"
+        )
+    return None
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths) or "none"
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Clears the way for a new run; call it once nothing but training is left that could fail."""
+    for old in folder.glob("checkpoint-*"):
+        shutil.rmtree(old)
+
+
+@contextmanager
+def checkpoints_kept(run_folder: Path, torn: Path | None = None) -> Iterator[None]:
+    """The block writes into the run's folder. If the disk refuses, the checkpoint that was being written
+    (`torn`) is removed, and a UserError says which ones are good.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in _TORCH_WRITER):
+            raise
+        if torn:
+            shutil.rmtree(torn, ignore_errors=True)
+        raise UserError(
+            f"'{torn or run_folder}' cannot be written: {first_line(error)}; complete checkpoints: "
+            f"{_names(complete_checkpoints(run_folder))}; make room, then go on with "
+            "--resume_from_checkpoint auto"
+        ) from None

@@ -1,0 +1,34 @@
+"""The entry point of the `dwellmoe` command: finds the command by name and runs it."""
+
+import importlib
+import sys
+
+from dwellmoe.errors import run_command, unknown_name
+
+COMMANDS = {
+    "simulate": "replay recorded routing through simulated expert caches: replay, curve, describe, plan",
+    "pack": "write a checkpoint's experts as one contiguous record each, for faster reading",
+}
+"""Command -> what it does; the module of that name beside this one has `run(words)`."""
+
+
+def main() -> None:
+    run_command(lambda: run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> None:
+    """Runs one command line. UserError for an unknown command."""
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if words[0] not in COMMANDS:
+        raise unknown_name("command", words[0], COMMANDS)
+    importlib.import_module(f"dwellmoe.cli.{words[0]}").run(words[1:])
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
+    return "\n".join(
+        ["usage: dwellmoe COMMAND [options]", "", *lines, "", "dwellmoe COMMAND --help says more"]
+    )

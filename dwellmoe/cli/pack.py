@@ -1,0 +1,18 @@
+"""`dwellmoe pack`: writes a checkpoint's experts as one contiguous record each."""
+
+from pathlib import Path
+
+from dwellmoe.cli.simulate_options import Parser
+
+ABOUT = "Writes each expert as one contiguous record: with --packed OUT an expert then takes one read."
+
+
+def run(words: list[str]) -> None:
+    """Packs one checkpoint. UserError for a wrong command line or an unreadable checkpoint."""
+    parser = Parser(prog="dwellmoe pack", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    arguments = parser.parse_args(words)
+    from dwellmoe.offload.pack import pack
+
+    pack(arguments.model, arguments.out)

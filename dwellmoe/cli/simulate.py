@@ -1,0 +1,235 @@
+"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | stall |
+fit | predict | convert | calibrate. Only fit and predict need torch.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from dwellmoe.cli.simulate_options import parse_arguments
+from dwellmoe.errors import UserError
+from dwellmoe.files import check_writable, replacing
+
+SCHEMA_VERSION = 1
+
+
+def run(words: list[str]) -> None:
+    """Carries out one command line. UserError for a mistake in it, before anything is read or written."""
+    arguments = parse_arguments(words)
+    for name in ("json", "plot", "out", "scoutgate_out"):
+        path = getattr(arguments, name, None)
+        if path is not None and str(path) != "-":
+            check_writable(path)
+    COMMANDS[arguments.command](arguments)
+
+
+def run_replay(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.replay import replay
+
+    if arguments.hand_over is not None:
+        return run_split(arguments)
+    if arguments.prefill_buffer is not None:
+        raise UserError("--prefill_buffer has no effect without --hand_over")
+    row = replay(
+        read(arguments), arguments.policy, arguments.capacity, **convention(arguments), progress=bar("replay")
+    )
+    return report(arguments, {"cache": [row]}, hit_rate_lines([row]))
+
+
+def run_split(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.replay_split import replay_split
+
+    fixed = {"scope": "layer", "phase": "decode", "reset": "never"}
+    changed = [name for name, value in fixed.items() if getattr(arguments, name) != value]
+    if changed or arguments.start not in ("cold", "warm:prefill"):
+        raise UserError(
+            f"--{(changed or ['start'])[0]} has no effect with --hand_over: decode is counted after prefill"
+        )
+    options = {
+        "access": arguments.access,
+        "prefill_buffer": arguments.prefill_buffer or 0,
+        "progress": bar("replay"),
+    }
+    row = replay_split(read(arguments), arguments.policy, arguments.capacity, arguments.hand_over, **options)
+    report(arguments, {"cache": [row]}, hit_rate_lines([row]))
+
+
+def run_curve(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.curve import curve
+
+    trace = read(arguments)
+    rows = curve(
+        trace, arguments.policies, arguments.capacities, **convention(arguments), progress=bar("curve")
+    )
+    if arguments.plot:
+        from dwellmoe.plots import hit_rate_curve
+        from dwellmoe.plots.style import save
+
+        save(hit_rate_curve.draw(rows), arguments.plot)
+    report(arguments, {"cache": rows}, hit_rate_lines(rows))
+
+
+def run_describe(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.describe import describe, description_lines
+
+    found = describe(read(arguments), arguments.phase, arguments.segment_tokens, progress=bar("describe"))
+    if arguments.plot:
+        from dwellmoe.plots import reuse_distance
+        from dwellmoe.plots.style import save
+
+        save(reuse_distance.draw(found["reuse"], arguments.phase), arguments.plot)
+    report(arguments, found, description_lines(found))
+
+
+def run_plan(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.budget import parse_bytes
+    from dwellmoe.cache.device import load_device
+    from dwellmoe.cache.replay.curve import curve
+    from dwellmoe.cache.replay.plan import plan, plan_lines
+
+    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
+    trace = read(arguments)
+    rows = curve(trace, arguments.policies, arguments.capacities, progress=bar("plan"))
+    found = plan(trace, device, rows, resident_bytes, arguments.tokens_per_second)
+    if arguments.plot:
+        from dwellmoe.plots import device_plan
+        from dwellmoe.plots.style import save
+
+        save(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
+    report(arguments, found | {"cache": rows}, plan_lines(found))
+
+
+def run_stall(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.budget import parse_bytes
+    from dwellmoe.cache.device import load_device
+    from dwellmoe.cache.replay.stall import stall, stall_lines
+    from dwellmoe.cache.tiers.tier_policy import room_on, settings_of
+
+    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
+    trace = read(arguments)
+    room = room_on(trace, device, resident_bytes, arguments.capacity, arguments.ram_capacity)
+    rows = [
+        stall(trace, device, room, each, scope=scope, resident_bytes=resident_bytes, progress=bar(each))
+        for each, scope in settings_of(arguments.managers)
+    ]
+    report(arguments, {"device": asdict(device), "stall": rows}, stall_lines(rows))
+
+
+def run_fit(arguments: argparse.Namespace) -> None:
+    from dwellmoe.eviction_training.fit import FitSettings, fit
+
+    names = ("phase", "capacity", "validation", "seed", "epochs")
+    settings = FitSettings(**{name: getattr(arguments, name) for name in names})
+    found = fit(read(arguments), arguments.policy, arguments.out, settings, progress=bar("fit"))
+    report(arguments, found, [f"{arguments.out}: held-out requests", *hit_rate_lines(found["cache"])])
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.formats import read_trace
+    from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record
+    from dwellmoe.families.settings import ModelSettings
+    from dwellmoe.loading import load_model
+    from dwellmoe.routing.scoutgate import save_scoutgate
+
+    if arguments.scoutgate_out and arguments.predictor == GATE_AHEAD:
+        raise UserError(f"--scoutgate_out has no effect with --predictor {GATE_AHEAD}")
+    trace, learned = read(arguments), read_trace(arguments.learn)
+    model = load_model(ModelSettings(model_name=arguments.model_name))
+    source = Source.of(model, learned, trace)
+    said, gate, facts = record(arguments.predictor, source, arguments.beside, bar("scoutgate"))
+    if gate and arguments.scoutgate_out:
+        save_scoutgate(gate, arguments.scoutgate_out, trace.model)
+    said.save(arguments.out)
+    lines = [f'predictor = "{arguments.beside}"', f'ahead = "recorded:file={arguments.out}"']
+    report(arguments, facts, ["[placement]", *lines, f"eta = {facts['eta']:.2f}"])
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.formats import write_trace
+
+    trace = read(arguments)
+    if arguments.as_decode:
+        from dwellmoe.cache.trace import as_decode
+
+        trace = as_decode(trace)
+    write_trace(trace, arguments.out)
+    print(
+        f"{arguments.out}: {trace.steps} token steps, {trace.layers} layers x {trace.num_experts} experts, "
+        f"K = {trace.top_k}"
+    )
+
+
+def run_calibrate(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.weight_ratios import thresholds_of
+
+    found = thresholds_of(read(arguments))
+    found.save(arguments.out)
+    print(
+        f"{arguments.out}: {len(found.median_LN)} layers, K = {found.top_k}: a token may stop at "
+        f"{', '.join(map(str, found.kept)) or 'none'}"
+    )
+
+
+def read(arguments: argparse.Namespace):
+    """The trace that the command names."""
+    from dwellmoe.cache.formats import read_trace
+
+    return read_trace(
+        arguments.trace, num_experts=arguments.num_experts, prompt_tokens=arguments.prompt_tokens
+    )
+
+
+def convention(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("scope", "access", "phase", "start", "reset")}
+
+
+def bar(label: str):
+    """A progress bar on stderr, if a person is watching."""
+    from dwellmoe.cache.progress import progress_bar
+
+    return progress_bar(label)
+
+
+def hit_rate_lines(rows: list[dict]) -> list[str]:
+    """A table of hit-rate rows for people, the convention above it."""
+    names = ("scope", "access", "phase", "start", "reset")
+    lines = [", ".join(f"{name} {rows[0][name]}" for name in names)] if rows else []
+    for row in rows:
+        size = "" if row["capacity_bytes"] is None else f"{row['capacity_bytes'] / 1e9:9.3f} GB"
+        missed = (
+            ""
+            if row["miss_bytes_per_token"] is None
+            else f"{row['miss_bytes_per_token'] / 1e6:10.2f} MB/token"
+        )
+        share = f"{row['capacity']:6d} slots {row['capacity_percent']:6.2f} %{size}"
+        lines.append(f"{row['policy']:<18}{share}   hit rate {row['hit_rate']:.4f}{missed}")
+    return lines
+
+
+def report(arguments: argparse.Namespace, result: dict, lines: list[str]) -> None:
+    """Prints the result for people, or writes it as one JSON object; a file appears whole or not at all."""
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "command")}
+    whole = {"schema_version": SCHEMA_VERSION, "command": arguments.command, "settings": settings, **result}
+    text = json.dumps(whole, indent=1, default=str, allow_nan=False) + "\n"
+    if arguments.json == "-":
+        sys.stdout.write(text)
+        return
+    if arguments.json:
+        with replacing(arguments.json) as file:
+            file.write(text.encode())
+    print("\n".join(lines))
+
+
+COMMANDS = {
+    "replay": run_replay,
+    "curve": run_curve,
+    "describe": run_describe,
+    "plan": run_plan,
+    "stall": run_stall,
+    "fit": run_fit,
+    "predict": run_predict,
+    "convert": run_convert,
+    "calibrate": run_calibrate,
+}

@@ -1,0 +1,104 @@
+"""Knows how raw records are had: local files each time, packages and the hub once, then from the cache."""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dwellmoe.data.download_cache import build_once, cache_folder, digest
+from dwellmoe.data.files import Record, read_file
+from dwellmoe.data.remote import READERS
+from dwellmoe.data.task import Source, Task
+from dwellmoe.errors import UserError
+
+
+def read_records(task: Task, source: Source, raw_split: str) -> list[Record]:
+    """Records of one raw split, each with the place to name in an error. Raises UserError."""
+    if source.kind == "file":
+        records = list(_prepared(read_file(task.folder / source.files[raw_split]), source))
+    else:
+        make_ready(task, source, raw_split)
+        place = f"{task.name}, {source.kind} split '{raw_split}'"
+        with open(_kept_at(task, source, raw_split), encoding="utf-8") as lines:
+            rows = enumerate(map(json.loads, lines), start=1)
+            records = [Record(f"{place}, record {number}", row) for number, row in rows]
+    if source.shuffle_seed is not None:
+        random.Random(source.shuffle_seed).shuffle(records)
+    return records
+
+
+def make_ready(task: Task, source: Source, raw_split: str) -> None:
+    """Fetches a raw split into the cache unless it is there. Raises SourceUnreachable."""
+    if source.kind == "file":
+        if not is_ready(task, source, raw_split):
+            raise UserError(f"{task.name}: no data file at '{task.folder / source.files[raw_split]}'")
+        return
+
+    def build(path: Path) -> None:
+        rows = (Record("", row) for row in READERS[source.kind](source, raw_split))
+        with open(path, "w", encoding="utf-8") as file:
+            for record in _prepared(rows, source):
+                file.write(json.dumps(record.row, ensure_ascii=False) + "\n")
+
+    target = _kept_at(task, source, raw_split)
+    build_once(target.parent.name, target.name, build)
+
+
+def is_ready(task: Task, source: Source, raw_split: str) -> bool:
+    """Whether the raw split can be read without any network."""
+    if source.kind == "file":
+        return (task.folder / source.files[raw_split]).exists()
+    return _kept_at(task, source, raw_split).exists()
+
+
+def _kept_at(task: Task, source: Source, raw_split: str) -> Path:
+    about_rows = asdict(source) | {"files": source.files[raw_split]}
+    for name in ("map", "splits", "note", "shuffle_seed"):
+        del about_rows[name]
+    return cache_folder() / "records" / f"{task.name}-{raw_split}-{digest(about_rows)}.jsonl"
+
+
+def _prepared(records: Iterable[Record], source: Source) -> Iterator[Record]:
+    records = _distinct(records, source)
+    return _articles(records, source.article_start) if source.article_start else records
+
+
+def _distinct(records: Iterable[Record], source: Source) -> Iterator[Record]:
+    seen = set()
+    for record in records:
+        if any(_value(record, key) >= bound for key, bound in source.below.items()):
+            continue
+        if source.unique_by:
+            identity = _value(record, source.unique_by)
+            if identity in seen:
+                continue
+            seen.add(identity)
+        yield Record(record.where, _value(record, source.root)) if source.root else record
+
+
+def _articles(records: Iterable[Record], start: str) -> Iterator[Record]:
+    """Lines of running text joined to whole articles; a line that matches `start` opens the next one."""
+    where, lines = "", []
+    for record in records:
+        line = _value(record, "text")
+        if re.match(start, line):
+            yield from _article(where, lines)
+            lines = []
+        where = where if lines else record.where
+        lines.append(line)
+    yield from _article(where, lines)
+
+
+def _article(where: str, lines: list[str]) -> Iterator[Record]:
+    text = "".join(lines).strip()
+    if text:
+        yield Record(where, {"text": text})
+
+
+def _value(record: Record, key: str) -> Any:
+    if key not in record.row:
+        raise UserError(f"{record.where}: key '{key}' is missing; the record has {', '.join(record.row)}")
+    return record.row[key]

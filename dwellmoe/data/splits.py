@@ -1,0 +1,43 @@
+"""Knows how train, validation and test are cut out of what a source offers: `"dev + validation[:90%]"`."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dwellmoe.errors import UserError
+
+_PART = re.compile(r"^(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?$")
+
+
+def select(expression: str, rows_of: Callable[[str], Sequence[Any]]) -> list[Any]:
+    """Rows of a split expression, in order. `rows_of` reads a raw split. Raises UserError if malformed."""
+    rows: list[Any] = []
+    for part in expression.split("+"):
+        rows.extend(_slice(part.strip(), rows_of))
+    return rows
+
+
+def raw_names(expression: str) -> list[str]:
+    """Names of the raw splits an expression needs."""
+    return [_parse(part.strip()).group(1) for part in expression.split("+")]
+
+
+def _parse(part: str) -> re.Match[str]:
+    found = _PART.match(part)
+    if found is None:
+        raise UserError(f"split '{part}' is not of the form name, name[:90%], name[100:200]")
+    return found
+
+
+def _slice(part: str, rows_of: Callable[[str], Sequence[Any]]) -> Sequence[Any]:
+    name, start, start_percent, stop, stop_percent = _parse(part).groups()
+    rows = rows_of(name)
+    first = _position(start, start_percent, len(rows), 0)
+    last = _position(stop, stop_percent, len(rows), len(rows))
+    return rows[first:last]
+
+
+def _position(text: str | None, percent: str | None, length: int, default: int) -> int:
+    if not text:
+        return default
+    return length * int(text) // 100 if percent else int(text)

@@ -1,0 +1,155 @@
+"""Knows how examples become rows of tokens with masked prompts, kept on disk; knows no batch and no model.
+
+A row is `[BOS] prompt answer EOS`, at most `max_tokens` long. Too long a prompt loses its beginning, never
+the answer; running text (an empty prompt) is cut into windows, so that nothing of it is lost.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, load_from_disk
+
+from dwellmoe.data.download_cache import build_once, digest
+from dwellmoe.data.examples import Example, load_examples
+from dwellmoe.data.fingerprint import task_identity, tokenizer_identity
+from dwellmoe.data.sampling import seeded_sample
+from dwellmoe.data.task import Task, check_split
+from dwellmoe.errors import UserError
+from dwellmoe.log import say_once
+
+SCHEME = 1
+"""Part of the cache key: raised when a row comes to mean something else."""
+IGNORED = -100
+BATCH_EXAMPLES = 1000
+"""Examples encoded at a time; fewer need no progress bar."""
+Row = dict[str, Any]
+_FEATURES = Features(
+    {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
+    | dict.fromkeys(("prompt_tokens", "cut_prompt_tokens", "cut_answer_tokens"), Value("int32"))
+)
+
+
+@dataclass(frozen=True)
+class CutCounts:
+    """Of all rows, those whose prompt lost its beginning, and those whose answer lost its end."""
+
+    rows: int
+    cut_prompts: int
+    cut_answers: int
+
+
+def tokenise_split(
+    task: Task,
+    split: str,
+    tokenizer: Any,
+    max_tokens: int,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    mix_available_only: bool = False,
+) -> Dataset:
+    """Rows of one split, from the cache on disk if the same were made before.
+
+    Columns: `input_ids` and `labels` [T] (-100 on the prompt and on the first token, which nothing predicts),
+    `prompt_tokens` (leading tokens that are prompt, BOS included), `cut_prompt_tokens`, `cut_answer_tokens`.
+    `limit` keeps a sample of that many examples drawn by `seed`; `mix_available_only` lets a mix go without
+    members that are out of reach. Any number of ranks may call this at once. Raises UserError as
+    `load_examples` does.
+    """
+    if max_tokens < 2:
+        raise UserError(f"max_words_len = {max_tokens}: an example needs at least 2 tokens")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of '{tokenizer.name_or_path}' has no end-of-text token")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit = {limit}: at least 1 example is needed")
+    check_split(split)
+    settings = [SCHEME, split, max_tokens, limit, seed, mix_available_only]
+    key = digest([task_identity(task, split), tokenizer_identity(tokenizer), settings])
+
+    def build(folder: Path) -> None:
+        examples = load_examples(task, split, seed=seed, mix_available_only=mix_available_only)
+        if not examples:
+            raise UserError(f"{task.name}: the split '{split}' is empty")
+        encode_examples(seeded_sample(examples, limit, seed), tokenizer, max_tokens).save_to_disk(folder)
+
+    rows = load_from_disk(build_once("tokenised", f"{task.name}-{split}-{key}", build))
+    assert isinstance(rows, Dataset)
+    _tell_cuts(f"{task.name}, {split}", cut_counts(rows), max_tokens)
+    return rows
+
+
+def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) -> Dataset:
+    """Rows of the examples, in their order and with the columns of `tokenise_split`; nothing is cached."""
+    texts = {"prompt": [e.prompt for e in examples], "answer": [e.answer for e in examples]}
+    begin = beginning(tokenizer)
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+        prompts = token_ids(tokenizer, batch["prompt"])
+        answers = token_ids(tokenizer, batch["answer"])
+        rows = [
+            row
+            for prompt, answer in zip(prompts, answers, strict=True)
+            for row in _rows(begin, prompt, [*answer, tokenizer.eos_token_id], max_tokens)
+        ]
+        return {name: [row[name] for row in rows] for name in _FEATURES}
+
+    if len(examples) <= BATCH_EXAMPLES:
+        return Dataset.from_dict(encode(texts), features=_FEATURES)
+    # The fingerprint is given because hashing the tokenizer for one is slow and the key above has done it.
+    return Dataset.from_dict(texts).map(
+        encode,
+        batched=True,
+        batch_size=BATCH_EXAMPLES,
+        remove_columns=list(texts),
+        features=_FEATURES,
+        desc="tokenise",
+        new_fingerprint="rows",
+    )
+
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Each text's tokens and nothing added; long texts are no reason to warn, since they are cut here."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """What this tokenizer puts before every text: `[BOS]` or nothing."""
+    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
+
+
+def cut_counts(rows: Dataset) -> CutCounts:
+    """What truncation took from these rows."""
+    prompts, answers = (sum(n > 0 for n in rows[f"cut_{part}_tokens"]) for part in ("prompt", "answer"))
+    return CutCounts(len(rows), prompts, answers)
+
+
+def _rows(begin: list[int], prompt: list[int], answer: list[int], max_tokens: int) -> Iterator[Row]:
+    room = max_tokens - len(begin)
+    if prompt:
+        kept_answer = answer[:room]
+        first = max(0, len(prompt) - (room - len(kept_answer)))
+        yield _row(begin + prompt[first:], kept_answer, first, len(answer) - len(kept_answer))
+    else:
+        for start in range(0, len(answer), room):
+            yield _row(begin, answer[start : start + room], 0, 0)
+
+
+def _row(prompt: list[int], answer: list[int], cut_prompt_tokens: int, cut_answer_tokens: int) -> Row:
+    masked = max(1, len(prompt))
+    ids = prompt + answer
+    return {
+        "input_ids": ids,
+        "labels": [IGNORED] * masked + ids[masked:],
+        "prompt_tokens": len(prompt),
+        "cut_prompt_tokens": cut_prompt_tokens,
+        "cut_answer_tokens": cut_answer_tokens,
+    }
+
+
+def _tell_cuts(where: str, counts: CutCounts, max_tokens: int) -> None:
+    say_once(
+        f"{where}: {counts.rows} rows of at most {max_tokens} tokens; "
+        f"{counts.cut_prompts} prompts cut at their beginning, {counts.cut_answers} answers cut at their end"
+    )

@@ -1,0 +1,1 @@
+"""Judges answers: extracts what was answered and compares it with the reference."""

@@ -1,0 +1,107 @@
+"""Knows how CECAR's commands name their options and says the same in ours; reads no setting.
+
+Nothing given is dropped in silence: what has no counterpart is told in a line or refused.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from dwellmoe.errors import UserError, unknown_name
+
+RENAMED = {
+    **dict.fromkeys(("model", "simulation_model"), "model_name"),
+    **dict.fromkeys(("tasks", "test_task"), "dataset_name"),
+    **dict.fromkeys(("n_token", "max_length_generation"), "max_new_tokens"),
+    "cache_policy": "decode_policy",
+    "cache_size": "expert_budget",
+    "peft_model": "lora_save_path",
+    "precision": "dtype",
+}
+VALUES = {
+    "Qwen3_30B_A3B": "Qwen/Qwen3-30B-A3B",
+    "OLMoE_1B_7B_0125_Instruct": "allenai/OLMoE-1B-7B-0125-Instruct",
+    "DeepSeek_v2_Lite_Chat": "deepseek-ai/DeepSeek-V2-Lite-Chat",
+    "ML_CECAR": "ml_cecar",
+    "ML_FlashMoE": "ml_flashmoe",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+MODES = ("none", "des", "odp")
+BONUSES = {name: name for name in ("cecar", "mocce", "none", "random", "constant", "lfu", "lru")} | {
+    "const": "constant"
+}
+_OF_BONUS = {"topk_threshold": "tau", "margin_topk_idx": "m"}
+BONUS_OPTIONS: dict[str, dict[str, str]] = {
+    "mocce": {"lambda_cache": "strength", "top_J": "always"},
+    **dict.fromkeys(("cecar", "random", "constant", "lfu", "lru"), _OF_BONUS),
+}
+"""Strategy -> CECAR's option beside it -> its name inside ours (`mocce:strength=0.2`)."""
+ROUTING = ("mode", "bonus_strategy", "bonus", "lambda_cache", "top_J", "topk_threshold", "margin_topk_idx")
+_WHOLE, _SPEC = (
+    "a checkpoint is read as published",
+    "it goes with the name, as in --decode_policy ml_cecar:...",
+)
+NEEDLESS = {
+    **dict.fromkeys(("expert_path", "shared_expert_path", "non_expert_model"), _WHOLE),
+    **dict.fromkeys(("ffn_model_path", "des_thresholds_path", "mcmoe_threshold_path"), _SPEC),
+    "allow_code_execution": "programs always run, in a sandbox",
+}
+FLAGS = {"use_chat_template": "on", "allow_code_execution": ""}
+"""Options that CECAR gives without a value -> the value they then have."""
+OWN = {*RENAMED, *ROUTING, *NEEDLESS} - {"mode"}
+
+
+def in_our_names(arguments: Sequence[str]) -> list[str]:
+    """The command line with CECAR's options replaced by ours; as it is where it has none of them.
+
+    Raises UserError for a value CECAR has not. Says what has no counterpart on standard error.
+    """
+    pairs = _pairs(arguments)
+    if not {name for name, _ in pairs} & {*OWN, "mode"}:
+        return list(arguments)
+    given = {name: value for name, value in pairs if name in ROUTING}
+    ours = [
+        (RENAMED.get(name, name), VALUES.get(value, value)) for name, value in pairs if name not in ROUTING
+    ]
+    for name in [name for name, _ in ours if name in NEEDLESS]:
+        print(f"warning: --{name} has no effect here: {NEEDLESS[name]}", file=sys.stderr)
+    ours = [(name, value) for name, value in ours if name not in NEEDLESS]
+    names = {name for name, _ in ours}
+    if (given or names & {"decode_policy", "expert_budget"}) and "routing_strategy" not in names:
+        ours.append(("routing_strategy", _strategy(given)))
+    if not names & {"lora_save_path", "use_lora"}:
+        ours.append(("use_lora", "False"))
+    return [text for name, value in ours for text in (f"--{name}", value)]
+
+
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, value) of every option, dashes in names as underscores."""
+    pairs, rest = [], list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not equals:
+            value = FLAGS.get(name, "True") if not rest or rest[0].startswith("--") else rest.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
+def _strategy(given: Mapping[str, str]) -> str:
+    """`--mode`, `--bonus_strategy` and the options beside them as one routing strategy of ours."""
+    mode, bonus = given.get("mode", "none"), given.get("bonus_strategy", given.get("bonus", "none"))
+    if mode not in MODES:
+        raise unknown_name("mode", mode, MODES)
+    if bonus not in BONUSES:
+        raise unknown_name("bonus strategy", bonus, BONUSES)
+    if mode != "none" and bonus != "none":
+        print(
+            f"warning: --mode {mode} takes no bonus: --bonus_strategy {bonus} has no effect", file=sys.stderr
+        )
+    name = mode if mode != "none" else BONUSES[bonus]
+    places = BONUS_OPTIONS.get(name, {})
+    extra = [key for key in given if key not in ("mode", "bonus_strategy", "bonus")]
+    if stray := [key for key in extra if key not in places]:
+        raise UserError(f"--{stray[0]} belongs to no option of '{name}': leave it out")
+    options = ",".join(f"{places[key]}={given[key]}" for key in extra)
+    return f"{name}:{options}" if options else name

@@ -1,0 +1,1 @@
+"""Turns what was measured into rows, a report and its figures."""

@@ -1,0 +1,70 @@
+"""Knows how a report becomes one page that needs no other file; computes no result."""
+
+import base64
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows
+
+TEMPLATE = "report.html.jinja"
+SHARES = (12.5, 25.0, 50.0, 75.0)
+SHOWN_SAMPLES = 8
+
+
+def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> None:
+    """Writes `report.html` beside the figures and samples it takes in."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"number": _number, "span": _span, "size": readable_bytes}
+    page = environment.get_template(TEMPLATE).render(
+        report=report,
+        summary=summary_rows(report),
+        figures=[(caption, _embedded(folder / name)) for name, caption in captions.items()],
+        hit_rates=[_hit_rate_table(report, *kind) for kind in _kinds(report)],
+        samples=_samples(folder / "samples.csv"),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _span(interval: list[float] | None, digits: int = 4) -> str:
+    return "" if interval is None else f"{interval[0]:.{digits}f} … {interval[1]:.{digits}f}"
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _kinds(report: Mapping) -> list[tuple[str, str, str]]:
+    """(text, phase, scope) of every hit-rate table."""
+    return list(dict.fromkeys((row["text"], row["phase"], row["scope"]) for row in report["cache"]))
+
+
+def _hit_rate_table(report: Mapping, text: str, phase: str, scope: str) -> dict:
+    """A line a variant and policy, a column a share of the experts; the largest cache within that share."""
+    rows = [r for r in report["cache"] if (r["text"], r["phase"], r["scope"]) == (text, phase, scope)]
+    groups = dict.fromkeys((row["policy"], row["variant"]) for row in rows)
+    lines = {group: [r for r in rows if (r["policy"], r["variant"]) == group] for group in groups}
+    return {
+        "title": f"{text}, {phase}, scope {scope}",
+        "convention": ", ".join(f"{name} {rows[0][name]}" for name in ("access", "start", "reset")),
+        "lines": [(*group, [_within(line, share) for share in SHARES]) for group, line in lines.items()],
+    }
+
+
+def _within(rows: list[dict], share: float) -> dict | None:
+    fitting = [row for row in rows if row["capacity_percent"] <= share]
+    return max(fitting, key=lambda row: row["capacity"]) if fitting else None
+
+
+def _samples(path: Path) -> tuple[list[str], list[list[str]]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, rows[:SHOWN_SAMPLES]

@@ -1,0 +1,99 @@
+"""Knows how reference answers are scored and their routing recorded; does not know what a score means.
+
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from dwellmoe.data.collate import PaddingCollator
+from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.recording import Recording, recording_of
+from dwellmoe.evaluation.requests import Request
+from dwellmoe.routing import RouterTap
+from dwellmoe.routing.trace_recorder import TraceRecorder
+
+
+@dataclass(frozen=True)
+class Score:
+    """Negative log-likelihood (nats) of a reference answer's tokens, its end token included, summed."""
+
+    nll: float
+    tokens: int
+    divergence: float | None = None
+    """KL(p || q) of the next token, summed: p by the router's own choice, q as it was re-routed."""
+
+
+def score_rows(subject: Subject, rows: Sequence[Any]) -> list[Score]:
+    """Scores rows of `input_ids` and `labels`; nothing is recorded."""
+    batch = _batch(subject, rows)
+    _describe(subject, batch, range(len(rows)), [row["prompt_tokens"] for row in rows])
+    return _scores(_forward(subject, batch, None), batch)
+
+
+def score_and_record(subject: Subject, requests: Sequence[Request]) -> tuple[list[Score], Recording]:
+    """One causal pass over prompts and reference answers: prompt tokens are prefill, answer tokens decode."""
+    batch = _batch(subject, [request.row for request in requests])
+    recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
+    prompts = [request.row["prompt_tokens"] for request in requests]
+    numbers = [request.number for request in requests]
+    rerouted = subject.virtual is not None and subject.virtual.reroutes
+    plain = _forward(replace(subject, virtual=None), batch, None) if rerouted else None
+    _describe(subject, batch, numbers, prompts)
+    scores = _scores(_forward(subject, batch, recorder), batch, plain)
+    recorder.add(numbers, batch["attention_mask"], _decoded(batch, prompts), batch["input_ids"])
+    return scores, recording_of(recorder.trace(subject.name, "teacher_forced", subject.expert_bytes))
+
+
+def _batch(subject: Subject, rows: Sequence[Any]) -> dict[str, Tensor]:
+    batch = PaddingCollator(subject.pad_token_id)(rows)
+    del batch["segment_ids"]
+    return batch
+
+
+def _decoded(batch: dict[str, Tensor], prompts: Sequence[int]) -> Tensor:
+    """bool [B, T]: behind the prompt."""
+    return torch.arange(batch["input_ids"].shape[1]) >= torch.tensor(prompts)[:, None]
+
+
+def _describe(
+    subject: Subject, batch: dict[str, Tensor], numbers: Sequence[int], prompts: Sequence[int]
+) -> None:
+    if subject.virtual:
+        subject.virtual.describe(numbers, batch["attention_mask"].numpy(), _decoded(batch, prompts).numpy())
+
+
+@torch.inference_mode()
+def _forward(subject: Subject, batch: dict[str, Tensor], recorder: TraceRecorder | None) -> Tensor:
+    """Logits of all tokens, [B, T, V]."""
+    inputs = {name: batch[name].to(subject.model.device) for name in ("input_ids", "attention_mask")}
+    observers = [recorder] if recorder else []
+    tapped = observers or subject.virtual
+    tap = (
+        RouterTap(subject.model, subject.moe_layers, observers, subject.virtual) if tapped else nullcontext()
+    )
+    with tap:
+        return subject.model(**inputs, use_cache=False).logits
+
+
+def _scores(logits_BTV: Tensor, batch: dict[str, Tensor], plain_BTV: Tensor | None = None) -> list[Score]:
+    labels_BT = batch["labels"].to(logits_BTV.device)
+    others = [None] * len(logits_BTV) if plain_BTV is None else plain_BTV
+    return [_score(*row) for row in zip(logits_BTV, labels_BT, others, strict=True)]
+
+
+def _score(logits_TV: Tensor, labels_T: Tensor, plain_TV: Tensor | None) -> Score:
+    scored = labels_T[1:] >= 0
+    found_TV = logits_TV[:-1][scored].float()
+    losses = cross_entropy(found_TV, labels_T[1:][scored], reduction="sum")
+    divergence = None
+    if plain_TV is not None:
+        log_q, log_p = found_TV.log_softmax(-1), plain_TV[:-1][scored].float().log_softmax(-1)
+        divergence = float(kl_div(log_q, log_p, reduction="sum", log_target=True))
+    return Score(float(losses), int(scored.sum()), divergence)

@@ -1,0 +1,88 @@
+"""Knows how a learned policy is fitted, judged on the validation requests and written; knows no net."""
+
+import importlib
+import pkgutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dwellmoe.cache.learned.weights import save_weights
+from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.replay.curve import curve
+from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.eviction_training import fitters
+from dwellmoe.eviction_training.requests import Split, split_by_request
+
+BESIDE = ("lru", "lfu", "lrfu:decay=0.95", "opt")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a policy is fitted. `capacity`: at which the validation requests are replayed."""
+
+    phase: str = "decode"
+    capacity: int | str = "25%"
+    validation: float = 0.2
+    seed: int = 0
+    epochs: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise UserError(f"validation must be a share between 0 and 1, got {self.validation}")
+        if self.epochs < 1:
+            raise UserError(f"epochs must be at least 1, got {self.epochs}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights, what else serving must know, and how the fit went."""
+
+    tensors: dict[str, np.ndarray]
+    facts: dict
+    log: list[dict]
+
+
+def fitted_policies() -> list[str]:
+    """Every policy that can be fitted: the files of `fitters`."""
+    return sorted(found.name for found in pkgutil.iter_modules(fitters.__path__))
+
+
+def fit(
+    trace: RoutingTrace, policy: str, out: str, settings: FitSettings, progress: Progress | None = None
+) -> dict:
+    """Fits `policy` on most requests of `trace` and writes its weights to `out`.
+
+    Returns the log of the fit and hit-rate rows of the validation requests, the policy's own beside those of
+    BESIDE. UserError for an unknown policy or a trace with too few requests.
+    """
+    if policy not in fitted_policies():
+        raise unknown_name("learned policy", policy, fitted_policies())
+    fitter = importlib.import_module(f"{fitters.__name__}.{policy}")
+    layout = parse_policy(policy)[0].LAYOUT
+    split = split_by_request(trace, settings.phase, settings.validation, settings.seed)
+    found: Fitted = fitter.fit(split, settings, progress)
+    facts = {"model": trace.model, "source": trace.source, **asdict(settings), **found.facts}
+    save_weights(out, policy, layout, found.tensors, facts)
+    rows = validation_rows(split, [*BESIDE, f"{policy}:weights={out}"], settings)
+    return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
+
+
+def validation_rows(split: Split, policies: Sequence[str], settings: FitSettings) -> list[dict]:
+    """Hit-rate rows of the validation requests (cold, a cache a layer, atomic)."""
+    return curve(split.validation, policies, [settings.capacity])
+
+
+def validation_hit_rate(
+    split: Split, policy: str, layout: str, tensors: dict[str, np.ndarray], settings: FitSettings
+) -> float:
+    """Hit rate that a policy would have with these weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_weights(path, policy, layout, tensors, {})
+        (row,) = validation_rows(split, [f"{policy}:weights={path}"], settings)
+    return row["hit_rate"]

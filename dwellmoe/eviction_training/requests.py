@@ -1,0 +1,45 @@
+"""Knows how a trace is split by request; does not know what is fitted."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.trace import LAYOUT, RoutingTrace, as_decode
+from dwellmoe.errors import UserError
+
+LEAST_REQUESTS = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Whole requests: those to learn from, and those that decide when to stop and which weights to keep."""
+
+    train: RoutingTrace
+    validation: RoutingTrace
+
+
+def rows_of(trace: RoutingTrace, rows: np.ndarray) -> RoutingTrace:
+    """A trace of some rows of another."""
+    present = [name for name in LAYOUT if getattr(trace, name) is not None]
+    return replace(trace, **{name: getattr(trace, name)[rows] for name in present})
+
+
+def split_by_request(trace: RoutingTrace, phase: str, share: float, seed: int) -> Split:
+    """Every request of `phase` is on one side; `share` of them, drawn by seed, is for validation.
+
+    UserError where there are too few requests: rows of one request are too alike to judge by.
+    """
+    if phase not in PHASES:
+        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    names = np.unique(trace.request[np.isin(trace.phase, PHASES[phase])])
+    if len(names) < LEAST_REQUESTS:
+        raise UserError(
+            f"the trace has {len(names)} requests with {phase} steps: fitting splits by request and needs "
+            f"at least {LEAST_REQUESTS}"
+        )
+    drawn = np.random.default_rng(seed).permutation(names)
+    held_out = drawn[: max(1, round(len(names) * share))]
+    rows = np.isin(trace.phase, PHASES[phase])
+    inside = np.isin(trace.request, held_out)
+    return Split(as_decode(trace, rows & ~inside), as_decode(trace, rows & inside))

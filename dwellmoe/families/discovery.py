@@ -1,0 +1,137 @@
+"""Knows how to find the MoE layers of any model by their shape; does not know what runs in them.
+
+Letters: L MoE layers, E experts, K chosen experts a token.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from dwellmoe.errors import UserError
+from dwellmoe.families.base import MoeFamily, MoeLayer, shape_of, unwrap
+from dwellmoe.families.registry import config_of, family_of
+
+# What stands beside the MoE block and mixes tokens, most telling name first.
+_MIXERS = ("self_attn", "attn", "attention", "mamba", "mixer", "conv")
+_SIZES_OF_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+
+
+def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> list[MoeLayer]:
+    """The MoE layers of `model` (plain, PEFT-wrapped or merged) in the order of its decoder layers.
+
+    A MoE block is a module with a router (`gate` or `router`) and `experts` with fused 3-D parameters.
+    `moe_module_name` is the attribute under which the decoder layer is expected to hold its block.
+    Raises UserError for a dense model and for an expectation that does not hold.
+    """
+    family = family_of(model)
+    found = [_describe(model, name, block, router, family) for name, block, router in _blocks(model, family)]
+    if not found:
+        raise UserError(
+            f"{_title(model)} has no MoE layer: expected a router beside fused experts in a decoder layer"
+        )
+    for layer in found:
+        if not 1 <= layer["top_k"] <= layer["num_experts"]:
+            raise UserError(
+                f"{_title(model)}: layer {layer['layer_id']} chooses {layer['top_k']} of its "
+                f"{layer['num_experts']} experts"
+            )
+    _check_block_name(found, moe_module_name)
+    return [MoeLayer(index=index, **fields) for index, fields in enumerate(found)]
+
+
+def _blocks(model: nn.Module, family: MoeFamily) -> Iterator[tuple[str, nn.Module, str]]:
+    """`(name, block, name of the router in it)` of every MoE block."""
+    for name, module in model.named_modules():
+        router = next((child for child in family.router if child in module._modules), None)
+        experts = module._modules.get(family.experts)
+        if router and experts is not None and _is_fused(unwrap(experts)):
+            yield name, module, router
+
+
+def _is_fused(experts: nn.Module) -> bool:
+    """Whether the weights of all experts lie in two 3-D parameters of this module."""
+    names = dict(experts.named_parameters(recurse=False))
+    return "down_proj" in names and ("gate_up_proj" in names or "up_proj" in names)
+
+
+def _describe(
+    model: nn.Module, name: str, block: nn.Module, router: str, family: MoeFamily
+) -> dict[str, Any]:
+    """The fields of a `MoeLayer` but its index."""
+    parts = name.split(".")
+    last_number = max(place for place, part in enumerate(parts) if part.isdigit())
+    layer = ".".join(parts[: last_number + 1])
+    return {
+        "layer_id": int(parts[last_number]),
+        "block": name,
+        "router": f"{name}.{router}",
+        "experts": f"{name}.{family.experts}",
+        "attention": _mixer(model.get_submodule(layer), layer, name),
+        "shared": tuple(_shared(model.get_submodule(layer), layer, block, name, family)),
+        "num_experts": _num_experts(unwrap(block.get_submodule(family.experts))),
+        "top_k": _top_k(model, block, unwrap(block.get_submodule(router))),
+    }
+
+
+def _mixer(layer: nn.Module, layer_name: str, block_name: str) -> str:
+    """Name of the attention (or what stands in its place) of a decoder layer, '' when there is none."""
+    names = [
+        name
+        for name, _ in layer.named_children()
+        if "norm" not in name and f"{layer_name}.{name}" != block_name
+    ]
+    found = (name for mixer in _MIXERS for name in names if mixer in name)
+    first = next(found, None)
+    return f"{layer_name}.{first}" if first else ""
+
+
+def _shared(
+    layer: nn.Module, layer_name: str, block: nn.Module, block_name: str, family: MoeFamily
+) -> Iterator[str]:
+    """Names of the shared modules, inside the block and beside it."""
+    places = {block_name: block, layer_name: layer}
+    for place, module in places.items():
+        for name, _ in module.named_children():
+            if name.startswith("shared") or name in family.shared:
+                yield f"{place}.{name}"
+
+
+def _num_experts(experts: nn.Module) -> int:
+    """E, read off the fused weights: configurations disagree on its name."""
+    return max(
+        shape_of(weight)[0] for weight in experts.parameters(recurse=False) if len(shape_of(weight)) == 3
+    )
+
+
+def _top_k(model: nn.Module, block: nn.Module, router: nn.Module) -> int:
+    """K: the router knows it in nearly every family, the block or the configuration in the rest."""
+    for owner, names in ((router, ("top_k",)), (block, ("top_k",)), (_text_config(model), _SIZES_OF_K)):
+        value = next(
+            (getattr(owner, name) for name in names if isinstance(getattr(owner, name, None), int)), None
+        )
+        if value is not None:
+            return value
+    raise UserError(
+        f"{_title(model)} does not say how many experts a token uses: looked for {', '.join(_SIZES_OF_K)}"
+    )
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = config_of(model)
+    return None if config is None else config.get_text_config()
+
+
+def _title(model: nn.Module) -> str:
+    """How a message calls the model: its type and class."""
+    config = config_of(model)
+    return f"model '{config.model_type if config else 'unknown'}' ({type(unwrap(model)).__name__})"
+
+
+def _check_block_name(found: list[dict[str, Any]], expected: str | None) -> None:
+    """Refuses an expected attribute under which no decoder layer holds its MoE block."""
+    names = {fields["block"].rpartition(".")[2] for fields in found}
+    if expected is not None and expected not in names:
+        raise UserError(
+            f"no MoE block is called '{expected}' (moe_module_name): choose from {', '.join(sorted(names))}"
+        )

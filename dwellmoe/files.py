@@ -1,0 +1,88 @@
+"""Files and folders that appear whole or not at all, and the project's own data files."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from dwellmoe.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_file(name: str) -> Path:
+    """A file or folder that comes with the project, such as `datasets` or `configs/devices`: in a checkout
+    beside the package, in an installed package inside it.
+    """
+    beside = _PACKAGE.parent / name
+    return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "shipped" / name
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` only when the block ends well: no reader ever sees half of it.
+
+    A device or a pipe (/dev/stdout) is written to: nothing may take its place.
+    """
+    check_writable(path)
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        with _writing(path), open(path, "wb") as file:
+            yield file
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with _writing(path):
+            with open(beside, "wb") as file:
+                yield file
+            os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """UserError where a file of that name could not appear: better told before long work than after it."""
+    text, folder = os.fspath(path), Path(path).parent
+    if not text or text.endswith("/") or Path(text).is_dir():
+        raise UserError(f"'{text}': cannot be written: not the name of a file")
+    if Path(text).exists() and not Path(text).is_file():
+        return  # a device or a pipe, which needs no folder
+    if not folder.is_dir():
+        raise UserError(f"{text}: cannot be written: there is no folder '{folder}'")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{text}: cannot be written: no permission in '{folder}'")
+
+
+@contextmanager
+def written_whole(target: Path, last: str = "") -> Iterator[Path]:
+    """A folder to write files in; they move to `target` when the block ends well, the one named
+    `last` last of all.
+
+    After an error or a kill `target` is as it was. Raises UserError where nothing can be written.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target))
+    except OSError as error:
+        raise UserError(f"folder '{target}': {error.strerror}") from None
+    try:
+        yield beside
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, target / file.name)
+    except OSError as error:
+        raise UserError(f"folder '{target}': {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

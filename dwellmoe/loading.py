@@ -1,0 +1,199 @@
+"""Loads a checkpoint and its adapters, and checks that what was loaded is what was named."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from dwellmoe.errors import UserError, first_line
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.settings import ModelSettings
+from dwellmoe.offload import (
+    EngineSettings,
+    engine_of,
+    load_with_cache,
+    take_expert_adapters,
+    weightless_experts,
+)
+
+BASE = "base"
+"""The variant without adapters."""
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def load_tokenizer(settings: ModelSettings):
+    """The checkpoint's tokenizer, with a padding token. Raises UserError."""
+    _check_folder(settings.model_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model_name, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no tokenizer in '{settings.model_name}': {first_line(error)}") from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"no tokenizer in '{settings.model_name}': its files are missing")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(settings: ModelSettings) -> PreTrainedModel:
+    """The checkpoint's causal language model, every weight of it from the file.
+
+    Raises UserError for a missing, truncated or foreign checkpoint and for one that needs code of its own.
+    """
+    _check_folder(settings.model_name)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model_name,
+            dtype=_dtype(settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            experts_implementation=settings.experts_implementation,
+            ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
+    model, loading = loaded
+    _check_loaded(settings.model_name, loading)
+    if torch.cuda.is_available() and not _is_sharded(model):
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+    return model
+
+
+def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:
+    """The same model with its routed experts in a cache over the checkpoint; `offload.engine_of` finds the
+    engine, which is to be closed. `auto` is the checkpoint's type here, on a CPU too. Raises UserError.
+    """
+    _check_folder(settings.model_name)
+    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return load_with_cache(settings.model_name, engine, dtype, device)[0]
+
+
+def _check_folder(name: str) -> None:
+    """Tells a path that is not there from a name on the hub, which has at most one slash and no dot before
+    it.
+    """
+    looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
+        raise UserError(f"no model folder at '{name}'")
+
+
+def _dtype(name: str) -> str | torch.dtype:
+    """A CPU computes bfloat16 far slower than float32, so `auto` widens there."""
+    if name == "auto":
+        return "auto" if torch.cuda.is_available() else torch.float32
+    return getattr(torch, name)
+
+
+def _check_loaded(name: str, loading: dict[str, Any]) -> None:
+    """Weights that the file lacks, or that have another shape, would silently be random."""
+    misfit = f"checkpoint '{name}' does not fit its configuration:"
+    wrong: list[Any] = sorted(loading.get("mismatched_keys") or ())
+    if wrong:
+        key, in_file, expected = wrong[0]
+        shapes = f"{key} is {list(in_file)} in the file, {list(expected)} by the configuration"
+        raise UserError(f"{misfit} {shapes}; {len(wrong)} tensors in all")
+    for fault in ("missing_keys", "error_msgs"):
+        if found := loading.get(fault):
+            raise UserError(f"{misfit} {fault} {len(found)}, first: {min(map(str, found))}")
+
+
+def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
+    """One model that holds all the adapters, by name; with the experts in a cache, their LoRA is merged as
+    they are read. Raises UserError for a path that holds none or one that does not fit.
+    """
+    engine = engine_of(model)
+    layers = engine.layers if engine else []
+    wrapped: PeftModel | None = None
+    for name, path in paths.items():
+        config = _adapter_config(path)
+        try:
+            with _experts_for_peft(model, layers):
+                if wrapped is None:
+                    wrapped = PeftModelForCausalLM(model, config, name)
+                found = wrapped.load_adapter(path, adapter_name=name)
+        except KeyError as error:
+            raise UserError(f"adapter '{path}' lacks {error.args[0]}") from None
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
+        _check_all_found(path, found)
+        if engine:
+            take_expert_adapters(wrapped, layers, engine.adapters)
+    assert wrapped is not None, "no adapter was named"
+    return wrapped.eval()
+
+
+def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> AbstractContextManager:
+    return weightless_experts(model, layers) if layers else nullcontext()
+
+
+def _adapter_config(path: str) -> PeftConfig:
+    """The configuration in a folder that holds a readable adapter. Raises UserError."""
+    folder = Path(path)
+    if not folder.is_dir():
+        near = (
+            sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
+            if folder.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"no adapter folder at '{path}'" + (f": choose from {', '.join(near)}" if near else "")
+        )
+    for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
+        if not (folder / file).exists():
+            raise UserError(f"'{path}' holds no adapter: {file} is missing")
+    file = ADAPTER_WEIGHTS
+    try:
+        with safe_open(folder / file, "pt"):
+            file = ADAPTER_FILE
+            return PeftConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"'{folder / file}' cannot be read: {first_line(error)}") from None
+
+
+def _check_all_found(path: str, found: Any) -> None:
+    """Tensors that one side lacks would silently have no effect."""
+    for keys, fault in (
+        (found.missing_keys, "lacks"),
+        (found.unexpected_keys, "is of another model: it holds"),
+    ):
+        if keys:
+            raise UserError(f"adapter '{path}' {fault} {sorted(keys)[0]}, {len(keys)} tensors in all")
+
+
+@contextmanager
+def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Within the block the model is its untouched self (`base`) or has the adapter of that name on."""
+    if engine := engine_of(model):
+        engine.use_adapter(None if name == BASE else name)
+    if name == BASE and isinstance(model, PeftModel):
+        with model.disable_adapter():
+            yield model
+        return
+    if name != BASE:
+        assert isinstance(model, PeftModel), f"variant '{name}' needs adapters"
+        model.set_adapter(name, inference_mode=True)
+    yield model
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def quiet() -> None:
+    """The libraries speak of errors alone: their notices are about their own future, not the user's run."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

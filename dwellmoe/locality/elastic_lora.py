@@ -1,0 +1,110 @@
+"""Knows which layers are trained and what LoRA names in them; does not measure and does not train.
+
+Every target is a full dotted name: PEFT's own `layers_to_transform` is ignored for routers and parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer, lora_targets, target_names
+
+AUTO = "auto"
+ROUTER = "gate"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Size of the adapters and which modules they sit on."""
+
+    rank: int = 8
+    alpha: int = 32
+    targets: tuple[str, ...] = (AUTO,)
+    """Names of modules that get LoRA; old names of experts mean the fused parameters."""
+    extra: tuple[str, ...] = ()
+    """Names of modules trained in full; only the router (`gate`) can be."""
+
+
+def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshold: str) -> list[MoeLayer]:
+    """Layers whose ECR is below the threshold (`0.7`), or not above a quantile of the profile (`q50`).
+
+    A threshold of 1 or more is every layer and needs no profile. Raises UserError for a malformed threshold
+    and for one that selects nothing.
+    """
+    if not needs_profile(threshold):
+        return list(layers)
+    assert ecr_L is not None, "a threshold below 1 needs a profile"
+    if threshold.startswith("q"):
+        within_L = ecr_L <= np.quantile(ecr_L, _quantile(threshold))
+    else:
+        within_L = ecr_L < float(threshold)
+    chosen = [layer for layer, within in zip(layers, within_L, strict=True) if within]
+    if not chosen:
+        raise UserError(
+            f"--daft_threshold {threshold} selects no layer: the ECR of the layers lies in "
+            f"{ecr_L.min():.4f}..{ecr_L.max():.4f}; choose a larger threshold"
+        )
+    return chosen
+
+
+def needs_profile(threshold: str) -> bool:
+    """Whether the threshold can leave a layer out. Raises UserError if it is no number and no quantile."""
+    if threshold.startswith("q"):
+        return _quantile(threshold) < 1
+    try:
+        value = float(threshold)
+    except ValueError:
+        value = float("nan")
+    if not value > 0:
+        raise UserError(f"--daft_threshold {threshold}: expected a number above 0, or a quantile such as q50")
+    return value < 1
+
+
+def _quantile(threshold: str) -> float:
+    if not threshold[1:].isdigit() or not 0 < int(threshold[1:]) <= 100:
+        raise UserError(f"--daft_threshold {threshold}: a quantile is q1 to q100, e.g. q50")
+    return int(threshold[1:]) / 100
+
+
+def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> PeftModel:
+    """The model with LoRA in the given layers alone, everything else frozen. Raises UserError for a wrong
+    name.
+    """
+    return get_peft_model(model, lora_config(model, layers, shape))
+
+
+def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> LoraConfig:
+    """PEFT's configuration, rank-stabilised (arXiv 2312.03732), with the names of each selected layer."""
+    if wrong := set(shape.extra) - {ROUTER}:
+        raise UserError(
+            f"--lora_extra_modules {', '.join(sorted(wrong))}: only '{ROUTER}' can be trained in full"
+        )
+    names = target_names(model, layers) if AUTO in shape.targets else list(shape.targets)
+    targets = lora_targets(model, layers, names)
+    full = _flat(target.routers for target in lora_targets(model, layers, shape.extra))
+    linears = _flat(target.linears for target in targets)
+    parameters = _flat(target.parameters for target in targets)
+    if not full:
+        parameters += _flat(target.router_weights for target in targets)
+    if not linears and not parameters:
+        raise UserError(
+            "--target_modules names nothing: a fully trained gate works only beside at least one LoRA target"
+        )
+    return LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        use_rslora=True,
+        lora_dropout=0.0,
+        target_modules=linears,
+        target_parameters=parameters or None,
+        modules_to_save=full or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _flat(groups) -> list[str]:
+    return [name for group in groups for name in group]

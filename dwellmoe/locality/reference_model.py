@@ -1,0 +1,47 @@
+"""Terms that keep a model near its untouched self: in the next token, and in its gates.
+
+Letters: L layers, B rows, T tokens a row, V vocabulary, E experts. The untouched side carries no gradient.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from dwellmoe.locality.pairs import IGNORED_LABEL
+
+
+@contextmanager
+def untouched(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the model is what it was before training: adapters and fully trained gates are off,
+    nothing is recorded for a gradient.
+    """
+    assert isinstance(model, PeftModel), "only a model with adapters knows its untouched self"
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def distillation_loss(logits_BTV: Tensor, untouched_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """KL(untouched || trained) of the next-token distribution: the mean over the tokens that predict a label;
+    natural log. Hinton 2015 at temperature 1.
+    """
+    predicts = labels_BT[:, 1:] != IGNORED_LABEL
+    log_q = logits_BTV[:, :-1][predicts].float().log_softmax(-1)
+    log_p = untouched_BTV[:, :-1][predicts].float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum() / max(len(log_p), 1)
+
+
+def gate_trust_loss(logits_LBTE: Tensor, untouched_LBTE: Tensor, valid_BT: Tensor) -> Tensor:
+    """KL(untouched || trained) of the gate distributions: the mean over layers and valid tokens; natural log.
+    The untouched gate saw the untouched model's hidden states.
+    """
+    log_q = logits_LBTE[:, valid_BT].float().log_softmax(-1)
+    log_p = untouched_LBTE[:, valid_BT].float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum() / max(log_p.shape[:-1].numel(), 1)

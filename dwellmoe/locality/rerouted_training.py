@@ -1,0 +1,64 @@
+"""Knows how a training pass is re-routed as a deployed cache would do it; knows no strategy and no loss.
+
+Letters: B rows, T tokens a row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from dwellmoe.cache.budget import ModelSizes, budget_of, check_capacity
+from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.expert_size import expert_bytes
+from dwellmoe.locality.pairs import IGNORED_LABEL
+from dwellmoe.routing import VirtualCache
+from dwellmoe.routing.strategies import load_strategy
+
+
+class TrainingCache:
+    """Every request of a batch goes through a small cache, and its answer's tokens choose by who is in it.
+
+    So the experts learn to stand in for one another, and the gates to prefer what is there, while both still
+    learn to predict. The choice itself has no gradient; the weights of what runs have theirs. The cache
+    begins cold with each batch: a step then depends on its batch alone, and a run can be resumed.
+    """
+
+    def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], strategy: str, cache: str):
+        policy, capacity = parse_cache(cache)
+        bytes_L = tuple(expert_bytes(model, layer) for layer in moe_layers)
+        sizes = ModelSizes(len(moe_layers), moe_layers[0].num_experts, bytes_L)
+        slots = budget_of(sizes, "layer", capacity).capacity
+        if slots < moe_layers[0].top_k:
+            raise UserError(
+                f"--train_rerouting_cache {cache} leaves {slots} slots a layer: a token needs "
+                f"{moe_layers[0].top_k} of {moe_layers[0].num_experts} experts"
+            )
+        self.virtual = VirtualCache(model, moe_layers, strategy, policy=policy, capacity=slots)
+
+    def of_batch(self, segments_BT: Tensor, labels_BT: Tensor) -> VirtualCache:
+        """The strategy for the tap in the next forward pass; what is predicted counts as decoded."""
+        self.virtual.reset()
+        segments = segments_BT.cpu().numpy()
+        request_BT = segments + np.arange(len(segments))[:, None] * (segments.max() + 1)
+        self.virtual.describe(request_BT, segments > 0, (labels_BT != IGNORED_LABEL).cpu().numpy())
+        return self.virtual
+
+
+def parse_cache(text: str) -> tuple[str, str]:
+    """`POLICY@CAPACITY` -> (policy, capacity). Raises UserError."""
+    policy, _, capacity = text.rpartition("@")
+    if not policy:
+        raise UserError(f"--train_rerouting_cache {text}: expected POLICY@CAPACITY, e.g. lru@25%")
+    if parse_policy(policy)[0].FUTURE != "none":
+        raise UserError(f"--train_rerouting_cache {text}: {policy} looks into the future, it cannot run live")
+    check_capacity(capacity)
+    return policy, capacity
+
+
+def check_rerouting(strategy: str, cache: str) -> None:
+    """Everything that can be wrong before a model is loaded. Raises UserError."""
+    load_strategy(strategy)
+    parse_cache(cache)

@@ -1,0 +1,72 @@
+"""Knows how the outputs of experts are computed one expert at a time, in any order, with the same result;
+does not know where weights come from.
+
+Each expert's output goes to the places of the (token, chosen) pairs that asked for it; the sum over a token's
+experts is taken at the end, as transformers' own implementations take it. So a result does not depend on
+which expert came first. Letters: T tokens, K chosen experts a token, D hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dwellmoe.offload.slots import Expert
+
+
+def run_expert(module: Any, x_TD: Tensor, expert: Expert) -> Tensor:
+    """What one expert makes of some tokens, by the flags and the gate of its own module."""
+    up = _project(module, x_TD, expert.up, expert.up_bias)
+    hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+    out_TD = _project(module, hidden, expert.down, expert.down_bias)
+    return module.post_expert_norm(out_TD) if module.has_post_expert_norm else out_TD
+
+
+def _project(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = x.to(weight.dtype)
+    if not module.is_transposed:
+        return linear(x, weight, bias)
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+class OneToken:
+    """The experts of one token."""
+
+    def __init__(self, module: Any, hidden_1D: Tensor, experts: list[int], weights_1K: Tensor) -> None:
+        self.module, self.hidden_1D, self.weights_1K = module, hidden_1D, weights_1K
+        self.place = {expert: place for place, expert in enumerate(experts)}
+        self.outputs: list[Tensor | None] = [None] * len(experts)
+
+    def add(self, expert: int, weights: Expert) -> None:
+        self.outputs[self.place[expert]] = run_expert(self.module, self.hidden_1D, weights)
+
+    def result(self) -> Tensor:
+        out_KD = torch.cat(self.outputs)  # type: ignore[arg-type] - every expert was added
+        weighted_KD = out_KD * self.weights_1K.view(-1, 1)
+        return weighted_KD.sum(dim=0, keepdim=True).to(self.hidden_1D.dtype)
+
+
+class ManyTokens:
+    """The experts of several tokens; each is asked for once, for all its tokens, which lie in a row."""
+
+    def __init__(self, module: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, experts: int):
+        self.module, self.hidden_TD, self.shape = module, hidden_TD, weights_TK.shape
+        flat = experts_TK.reshape(-1).clamp(max=experts)
+        self.order = flat.argsort(stable=True)
+        self.x = hidden_TD[self.order // self.shape[1]]
+        self.weights = weights_TK.reshape(-1, 1)[self.order]
+        ends = torch.bincount(flat, minlength=experts + 1).cumsum(0).tolist()
+        self.begin, self.end = [0, *ends[:-1]], ends
+        dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)
+        self.out = hidden_TD.new_empty(len(flat), hidden_TD.shape[1], dtype=dtype)
+        self.out[self.begin[experts] :] = 0  # of ids that are no routed expert
+
+    def add(self, expert: int, weights: Expert) -> None:
+        rows = slice(self.begin[expert], self.end[expert])
+        torch.mul(run_expert(self.module, self.x[rows], weights), self.weights[rows], out=self.out[rows])
+
+    def result(self) -> Tensor:
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(len(place), device=place.device)
+        return self.out[place].view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)

@@ -1,0 +1,101 @@
+"""Knows the LoRA of routed experts: takes it out of a model that PEFT wrapped, and merges it into an expert's
+weights once they were read; does not know when that is.
+
+Letters: E experts, R rank, I and O the width in and out of a matrix.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora import ParamWrapper
+from torch import Tensor, nn
+
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.base import unwrap
+from dwellmoe.offload.slots import UP, Expert
+
+
+class Factors(NamedTuple):
+    """One adapter of one fused parameter, as PEFT's ParamWrapper lays it out."""
+
+    a_ERI: Tensor
+    b_ORE: Tensor
+    scaling: float
+    transposed: bool
+    """The experts' matrices are [I, O] instead of [O, I]."""
+
+
+class ExpertAdapters:
+    """Every adapter's factors for the experts, and which is on (None: the checkpoint's own weights)."""
+
+    def __init__(self) -> None:
+        self.active: str | None = None
+        self._factors: dict[tuple[str, int, str], Factors] = {}
+
+    def add(self, layer: int, parameter: str, wrapper: Any) -> None:
+        """Takes what a ParamWrapper holds of a layer's fused parameter."""
+        for name, a in wrapper.lora_A.items():
+            experts, rank = wrapper.num_experts, wrapper.r[name]
+            self._factors[name, layer, parameter] = Factors(
+                a.weight.detach().reshape(experts, rank, -1),
+                wrapper.lora_B[name].weight.detach().reshape(-1, rank, experts),
+                wrapper.scaling[name],
+                not wrapper._did_swap_in_out_features,
+            )
+
+    def merge(self, layer: int, expert: int, weights: Expert) -> None:
+        """Adds the active adapter's part of one expert to its weights, in place."""
+        if self.active is None:
+            return
+        for parameter, weight in ((UP[0], weights.up), (UP[1], weights.up), ("down_proj", weights.down)):
+            factors = self._factors.get((self.active, layer, parameter))
+            if factors is not None:
+                weight += _delta(factors, expert).to(weight.device, weight.dtype)
+
+
+def _delta(factors: Factors, expert: int) -> Tensor:
+    delta_OI = factors.b_ORE[:, :, expert] @ factors.a_ERI[expert] * factors.scaling
+    return delta_OI.T if factors.transposed else delta_OI
+
+
+@contextmanager
+def weightless_experts(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator[None]:
+    """Within the block the experts' parameters look whole, on the model's device, and take no memory: PEFT
+    wraps what it can look at. Afterwards they are what they were.
+    """
+    device = next(weight.device for weight in model.parameters() if not weight.is_meta)
+    modules = [unwrap(model.get_submodule(layer.experts)) for layer in layers]
+    before = [dict(module.named_parameters(recurse=False)) for module in modules]
+    for module, parameters in zip(modules, before, strict=True):
+        for name, weight in parameters.items():
+            empty = torch.zeros(1, dtype=weight.dtype, device=device).expand(weight.shape)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+    try:
+        yield
+    finally:
+        for module, parameters in zip(modules, before, strict=True):
+            for name, weight in parameters.items():
+                setattr(module, name, weight)
+
+
+def take_expert_adapters(model: nn.Module, layers: Sequence[MoeLayer], adapters: ExpertAdapters) -> None:
+    """Moves the LoRA of routed experts from PEFT's wrappers to `adapters`; the experts are then called bare.
+
+    `layers` as found before PEFT wrapped the model. Raises UserError for an adapter that trains experts in
+    another way.
+    """
+    prefix = "base_model.model."
+    for layer in layers:
+        parent = model.get_submodule(prefix + layer.block)
+        name = layer.experts.rpartition(".")[2]
+        module: Any = parent.get_submodule(name)
+        experts = unwrap(module)
+        while module is not experts:
+            if not isinstance(module, ParamWrapper):
+                raise UserError(f"the adapter has whole experts ('{layer.experts}'): only LoRA can be merged")
+            adapters.add(layer.index, module.parameter_name, module)
+            module = module.base_layer
+        setattr(parent, name, experts)

@@ -1,0 +1,198 @@
+"""Knows where the weights of each routed expert lie in a checkpoint, as pieces of one record an expert; reads
+no weights.
+
+A record holds an expert's parameters one after the other, each as the experts module of transformers holds
+its slice [e] (`gate_up_proj`, `down_proj`, biases), in the order in which the checkpoint has them: where a
+checkpoint keeps an expert together, a record is then one read. transformers' own table of weight conversions
+says which tensors make up a parameter: one tensor an expert, gate and up apart or joined (DeepSeek's
+original layout, Qwen, OLMoE, Mixtral), or one tensor for all experts (GPT-OSS).
+
+Letters: L layers, E experts.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer
+from dwellmoe.offload.io.shards import DTYPES, Shards, TensorPlace
+
+CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
+
+
+class Piece(NamedTuple):
+    """Bytes of a file that go to one place of a record."""
+
+    shard: int
+    offset: int
+    nbytes: int
+    at: int
+
+
+class Part(NamedTuple):
+    """One parameter of an expert in its record."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    """torch.dtype it has in the checkpoint."""
+    at: int
+    """First byte in the record."""
+
+
+class ExpertWeights(NamedTuple):
+    """Every routed expert of a model, numbered l * E + e."""
+
+    shards: Shards
+    parts: tuple[tuple[Part, ...], ...]
+    """[L]: what a record of this layer is made of."""
+    pieces: tuple[tuple[Piece, ...], ...]
+    """[L * E]: where a record's bytes come from."""
+    record_bytes: tuple[int, ...]
+    """[L]"""
+
+
+class _Source(NamedTuple):
+    """The tensors of a parameter: a list an original name, each with one tensor an expert, or the fused."""
+
+    tensors: tuple[tuple[TensorPlace, ...], ...]
+    fused: bool
+
+
+def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards) -> ExpertWeights:
+    """Where the experts of `layers` lie. `model` holds their parameters as shapes (meta device) at least.
+
+    Raises UserError for a tensor that is missing or has another shape than the model's, and for a layout that
+    would have to be computed (quantised or transposed experts).
+    """
+    sources = _sources(model, shards)
+    parts, pieces, sizes = [], [], []
+    for layer in layers:
+        wanted = {name: tuple(weight.shape) for name, weight in _weights(model, layer)}
+        found = {name: _checked(sources, f"{layer.experts}.{name}", wanted[name]) for name in wanted}
+        order = sorted(found, key=lambda name: found[name].tensors[0][0][:2])
+        layout = _layout(order, wanted, found)
+        parts.append(layout)
+        sizes.append(sum(_nbytes(part) for part in layout))
+        pieces += [_pieces(layout, found, expert) for expert in range(layer.num_experts)]
+    return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes))
+
+
+def _weights(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The routed experts' own parameters; one that all experts share has no slice an expert."""
+    for name, weight in model.get_submodule(layer.experts).named_parameters(recurse=False):
+        if weight.ndim > 1 and weight.shape[0] == layer.num_experts:
+            yield name, weight
+
+
+def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
+    """Parameter of the model -> its tensors, as transformers would load them."""
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    shapes, prefix = model.state_dict(), model.base_model_prefix
+    collected: dict[str, dict[str | None, list[TensorPlace]]] = {}
+    for key in sorted(shards.tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
+        if name not in shapes and key in shapes:
+            name, pattern = key, None
+        collected.setdefault(name, {}).setdefault(pattern, []).append(shards.tensors[key])
+    return {
+        name: _source(name, lists, by_pattern) for name, lists in collected.items() if ".experts." in name
+    }
+
+
+def _source(name: str, lists: dict[str | None, list[TensorPlace]], by_pattern: dict[str, Any]) -> _Source:
+    pattern = next(iter(lists))
+    if pattern is None:
+        return _Source((tuple(lists[None]),), fused=True)
+    converter = by_pattern[pattern]
+    kinds = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+    if kinds not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
+        steps = ", ".join(kind.__name__ for kind, _ in kinds)
+        raise UserError(
+            f"experts of '{name}' are made by {steps} while loading: they cannot be read in place"
+        )
+    return _Source(tuple(tuple(lists.get(each, ())) for each in converter.source_patterns), fused=False)
+
+
+def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...]) -> _Source:
+    source = sources.get(name)
+    if source is None:
+        others = [each.removeprefix(name) for each in sources if each.startswith(f"{name}_")]
+        instead = f", but '{others[0]}' of it: {CONVERT}" if others else ""
+        raise UserError(f"the checkpoint has no weights for '{name}'{instead}")
+    for tensors in source.tensors:
+        if not source.fused and len(tensors) != shape[0]:
+            raise UserError(f"'{name}': {len(tensors)} of {shape[0]} experts are in the checkpoint")
+        if unknown := [place.dtype for place in tensors if place.dtype not in DTYPES]:
+            raise UserError(f"'{name}' is stored as {unknown[0]}: {CONVERT}")
+        if any((place.shape, place.dtype) != (tensors[0].shape, tensors[0].dtype) for place in tensors):
+            raise UserError(f"'{name}': experts differ in shape or type")
+    _check_shape(name, source, shape)
+    return source
+
+
+def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
+    firsts = [tensors[0] for tensors in source.tensors]
+    if source.fused:
+        found = firsts[0].shape
+    else:
+        rows = sum(place.shape[0] for place in firsts)
+        found = (shape[0], rows, *firsts[0].shape[1:])
+    if found != shape or len({place.dtype for place in firsts}) > 1:
+        raise UserError(f"'{name}' has shape {list(found)} in the checkpoint, {list(shape)} in the model")
+
+
+def _layout(
+    order: list[str], shapes: dict[str, tuple[int, ...]], found: dict[str, _Source]
+) -> tuple[Part, ...]:
+    parts, at = [], 0
+    for name in order:
+        parts.append(Part(name, shapes[name][1:], DTYPES[found[name].tensors[0][0].dtype], at))
+        at += _nbytes(parts[-1])
+    return tuple(parts)
+
+
+def _nbytes(part: Part) -> int:
+    count = part.dtype.itemsize
+    for size in part.shape:
+        count *= size
+    return count
+
+
+def _pieces(layout: tuple[Part, ...], found: dict[str, _Source], expert: int) -> tuple[Piece, ...]:
+    """The record of one expert; pieces that follow one another in the file are one."""
+    pieces: list[Piece] = []
+    for part in layout:
+        at = part.at
+        for shard, offset, nbytes in _ranges(found[part.name], expert, _nbytes(part)):
+            last = pieces[-1] if pieces else None
+            if last and (last.shard, last.offset + last.nbytes) == (shard, offset):
+                pieces[-1] = last._replace(nbytes=last.nbytes + nbytes)
+            else:
+                pieces.append(Piece(shard, offset, nbytes, at))
+            at += nbytes
+    return tuple(pieces)
+
+
+def _ranges(source: _Source, expert: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+    """(shard, offset, bytes) of the tensors that make up one parameter of one expert."""
+    if source.fused:
+        place = source.tensors[0][0]
+        yield place.shard, place.offset + expert * nbytes, nbytes
+        return
+    for tensors in source.tensors:
+        yield tensors[expert].shard, tensors[expert].offset, tensors[expert].nbytes

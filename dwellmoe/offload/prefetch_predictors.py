@@ -1,0 +1,131 @@
+"""Knows who foresees which experts the next layer will ask for; reads none of them.
+
+A foresight has `look(layer, hidden_TD, asked) -> list[int]`: once `layer` has asked for the distinct experts
+`asked`, those that layer `layer` + 1 will probably ask for, likeliest first; none behind the last layer. It
+is called for every layer in order. Letters: T tokens, D hidden size, L layers, E experts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dwellmoe.cache.predictors import make_predictor, predictor_names
+from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.families import MoeLayer
+from dwellmoe.offload.forward_pass import ForwardPass
+from dwellmoe.offload.live_predictors import FusedLive, LiveGateAhead, LiveScout
+from dwellmoe.registry import name_of, options_of
+from dwellmoe.routing.scoutgate import load_scoutgate
+
+GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
+FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
+LIVE = {*predictor_names()} - {RECORDED}  # that is of a trace
+NAMES = sorted({GATE_AHEAD, SCOUTGATE, FUSED, *LIVE})
+SHARE = 0.75
+"""Of ScoutGate beside the gate: docs/findings.md."""
+
+
+class Foresight(Protocol):
+    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]: ...
+
+
+class GateForesight:
+    """The next layer's own gate on this layer's hidden states.
+
+    routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
+    """
+
+    def __init__(self, routers: Sequence[Any], experts: int) -> None:
+        self.routers, self.experts = routers, experts
+
+    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
+        if layer + 1 == len(self.routers):
+            return []
+        with torch.no_grad():
+            output = self.routers[layer + 1].forward(hidden_TD)
+        return [expert for expert in dict.fromkeys(output[2].flatten().tolist()) if expert < self.experts]
+
+
+class PredictorForesight:
+    """A predictor of `expert_cache/predictors/` or `live_predictors`, of the next layer."""
+
+    def __init__(self, predictor: Any, layers: int, experts: int, forward_pass: ForwardPass) -> None:
+        self.predictor, self.layers, self.experts = predictor, layers, experts
+        forward_pass.listeners.append(self._pass_begins)
+
+    def _pass_begins(self, forward_pass: ForwardPass) -> None:
+        if forward_pass.fresh:
+            self.predictor.start()
+
+    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
+        used_E = np.zeros(self.experts, np.bool_)
+        used_E[list(asked)] = True
+        self.predictor.watch(layer, used_E)
+        return [] if layer + 1 == self.layers else likeliest(self.predictor.predict(layer + 1), len(asked))
+
+
+class ByPhase:
+    """Prompts are foreseen by the gate, which is not asked about a token at a time; decoding by `decode`."""
+
+    def __init__(self, gate: GateForesight, decode: Foresight, forward_pass: ForwardPass) -> None:
+        self.gate, self.decode, self.forward_pass = gate, decode, forward_pass
+
+    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
+        return (self.gate if self.forward_pass.prefill else self.decode).look(layer, hidden_TD, asked)
+
+
+def likeliest(p_E: np.ndarray, count: int) -> list[int]:
+    """The `count` most probable, best first; nobody of probability 0."""
+    order = np.argsort(-p_E, kind="stable")[:count]
+    return order[p_E[order] > 0].tolist()
+
+
+def check_foresight(spec: str, option: str = "prefetch_predictor") -> None:
+    """Everything about a spec that needs no model. Raises UserError."""
+    if name_of(spec) not in NAMES:
+        raise unknown_name(option.replace("_", " "), name_of(spec), NAMES)
+    if name_of(spec) == GATE_AHEAD:
+        options_of(GATE_AHEAD, spec, lambda: None)
+    elif name_of(spec) in (SCOUTGATE, FUSED):
+        weights, share = _scout_options(spec)
+        if not weights:
+            raise UserError(f"--{option} {name_of(spec)}: give its weights, {name_of(spec)}:weights=FILE")
+        if not 0 <= share <= 1:
+            raise UserError(f"--{option} {name_of(spec)}: share {share} must be between 0 and 1")
+
+
+def make_foresight(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Foresight:
+    """The foresight of `name:option=value,...`. UserError for an unknown one and for foreign weights."""
+    experts = layers[0].num_experts
+    gate = GateForesight([model.get_submodule(layer.router) for layer in layers], experts)
+    if name_of(spec) == GATE_AHEAD:
+        return gate
+    found = make_live_predictor(spec, model, layers, forward_pass)
+    return ByPhase(gate, PredictorForesight(found, len(layers), experts, forward_pass), forward_pass)
+
+
+def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:
+    """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_foresight`'s."""
+    experts, name = layers[0].num_experts, name_of(spec)
+    if name == GATE_AHEAD:
+        return LiveGateAhead(model, layers, forward_pass)
+    if name not in (SCOUTGATE, FUSED):
+        return make_predictor(spec, len(layers), experts)
+    weights, share = _scout_options(spec)
+    embedding = model.get_input_embeddings().weight.detach()
+    scout = LiveScout(load_scoutgate(weights, embedding, len(layers), experts), forward_pass)
+    return scout if name == SCOUTGATE else FusedLive(LiveGateAhead(model, layers, forward_pass), scout, share)
+
+
+def _scout_options(spec: str) -> tuple[str, float]:
+    """Weights file and share; of ScoutGate alone the share is no option."""
+
+    def alone(*, weights: str = "") -> None: ...
+
+    def beside(*, weights: str = "", share: float = SHARE) -> None: ...
+
+    given = options_of(name_of(spec), spec, alone if name_of(spec) == SCOUTGATE else beside)
+    return str(given.get("weights", "")), float(given.get("share", SHARE))

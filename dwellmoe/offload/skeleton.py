@@ -1,0 +1,141 @@
+"""Knows how to load a checkpoint without its routed experts, which are never allocated; does not know where
+the experts are kept instead.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from dwellmoe.errors import UserError, first_line
+from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.offload.io.shards import Shards, TensorPlace
+from dwellmoe.offload.slots import NAMES
+
+
+def load_without_experts(
+    model_name: str, shards: Shards, dtype: str | torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, list[MoeLayer]]:
+    """The causal language model in evaluation mode, everything but its routed experts loaded. Their
+    parameters are there as shapes (meta device).
+
+    Raises UserError for a checkpoint that cannot be loaded, whose weights do not cover the rest of the model,
+    or whose experts transformers does not run through its experts interface.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model_name)
+        skeleton = _skeleton_class(_model_class(config))
+        loaded: Any = skeleton.from_pretrained(
+            None, config=config, dtype=dtype, state_dict=_other_weights(shards), output_loading_info=True
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    model, found = loaded
+    for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found.get(fault):
+            raise UserError(
+                f"checkpoint '{model_name}' does not fit its configuration: {fault} {len(found[fault])}, "
+                f"first: {min(map(str, found[fault]))}"
+            )
+    model.to(device)
+    _set_generation(model, model_name)
+    _put_back_shapes(model)
+    return model.eval(), find_moe_layers(model)
+
+
+def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
+    """The model without any weights (meta device)."""
+    try:
+        config = AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    with torch.device("meta"):
+        model = _model_class(config)(config)
+    return model, find_moe_layers(model)
+
+
+def _other_weights(shards: Shards) -> dict[str, Tensor]:
+    """Every tensor but the routed experts', in memory of its own: mapped weights would end the process
+    (SIGBUS) where a shard shrinks while in use.
+    """
+    weights = {}
+    for number, path in enumerate(shards.paths):
+        with safe_open(path, framework="pt", backend="pread") as file:
+            for name, place in shards.tensors.items():
+                if place.shard == number and not _is_routed_expert(name, place):
+                    weights[name] = file.get_tensor(name)
+    return weights
+
+
+def _is_routed_expert(name: str, place: TensorPlace) -> bool:
+    _, within, rest = name.partition(".experts.")
+    return bool(within) and (rest[0].isdigit() or len(place.shape) > 1)
+
+
+def _set_generation(model: Any, model_name: str) -> None:
+    """Sampling settings and end tokens, where the checkpoint has any beside its configuration."""
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(model_name)
+
+
+def _model_class(config: Any) -> Any:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model_type '{config.model_type}' is no causal language model of transformers")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _skeleton_class(model_class: Any) -> Any:
+    """A subclass whose instances lack the experts' parameters; an instance turns into `model_class` proper
+    when they are back. It keeps name and module, by which transformers looks up how to load.
+    """
+
+    def init(self, config, *inputs, **options):
+        model_class.__init__(self, config, *inputs, **options)
+        self._expert_shapes = _take_shapes(self)
+        self._whole_class = model_class
+
+    unexpected = [*(model_class._keys_to_ignore_on_load_unexpected or ()), r"\.experts\."]
+    body = {
+        "__init__": init,
+        "__module__": model_class.__module__,
+        "__qualname__": model_class.__qualname__,
+        "_keys_to_ignore_on_load_unexpected": unexpected,
+    }
+    return type(model_class.__name__, (model_class,), body)
+
+
+def _take_shapes(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    shapes = {}
+    for layer in find_moe_layers(model):
+        experts = model.get_submodule(layer.experts)
+        _check_seam(experts, layer)
+        shapes[layer.experts] = dict(experts.named_parameters(recurse=False))
+        for name in shapes[layer.experts]:
+            experts.register_parameter(name, None)
+        experts._is_hf_initialized = True  # type: ignore[assignment] - nothing is left to initialise
+    return shapes
+
+
+def _check_seam(experts: nn.Module, layer: MoeLayer) -> None:
+    unknown = [name for name, _ in experts.named_parameters() if name not in NAMES]
+    if unknown or not hasattr(experts, "has_gate"):
+        what = (
+            f"has a parameter '{unknown[0]}'" if unknown else "is not run by transformers' experts interface"
+        )
+        raise UserError(f"'{layer.experts}' ({type(experts).__name__}) {what}: it cannot run from a cache")
+
+
+def _put_back_shapes(model: Any) -> None:
+    dtype = model.dtype
+    for place, parameters in model._expert_shapes.items():
+        for name, shape in parameters.items():
+            empty = torch.empty_like(shape, dtype=dtype, device="meta")
+            setattr(model.get_submodule(place), name, nn.Parameter(empty, requires_grad=False))
+    model.__class__ = model._whole_class
+    del model._expert_shapes, model._whole_class

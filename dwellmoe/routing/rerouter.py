@@ -1,0 +1,149 @@
+"""Knows how a strategy's choice replaces a router's, and what it may remember of a layer; does not know where
+residency comes from.
+
+Letters: T rows, E experts, K chosen experts a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dwellmoe.families import MoeLayer
+from dwellmoe.routing.router_scores import score_rules
+from dwellmoe.routing.router_tap import RouterOutput
+from dwellmoe.routing.strategies import load_strategy
+from dwellmoe.routing.strategies.base import EMPTY, NEVER, Situation, in_rows
+
+FADING = 0.99
+
+
+class Rows(NamedTuple):
+    """A router's output as strategies read it, numpy, [T, E] and [T, K]."""
+
+    rank_TE: np.ndarray
+    score_TE: np.ndarray
+    own_TK: np.ndarray
+
+    def at(self, rows: slice | np.ndarray) -> "Rows":
+        return Rows(self.rank_TE[rows], self.score_TE[rows], self.own_TK[rows])
+
+
+@dataclass
+class History:
+    """What one layer's strategy may know of the past."""
+
+    experts: int
+    step: int = 0
+    spread: float | None = None
+    last_E: np.ndarray = field(init=False)
+    uses_E: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_E = np.full(self.experts, -NEVER)
+        self.uses_E = np.zeros(self.experts, np.int64)
+
+    def see(self, rank_TE: np.ndarray) -> None:
+        """Cache-Prior's running range: d <- 0.99 d + 0.01 (max z - min z), started with the first range."""
+        finite_TE = np.isfinite(rank_TE)
+        highest_T = np.where(finite_TE, rank_TE, -np.inf).max(axis=1)
+        lowest_T = np.where(finite_TE, rank_TE, np.inf).min(axis=1)
+        for spread in (highest_T - lowest_T).tolist():
+            before = spread if self.spread is None else self.spread
+            self.spread = FADING * before + (1 - FADING) * spread
+
+    def use(self, chosen_TK: np.ndarray) -> None:
+        """One token step, in which these rows ran together."""
+        used = chosen_TK[chosen_TK != EMPTY]
+        self.step += 1
+        self.last_E[used] = self.step
+        np.add.at(self.uses_E, used, 1)
+
+    @property
+    def lag_E(self) -> np.ndarray:
+        return np.minimum(self.step + 1 - self.last_E, NEVER)
+
+
+class Rerouter:
+    """A routing strategy at work on one model, with the past of each layer that it may look at.
+
+    `strategy(output, resident_E)` is the whole of it for rows that choose together. Who must go row by row
+    through one forward pass (teacher forcing) takes it apart: `read`, then `prompt`, or `choose` and `use` in
+    turn, then `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot
+    make.
+    """
+
+    def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], spec: str):
+        self.spec, self.strategy = spec, load_strategy(spec)
+        self._rules = dict(
+            zip((layer.index for layer in moe_layers), score_rules(model, moe_layers), strict=True)
+        )
+        self._experts = {layer.index: layer.num_experts for layer in moe_layers}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the past."""
+        self._histories = {layer: History(experts) for layer, experts in self._experts.items()}
+
+    def __call__(self, output: RouterOutput, resident_E: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`(weights_TK, indices_TK)` of rows that run together; -1 is an empty slot, of weight 0."""
+        chosen_TK = self.choose(output.layer.index, self.read(output), resident_E)
+        self.use(output.layer.index, chosen_TK)
+        return self.replace(output, chosen_TK)
+
+    def read(self, output: RouterOutput) -> Rows:
+        rule = self._rules[output.layer.index]
+        rank_TE, score_TE = rule.rank(output.logits_TE), rule.scores(output.logits_TE)
+        order_TK = rank_TE.gather(-1, output.indices_TK).argsort(dim=-1, descending=True, stable=True)
+        own_TK = output.indices_TK.gather(-1, order_TK)
+        return Rows(*(part.detach().cpu().numpy() for part in (rank_TE, score_TE, own_TK)))
+
+    def choose(
+        self, layer: int, rows: Rows, resident_E: np.ndarray, importance_T: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The choice of rows that choose together, int [T, K] in router order; -1: empty, at the end."""
+        history = self._histories[layer]
+        history.see(rows.rank_TE)
+        past = history.lag_E, history.uses_E, history.spread or 0.0
+        situation = Situation(*rows, resident_E, *past, layer, history.step, importance_T)
+        return _router_order(self.strategy.choose(situation), rows.score_TE)
+
+    def use(self, layer: int, chosen_TK: np.ndarray) -> None:
+        """Tells that these rows ran together, as one token step."""
+        self._histories[layer].use(chosen_TK)
+
+    def prompt(
+        self,
+        layer: int,
+        rows: Rows,
+        resident_E: np.ndarray | None = None,
+        importance_T: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The choice of a prompt's tokens, which count as token steps one by one: by who was resident before
+        them all, or, without `resident_E`, the router's own in router order.
+        """
+        if resident_E is None:
+            self._histories[layer].see(rows.rank_TE)
+            chosen_TK = _router_order(rows.own_TK, rows.score_TE)
+        else:
+            chosen_TK = self.choose(layer, rows, resident_E, importance_T)
+        for row_1K in chosen_TK[:, None]:
+            self.use(layer, row_1K)
+        return chosen_TK
+
+    def replace(self, output: RouterOutput, chosen_TK: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`(weights_TK, indices_TK)`; a row whose set is the router's own stays as the router said it."""
+        own_TK = output.indices_TK
+        indices_TK = torch.from_numpy(np.ascontiguousarray(chosen_TK)).to(own_TK)
+        weights_TK = self._rules[output.layer.index].weights(output, indices_TK)
+        same_T1 = (indices_TK.sort(-1).values == own_TK.sort(-1).values).all(-1, keepdim=True)
+        return torch.where(same_T1, output.weights_TK, weights_TK), torch.where(same_T1, own_TK, indices_TK)
+
+
+def _router_order(chosen_TK: np.ndarray, score_TE: np.ndarray) -> np.ndarray:
+    score_TK = score_TE[in_rows(np.maximum(chosen_TK, 0))]
+    order_TK = np.argsort(np.where(chosen_TK == EMPTY, np.inf, -score_TK), axis=1, kind="stable")
+    return chosen_TK[in_rows(order_TK)]

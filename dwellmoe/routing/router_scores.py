@@ -1,0 +1,184 @@
+"""Knows how a router's choice and weights come from its logits, and that the router itself agrees; does not
+re-route.
+
+Letters: T tokens, E experts, K chosen experts a token, D hidden size, G groups of experts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dwellmoe.errors import UserError
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.registry import config_of
+from dwellmoe.routing.router_tap import RouterOutput, RouterTap
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits_TE: logits_TE.softmax(-1),
+    "sigmoid": lambda logits_TE: logits_TE.sigmoid(),
+    "sqrt_softplus": lambda logits_TE: softplus(logits_TE).sqrt(),
+}
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Only experts of the `kept` best of `count` groups may be chosen; a group is worth its `best` first."""
+
+    count: int
+    kept: int
+    best: int
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """One router's way from logits to weights: score, choose the K largest of score + bias, share out.
+
+    Softmax families choose by the logits themselves, which order as their probabilities do.
+    """
+
+    activation: str
+    renormalised: bool
+    """Whether the weights of the chosen are scaled to one sum, whatever their scores."""
+    bias_E: Tensor | None = None
+    groups: Groups | None = None
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """Original scores of all experts, `[T, E]` float32: weights up to one factor a token."""
+        return ACTIVATIONS[self.activation](logits_TE.float())
+
+    def rank(self, logits_TE: Tensor) -> Tensor:
+        """What the router ranks its experts by, `[T, E]` float32; -inf where it may not choose."""
+        if self.activation == "softmax" and self.bias_E is None:
+            ranked_TE = logits_TE.float()
+        else:
+            ranked_TE = self.scores(logits_TE)
+        if self.bias_E is not None:
+            ranked_TE = ranked_TE + self.bias_E.to(ranked_TE)
+        return _within_groups(ranked_TE, self.groups) if self.groups else ranked_TE
+
+    def weights(self, output: RouterOutput, indices_TK: Tensor) -> Tensor:
+        """Routing weights of another choice (-1: empty slot, weight 0) in place of the router's own.
+
+        From the original scores, to the sum of the router's own weights where it shares out, else with the
+        router's own factor from score to weight.
+        """
+        scores_TE = self.scores(output.logits_TE)
+        kept_TK = indices_TK >= 0
+        chosen_TK = scores_TE.gather(-1, indices_TK.clamp_min(0)) * kept_TK
+        own_T1 = output.weights_TK.float().sum(-1, keepdim=True)
+        against_TK = chosen_TK if self.renormalised else scores_TE.gather(-1, output.indices_TK)
+        total_T1 = against_TK.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return (chosen_TK * own_T1 / total_T1).to(output.weights_TK.dtype)
+
+    def explains(self, output: RouterOutput) -> bool:
+        """Whether the router's own output could have come about by this rule."""
+        return self._explains_choice(output) and self._explains_weights(output)
+
+    def _explains_choice(self, output: RouterOutput) -> bool:
+        rank_TE = self.rank(output.logits_TE)
+        chosen_T = rank_TE.gather(-1, output.indices_TK).min(-1).values
+        others_T = rank_TE.scatter(-1, output.indices_TK, -torch.inf).max(-1).values
+        return bool((chosen_T >= others_T - 1e-5 * rank_TE.abs().nan_to_num(0, 0, 0).max()).all())
+
+    def _explains_weights(self, output: RouterOutput) -> bool:
+        weights_TK, tolerance = output.weights_TK.float(), _tolerance(output.weights_TK.dtype)
+        scores_TK = self.scores(output.logits_TE).gather(-1, output.indices_TK)
+        against_TK = scores_TK / scores_TK.sum(-1, keepdim=True) if self.renormalised else scores_TK
+        factor = weights_TK.sum() / against_TK.sum()
+        return torch.allclose(weights_TK, factor * against_TK, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return max(8 * torch.finfo(dtype).eps, 1e-4)
+
+
+def _within_groups(ranked_TE: Tensor, groups: Groups) -> Tensor:
+    ranked_TGN = ranked_TE.unflatten(-1, (groups.count, -1))
+    worth_TG = ranked_TGN.topk(groups.best, dim=-1).values.sum(-1)
+    kept_TG = torch.zeros_like(worth_TG, dtype=torch.bool)
+    kept_TG.scatter_(-1, worth_TG.topk(groups.kept, dim=-1).indices, True)
+    return ranked_TGN.masked_fill(~kept_TG[..., None], -torch.inf).flatten(-2)
+
+
+def score_rules(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> list[ScoreRule]:
+    """The rule of each layer's router, found by probing it and kept only if it explains all that it says.
+
+    The routers run on random hidden states; no expert runs, unless a router wants more than hidden states.
+    UserError for a router that no rule explains.
+    """
+    outputs = _probed(model, moe_layers)
+    return [_rule_of(model, layer, outputs[layer.index]) for layer in moe_layers]
+
+
+def _rule_of(model: nn.Module, layer: MoeLayer, output: RouterOutput) -> ScoreRule:
+    for rule in _candidates(model, layer):
+        if rule.explains(output):
+            return rule
+    raise UserError(
+        f"routing strategies do not know how router '{layer.router}' makes weights from its logits: "
+        f"tried {', '.join(ACTIVATIONS)}, raw and renormalised, with its biases and groups"
+    )
+
+
+def _candidates(model: nn.Module, layer: MoeLayer) -> Iterator[ScoreRule]:
+    """Simple rules first: what they explain needs no bias and no groups."""
+    ways = product(_groupings(model, layer), _biases(model, layer), ACTIVATIONS, (True, False))
+    for groups, bias_E, activation, renormalised in ways:
+        yield ScoreRule(activation, renormalised, bias_E, groups)
+
+
+def _biases(model: nn.Module, layer: MoeLayer) -> Iterator[Tensor | None]:
+    yield None
+    block = model.get_submodule(layer.block)
+    for named in (block.named_buffers(), block.named_parameters()):
+        for name, tensor in named:
+            if "bias" in name and tensor.numel() == layer.num_experts and not name.startswith("experts."):
+                yield tensor.detach().flatten()
+
+
+def _groupings(model: nn.Module, layer: MoeLayer) -> Iterator[Groups | None]:
+    yield None
+    config = config_of(model)
+    text = None if config is None else config.get_text_config()
+    count, kept = getattr(text, "n_group", None), getattr(text, "topk_group", None)
+    if count and kept and kept < count and layer.num_experts % count == 0:
+        yield from (Groups(count, kept, best) for best in (2, 1))
+
+
+def _probed(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> dict[int, RouterOutput]:
+    """What each router says to random hidden states, by layer index."""
+    seen: dict[int, RouterOutput] = {}
+    with torch.no_grad(), RouterTap(model, moe_layers, [lambda output: _keep(seen, output)]):
+        try:
+            for layer in moe_layers:
+                _ask_router(model, layer)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            seen.clear()
+            _ask_model(model)
+    return seen
+
+
+def _keep(seen: dict[int, RouterOutput], output: RouterOutput) -> None:
+    seen[output.layer.index] = output
+
+
+def _ask_router(model: nn.Module, layer: MoeLayer) -> None:
+    router = model.get_submodule(layer.router)
+    weight = next(router.parameters())
+    config = config_of(model)
+    assert config is not None, "a transformers model has a configuration"
+    shape = PROBE_TOKENS, config.get_text_config().hidden_size
+    hidden_TD = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    router(hidden_TD.to(weight.device, weight.dtype))
+
+
+def _ask_model(model: nn.Module) -> None:
+    config, device = config_of(model), next(model.parameters()).device
+    vocabulary = 2 if config is None else config.get_text_config().vocab_size
+    tokens = torch.randint(0, vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    model(tokens.to(device), use_cache=False)

@@ -1,0 +1,21 @@
+"""The same bonus for every resident."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.bonus import ResidentBonus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(ResidentBonus):
+    """alpha_e = 0.5 by default."""
+
+    share: float = 0.5
+
+    def alpha(self, seen: Situation) -> np.ndarray:
+        return np.full(seen.rank_TE.shape[1], self.share)
+
+
+strategy = Constant

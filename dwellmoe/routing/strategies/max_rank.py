@@ -1,0 +1,31 @@
+"""Max rank: residents may replace what is not, as long as they rank high enough."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwellmoe.routing.strategies.base import Situation, allowed, check, first_of, front, ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxRank:
+    """The `always` best are kept; the other places go to residents among the `within` best (0: twice K), best
+    first, and if those run out to the best of the others.
+    """
+
+    always: int = 1
+    within: int = 0
+
+    def __post_init__(self) -> None:
+        check("max_rank", "always", self.always, lambda v: v >= 0, "at least 0")
+        check("max_rank", "within", self.within, lambda v: v >= 0, "at least 0")
+
+    def choose(self, seen: Situation) -> np.ndarray:
+        order_TE = ranking(seen.rank_TE, seen.own_TK)
+        within = max(self.within or 2 * seen.top_k, seen.top_k)
+        near_TE = first_of(order_TE, within) & allowed(seen)
+        always = min(self.always, seen.top_k)
+        return front(order_TE, first_of(order_TE, always) | near_TE, seen.top_k)
+
+
+strategy = MaxRank

@@ -1,0 +1,18 @@
+"""No re-routing: the router's own choice, to measure everything else against."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwellmoe.routing.strategies.base import Situation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What the router chose."""
+
+    def choose(self, seen: Situation) -> np.ndarray:
+        return seen.own_TK
+
+
+strategy = Own

@@ -1,0 +1,21 @@
+"""A random bonus for residents: what any cleverer bonus has to beat."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.bonus import ResidentBonus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(ResidentBonus):
+    """alpha_e uniform in [0, 1), drawn anew each step from (seed, layer, step): the same again each time."""
+
+    seed: int = 0
+
+    def alpha(self, seen: Situation) -> np.ndarray:
+        return np.random.default_rng((self.seed, seen.layer, seen.step)).random(seen.rank_TE.shape)
+
+
+strategy = Random

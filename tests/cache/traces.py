@@ -1,0 +1,23 @@
+"""Small random traces for the tests."""
+
+import numpy as np
+
+from dwellmoe.cache.trace import RoutingTrace
+
+
+def random_trace(seed=0, steps=60, layers=3, top_k=3, experts=12, requests=3, prefill=0.3, **fields):
+    """Zipf-like routing with some memory; requests in order, each with a prompt first."""
+    rng = np.random.default_rng(seed)
+    popularity = rng.dirichlet(np.full(experts, 0.6), size=layers) + 1e-3
+    chosen = np.empty((steps, layers, top_k), np.uint16)
+    for step in range(steps):
+        for layer in range(layers):
+            weight = popularity[layer] / popularity[layer].sum()
+            chosen[step, layer] = rng.choice(experts, top_k, replace=False, p=weight)
+            if step and rng.random() < 0.4:
+                chosen[step, layer] = rng.permutation(chosen[step - 1, layer])
+    request = np.sort(rng.integers(0, requests, steps)).astype(np.int32)
+    first = np.searchsorted(request, request)
+    length = np.bincount(request, minlength=requests)[request]
+    phase = (np.arange(steps) - first >= prefill * length).astype(np.uint8)
+    return RoutingTrace(chosen, phase, request, experts, **fields)

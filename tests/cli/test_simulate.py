@@ -1,0 +1,285 @@
+"""The commands of simulate.py: what they print and write, and how they fail."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cli import simulate
+from dwellmoe.errors import UserError
+from tests.cache.traces import random_trace
+
+ROW = {
+    *(
+        "policy",
+        "scope",
+        "access",
+        "phase",
+        "start",
+        "reset",
+        "capacity",
+        "capacity_bytes",
+        "capacity_percent",
+    ),
+    *("hits", "misses", "compulsory_misses", "hit_rate", "miss_bytes_per_token"),
+}
+LRU = ("replay", "--policy", "lru", "--capacity")
+PLAN = ("plan", "--device", "configs/devices/laptop_8gb.toml")
+
+
+@pytest.fixture
+def trace_path(tmp_path):
+    base = random_trace(0, steps=120)
+    path = tmp_path / "in" / "t.safetensors"
+    path.parent.mkdir()
+    RoutingTrace(base.experts, base.phase, base.request, 12, expert_bytes=(1000, 1000, 2000)).save(path)
+    return path
+
+
+def run(*words):
+    simulate.run([str(word) for word in words])
+
+
+def result(capsys, *words):
+    run(*words, "--json", "-")
+    return json.loads(capsys.readouterr().out)
+
+
+def test_replay(trace_path, capsys):
+    found = result(
+        capsys, "replay", "--trace", trace_path, "--policy", "lru", "--capacity", 6, "--phase", "decode"
+    )
+    assert found["schema_version"] == 1 and found["settings"]["policy"] == "lru"
+    (row,) = found["cache"]
+    assert set(row) >= ROW and row["hit_rate"] == row["hits"] / (row["hits"] + row["misses"])
+    assert row["capacity_bytes"] == 24000 and row["capacity_percent"] == 50
+
+
+def test_replay_split(trace_path, capsys):
+    words = (
+        "replay",
+        "--trace",
+        trace_path,
+        "--policy",
+        "lru",
+        "--capacity",
+        6,
+        "--hand_over",
+        "recent:tokens=4",
+    )
+    (row,) = result(capsys, *words)["cache"]
+    assert set(row) >= ROW | {"hand_over", "prefill_loads"}
+
+
+def test_curve_writes_file_and_figure(trace_path, tmp_path):
+    out, figure = tmp_path / "out.json", tmp_path / "out.png"
+    run("curve", "--trace", trace_path, "--policies", "lru", "lfu", "--json", out, "--plot", figure)
+    rows = json.loads(out.read_text())["cache"]
+    assert [row["capacity"] for row in rows] == list(range(3, 13)) * 2
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_describe(trace_path, tmp_path, capsys):
+    figure = tmp_path / "out.png"
+    found = result(capsys, "describe", "--trace", trace_path, "--segment_tokens", 5, "--plot", figure)
+    assert 0 <= found["locality"][0]["ecr"] <= 1 and figure.exists()
+    assert found["reuse"]["lever"] in ("recency", "frequency")
+    covered = [entry["value"] for entry in found["sch"]]
+    assert covered == sorted(covered) and covered[0] == found["srp"]["value"] and covered[-1] <= 1
+    decode = found["trace"]["decode_tokens"]
+    assert sum(row["uses"] for row in found["reuse"]["reuse_distance"]) == decode * 9
+
+
+def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
+    device = tmp_path / "device.toml"
+    speeds = "memory_gb_per_second = 1e-3\nstorage_gb_per_second = 1e-4"
+    device.write_text(f'name = "d"\n{speeds}\nmemory_gb = 3e-5\nstorage_latency_us = 100')
+    words = ("plan", "--trace", trace_path, "--device", device, "--policies", "lru", "--resident", "2000B")
+    found = result(capsys, *words, "--tokens_per_second", 1, "--plot", tmp_path / "plan.png")
+    rate = {row["capacity"]: row for row in found["cache"]}
+    for row in found["plan"]:
+        misses = rate[row["capacity"]]["misses"]
+        tokens = int((RoutingTrace.load(trace_path).phase == 1).sum())
+        seconds = (2000 + 3 * 4000) / 1e6 + row["miss_bytes_per_token"] / 1e5 + misses / tokens * 1e-4
+        assert row["tokens_per_second"] == pytest.approx(1 / seconds)
+        assert row["memory_bytes"] == 2000 + row["capacity"] * 4000
+        assert row["fits"] == (row["memory_bytes"] <= 30000)
+    assert found["smallest"][0]["capacity"] == min(
+        row["capacity"] for row in found["plan"] if row["fits"] and row["tokens_per_second"] >= 1
+    )
+
+
+def test_stall(trace_path, capsys):
+    words = ("stall", "--trace", trace_path, "--device", "configs/devices/gpu_8gb.toml")
+    found = result(
+        capsys, *words, "--capacity", "40%", "--ram_capacity", "30%", "--managers", "lru", "placement"
+    )
+    assert [(row["manager"], row["scope"]) for row in found["stall"]] == [
+        ("lru", "global"),
+        ("lru", "layer"),
+        ("placement", "global"),
+    ]
+    assert found["device"]["placement"]["predictor"] == "habits"
+    assert all(row["device_bytes"] >= 4 * row["ram_bytes"] / 3 > 0 for row in found["stall"])
+
+
+def test_calibrate_writes_thresholds(tmp_path, capsys):
+    weights = np.random.default_rng(0).random((120, 3, 3)).astype(np.float16) + np.float16(0.1)
+    random_trace(0, steps=120, weights=weights).save(tmp_path / "t.safetensors")
+    run("calibrate", "--trace", tmp_path / "t.safetensors", "--out", tmp_path / "mu.json")
+    table = json.loads((tmp_path / "mu.json").read_text())
+    ratios = np.sort(weights[:, 0].astype(float), axis=1)
+    assert table["kept"] == [2] and len(table["median_ratio"]) == 3
+    assert table["median_ratio"][0] == [pytest.approx(np.median(ratios[:, 1] / ratios[:, 0]))]
+    assert "a token may stop at 2" in capsys.readouterr().out
+
+
+def test_convert_and_back(trace_path, tmp_path, capsys):
+    run("convert", "--trace", trace_path, "--out", tmp_path / "t.route.csv")
+    run("convert", "--trace", tmp_path / "t.route.csv", "--out", tmp_path / "back.safetensors")
+    assert np.array_equal(
+        RoutingTrace.load(tmp_path / "back.safetensors").experts, RoutingTrace.load(trace_path).experts
+    )
+    assert "120 token steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': choose from"),
+        ([*LRU, "2"], "below the 3 experts that one step asks for"),
+        ([*LRU, "6", "--phase", "x"], "unknown phase 'x'"),
+        ([*LRU, "6", "--prefill_buffer", "1"], "no effect without"),
+        (
+            [*LRU, "6", "--hand_over", "none", "--scope", "global"],
+            "no effect with",
+        ),
+        (["replay", "--policy", "opt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
+        (["replay", "--policy", "lopt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
+        (
+            [*LRU, "6", "--hand_over", "none", "--prefill_buffer", "-1"],
+            "at least 0",
+        ),
+        ([*LRU, "0%"], "must be 1 to 12"),
+        ([*LRU[:-1], "--capacity=-4"], "capacity '-4'"),
+        ([*LRU, "101%"], "capacity '101%'"),
+        ([*LRU, "nan%"], "capacity 'nan%'"),
+        ([*LRU, "infGiB"], "capacity 'infGiB'"),
+        ([*LRU, f"{9e20:.0f}"], "must be 1 to 12"),
+        (["replay", "--policy", "random:seed=-1", "--capacity", "6"], "seed must be at least 0"),
+        (
+            [*LRU, "6", "--json", "none/x.json"],
+            "there is no folder 'none'",
+        ),
+        ([*LRU, "6", "--json", "/"], "not the name of a file"),
+        ([*LRU, "6", "--json", ""], "not the name of a file"),
+        ([*LRU, "6", "--json", "tests"], "not the name of a file"),
+        ([*LRU, "6", "--json", "new/"], "not the name of a file"),
+        (["replay", "--policy", "lru"], "required: --capacity"),
+        ([*LRU, "6", "--polcy", "x"], "unrecognized arguments"),
+        (["describe", "--segment_tokens", "x"], "invalid int value: 'x'"),
+        (["curve", "--policies", "lru", "--plot", "tests"], "not the name of a file"),
+        ([*PLAN, "--tokens_per_second", "nan"], "above 0"),
+        ([*PLAN, "--resident", "x"], "--resident 'x'"),
+        (
+            [*PLAN, "--resident", "infGB"],
+            "--resident 'infGB'",
+        ),
+        (["fit", "--policy", "lru", "--out", "w.safetensors"], "unknown learned policy 'lru'"),
+        (["fit", "--policy", "ml_habits", "--out", "w.safetensors"], "needs at least 4"),
+        ([*LRU, "6", "--num_experts", "4"], "has no effect"),
+        (["curve", "--policies", "lru", "--capacities", "2"], "below the 3 experts"),
+        (["describe", "--segment_tokens", "0"], "segment_tokens must be at least 1"),
+        (["plan", "--device", "none.toml"], "cannot be read"),
+        (["convert", "--out", "t.xyz"], "not a trace in any known format"),
+    ],
+)
+def test_mistakes_say_what_is_wrong(trace_path, words, said):
+    with pytest.raises(UserError, match=said):
+        run(words[0], "--trace", trace_path, *words[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "d"', "'memory_gb_per_second' is missing"),
+        ("memory_gb_per_second = 0", "must be a number above 0"),
+        ('memory_gb_per_second = "fast"', "must be a number above 0"),
+        ("speed = 1", "unknown key 'speed'"),
+        ("name = 3", "'name' must be text"),
+        ("memory_gb_per_second = inf", "must be a number above 0"),
+        ("storage_latency_us = -1", "must be a number >= 0"),
+        ("=", "not a TOML file"),
+    ],
+)
+def test_wrong_device_is_refused(trace_path, tmp_path, text, said):
+    (tmp_path / "d.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        run("plan", "--trace", trace_path, "--device", tmp_path / "d.toml")
+
+
+def test_a_mistake_leaves_with_two_and_no_file(trace_path, tmp_path):
+    content = trace_path.read_bytes()
+    trace_path.write_bytes(content[:-10])
+    command = [
+        sys.executable,
+        "-m",
+        "dwellmoe",
+        "simulate",
+        "replay",
+        "--trace",
+        str(trace_path),
+        "--policy",
+        "lru",
+        "--capacity",
+        "6",
+    ]
+    done = subprocess.run([*command, "--json", str(tmp_path / "out.json")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "truncated" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_starts_without_torch_and_quickly(trace_path):
+    """Under 1 s after the first run, on an idle machine; the limit here leaves room for a busy one."""
+    command = ["replay", "--trace", str(trace_path), "--policy", "lru", "--capacity", "6", "--json", "-"]
+    script = (
+        f"import sys; from dwellmoe.cli.main import run; run(['simulate', *{command}]); "
+        "heavy = {'torch', 'pandas', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    for _ in range(2):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        seconds = time.perf_counter() - begun
+        assert done.returncode == 0, done.stderr
+    assert seconds < 5
+
+
+def test_no_figure_is_left_where_the_result_cannot_be_written(trace_path, tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        run("curve", "--trace", trace_path, "--policies", "lru", "--plot", tmp_path / "x.png", "--json", "/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_fit_writes_weights_that_replay_reads(tmp_path, capsys):
+    trace, weights = tmp_path / "t.safetensors", tmp_path / "w.safetensors"
+    random_trace(0, steps=300, requests=8).save(trace)
+    found = result(
+        capsys, "fit", "--trace", trace, "--policy", "ml_habits", "--out", weights, "--capacity", 6
+    )
+    policies = [row["policy"] for row in found["cache"]]
+    assert policies == ["lru", "lfu", "lrfu:decay=0.95", "opt", f"ml_habits:weights={weights}"]
+    (row,) = result(
+        capsys, "replay", "--trace", trace, "--policy", f"ml_habits:weights={weights}", "--capacity", 6
+    )["cache"]
+    assert row["hits"] > 0
+
+
+def test_a_prompt_can_be_counted_as_decoded(trace_path, tmp_path):
+    run("convert", "--trace", trace_path, "--out", tmp_path / "d.safetensors", "--as_decode")
+    before, after = RoutingTrace.load(trace_path), RoutingTrace.load(tmp_path / "d.safetensors")
+    assert (after.phase == 1).all() and np.array_equal(after.experts, before.experts)
