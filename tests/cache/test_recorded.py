@@ -177,7 +177,5 @@ def test_simulate_leaves_with_two_and_one_line(tmp_path, wrong):
     words = [*map(str, words), "--capacity", "40%", "--json", str(tmp_path / "o.json")]
     command = [sys.executable, "-m", "dwellmoe", "simulate", *words]
     done = subprocess.run(command, capture_output=True, text=True)
-        [sys.executable, "-m", "dwellmoe", "simulate", *words], capture_output=True, text=True
-    )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "safetensors: " in done.stderr and not (tmp_path / "o.json").exists()
