@@ -89,7 +89,7 @@ def parse_run(arguments: list[str], description: str) -> Run:
     load_objective(run.locality.consecutive_expert_loss_type)
     if run.locality.anchored and not run.adapter.use_lora:
         raise UserError(
-            "--distillation_weight and --gate_trust_weight compare with the adapters off: they "
+            "--distillation_weight and --gate_kl_weight compare with the adapters off: they "
             "need --use_lora True"
         )
     if idle := sorted(parser.given & without_effect(run)):
@@ -118,7 +118,7 @@ def hold_a_target(run: Run) -> None:
     if train.eval_strategy == "no":
         raise UserError("a target is held on validation text: leave --eval_strategy on")
     if train.metric_for_best_model == TrainSettings.metric_for_best_model:
-        train.metric_for_best_model = "eval_dial_score"
+        train.metric_for_best_model = "eval_target_error"
     if settings.quality_reference is not None:
         control_losses(settings.quality_reference)
     elif settings.quality_budget is not None:

@@ -25,10 +25,16 @@ from dwellmoe.errors import run_command
 from dwellmoe.evaluation.answers.choices import choice_rows, task_of
 from dwellmoe.evaluation.chat import chat
 from dwellmoe.evaluation.chat_template import asked_in_chat, chat_task
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import Options, parse_options
-from dwellmoe.evaluation.prompt_mode import answer_alone, own_prompt, print_alone, verdict_on, virtual_row
+from dwellmoe.evaluation.prompt_mode import (
+    answer_alone,
+    own_prompt,
+    print_alone,
+    rerouting_counts,
+    verdict_on,
+)
 from dwellmoe.evaluation.ranks import Ranks, joined_ranks
 from dwellmoe.evaluation.report.cache_rows import policy_list
 from dwellmoe.evaluation.report.console import print_answers, print_summary
@@ -39,34 +45,34 @@ from dwellmoe.evaluation.report.report import SCHEMA_VERSION, build_report
 from dwellmoe.evaluation.report.rerouting_rows import REROUTED, rerouting_rows
 from dwellmoe.evaluation.report.speed import device_note, find_device, speed_rows
 from dwellmoe.evaluation.requests import Request, load_requests
-from dwellmoe.evaluation.sample_spec import NEW_TOKENS, extent_of
+from dwellmoe.evaluation.sample_spec import NEW_TOKENS, sample_spec_of
 from dwellmoe.evaluation.sandbox.run import check_sandbox
 from dwellmoe.evaluation.timing import speed_row
 from dwellmoe.loading import BASE, active_variant, quiet
-from model_loader import load_subject
+from model_loader import load_evaluated_model
 
 
 def evaluate(options: Options, ranks: Ranks) -> None:
     """Measures every variant on the same requests; the first rank writes the report."""
     settings, task = options.evaluation, load_task(options.data.dataset_name)
     if task.metric == "pass_at_1":
-        check_sandbox(options.ways)
+        check_sandbox(options.backends)
     device = find_device(settings.device_profile)
-    subject = load_subject(options)
-    in_chat = asked_in_chat(settings.use_chat_template, task, subject.tokenizer)
+    evaluated = load_evaluated_model(options)
+    in_chat = asked_in_chat(settings.use_chat_template, task, evaluated.tokenizer)
     task = chat_task(task) if in_chat else task
-    requests, work = _load_work(options, task, subject, in_chat)
+    requests, work = _load_work(options, task, evaluated, in_chat)
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
     console.print(_limits(options, task, requests, work), highlight=False)
     measured, engine_rows = {}, []
     for variant, setup in options.variants.items():
-        with active_variant(subject.model, variant.removesuffix(REROUTED)), counted(subject) as row:
-            measured[variant] = measure(subject, work, ranks, variant, setup)
+        with active_variant(evaluated.model, variant.removesuffix(REROUTED)), counted(evaluated) as row:
+            measured[variant] = measure(evaluated, work, ranks, variant, setup)
         engine_rows += [{"variant": variant} | row] if row else []
     if ranks.first:
-        report = _report(options, task, subject, device, requests, measured)
+        report = _report(options, task, evaluated, device, requests, measured)
         report |= {"engine": engine_rows} if engine_rows else {}
-        row_tokens = options.row_tokens(task, subject.model)
+        row_tokens = options.row_tokens(task, evaluated.model)
         report["data"] |= {"in_chat": in_chat, "row_tokens": row_tokens, "new_tokens": work.max_new_tokens}
         folder = write_results(_wanted_folder(options, task), report, measured, requests, task.undisclosed)
         write_also(settings.json, report)
@@ -76,13 +82,13 @@ def evaluate(options: Options, ranks: Ranks) -> None:
 
 
 def _load_work(
-    options: Options, task: Task, subject: Subject, in_chat: bool
+    options: Options, task: Task, evaluated: EvaluatedModel, in_chat: bool
 ) -> tuple[list[Request], Workload]:
     settings = options.evaluation
-    extent = extent_of(settings, task, options.row_tokens(task, subject.model))
-    requests = load_requests(task, settings.split, subject.tokenizer, extent, options.seed, in_chat)
-    choices = choice_rows(task, requests, subject.tokenizer, extent.row_tokens, settings.choice_limit)
-    generated = extent.answered, extent.new_tokens, task.stop
+    sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
+    requests = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, options.seed, in_chat)
+    choices = choice_rows(task, requests, evaluated.tokenizer, sample_spec.row_tokens, settings.choice_limit)
+    generated = sample_spec.answered, sample_spec.new_tokens, task.stop
     work = workload(requests, choices, settings.eval_batch_size, *generated)
     return requests, one_after_the_other(work) if options.virtual or options.engine else work
 
@@ -100,14 +106,14 @@ def _limits(options: Options, task: Task, requests: Sequence[Request], work: Wor
 def _report(
     options: Options,
     task: Task,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     device: DeviceProfile,
     requests: Sequence[Request],
     measured: dict[str, Measured],
 ) -> dict:
     resamples = options.evaluation.bootstrap_samples
-    ways = options.ways
-    rows = [quality_row(name, task, requests, found, resamples, ways) for name, found in measured.items()]
+    backends = options.backends
+    rows = [quality_row(name, task, requests, found, resamples, backends) for name, found in measured.items()]
     lengths = [len(request.row["input_ids"]) for request in requests]
     data = {
         "dataset": task.name,
@@ -119,17 +125,17 @@ def _report(
         "cut_answers": sum(request.row["cut_answer_tokens"] > 0 for request in requests),
     }
     about = {
-        "model": subject.fields(),
+        "model": evaluated.fields(),
         "data": data,
         "device": dataclasses.asdict(device) | {"about": device_note(device)},
     }
     rerouting = []
     if setup := options.virtual:
-        rows_found = rerouting_rows(measured, setup.strategy, subject.expert_bytes, resamples)
-        rerouting = [row | setup.fields(subject) for row in rows_found]
+        rows_found = rerouting_rows(measured, setup.strategy, evaluated.expert_bytes, resamples)
+        rerouting = [row | setup.fields(evaluated) for row in rows_found]
     report = build_report(options.fields(), about, measured, rows, rerouting)
     report["measured_speed"] = [speed_row(name, found.timings) for name, found in measured.items()]
-    return report | {"speed": speed_rows(device, measured, report["cache"], subject.resident_bytes)}
+    return report | {"speed": speed_rows(device, measured, report["cache"], evaluated.resident_bytes)}
 
 
 def _wanted_folder(options: Options, task: Task) -> Path:
@@ -142,40 +148,40 @@ def _wanted_folder(options: Options, task: Task) -> Path:
 def answer_one(options: Options) -> None:
     """Answers one request or prompt with the tuned variant, if there is one, and prints what that took."""
     settings = options.evaluation
-    subject = load_subject(options)
+    evaluated = load_evaluated_model(options)
     console = Console(stderr=settings.json == "-", soft_wrap=True)
     own, setup = settings.input is not None, options.virtual
-    with active_variant(subject.model, "tuned" if "tuned" in options.adapters else BASE):
-        subject = _rerouted(subject, options)
-        found, undisclosed = (_own if own else _numbered)(options, subject)
+    with active_variant(evaluated.model, "tuned" if "tuned" in options.adapters else BASE):
+        evaluated = _rerouted(evaluated, options)
+        found, undisclosed = (_own if own else _numbered)(options, evaluated)
     if setup:
-        found["rerouting"] = setup.fields(subject) | virtual_row(subject, setup.strategy)
+        found["rerouting"] = setup.fields(evaluated) | rerouting_counts(evaluated, setup.strategy)
     print_alone(found, console, undisclosed)
     write_also(settings.json, {"schema_version": SCHEMA_VERSION, "settings": options.fields()} | found)
 
 
-def _rerouted(subject: Subject, options: Options) -> Subject:
+def _rerouted(evaluated: EvaluatedModel, options: Options) -> EvaluatedModel:
     setup = options.virtual
-    return dataclasses.replace(subject, virtual=setup.cache(subject) if setup else None)
+    return dataclasses.replace(evaluated, virtual=setup.cache(evaluated) if setup else None)
 
 
-def _own(options: Options, subject: Subject) -> tuple[dict, bool]:
+def _own(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
     settings, tokens = options.evaluation, options.data.max_words_len
-    prompt = own_prompt(settings.input or "", subject, settings.use_chat_template, tokens)
+    prompt = own_prompt(settings.input or "", evaluated, settings.use_chat_template, tokens)
     policies = policy_list(settings.policies)
-    return answer_alone(subject, prompt, settings.max_new_tokens or NEW_TOKENS, (), policies), False
+    return answer_alone(evaluated, prompt, settings.max_new_tokens or NEW_TOKENS, (), policies), False
 
 
-def _numbered(options: Options, subject: Subject) -> tuple[dict, bool]:
+def _numbered(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
     settings, task = options.evaluation, load_task(options.data.dataset_name)
-    in_chat = asked_in_chat(settings.use_chat_template, task, subject.tokenizer)
+    in_chat = asked_in_chat(settings.use_chat_template, task, evaluated.tokenizer)
     task = chat_task(task) if in_chat else task
     one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
-    extent = extent_of(one, task, options.row_tokens(task, subject.model))
-    request = load_requests(task, settings.split, subject.tokenizer, extent, options.seed, in_chat)[0]
+    sample_spec = sample_spec_of(one, task, options.row_tokens(task, evaluated.model))
+    request = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, options.seed, in_chat)[0]
     policies = policy_list(settings.policies)
-    found = answer_alone(subject, request.prompt_ids, extent.new_tokens, task.stop, policies)
-    found["verdict"] = verdict_on(request, task_of(task, request.example), found["answer"], options.ways)
+    found = answer_alone(evaluated, request.prompt_ids, sample_spec.new_tokens, task.stop, policies)
+    found["verdict"] = verdict_on(request, task_of(task, request.example), found["answer"], options.backends)
     return found | ({"answer": None} if task.undisclosed else {}), task.undisclosed
 
 
@@ -200,11 +206,11 @@ def main() -> None:
         with joined_ranks() as ranks:
             evaluate(options, ranks)
         return
-    subject = load_subject(options)
-    with active_variant(subject.model, "tuned" if "tuned" in options.adapters else BASE):
+    evaluated = load_evaluated_model(options)
+    with active_variant(evaluated.model, "tuned" if "tuned" in options.adapters else BASE):
         settings = options.evaluation
-        subject = _rerouted(subject, options)
-        chat(subject, settings.max_new_tokens or NEW_TOKENS, temperature=settings.temperature)
+        evaluated = _rerouted(evaluated, options)
+        chat(evaluated, settings.max_new_tokens or NEW_TOKENS, temperature=settings.temperature)
 
 
 if __name__ == "__main__":

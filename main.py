@@ -36,7 +36,7 @@ from dwellmoe.locality.quality_reference import control_losses
 from dwellmoe.locality.savings import savings, trainable_count
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from model_loader import save_merged, trained_model
-from trainer import EvaluateAtEnd, HoldTarget, LocalityTrainer, RoutingFigures
+from trainer import ClosestToTarget, EvaluateAtEnd, LocalityTrainer, RoutingFigures
 
 
 def main() -> None:
@@ -169,14 +169,14 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
     trainer.add_callback(EvaluateAtEnd())
     trainer.add_callback(RoutingFigures(trainer))
     if trainer.target:
-        trainer.add_callback(HoldTarget(trainer))
+        trainer.add_callback(ClosestToTarget(trainer))
     return trainer
 
 
-def dial_result(run: Run, trainer: LocalityTrainer) -> dict | None:
+def controller_result(run: Run, trainer: LocalityTrainer) -> dict | None:
     """What became of the target, told on the first rank; None where none was given."""
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, HoldTarget):
+        if isinstance(callback, ClosestToTarget):
             run.say(callback.verdict())
             return callback.result()
     return None
@@ -203,7 +203,7 @@ def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], 
         "settings": {name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")},
         "train": run.train.to_sanitized_dict(),
         "trained_layers": [layer.layer_id for layer in selected],
-        "dial": dial_result(run, trainer),
+        "dial": controller_result(run, trainer),
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "log_history": trainer.state.log_history,
     }

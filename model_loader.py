@@ -8,14 +8,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Run
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import load_adapters, load_model, load_model_with_cache, load_tokenizer
 from trainer import LocalityTrainer
 
 
-def load_subject(options: Options) -> Subject:
+def load_evaluated_model(options: Options) -> EvaluatedModel:
     """The model with all adapters on it, and its tokenizer. Raises UserError."""
     tokenizer = load_tokenizer(options.model)
     engine = options.engine
@@ -24,7 +24,7 @@ def load_subject(options: Options) -> Subject:
     find_moe_layers(model, options.model.moe_module_name)
     if options.adapters:
         model = load_adapters(model, options.adapters)
-    return Subject(model.eval(), tokenizer, find_moe_layers(model), name)
+    return EvaluatedModel(model.eval(), tokenizer, find_moe_layers(model), name)
 
 
 def trained_model(run: Run, trainer: LocalityTrainer):

@@ -20,12 +20,12 @@ from dwellmoe.checkpoints import checkpoints_kept
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
 from dwellmoe.locality.collapse import refuse_collapse
-from dwellmoe.locality.controller import Dial
+from dwellmoe.locality.controller import LocalityController
 from dwellmoe.locality.gate_recorder import GateRecorder
 from dwellmoe.locality.monitor import RoutingMonitor, ecr_per_layer, experts_used, lru_hit_rate
 from dwellmoe.locality.objectives import load_objective
 from dwellmoe.locality.pairs import IGNORED_LABEL, pair_mask
-from dwellmoe.locality.reference_model import distillation_loss, gate_trust_loss, untouched
+from dwellmoe.locality.reference_model import as_reference, distillation_loss, gate_kl_loss
 from dwellmoe.locality.rerouted_training import TrainingCache
 from dwellmoe.locality.running_means import RunningMeans
 from dwellmoe.locality.settings import LocalitySettings
@@ -65,8 +65,10 @@ class LocalityTrainer(Trainer):
         self.ecr_per_layer: dict[str, Any] = {}
         """`train` and `eval` -> ECR of each layer at the last log entry; for the TensorBoard callback."""
         self.target = target_of(locality.target_ecr, locality.target_hit_rate, locality.quality_budget)
-        self.dial = self.target and Dial(self.target.value, locality.consecutive_expert_loss_weight)
-        """Adapts the weight where a target is given; the callback `HoldTarget` tells it what was measured."""
+        self.dial = self.target and LocalityController(
+            self.target.value, locality.consecutive_expert_loss_weight
+        )
+        """Adapts the weight where a target is given; the callback `ClosestToTarget` tells it what was measured."""
         self.control_losses = control_losses
         self._step_monitor = RoutingMonitor(self.moe_layers)
 
@@ -80,7 +82,7 @@ class LocalityTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs: Any
         segments_BT = inputs.pop("segment_ids")
-        anchor = self._run_untouched(inputs, segments_BT)
+        anchor = self._run_reference_model(inputs, segments_BT)
         gates, monitors = GateRecorder(*segments_BT.shape), self._monitors_of_this_step()
         observers = [gates, *(monitor.recorder for monitor in monitors)]
         virtual = self._rerouting and self._rerouting.of_batch(segments_BT, inputs["labels"])
@@ -95,13 +97,13 @@ class LocalityTrainer(Trainer):
         loss = lm_loss + self._weighted(terms)
         return (loss, outputs) if return_outputs else loss
 
-    def _run_untouched(self, inputs, segments_BT: Tensor) -> tuple[GateRecorder, Tensor] | None:
-        """Gates and logits [B, T, V] of the untouched model on this batch, where an anchor needs them."""
+    def _run_reference_model(self, inputs, segments_BT: Tensor) -> tuple[GateRecorder, Tensor] | None:
+        """Gates and logits [B, T, V] of the reference model on this batch, where an anchor needs them."""
         if not (self.locality.anchored and self.model.training):
             return None
         gates = GateRecorder(*segments_BT.shape)
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-        with untouched(self.model), RouterTap(self.model, self.moe_layers, [gates]):
+        with as_reference(self.model), RouterTap(self.model, self.moe_layers, [gates]):
             return gates, self.model(**unlabelled).logits
 
     def _terms(self, gates: GateRecorder, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
@@ -124,14 +126,14 @@ class LocalityTrainer(Trainer):
         return balance_loss(logits_LTE, chosen_LTK, valid_T, group_T, counts_LE)
 
     def _anchors(self, gates: GateRecorder, logits_BTV: Tensor, anchor, segments_BT, labels_BT) -> dict:
-        """How far the model is from its untouched self, unweighted; what has no weight is not computed."""
-        before, untouched_BTV = anchor
+        """How far the model is from its reference model, unweighted; what has no weight is not computed."""
+        before, reference_BTV = anchor
         terms = {}
         if self.locality.distillation_weight:
-            terms["distillation_loss"] = distillation_loss(logits_BTV, untouched_BTV, labels_BT)
-        if self.locality.gate_trust_weight:
+            terms["distillation_loss"] = distillation_loss(logits_BTV, reference_BTV, labels_BT)
+        if self.locality.gate_kl_weight:
             pair = gates.logits(self._trained), before.logits(self._trained)
-            terms["gate_trust_loss"] = gate_trust_loss(*pair, segments_BT > 0)
+            terms["gate_kl_loss"] = gate_kl_loss(*pair, segments_BT > 0)
         return terms
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
@@ -146,7 +148,7 @@ class LocalityTrainer(Trainer):
             "locality_loss": self.locality_weight,
             "balance_loss": settings.aux_loss_alpha,
             "distillation_loss": settings.distillation_weight,
-            "gate_trust_loss": settings.gate_trust_weight,
+            "gate_kl_loss": settings.gate_kl_weight,
         }
 
     @property
@@ -207,7 +209,7 @@ class LocalityTrainer(Trainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in summary.items()})
         if self.target and metric_key_prefix == "eval":
             score = self.target.score(self.controlled_value(output.metrics), output.metrics)
-            output.metrics["eval_dial_score"] = score
+            output.metrics["eval_target_error"] = score
         return output
 
     def controlled_value(self, metrics: dict[str, float]) -> float:
@@ -218,7 +220,7 @@ class LocalityTrainer(Trainer):
 
     def reference_loss(self, loss: float) -> float:
         """What the validation loss is compared with at this step: the control run's at the same step, or that
-        of the untouched model, which is `loss` itself before the first step.
+        of the reference model, which is `loss` itself before the first step.
         """
         assert self.dial is not None, "nothing is held"
         if self.control_losses:
@@ -298,7 +300,7 @@ class RoutingFigures(TrainerCallback):
         return getattr(next(found, None), "tb_writer", None)
 
 
-class HoldTarget(TrainerCallback, ExportableState):
+class ClosestToTarget(TrainerCallback, ExportableState):
     """Tells the trainer's dial what was measured, and keeps its state in the checkpoints."""
 
     def __init__(self, trainer: LocalityTrainer):

@@ -1,4 +1,4 @@
-"""Measures prefetching in the engine: experts foreseen, reads for nothing, waits of decoding.
+"""Measures prefetching in the engine: experts predicted, reads for nothing, waits of decoding.
 
     python benchmarks/prefetch.py --model_name models/tiny-olmoe --json PATH [--predictors gate_ahead habits]
 
@@ -88,8 +88,8 @@ def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
         chosen = output[2]
         if len(chosen) != 1:
             return
-        for name, foreseen in ahead.items():
-            found[name].append(torch.isin(chosen, foreseen).float().mean().item())
+        for name, predicted in ahead.items():
+            found[name].append(torch.isin(chosen, predicted).float().mean().item())
         ahead.clear()
         if at + 1 < len(routers):
             scale = norms[at + 1].weight / norms[at].weight

@@ -50,7 +50,7 @@ def training_step(
     args: argparse.Namespace, objective: str | None, part: str = "all", distillation: float = 0.0
 ) -> Step:
     """One step of a LoRA fine-tuning: with the objective or without any, on all layers or on half of them,
-    and on request held to the untouched model.
+    and on request held to the reference model.
     """
     model = load_model(ModelSettings(model_name=args.model_name))
     layers = find_moe_layers(model)

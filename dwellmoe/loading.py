@@ -174,7 +174,7 @@ def _check_all_found(path: str, found: Any) -> None:
 
 @contextmanager
 def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    """Within the block the model is its untouched self (`base`) or has the adapter of that name on."""
+    """Within the block the model is its reference model (`base`) or has the adapter of that name on."""
     if engine := engine_of(model):
         engine.use_adapter(None if name == BASE else name)
     if name == BASE and isinstance(model, PeftModel):

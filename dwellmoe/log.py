@@ -5,12 +5,12 @@ process.
 import os
 import sys
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def say_once(remark: str) -> None:
+def warn_once(remark: str) -> None:
     """Prints a remark unless this process has, or another rank does."""
-    if remark in _said or os.environ.get("RANK", "0") != "0":
+    if remark in _warned or os.environ.get("RANK", "0") != "0":
         return
-    _said.add(remark)
+    _warned.add(remark)
     print(remark, file=sys.stderr, flush=True)

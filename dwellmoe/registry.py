@@ -1,9 +1,159 @@
-"""Knows how a choice with options is written, `name:option=value,...`; knows none of the choices."""
+"""Named plug-ins: one `Registry` for each kind, filled by the files of a folder and by `register()` from outside.
 
+A plug-in is chosen by `name` or `name:option=value,...`.
+"""
+
+import difflib
+import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
+
+Value = float | int | str
+
+
+class Registry:
+    """All plug-ins of one kind: every file of the folder `package`, and what was registered from outside.
+
+    `attribute` is the name under which a file of the folder exports its plug-in; None: the module itself is
+    the plug-in. Files named in `skip` hold no plug-in.
+    """
+
+    def __init__(self, kind: str, package: str, attribute: str | None, skip: Iterable[str] = ()):
+        self.kind = kind
+        self._package = package
+        self._attribute = attribute
+        self._skip = {*skip}
+        self._registered: dict[str, tuple[Any, str]] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """A decorator that adds a plug-in under this name. UserError for a name that is taken."""
+        if name in self.names():
+            raise UserError(f"{self.kind} '{name}' is registered already, by {self._origin(name)}")
+
+        def add(plugin: Any) -> Any:
+            self._registered[name] = plugin, _file_of(plugin)
+            return plugin
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every name there is, sorted."""
+        return sorted({*self._files(), *self._registered})
+
+    def get(self, name: str) -> Any:
+        """The plug-in of that name. UserError with the names there are, and the nearest one."""
+        if name in self._registered:
+            return self._registered[name][0]
+        if name not in self._files():
+            raise self.unknown(name)
+        module = importlib.import_module(f"{self._package}.{name}")
+        return getattr(module, self._attribute) if self._attribute else module
+
+    def unknown(self, name: str) -> UserError:
+        """The error for a name that is not registered."""
+        names = self.names()
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        listed = ", ".join(
+            f"{known} ({self._origin(known)})" if known in self._registered else known for known in names
+        )
+        return UserError(f"unknown {self.kind} '{name}': {hint}choose from {listed}")
+
+    def parse(
+        self, spec: str, takes: Callable[[Any], Callable] | None = None
+    ) -> tuple[Any, dict[str, Value]]:
+        """`name:option=value,...` -> (plug-in, its options). UserError for an unknown name or option.
+
+        `takes` gives the function whose keyword-only parameters are the options; default: the plug-in itself.
+        """
+        plugin = self.get(name_of(spec))
+        return plugin, options_of(self.kind, spec, takes(plugin) if takes else plugin)
+
+    def _files(self) -> list[str]:
+        package = importlib.import_module(self._package)
+        return [
+            found.name for found in pkgutil.iter_modules(package.__path__) if found.name not in self._skip
+        ]
+
+    def _origin(self, name: str) -> str:
+        return self._registered[name][1] if name in self._registered else f"{self._package}.{name}"
+
+    @property
+    def registered(self) -> list[str]:
+        """Names that were registered from outside the folder."""
+        return sorted(self._registered)
+
+
+def _file_of(plugin: Any) -> str:
+    try:
+        return inspect.getsourcefile(plugin) or "?"
+    except TypeError:  # an instance
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_globals.get("__name__") == __name__:
+            frame = frame.f_back
+        return frame.f_code.co_filename if frame else "?"
+
+
+REGISTRIES: dict[str, tuple[str, str]] = {
+    "policy": ("dwellmoe.cache.policies.base", "POLICIES"),
+    "predictor": ("dwellmoe.cache.predictors", "PREDICTORS"),
+    "trace_format": ("dwellmoe.cache.formats", "FORMATS"),
+    "family": ("dwellmoe.families.registry", "FAMILIES"),
+    "strategy": ("dwellmoe.routing.strategies", "STRATEGIES"),
+    "objective": ("dwellmoe.locality.objectives", "OBJECTIVES"),
+}
+"""What a user can register (`dwellmoe.register_<kind>`) -> where its registry is; imported only when used."""
+
+
+def registry_of(kind: str) -> Registry:
+    """The registry of a kind in `REGISTRIES`."""
+    module, name = REGISTRIES[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+_loaded_plugins: list[Path] = []
+
+
+def load_plugin(path: str | Path) -> ModuleType:
+    """Imports a user's file so that what it registers can be named.
+
+    UserError, in one line, for a file that is not there, raises, registers nothing, or registers a name twice.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UserError(f"--plugin {path}: no such file")
+    before = _registered_names()
+    name = f"dwellmoe_plugin_{len(_loaded_plugins)}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as importlib documents it; dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"--plugin {path}: {error}") from None
+    except Exception as error:
+        raise UserError(f"--plugin {path}: {type(error).__name__}: {first_line(error)}") from error
+    if _registered_names() == before:
+        kinds = ", ".join(f"register_{kind}" for kind in REGISTRIES)
+        raise UserError(f"--plugin {path}: registers nothing: call one of {kinds}")
+    _loaded_plugins.append(file)
+    return module
+
+
+def _registered_names() -> set[tuple[str, str]]:
+    """(kind, name) of all that was registered; of registries that are not imported yet there is nothing."""
+    loaded = [kind for kind, (module, _) in REGISTRIES.items() if module in sys.modules]
+    return {(kind, name) for kind in loaded for name in registry_of(kind).registered}
 
 
 def name_of(spec: str) -> str:
@@ -11,11 +161,11 @@ def name_of(spec: str) -> str:
     return spec.partition(":")[0]
 
 
-def options_of(kind: str, spec: str, takes: Callable) -> dict[str, float | int | str]:
+def options_of(kind: str, spec: str, takes: Callable) -> dict[str, Value]:
     """The options in `spec`, of the types that the keyword-only defaults of `takes` have.
 
-    `kind` says in the messages what is chosen ("policy"). Raises UserError for an option that `takes` has not
-    and for a value of another type.
+    `kind` is the word for what is chosen in messages ("policy"). Raises UserError for an option that `takes`
+    does not have and for a value of another type.
     """
     parameters = inspect.signature(takes).parameters.values()
     defaults = {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
@@ -29,7 +179,7 @@ def options_of(kind: str, spec: str, takes: Callable) -> dict[str, float | int |
     return options
 
 
-def _value(kind: str, spec: str, key: str, text: str, wanted: type):
+def _value(kind: str, spec: str, key: str, text: str, wanted: type) -> Value:
     try:
         return wanted(text)
     except ValueError:

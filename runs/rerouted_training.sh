@@ -17,7 +17,7 @@ for seed in ${SEEDS:-42}; do
     --seed "$seed"
   python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/tuned" --consecutive_expert_loss_weight 0 \
     --train_rerouting margin:loss=0.2 --train_rerouting_cache lru@25% --seed "$seed"
-  python benchmarks/levers.py --json "$out/levers.json" --plot "$out/levers.png" "${model[@]}" --limit_evaluation 192 \
+  python benchmarks/methods.py --json "$out/methods.json" --plot "$out/methods.png" "${model[@]}" --limit_evaluation 192 \
     --lora_save_path "$out/tuned" --control_path "$out/control" --budgets 25% --policies lru ml_habits \
     --strategies margin:loss=0.12 margin:loss=0.16 margin:loss=0.2 margin:loss=0.25
 done

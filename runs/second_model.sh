@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The second model: SmolLM2-135M as a MoE, fine-tuned on stories, situations and passages, once without locality
+# The second model: SmolLM2-135M as a MoE, fine-tuned on stories, contexts and passages, once without locality
 # (control) and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has
 # seen anything: all as running text, since an answer of one letter has no consecutive tokens to measure.
-# Besides, once with a little of it (light), which runs/second_model_levers.sh measures under re-routing.
+# Besides, once with a little of it (light), which runs/second_model_methods.sh measures under re-routing.
 # An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, DISTILLATION (holds control and tuned alike to
-# the untouched model), LIGHT (no: without it), STEPS, SEEDS and OUT may be set from outside.
+# the reference model), LIGHT (no: without it), STEPS, SEEDS and OUT may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/second_model}

@@ -4,8 +4,8 @@
 
 OPTIONS go to main.py as they are, and those of the model and the data to inference.py. Weight 0 is the
 control, trained once a scope and seed. A point is a JSON file in DIR/points; what is there is not made again.
-With `--tasks` each point's accuracy goes to DIR/tasks in the same way. Reports of benchmarks/levers.py in
-DIR/levers are drawn beside the fronts.
+With `--tasks` each point's accuracy goes to DIR/tasks in the same way. Reports of benchmarks/methods.py in
+DIR/methods are drawn beside the fronts.
 """
 
 import argparse
@@ -185,8 +185,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 def draw(records: Sequence[dict], args: argparse.Namespace) -> None:
     """The figure, a line a point, and where the judged objective is beaten."""
-    levers = [json.loads(path.read_text())["points"] for path in sorted((args.out / "levers").glob("*.json"))]
-    points = pareto.fronts(records, [point for each in levers for point in each])
+    methods = [
+        json.loads(path.read_text())["points"] for path in sorted((args.out / "methods").glob("*.json"))
+    ]
+    points = pareto.fronts(records, [point for each in methods for point in each])
     save(pareto.draw(points), args.out / "pareto.png")
     print(*map(pareto.line, points), sep="\n")
     for objective in args.judge:

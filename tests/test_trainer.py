@@ -14,7 +14,7 @@ from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.objectives import objective_names
 from dwellmoe.locality.settings import LocalitySettings
 from tests.tiny_models import tiny_model
-from trainer import HoldTarget, LocalityTrainer
+from trainer import ClosestToTarget, LocalityTrainer
 
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 
@@ -170,7 +170,7 @@ def test_the_dial_turns_the_weight_until_the_target_is_met(tmp_path):
     options = {"max_steps": 60, "eval_steps": 15, "learning_rate": 1e-2}
     trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, **options)
     trainer.eval_dataset = trainer.train_dataset  # eight random rows teach nothing about others
-    held = HoldTarget(trainer)
+    held = ClosestToTarget(trainer)
     trainer.add_callback(held)
     trainer.train()
     weights = [entry["locality_weight"] for entry in trainer.state.log_history if "loss" in entry]
@@ -181,7 +181,7 @@ def test_the_dial_turns_the_weight_until_the_target_is_met(tmp_path):
 def test_a_budget_is_counted_from_the_untouched_model(tmp_path):
     locality = LocalitySettings(consecutive_expert_loss_weight=0.1, quality_budget=0.5)
     trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, max_steps=4, eval_on_start=True)
-    held = HoldTarget(trainer)
+    held = ClosestToTarget(trainer)
     trainer.add_callback(held)
     trainer.train()
     losses = [entry["eval_lm_loss"] for entry in trainer.state.log_history if "eval_lm_loss" in entry]
@@ -206,14 +206,14 @@ def test_anchors_pull_back_to_the_untouched_model(tmp_path):
         model = tiny_model("olmoe")
         model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2, extra=("gate",)))
         locality = LocalitySettings(
-            consecutive_expert_loss_weight=20.0, distillation_weight=weight, gate_trust_weight=weight
+            consecutive_expert_loss_weight=20.0, distillation_weight=weight, gate_kl_weight=weight
         )
         trainer = trainer_of(tmp_path, model, locality, max_steps=6, eval_strategy="no", learning_rate=1e-2)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
         assert logged[0]["distillation_loss"] == pytest.approx(0, abs=1e-5)
         assert logged[-1]["distillation_loss"] > 1e-6
-        trust.append(logged[-1]["gate_trust_loss"])
+        trust.append(logged[-1]["gate_kl_loss"])
     assert trust[1] < 0.7 * trust[0]
 
 

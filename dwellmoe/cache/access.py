@@ -34,7 +34,7 @@ class Stream(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Passes:
+class PassIndex:
     """Which rows run together, and what is counted where; all arrays have one entry a pass."""
 
     begin: np.ndarray  # int64: first row
@@ -47,7 +47,7 @@ class Passes:
         return len(self.begin)
 
 
-def passes_of(trace: RoutingTrace, phase: str) -> Passes:
+def passes_of(trace: RoutingTrace, phase: str) -> PassIndex:
     """The passes of `phase` ("prefill", "decode" or "all"), in time order. UserError if there is none."""
     if phase not in PHASES:
         raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
@@ -57,7 +57,7 @@ def passes_of(trace: RoutingTrace, phase: str) -> Passes:
     if not kept.any():
         raise UserError(f"the trace has no {phase} steps")
     begin, end = begin[kept], end[kept]
-    return Passes(begin, end, trace.phase[begin] == PREFILL, trace.request[begin], trace.phase[begin])
+    return PassIndex(begin, end, trace.phase[begin] == PREFILL, trace.request[begin], trace.phase[begin])
 
 
 def _starts_pass(trace: RoutingTrace) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dwellmoe.cache.access import PHASES, Passes, passes_of
+from dwellmoe.cache.access import PHASES, PassIndex, passes_of
 from dwellmoe.cache.trace import PREFILL, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
 
@@ -12,7 +12,7 @@ CHOICES = {"scope": ("layer", "global"), "access": ("atomic", "sequential"), "re
 
 
 @dataclass(frozen=True)
-class Convention:
+class CacheSetup:
     """What a hit rate means; printed beside every number.
 
     scope   "layer": a cache for each layer, "global": one for all
@@ -47,7 +47,7 @@ class Convention:
     def fields(self) -> dict[str, str]:
         return asdict(self)
 
-    def passes(self, trace: RoutingTrace) -> tuple[Passes, np.ndarray]:
+    def passes(self, trace: RoutingTrace) -> tuple[PassIndex, np.ndarray]:
         """The passes that go through the cache, and bool [passes]: which of them are counted."""
         if self.start == "warm:prefill":
             passes_of(trace, "decode")  # an error if there is nothing to count
@@ -61,7 +61,7 @@ class Convention:
             )
         return passes, np.arange(len(passes)) >= warm_up
 
-    def resets(self, passes: Passes) -> np.ndarray:
+    def resets(self, passes: PassIndex) -> np.ndarray:
         """bool [passes]: whether the cache is emptied first."""
         changed = np.append(True, passes.request[1:] != passes.request[:-1])
         return changed if self.reset == "request" else np.arange(len(passes)) == 0

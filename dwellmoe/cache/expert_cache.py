@@ -10,7 +10,7 @@ import numpy as np
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.cache_setup import CHOICES
 from dwellmoe.cache.kernel.jit import direct
-from dwellmoe.cache.kernel.pinned_arguments import Held
+from dwellmoe.cache.kernel.pinned_arguments import PinnedArguments
 from dwellmoe.cache.kernel.step import (
     COMPULSORY,
     DONE,
@@ -64,13 +64,13 @@ class ExpertCache:
         expert_bytes: Sequence[int] | None = None,
     ) -> None:
         found, options = parse_policy(policy)
-        if found.FUTURE == "all":
+        if found.lookahead == "all":
             raise UserError(f"policy '{policy}' needs the whole trace: it can be simulated, not run live")
         limit, size = _limit(layers, experts, capacity, scope, access, budget_bytes, expert_bytes)
         caches = layers if scope == "layer" else 1
         self.spec, self.layers, self.experts, self.scope, self.access = policy, layers, experts, scope, access
         self.capacity = limit // int(size.max())
-        self.needs_future = found.FUTURE != "none"
+        self.needs_future = found.lookahead != "none"
         self._sequential = access == "sequential"
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
         slots = np.full(caches, self.capacity)
@@ -88,7 +88,9 @@ class ExpertCache:
         starts, group = np.zeros(2, np.int64), np.zeros(1, np.int32)
         stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0)
         log = Log(self._loads, self._evictions, self._lengths, 0)
-        self._held = Held((self._policy, self._residency, stream, self._ticks, self._sequential, log))
+        self._held = PinnedArguments(
+            (self._policy, self._residency, stream, self._ticks, self._sequential, log)
+        )
         self._serve = direct(serve_for(self._kind, self._held.kind), self._held.address, 0, 0, 0)
 
     def step(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> Step:

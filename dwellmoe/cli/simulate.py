@@ -28,10 +28,10 @@ def run(words: list[str]) -> None:
 def run_replay(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.replay.replay import replay
 
-    if arguments.hand_over is not None:
+    if arguments.prefill_handoff is not None:
         return run_split(arguments)
     if arguments.prefill_buffer is not None:
-        raise UserError("--prefill_buffer has no effect without --hand_over")
+        raise UserError("--prefill_buffer has no effect without --prefill_handoff")
     row = replay(
         read(arguments), arguments.policy, arguments.capacity, **convention(arguments), progress=bar("replay")
     )
@@ -45,14 +45,16 @@ def run_split(arguments: argparse.Namespace) -> None:
     changed = [name for name, value in fixed.items() if getattr(arguments, name) != value]
     if changed or arguments.start not in ("cold", "warm:prefill"):
         raise UserError(
-            f"--{(changed or ['start'])[0]} has no effect with --hand_over: decode is counted after prefill"
+            f"--{(changed or ['start'])[0]} has no effect with --prefill_handoff: decode is counted after prefill"
         )
     options = {
         "access": arguments.access,
         "prefill_buffer": arguments.prefill_buffer or 0,
         "progress": bar("replay"),
     }
-    row = replay_split(read(arguments), arguments.policy, arguments.capacity, arguments.hand_over, **options)
+    row = replay_split(
+        read(arguments), arguments.policy, arguments.capacity, arguments.prefill_handoff, **options
+    )
     report(arguments, {"cache": [row]}, hit_rate_lines([row]))
 
 

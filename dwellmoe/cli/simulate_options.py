@@ -38,7 +38,7 @@ def _add_replay(commands) -> None:
     command.add_argument("--capacity", required=True, help="slots (8), percent (25%%) or bytes (6GiB)")
     _add_convention(command)
     command.add_argument(
-        "--hand_over", help="split prefill from decode: shared, none, recent:tokens=8, lrfu:decay=0.95"
+        "--prefill_handoff", help="split prefill from decode: shared, none, recent:tokens=8, lrfu:decay=0.95"
     )
     command.add_argument(
         "--prefill_buffer", type=int, help="slots of --capacity that prefill streams through [0]"
@@ -54,7 +54,7 @@ def _add_curve(commands) -> None:
 
 
 def _add_describe(commands) -> None:
-    command = _command(commands, "describe", "how local the routing is, and which lever helps")
+    command = _command(commands, "describe", "how local the routing is, and which method helps")
     command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
     command.add_argument(
         "--segment_tokens", type=int, default=16, help="length of a segment for SRP and SCH [16]"

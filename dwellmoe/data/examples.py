@@ -11,7 +11,7 @@ from dwellmoe.data.records import make_ready, read_records
 from dwellmoe.data.splits import raw_names, select
 from dwellmoe.data.task import SPLITS, Source, Task, check_split, load_task, task_names
 from dwellmoe.errors import UserError
-from dwellmoe.log import say_once
+from dwellmoe.log import warn_once
 
 LOCAL_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -41,7 +41,7 @@ def load_examples(
     kept = _unseen(task, split, examples)
     if len(kept) < len(examples):
         dropped = len(examples) - len(kept)
-        say_once(f"{task.name}: {dropped} of {split} left out, because an earlier split has the same")
+        warn_once(f"{task.name}: {dropped} of {split} left out, because an earlier split has the same")
     return kept
 
 
@@ -59,7 +59,7 @@ def choose_source(task: Task, split: str) -> Source:
             reasons.append(str(error))
         else:
             if source.note:
-                say_once(f"{task.name}: {source.note}")
+                warn_once(f"{task.name}: {source.note}")
             return source
     if task.benchmark and not reasons:
         raise _only_a_test(task, split)

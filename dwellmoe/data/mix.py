@@ -7,7 +7,7 @@ from typing import TypeVar
 from dwellmoe.data.sampling import seeded_sample
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
-from dwellmoe.log import say_once
+from dwellmoe.log import warn_once
 
 Item = TypeVar("Item")
 
@@ -17,7 +17,7 @@ def draw(task: Task, split: str, pools: Mapping[str, Sequence[Item]], seed: int)
     scale = min(len(pool) / task.mix[name] for name, pool in pools.items())
     drawn = {name: seeded_sample(pool, int(scale * task.mix[name]), seed) for name, pool in pools.items()}
     shares = ", ".join(f"{len(items)} of {len(pools[name])} {name}" for name, items in drawn.items())
-    say_once(f"{task.name}, {split}: {shares}")
+    warn_once(f"{task.name}, {split}: {shares}")
     mixed = [item for items in drawn.values() for item in items]
     random.Random(seed).shuffle(mixed)
     return mixed
@@ -29,7 +29,7 @@ def check_missing(task: Task, split: str, reasons: Mapping[str, str], available_
         return
     names = ", ".join(reasons)
     if available_only and len(reasons) < len(task.mix):
-        say_once(f"{task.name}, {split}: left out, because out of reach: {names}")
+        warn_once(f"{task.name}, {split}: left out, because out of reach: {names}")
         return
     remedy = "" if available_only else "; --mix_available_only goes without them"
     raise UserError(

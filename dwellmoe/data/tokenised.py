@@ -17,7 +17,7 @@ from dwellmoe.data.fingerprint import task_identity, tokenizer_identity
 from dwellmoe.data.sampling import seeded_sample
 from dwellmoe.data.task import Task, check_split
 from dwellmoe.errors import UserError
-from dwellmoe.log import say_once
+from dwellmoe.log import warn_once
 
 SCHEME = 1
 """Part of the cache key: raised when a row comes to mean something else."""
@@ -149,7 +149,7 @@ def _row(prompt: list[int], answer: list[int], cut_prompt_tokens: int, cut_answe
 
 
 def _tell_cuts(where: str, counts: CutCounts, max_tokens: int) -> None:
-    say_once(
+    warn_once(
         f"{where}: {counts.rows} rows of at most {max_tokens} tokens; "
         f"{counts.cut_prompts} prompts cut at their beginning, {counts.cut_answers} answers cut at their end"
     )

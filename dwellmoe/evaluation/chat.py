@@ -11,7 +11,7 @@ from transformers import TextStreamer
 
 from dwellmoe.cache import metrics
 from dwellmoe.cache.replay.replay import replay
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.recording import Recording, has_pairs
 from dwellmoe.evaluation.report.engine_rows import reply_cost
@@ -31,7 +31,7 @@ class _Printer(TextStreamer):
 
 
 def chat(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     max_new_tokens: int,
     lines: Iterable[str] = sys.stdin,
     out: TextIO = sys.stdout,
@@ -43,16 +43,16 @@ def chat(
     The conversation is the prompt, as the tokenizer's chat template words it (without one: plain lines).
     """
     turns: list[dict[str, str]] = []
-    print(f"chat with {subject.name}: one message a line, end with Ctrl-D", file=out)
+    print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
     try:
         for line in lines:
             if line.strip():
                 turns.append({"role": "user", "content": line.strip()})
-                prompt, printer = _prompt_ids(subject, turns), _Printer(subject.tokenizer, out)
+                prompt, printer = _prompt_ids(evaluated, turns), _Printer(evaluated.tokenizer, out)
                 how = {"temperature": temperature, "streamer": printer}
-                answers, recording = generate(subject, [0], [prompt], max_new_tokens, **how)
+                answers, recording = generate(evaluated, [0], [prompt], max_new_tokens, **how)
                 turns.append({"role": "assistant", "content": answers[0].text.strip()})
-                print(f"\n[{what_it_cost(recording)}{reply_cost(subject)}]", file=out, flush=True)
+                print(f"\n[{what_it_cost(recording)}{reply_cost(evaluated)}]", file=out, flush=True)
     except KeyboardInterrupt:
         print("\nchat ended", file=out)
 
@@ -70,8 +70,8 @@ def what_it_cost(recording: Recording) -> str:
     return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row['hit_rate']:.3f} ({cache})"
 
 
-def _prompt_ids(subject: Subject, turns: list[dict[str, str]]) -> list[int]:
-    tokenizer = subject.tokenizer
+def _prompt_ids(evaluated: EvaluatedModel, turns: list[dict[str, str]]) -> list[int]:
+    tokenizer = evaluated.tokenizer
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     return tokenizer("\n".join(turn["content"] for turn in turns) + "\n")["input_ids"]

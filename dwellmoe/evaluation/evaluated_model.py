@@ -12,18 +12,18 @@ from torch import nn
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import shape_of, unwrap
 from dwellmoe.offload import LiveRerouting
-from dwellmoe.routing import VirtualCache
+from dwellmoe.routing import SimulatedCache
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model in evaluation mode with its tokenizer and the places of its MoE layers."""
 
     model: Any
     tokenizer: Any
     moe_layers: list[MoeLayer]
     name: str
-    virtual: VirtualCache | LiveRerouting | None = None
+    virtual: SimulatedCache | LiveRerouting | None = None
     """Where there is one, it routes: as if only what it holds were in memory, or by what an engine holds."""
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
 from dwellmoe.evaluation.stopping import StopWords, before_stop
 from dwellmoe.evaluation.timing import Clock, Timing
@@ -33,7 +33,7 @@ class Answer:
 
 
 def generate(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     numbers: Sequence[int],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
@@ -48,25 +48,25 @@ def generate(
     An answer ends before the first of the texts in `stop`. What it took is added to `timings`. `streamer`
     hears of each token of a single prompt as it comes.
     """
-    prompt_ids, mask = _left_padded(prompts, subject.pad_token_id)
-    recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
-    if subject.virtual:
-        subject.virtual.describe(numbers, mask.numpy(), torch.zeros_like(mask).numpy())
-    with RouterTap(subject.model, subject.moe_layers, [recorder], subject.virtual):
-        words = StopWords(subject.tokenizer, stop, prompt_ids.shape[1], len(prompts))
+    prompt_ids, mask = _left_padded(prompts, evaluated.pad_token_id)
+    recorder = TraceRecorder(evaluated.moe_layers, gate_probs=True)
+    if evaluated.virtual:
+        evaluated.virtual.describe(numbers, mask.numpy(), torch.zeros_like(mask).numpy())
+    with RouterTap(evaluated.model, evaluated.moe_layers, [recorder], evaluated.virtual):
+        words = StopWords(evaluated.tokenizer, stop, prompt_ids.shape[1], len(prompts))
         clock = Clock()
-        config = _config(subject, max_new_tokens, temperature)
+        config = _config(evaluated, max_new_tokens, temperature)
         more = {"stopping_criteria": [clock, *([words] if stop else [])], "streamer": streamer}
-        sequences = _run(subject, prompt_ids, mask, config, more)
-    lengths = generated_lengths(sequences, prompt_ids.shape[1], subject.end_token_ids)
+        sequences = _run(evaluated, prompt_ids, mask, config, more)
+    lengths = generated_lengths(sequences, prompt_ids.shape[1], evaluated.end_token_ids)
     lengths = np.minimum(lengths, words.lengths)
     if timings is not None:
         timings.append(clock.timing(int(mask.sum()), lengths.tolist()))
     recorder.add_generated(list(numbers), mask, sequences, lengths)
     new = sequences[:, prompt_ids.shape[1] :].tolist()
     said = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
-    answers = [_answer(subject, number, ids, stop) for number, ids in zip(numbers, said, strict=True)]
-    return answers, recording_of(recorder.trace(subject.name, "generated", subject.expert_bytes))
+    answers = [_answer(evaluated, number, ids, stop) for number, ids in zip(numbers, said, strict=True)]
+    return answers, recording_of(recorder.trace(evaluated.name, "generated", evaluated.expert_bytes))
 
 
 def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
@@ -76,29 +76,33 @@ def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
     return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
 
 
-def _config(subject: Subject, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def _config(evaluated: EvaluatedModel, max_new_tokens: int, temperature: float) -> GenerationConfig:
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         use_cache=True,
-        pad_token_id=subject.pad_token_id,
-        eos_token_id=subject.end_token_ids or None,
+        pad_token_id=evaluated.pad_token_id,
+        eos_token_id=evaluated.end_token_ids or None,
         **sampling,
     )
 
 
 def _run(
-    subject: Subject, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, more: dict[str, Any]
+    evaluated: EvaluatedModel,
+    prompt_ids: Tensor,
+    mask: Tensor,
+    config: GenerationConfig,
+    more: dict[str, Any],
 ) -> Tensor:
-    device = subject.model.device
+    device = evaluated.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
     with torch.inference_mode():
-        return subject.model.generate(**inputs, generation_config=config, **more).cpu()
+        return evaluated.model.generate(**inputs, generation_config=config, **more).cpu()
 
 
-def _answer(subject: Subject, number: int, ids: list[int], stop: Sequence[str]) -> Answer:
-    kept = ids[:-1] if ids and ids[-1] in subject.end_token_ids else ids
-    text = subject.tokenizer.decode(kept, skip_special_tokens=True)
+def _answer(evaluated: EvaluatedModel, number: int, ids: list[int], stop: Sequence[str]) -> Answer:
+    kept = ids[:-1] if ids and ids[-1] in evaluated.end_token_ids else ids
+    text = evaluated.tokenizer.decode(kept, skip_special_tokens=True)
     return Answer(number, before_stop(text, stop), kept)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dwellmoe.evaluation.answers.choices import chosen_rightly
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import Answer, generate
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import Recording, join
 from dwellmoe.evaluation.requests import Request, in_batches
-from dwellmoe.evaluation.rerouting_settings import VirtualSetup
+from dwellmoe.evaluation.rerouting_settings import ReroutingSettings
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
 from dwellmoe.evaluation.timing import Timing
 
@@ -82,41 +82,49 @@ def one_after_the_other(work: Workload) -> Workload:
 
 
 def measure(
-    subject: Subject, work: Workload, ranks: Ranks, variant: str, setup: VirtualSetup | None = None
+    evaluated: EvaluatedModel,
+    work: Workload,
+    ranks: Ranks,
+    variant: str,
+    setup: ReroutingSettings | None = None,
 ) -> Measured | None:
     """Everything about the variant that is active now; None on every rank but the first.
 
     `setup`: route as if memory were small, each kind of text through an empty cache of its own.
     """
-    subjects = [replace(subject, virtual=setup.cache(subject) if setup else None) for _ in range(3)]
+    evaluated_models = [
+        replace(evaluated, virtual=setup.cache(evaluated) if setup else None) for _ in range(3)
+    ]
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
-        scored = _shared(ranks, bar, work.scored, lambda batch: _score(subjects[0], batch))
-        generated = _shared(ranks, bar, work.generated, lambda batch: _generate(subjects[1], batch, work))
-        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(subjects[2], batch))
+        scored = _shared(ranks, bar, work.scored, lambda batch: _score(evaluated_models[0], batch))
+        generated = _shared(
+            ranks, bar, work.generated, lambda batch: _generate(evaluated_models[1], batch, work)
+        )
+        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(evaluated_models[2], batch))
     return _merged(scored, generated, ranked) if ranks.first else None
 
 
-def _score(subject: Subject, batch: list[Request]) -> tuple[dict[int, Score], Recording, Tallies]:
-    scores, recording = score_and_record(subject, batch)
+def _score(evaluated: EvaluatedModel, batch: list[Request]) -> tuple[dict[int, Score], Recording, Tallies]:
+    scores, recording = score_and_record(evaluated, batch)
     numbers = [request.number for request in batch]
-    return dict(zip(numbers, scores, strict=True)), recording, _tallies(subject, numbers)
+    return dict(zip(numbers, scores, strict=True)), recording, _tallies(evaluated, numbers)
 
 
 def _generate(
-    subject: Subject, batch: list[Request], work: Workload
+    evaluated: EvaluatedModel, batch: list[Request], work: Workload
 ) -> tuple[list[Answer], Recording, Tallies, list[Timing]]:
     numbers, prompts = [r.number for r in batch], [r.prompt_ids for r in batch]
     timings: list[Timing] = []
-    answered = generate(subject, numbers, prompts, work.max_new_tokens, work.stop, timings)
-    return *answered, _tallies(subject, numbers), timings
+    answered = generate(evaluated, numbers, prompts, work.max_new_tokens, work.stop, timings)
+    return *answered, _tallies(evaluated, numbers), timings
 
 
-def _tallies(subject: Subject, numbers: Sequence[int]) -> Tallies:
-    return {number: subject.virtual.tallies[number] for number in numbers} if subject.virtual else {}
+def _tallies(evaluated: EvaluatedModel, numbers: Sequence[int]) -> Tallies:
+    return {number: evaluated.virtual.tallies[number] for number in numbers} if evaluated.virtual else {}
 
 
-def _rank(subject: Subject, batch: list[tuple[int, dict]]) -> list[tuple[int, Score]]:
-    scores = score_rows(subject, [row for _, row in batch])
+def _rank(evaluated: EvaluatedModel, batch: list[tuple[int, dict]]) -> list[tuple[int, Score]]:
+    scores = score_rows(evaluated, [row for _, row in batch])
     return [(number, score) for (number, _), score in zip(batch, scores, strict=True)]
 
 

@@ -11,8 +11,8 @@ from dwellmoe.errors import UserError
 from dwellmoe.evaluation.cecar_names import in_our_names
 from dwellmoe.evaluation.report.cache_rows import policy_list
 from dwellmoe.evaluation.report.rerouting_rows import REROUTED
-from dwellmoe.evaluation.rerouting_settings import NONE, VirtualSetup
-from dwellmoe.evaluation.sandbox.confine import UNFENCED, WAYS
+from dwellmoe.evaluation.rerouting_settings import NONE, ReroutingSettings
+from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import BASE
@@ -50,13 +50,13 @@ class Options(NamedTuple):
         return {name: path for name, path in found.items() if path}
 
     @property
-    def virtual(self) -> VirtualSetup | None:
+    def virtual(self) -> ReroutingSettings | None:
         """How choices are re-routed, if they are."""
         cache = self.cache
         if not cache.routing_strategy:
             return None
-        held = self._expert_budget, cache.decode_policy, cache.hand_over
-        return VirtualSetup(cache.routing_strategy, *held, cache.reroute_prefill)
+        held = self._expert_budget, cache.decode_policy, cache.prefill_handoff
+        return ReroutingSettings(cache.routing_strategy, *held, cache.reroute_prefill)
 
     @property
     def engine(self) -> EngineSettings | None:
@@ -73,7 +73,7 @@ class Options(NamedTuple):
         return self.cache.expert_budget or EngineSettings.expert_budget
 
     @property
-    def variants(self) -> Mapping[str, VirtualSetup | None]:
+    def variants(self) -> Mapping[str, ReroutingSettings | None]:
         """Variant -> the cache it routes by, in the order of the report; `-rerouted` ones come last."""
         names, setup = (BASE, *self.adapters), self.virtual
         if setup is None:
@@ -82,9 +82,9 @@ class Options(NamedTuple):
         return plain | {name + REROUTED: setup for name in names if setup.strategy != NONE}
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def backends(self) -> tuple[str, ...]:
         """How generated programs may be fenced."""
-        return (*WAYS, UNFENCED) if self.evaluation.unfenced_code else WAYS
+        return (*BACKENDS, UNCONFINED) if self.evaluation.allow_unsafe_code else BACKENDS
 
     def row_tokens(self, task: Task, model: Any) -> int:
         """Tokens of a row: as given; of a benchmark otherwise as many as the model's context holds."""
@@ -139,7 +139,7 @@ def _warn(parser: SettingsParser, options: Options, train_settings: type) -> Non
     kinds = (DataSettings, AdapterSettings, LocalitySettings, train_settings)
     names = {"batch_size"}.union(*map(_names, kinds), _names(CacheSettings))
     if options.virtual:
-        names -= {"routing_strategy", "expert_budget", "decode_policy", "hand_over"}
+        names -= {"routing_strategy", "expert_budget", "decode_policy", "prefill_handoff"}
         names -= {"reroute_prefill", "reroute_live"}
     if options.engine:
         names -= _names(EngineSettings)

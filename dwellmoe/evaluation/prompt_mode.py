@@ -17,39 +17,43 @@ from dwellmoe.errors import UserError
 from dwellmoe.evaluation.answers.judge import judge
 from dwellmoe.evaluation.answers.programs import program_of
 from dwellmoe.evaluation.chat_template import as_message
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.recording import has_pairs
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.evaluation.requests import Request, prompt_ids
 from dwellmoe.evaluation.sandbox.run import run_program
 from dwellmoe.evaluation.timing import Timing, speed_row
-from dwellmoe.routing.virtual_cache import HITS, KEPT, MISSES, TOKENS
+from dwellmoe.routing.simulated_cache import HITS, KEPT, MISSES, TOKENS
 
 
-def own_prompt(text: str, subject: Subject, use_chat_template: str, row_tokens: int) -> list[int]:
+def own_prompt(text: str, evaluated: EvaluatedModel, use_chat_template: str, row_tokens: int) -> list[int]:
     """Tokens of a user's own prompt; through the chat template unless that is `off` or there is none.
 
     Raises UserError for an empty prompt, or for `on` without a template.
     """
     if not text.strip():
         raise UserError("--input: the prompt is empty")
-    template = subject.tokenizer.chat_template
+    template = evaluated.tokenizer.chat_template
     if use_chat_template == "on" and not template:
         raise UserError("--use_chat_template on: the tokenizer has no chat template; choose from auto, off")
-    worded = as_message(text, subject.tokenizer) if template and use_chat_template != "off" else text
-    return prompt_ids(subject.tokenizer, token_ids(subject.tokenizer, [worded])[0], row_tokens)
+    worded = as_message(text, evaluated.tokenizer) if template and use_chat_template != "off" else text
+    return prompt_ids(evaluated.tokenizer, token_ids(evaluated.tokenizer, [worded])[0], row_tokens)
 
 
 def answer_alone(
-    subject: Subject, prompt: list[int], new_tokens: int, stop: Sequence[str], policies: Sequence[str]
+    evaluated: EvaluatedModel,
+    prompt: list[int],
+    new_tokens: int,
+    stop: Sequence[str],
+    policies: Sequence[str],
 ) -> dict[str, Any]:
     """The answer, its speed, its ECR, and for each policy what a cold cache of 25 % of the experts did.
 
     `hit_rate` and `miss_bytes_per_token` are of decoded tokens; None where fewer than two were decoded.
     """
     timings: list[Timing] = []
-    answers, recording = generate(subject, [0], [prompt], new_tokens, stop, timings)
+    answers, recording = generate(evaluated, [0], [prompt], new_tokens, stop, timings)
     trace, slots = recording.trace, max(recording.trace.top_k, recording.trace.num_experts // 4)
     long_enough = has_pairs(trace, "decode")
     rows = [replay(trace, policy, slots, phase="decode") for policy in policies] if long_enough else []
@@ -57,18 +61,18 @@ def answer_alone(
         "answer": answers[0].text,
         "prompt_tokens": len(prompt),
         "answer_tokens": len(answers[0].token_ids),
-        "speed": speed_row(subject.name, timings),
+        "speed": speed_row(evaluated.name, timings),
         "ecr": metrics.ecr(trace, "decode").value if long_enough else None,
         "cache": rows,
     }
 
 
-def virtual_row(subject: Subject, strategy: str) -> dict[str, Any]:
+def rerouting_counts(evaluated: EvaluatedModel, strategy: str) -> dict[str, Any]:
     """What the cache by which the answer was routed counted in decode."""
-    tally_LC = subject.virtual.tallies[0]  # type: ignore[union-attr]
+    tally_LC = evaluated.virtual.tallies[0]  # type: ignore[union-attr]
     hits, misses, kept = (int(tally_LC[:, kind].sum()) for kind in (HITS, MISSES, KEPT))
     tokens = tally_LC[:, TOKENS].sum() / len(tally_LC)
-    missed_bytes = int(tally_LC[:, MISSES] @ np.asarray(subject.expert_bytes))
+    missed_bytes = int(tally_LC[:, MISSES] @ np.asarray(evaluated.expert_bytes))
     return {
         "strategy": strategy,
         "hits": hits,
@@ -78,10 +82,10 @@ def virtual_row(subject: Subject, strategy: str) -> dict[str, Any]:
     }
 
 
-def verdict_on(request: Request, task: Task, written: str, ways: Sequence[str]) -> str | None:
+def verdict_on(request: Request, task: Task, written: str, backends: Sequence[str]) -> str | None:
     """What the task's rule says of an answer, in a word; None where it has no such rule."""
     if task.metric == "pass_at_1":
-        outcome = run_program(program_of(task, request.example, written), ways=tuple(ways))
+        outcome = run_program(program_of(task, request.example, written), backends=tuple(backends))
         return f"{outcome.verdict.value} {outcome.reason}".strip()
     if task.metric == "accuracy":
         choices = tuple(request.example.fields.get("choices", ()))

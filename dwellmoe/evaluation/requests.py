@@ -9,7 +9,7 @@ from dwellmoe.data.task import Task
 from dwellmoe.data.tokenised import beginning, encode_examples, token_ids
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.chat_template import as_messages
-from dwellmoe.evaluation.sample_spec import Extent
+from dwellmoe.evaluation.sample_spec import SampleSpec
 
 Item = TypeVar("Item")
 
@@ -30,21 +30,21 @@ class Request:
 
 
 def load_requests(
-    task: Task, split: str, tokenizer: Any, extent: Extent, seed: int, in_chat: bool = False
+    task: Task, split: str, tokenizer: Any, sample_spec: SampleSpec, seed: int, in_chat: bool = False
 ) -> list[Request]:
     """The examples of a split that are measured as numbered requests. Raises UserError."""
-    examples = extent.of(load_examples(task, split, seed=seed), seed)
+    examples = sample_spec.of(load_examples(task, split, seed=seed), seed)
     if not examples:
         raise UserError(f"{task.name}: the split '{split}' is empty")
     examples = as_messages(examples, tokenizer) if in_chat else examples
     asked = [example for example in examples if example.prompt]
-    rows = encode_examples(asked, tokenizer, extent.row_tokens) if asked else []
+    rows = encode_examples(asked, tokenizer, sample_spec.row_tokens) if asked else []
     texts = [example.prompt for example in asked]
-    prompts = [prompt_ids(tokenizer, ids, extent.row_tokens) for ids in token_ids(tokenizer, texts)]
+    prompts = [prompt_ids(tokenizer, ids, sample_spec.row_tokens) for ids in token_ids(tokenizer, texts)]
     found = list(zip(asked, map(dict, rows), prompts, strict=True))
     for example in examples:
         if not example.prompt:
-            windows = map(dict, encode_examples([example], tokenizer, extent.row_tokens))
+            windows = map(dict, encode_examples([example], tokenizer, sample_spec.row_tokens))
             found += [(example, row, _first_half(row["input_ids"])) for row in windows]
     return [
         Request(place, row, example, bool(example.prompt), prompt)

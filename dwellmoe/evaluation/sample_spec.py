@@ -16,7 +16,7 @@ EVERY = 10**9
 
 
 @dataclass(frozen=True)
-class Extent:
+class SampleSpec:
     """A seeded sample of `requests` (0: all), or the slice of so many from `start` on; answers to the first
     `answered` of them with at most `new_tokens` tokens; rows of at most `row_tokens`.
     """
@@ -38,7 +38,7 @@ class Extent:
         return list(examples[self.start : stop])
 
 
-def extent_of(settings: EvaluationSettings, task: Task, row_tokens: int) -> Extent:
+def sample_spec_of(settings: EvaluationSettings, task: Task, row_tokens: int) -> SampleSpec:
     """A slice where --limit or --limit_start is given, and of a benchmark, every request of it answered; else
     a sample. Raises UserError for options that contradict each other.
     """
@@ -50,8 +50,8 @@ def extent_of(settings: EvaluationSettings, task: Task, row_tokens: int) -> Exte
     answered = _first(settings.generate_limit, EVERY if whole else ANSWERED)
     new_tokens = _first(settings.max_new_tokens, task.answer_tokens or NEW_TOKENS)
     if sliced or (task.benchmark and sample is None):
-        return Extent(limit or 0, answered, new_tokens, row_tokens, start or 0)
-    return Extent(_first(sample, SAMPLE), answered, new_tokens, row_tokens)
+        return SampleSpec(limit or 0, answered, new_tokens, row_tokens, start or 0)
+    return SampleSpec(_first(sample, SAMPLE), answered, new_tokens, row_tokens)
 
 
 def _first(given: int | None, default: int) -> int:

@@ -23,7 +23,7 @@ class EvaluationSettings:
     use_chat_template: str = option(
         "auto", "ask through the model's chat template: on, off; auto: for the tasks that say so"
     )
-    unfenced_code: bool = option(
+    allow_unsafe_code: bool = option(
         False, "run generated programs even where the machine cannot isolate them: at your own risk"
     )
     generate_limit: int | None = option(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from dwellmoe.data.collate import PaddingCollator
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.routing import RouterTap
@@ -30,29 +30,29 @@ class Score:
     """KL(p || q) of the next token, summed: p by the router's own choice, q as it was re-routed."""
 
 
-def score_rows(subject: Subject, rows: Sequence[Any]) -> list[Score]:
+def score_rows(evaluated: EvaluatedModel, rows: Sequence[Any]) -> list[Score]:
     """Scores rows of `input_ids` and `labels`; nothing is recorded."""
-    batch = _batch(subject, rows)
-    _describe(subject, batch, range(len(rows)), [row["prompt_tokens"] for row in rows])
-    return _scores(_forward(subject, batch, None), batch)
+    batch = _batch(evaluated, rows)
+    _describe(evaluated, batch, range(len(rows)), [row["prompt_tokens"] for row in rows])
+    return _scores(_forward(evaluated, batch, None), batch)
 
 
-def score_and_record(subject: Subject, requests: Sequence[Request]) -> tuple[list[Score], Recording]:
+def score_and_record(evaluated: EvaluatedModel, requests: Sequence[Request]) -> tuple[list[Score], Recording]:
     """One causal pass over prompts and reference answers: prompt tokens are prefill, answer tokens decode."""
-    batch = _batch(subject, [request.row for request in requests])
-    recorder = TraceRecorder(subject.moe_layers, gate_probs=True)
+    batch = _batch(evaluated, [request.row for request in requests])
+    recorder = TraceRecorder(evaluated.moe_layers, gate_probs=True)
     prompts = [request.row["prompt_tokens"] for request in requests]
     numbers = [request.number for request in requests]
-    rerouted = subject.virtual is not None and subject.virtual.reroutes
-    plain = _forward(replace(subject, virtual=None), batch, None) if rerouted else None
-    _describe(subject, batch, numbers, prompts)
-    scores = _scores(_forward(subject, batch, recorder), batch, plain)
+    rerouted = evaluated.virtual is not None and evaluated.virtual.reroutes
+    plain = _forward(replace(evaluated, virtual=None), batch, None) if rerouted else None
+    _describe(evaluated, batch, numbers, prompts)
+    scores = _scores(_forward(evaluated, batch, recorder), batch, plain)
     recorder.add(numbers, batch["attention_mask"], _decoded(batch, prompts), batch["input_ids"])
-    return scores, recording_of(recorder.trace(subject.name, "teacher_forced", subject.expert_bytes))
+    return scores, recording_of(recorder.trace(evaluated.name, "teacher_forced", evaluated.expert_bytes))
 
 
-def _batch(subject: Subject, rows: Sequence[Any]) -> dict[str, Tensor]:
-    batch = PaddingCollator(subject.pad_token_id)(rows)
+def _batch(evaluated: EvaluatedModel, rows: Sequence[Any]) -> dict[str, Tensor]:
+    batch = PaddingCollator(evaluated.pad_token_id)(rows)
     del batch["segment_ids"]
     return batch
 
@@ -63,23 +63,25 @@ def _decoded(batch: dict[str, Tensor], prompts: Sequence[int]) -> Tensor:
 
 
 def _describe(
-    subject: Subject, batch: dict[str, Tensor], numbers: Sequence[int], prompts: Sequence[int]
+    evaluated: EvaluatedModel, batch: dict[str, Tensor], numbers: Sequence[int], prompts: Sequence[int]
 ) -> None:
-    if subject.virtual:
-        subject.virtual.describe(numbers, batch["attention_mask"].numpy(), _decoded(batch, prompts).numpy())
+    if evaluated.virtual:
+        evaluated.virtual.describe(numbers, batch["attention_mask"].numpy(), _decoded(batch, prompts).numpy())
 
 
 @torch.inference_mode()
-def _forward(subject: Subject, batch: dict[str, Tensor], recorder: TraceRecorder | None) -> Tensor:
+def _forward(evaluated: EvaluatedModel, batch: dict[str, Tensor], recorder: TraceRecorder | None) -> Tensor:
     """Logits of all tokens, [B, T, V]."""
-    inputs = {name: batch[name].to(subject.model.device) for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name].to(evaluated.model.device) for name in ("input_ids", "attention_mask")}
     observers = [recorder] if recorder else []
-    tapped = observers or subject.virtual
+    tapped = observers or evaluated.virtual
     tap = (
-        RouterTap(subject.model, subject.moe_layers, observers, subject.virtual) if tapped else nullcontext()
+        RouterTap(evaluated.model, evaluated.moe_layers, observers, evaluated.virtual)
+        if tapped
+        else nullcontext()
     )
     with tap:
-        return subject.model(**inputs, use_cache=False).logits
+        return evaluated.model(**inputs, use_cache=False).logits
 
 
 def _scores(logits_BTV: Tensor, batch: dict[str, Tensor], plain_BTV: Tensor | None = None) -> list[Score]:

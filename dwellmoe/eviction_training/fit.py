@@ -1,7 +1,5 @@
 """Knows how a learned policy is fitted, judged on the validation requests and written; knows no net."""
 
-import importlib
-import pkgutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +12,12 @@ from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import RoutingTrace
-from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.errors import UserError
 from dwellmoe.eviction_training import fitters
 from dwellmoe.eviction_training.requests import Split, split_by_request
+from dwellmoe.registry import Registry
 
+FITTERS = Registry("learned policy", fitters.__name__, None)
 BESIDE = ("lru", "lfu", "lrfu:decay=0.95", "opt")
 
 
@@ -49,7 +49,7 @@ class Fitted:
 
 def fitted_policies() -> list[str]:
     """Every policy that can be fitted: the files of `fitters`."""
-    return sorted(found.name for found in pkgutil.iter_modules(fitters.__path__))
+    return FITTERS.names()
 
 
 def fit(
@@ -60,9 +60,7 @@ def fit(
     Returns the log of the fit and hit-rate rows of the validation requests, the policy's own beside those of
     BESIDE. UserError for an unknown policy or a trace with too few requests.
     """
-    if policy not in fitted_policies():
-        raise unknown_name("learned policy", policy, fitted_policies())
-    fitter = importlib.import_module(f"{fitters.__name__}.{policy}")
+    fitter = FITTERS.get(policy)
     layout = parse_policy(policy)[0].LAYOUT
     split = split_by_request(trace, settings.phase, settings.validation, settings.seed)
     found: Fitted = fitter.fit(split, settings, progress)

@@ -7,7 +7,7 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.learned import habits, uses
-from dwellmoe.cache.learned.habits import NAMES, Habits
+from dwellmoe.cache.learned.habits import NAMES, RoutingStatistics
 from dwellmoe.cache.learned.uses import Uses
 from dwellmoe.cache.policies.ml_flashmoe import write_inputs
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
@@ -39,7 +39,7 @@ def recency_and_frequency(ids: np.ndarray, starts: np.ndarray, experts: int) -> 
 def habit_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
     """float64 [T, E, F], as `ml_habits` serves them."""
     x_TEF = np.zeros((len(starts) - 1, experts, len(NAMES)))
-    _habit_features(Habits.allocate(1, experts, 1), ids, starts, x_TEF)
+    _habit_features(RoutingStatistics.allocate(1, experts, 1), ids, starts, x_TEF)
     return x_TEF
 
 

@@ -1,24 +1,21 @@
 """Knows which families need words of their own: every file of this folder that defines `FAMILY`."""
 
-import importlib
-import pkgutil
-from functools import cache
-
 from torch import nn
 from transformers import PreTrainedConfig
 
 from dwellmoe.families.base import MoeFamily
+from dwellmoe.registry import Registry
+
+_NO_FAMILY = (
+    *("base", "deepseek_moe", "discovery", "expert_size", "gate_matrix", "lora_targets", "registry"),
+    "settings",
+)
+FAMILIES = Registry("model family", "dwellmoe.families", "FAMILY", skip=_NO_FAMILY)
 
 
-@cache
 def special_families() -> dict[str, MoeFamily]:
     """`model_type -> MoeFamily` for the families that are not of the common shape."""
-    package = importlib.import_module(__package__ or "models")
-    files = [
-        importlib.import_module(f"{package.__name__}.{file.name}")
-        for file in pkgutil.iter_modules(package.__path__)
-    ]
-    families = [file.FAMILY for file in files if hasattr(file, "FAMILY")]
+    families = [FAMILIES.get(name) for name in FAMILIES.names()]
     return {model_type: family for family in families for model_type in family.model_types}
 
 

@@ -22,5 +22,5 @@ def refuse_collapse(layers: Sequence[MoeLayer], used_L: Sequence[int], tokens: i
                 f"the router of layer {layer.layer_id} has collapsed: {used_L[layer.index]} of "
                 f"{layer.num_experts} experts are used over the validation set, at least {least} "
                 f"(2 x {layer.top_k}) must be. Checkpoints are kept. Lower the locality weight, or raise "
-                "--aux_loss_alpha or --gate_trust_weight"
+                "--aux_loss_alpha or --gate_kl_weight"
             )

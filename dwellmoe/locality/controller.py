@@ -28,7 +28,7 @@ BUDGET_GAIN, BUDGET_STEP = 12.0, log(4)
 
 
 @dataclass
-class Dial:
+class LocalityController:
     """State of the controller; plain numbers, so that a checkpoint can hold it.
 
     `target`: the rate that is wanted (ECR or hit rate, in (0, 1)), or the largest rise of the validation loss
@@ -40,7 +40,7 @@ class Dial:
     log_weight: float = field(init=False)
     smoothed: float | None = None
     offset: float = 0.0
-    """Held-out value minus that of the training steps."""
+    """PinnedArguments-out value minus that of the training steps."""
     start: float | None = None
     error: float | None = None
     reference_loss: float | None = None

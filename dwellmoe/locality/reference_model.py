@@ -1,6 +1,6 @@
-"""Terms that keep a model near its untouched self: in the next token, and in its gates.
+"""Terms that keep a model near its reference model: in the next token, and in its gates.
 
-Letters: L layers, B rows, T tokens a row, V vocabulary, E experts. The untouched side carries no gradient.
+Letters: L layers, B rows, T tokens a row, V vocabulary, E experts. The reference side carries no gradient.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from dwellmoe.locality.pairs import IGNORED_LABEL
 
 
 @contextmanager
-def untouched(model: torch.nn.Module) -> Iterator[None]:
+def as_reference(model: torch.nn.Module) -> Iterator[None]:
     """Within the block the model is what it was before training: adapters and fully trained gates are off,
     nothing is recorded for a gradient.
     """
-    assert isinstance(model, PeftModel), "only a model with adapters knows its untouched self"
+    assert isinstance(model, PeftModel), "only a model with adapters knows its reference model"
     was_training = model.training
     model.eval()
     try:
@@ -28,20 +28,20 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def distillation_loss(logits_BTV: Tensor, untouched_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """KL(untouched || trained) of the next-token distribution: the mean over the tokens that predict a label;
+def distillation_loss(logits_BTV: Tensor, reference_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """KL(reference || trained) of the next-token distribution: the mean over the tokens that predict a label;
     natural log. Hinton 2015 at temperature 1.
     """
     predicts = labels_BT[:, 1:] != IGNORED_LABEL
     log_q = logits_BTV[:, :-1][predicts].float().log_softmax(-1)
-    log_p = untouched_BTV[:, :-1][predicts].float().log_softmax(-1)
+    log_p = reference_BTV[:, :-1][predicts].float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum() / max(len(log_p), 1)
 
 
-def gate_trust_loss(logits_LBTE: Tensor, untouched_LBTE: Tensor, valid_BT: Tensor) -> Tensor:
-    """KL(untouched || trained) of the gate distributions: the mean over layers and valid tokens; natural log.
-    The untouched gate saw the untouched model's hidden states.
+def gate_kl_loss(logits_LBTE: Tensor, reference_LBTE: Tensor, valid_BT: Tensor) -> Tensor:
+    """KL(reference || trained) of the gate distributions: the mean over layers and valid tokens; natural log.
+    The reference gate saw the reference model's hidden states.
     """
     log_q = logits_LBTE[:, valid_BT].float().log_softmax(-1)
-    log_p = untouched_LBTE[:, valid_BT].float().log_softmax(-1)
+    log_p = reference_LBTE[:, valid_BT].float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum() / max(log_p.shape[:-1].numel(), 1)

@@ -14,7 +14,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.expert_size import expert_bytes
 from dwellmoe.locality.pairs import IGNORED_LABEL
-from dwellmoe.routing import VirtualCache
+from dwellmoe.routing import SimulatedCache
 from dwellmoe.routing.strategies import load_strategy
 
 
@@ -36,9 +36,9 @@ class TrainingCache:
                 f"--train_rerouting_cache {cache} leaves {slots} slots a layer: a token needs "
                 f"{moe_layers[0].top_k} of {moe_layers[0].num_experts} experts"
             )
-        self.virtual = VirtualCache(model, moe_layers, strategy, policy=policy, capacity=slots)
+        self.virtual = SimulatedCache(model, moe_layers, strategy, policy=policy, capacity=slots)
 
-    def of_batch(self, segments_BT: Tensor, labels_BT: Tensor) -> VirtualCache:
+    def of_batch(self, segments_BT: Tensor, labels_BT: Tensor) -> SimulatedCache:
         """The strategy for the tap in the next forward pass; what is predicted counts as decoded."""
         self.virtual.reset()
         segments = segments_BT.cpu().numpy()
@@ -52,7 +52,7 @@ def parse_cache(text: str) -> tuple[str, str]:
     policy, _, capacity = text.rpartition("@")
     if not policy:
         raise UserError(f"--train_rerouting_cache {text}: expected POLICY@CAPACITY, e.g. lru@25%")
-    if parse_policy(policy)[0].FUTURE != "none":
+    if parse_policy(policy)[0].lookahead != "none":
         raise UserError(f"--train_rerouting_cache {text}: {policy} looks into the future, it cannot run live")
     check_capacity(capacity)
     return policy, capacity

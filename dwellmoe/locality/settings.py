@@ -85,17 +85,17 @@ class LocalitySettings:
     quality_reference: str | None = option(
         None,
         "folder of a control run whose validation loss, step by step, the rise is counted from; default: the "
-        "loss of the untouched model",
+        "loss of the reference model",
     )
     aux_loss_alpha: float = option(0.0, "weight of the load-balancing loss")
     balance_scope: str = option(
         "batch", "what must be balanced: a batch, each request (sequence), or the step of all ranks (global)"
     )
     distillation_weight: float = option(
-        0.0, "weight of KL(untouched model || trained) on the next token; costs another forward pass a step"
+        0.0, "weight of KL(reference model || trained) on the next token; costs another forward pass a step"
     )
-    gate_trust_weight: float = option(
-        0.0, "weight of KL(untouched gate || trained gate); costs another forward pass a step"
+    gate_kl_weight: float = option(
+        0.0, "weight of KL(reference gate || trained gate); costs another forward pass a step"
     )
     locality_on_prompt: bool = option(
         True, "count pairs of prompt tokens in the objective, not only the answer's"
@@ -122,12 +122,12 @@ class LocalitySettings:
 
     @property
     def anchored(self) -> bool:
-        """Whether training compares with the untouched model."""
-        return self.distillation_weight > 0 or self.gate_trust_weight > 0
+        """Whether training compares with the reference model."""
+        return self.distillation_weight > 0 or self.gate_kl_weight > 0
 
     def __post_init__(self):
         check_at_least("consecutive_expert_loss_weight", self.consecutive_expert_loss_weight, 0)
-        for name in ("aux_loss_alpha", "distillation_weight", "gate_trust_weight", "smooth_gates"):
+        for name in ("aux_loss_alpha", "distillation_weight", "gate_kl_weight", "smooth_gates"):
             check_at_least(name, getattr(self, name), 0)
         check_at_least("smooth_examples", self.smooth_examples, 1)
         check_choice("balance_scope", self.balance_scope, BALANCE_SCOPES)

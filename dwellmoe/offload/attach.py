@@ -15,8 +15,8 @@ from dwellmoe.cache.budget import Budget, budget_of, parse_bytes
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.replay.replay_split import passing_cache
 from dwellmoe.cache.tiers.live import PLACEMENT, LiveCache, live_policy
-from dwellmoe.cache.tiers.prefill_decode import SHARED, PhaseSplit, parse_hand_over
-from dwellmoe.cache.tiers.watermark.live import PlacedDevice
+from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache, parse_prefill_handoff
+from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.cached_experts import HANDLE, NAME, CachedExperts
@@ -28,10 +28,14 @@ from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.io.storage import BUFFERED, DIRECT, Storage
 from dwellmoe.offload.pack import locate_packed
 from dwellmoe.offload.prefetch import Prefetch
-from dwellmoe.offload.prefetch_predictors import check_foresight, make_foresight, make_live_predictor
+from dwellmoe.offload.prefetch_predictors import (
+    make_live_predictor,
+    make_prefetch_predictor,
+    validate_predictor,
+)
 from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.skeleton import load_without_experts
-from dwellmoe.offload.slot_table import Residents
+from dwellmoe.offload.slot_table import SlotTable
 from dwellmoe.offload.slots import SlotPool, Staging
 from dwellmoe.offload.statistics import Statistics
 
@@ -76,16 +80,16 @@ def check_settings(settings: EngineSettings) -> None:
     live_policy(settings.decode_policy, "decode_policy")
     if settings.prefill_policy:
         live_policy(settings.prefill_policy, "prefill_policy")
-    rule, _ = parse_hand_over(settings.hand_over)
+    rule, _ = parse_prefill_handoff(settings.prefill_handoff)
     if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
-        raise UserError("--decode_policy placement: leave out --prefill_policy and --hand_over shared")
+        raise UserError("--decode_policy placement: leave out --prefill_policy and --prefill_handoff shared")
     if settings.io not in (DIRECT, BUFFERED):
         raise UserError(f"--io {settings.io}: choose from {DIRECT}, {BUFFERED}")
-    check_foresight(settings.prefetch_predictor)
-    if settings.placement_ahead:
-        check_foresight(settings.placement_ahead, "placement_ahead")
+    validate_predictor(settings.prefetch_predictor)
+    if settings.placement_predictor:
+        validate_predictor(settings.placement_predictor, "placement_predictor")
         if settings.decode_policy != PLACEMENT:
-            raise UserError("--placement_ahead has no effect without --decode_policy placement")
+            raise UserError("--placement_predictor has no effect without --decode_policy placement")
     least = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
     for name, smallest in least.items():
         if getattr(settings, name) < smallest:
@@ -106,13 +110,13 @@ def attach(
     at_home = budget.capacity == sizes.num_experts
     statistics = Statistics()
     forward_pass = ForwardPass(model, statistics)
-    placement_ahead, foresight = None, None
-    if settings.placement_ahead:
-        placement_ahead = make_live_predictor(settings.placement_ahead, model, layers, forward_pass)
+    placement_predictor, prefetch_predictor = None, None
+    if settings.placement_predictor:
+        placement_predictor = make_live_predictor(settings.placement_predictor, model, layers, forward_pass)
     ahead = 0 if at_home else settings.prefetch_budget
     if ahead:
-        foresight = make_foresight(settings.prefetch_predictor, model, layers, forward_pass)
-    live = _live_cache(sizes, budget, settings, at_home, placement_ahead)
+        prefetch_predictor = make_prefetch_predictor(settings.prefetch_predictor, model, layers, forward_pass)
+    live = _live_cache(sizes, budget, settings, at_home, placement_predictor)
     cached = sizes.layers * budget.capacity
     device_pool = SlotPool(weights.parts, cached + settings.prefill_buffer + ahead, dtype, device)
     ram_pool = None
@@ -120,8 +124,10 @@ def attach(
         ram_pool = SlotPool(weights.parts, live.ram.capacity + 1, dtype, torch.device("cpu"))
     readers = Readers(storage, settings.readers)
     staging = _staging(weights, settings, dtype, device)
-    residents = Residents(weights, live, device_pool, ram_pool, staging, readers, at_home)
-    prefetch = Prefetch(residents, readers, foresight, ahead, statistics) if foresight else None
+    residents = SlotTable(weights, live, device_pool, ram_pool, staging, readers, at_home)
+    prefetch = (
+        Prefetch(residents, readers, prefetch_predictor, ahead, statistics) if prefetch_predictor else None
+    )
     cached_experts = CachedExperts(live, residents, readers, prefetch, forward_pass, statistics, STOCK)
     _switch_on(model, layers, cached_experts, at_home)
     engine = Engine(model, list(layers), cached_experts, storage, settings, budget)
@@ -164,21 +170,21 @@ def _least(sizes: Sizes) -> str:
 
 
 def _live_cache(
-    sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool, placement_ahead: Any
+    sizes: Sizes, budget: Budget, settings: EngineSettings, at_home: bool, placement_predictor: Any
 ) -> LiveCache:
     shape: dict[str, Any] = {"layers": sizes.layers, "experts": sizes.num_experts}
     policy = None if at_home else settings.prefill_policy or None
     passing = passing_cache(sizes, policy, settings.prefill_buffer)
     ram_slots = _ram_slots(sizes, settings)
     if settings.decode_policy == PLACEMENT:
-        placed: Any = PlacedDevice(
-            capacity=budget.capacity, ram_slots=ram_slots, ahead=placement_ahead, **shape
+        placed: Any = WatermarkDevice(
+            capacity=budget.capacity, ram_slots=ram_slots, ahead=placement_predictor, **shape
         )
-        return LiveCache(PhaseSplit(placed, settings.hand_over), placed.ram)
+        return LiveCache(PrefillDecodeCache(placed, settings.prefill_handoff), placed.ram)
     decode, ram = ExpertCache(settings.decode_policy, capacity=budget.capacity, **shape), None
     if ram_slots:
         ram = ExpertCache(settings.decode_policy, capacity=ram_slots, scope="global", **shape)
-    return LiveCache(PhaseSplit(decode, settings.hand_over, passing), ram)
+    return LiveCache(PrefillDecodeCache(decode, settings.prefill_handoff, passing), ram)
 
 
 def _ram_slots(sizes: Sizes, settings: EngineSettings) -> int:

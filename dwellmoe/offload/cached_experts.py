@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from dwellmoe.cache.tiers.live import LiveCache, Orders
+from dwellmoe.cache.tiers.live import LiveCache, TransferPlan
 from dwellmoe.errors import UserError
 from dwellmoe.offload.compute import ManyTokens, OneToken
 from dwellmoe.offload.forward_pass import ForwardPass
@@ -22,7 +22,7 @@ from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.live_trace import LiveTrace
 from dwellmoe.offload.prefetch import Prefetch
 from dwellmoe.offload.serving import Request
-from dwellmoe.offload.slot_table import Residents
+from dwellmoe.offload.slot_table import SlotTable
 from dwellmoe.offload.statistics import DECODE, PREFILL, Statistics
 from dwellmoe.routing import router_order
 
@@ -50,7 +50,7 @@ class CachedExperts:
     def __init__(
         self,
         live: LiveCache,
-        residents: Residents,
+        residents: SlotTable,
         readers: Readers,
         prefetch: Prefetch | None,
         forward_pass: ForwardPass,
@@ -150,7 +150,7 @@ class CachedExperts:
         return self.residents.at_home and self._stock is not None
 
     def _serve(
-        self, layer: int, hidden_TD: Tensor, experts: Sequence[int], orders: Orders, work: Any
+        self, layer: int, hidden_TD: Tensor, experts: Sequence[int], orders: TransferPlan, work: Any
     ) -> None:
         first = layer * self.live.experts
         counts = self.statistics.phases[PREFILL if self.forward_pass.prefill else DECODE]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dwellmoe.offload.io.readers import Readers
-from dwellmoe.offload.prefetch_predictors import Foresight
-from dwellmoe.offload.slot_table import ABSENT, Residents
+from dwellmoe.offload.prefetch_predictors import PrefetchPredictor
+from dwellmoe.offload.slot_table import ABSENT, SlotTable
 from dwellmoe.offload.statistics import Statistics
 
 
@@ -21,9 +21,14 @@ class Prefetch:
     """
 
     def __init__(
-        self, residents: Residents, readers: Readers, foresight: Foresight, slots: int, statistics: Statistics
+        self,
+        residents: SlotTable,
+        readers: Readers,
+        prefetch_predictor: PrefetchPredictor,
+        slots: int,
+        statistics: Statistics,
     ) -> None:
-        self.residents, self.readers, self.foresight = residents, readers, foresight
+        self.residents, self.readers, self.prefetch_predictor = residents, readers, prefetch_predictor
         self.slots, self.statistics = slots, statistics
         self._ahead: set[int] = set()
         self._in_vain: set[int] = set()
@@ -32,9 +37,9 @@ class Prefetch:
         """`layer` has claimed what it needs, `asked`: the rest is called off, the next layer is looked at."""
         if self._ahead:
             self.drop_others()
-        if foreseen := self.foresight.look(layer, hidden_TD, asked):
+        if predicted := self.prefetch_predictor.look(layer, hidden_TD, asked):
             first = (layer + 1) * self.residents.experts
-            self._read([first + expert for expert in foreseen])
+            self._read([first + expert for expert in predicted])
 
     def _read(self, numbers: Sequence[int]) -> None:
         """Begins to read the first of `numbers` that are not near, behind all that is urgent."""

@@ -1,6 +1,6 @@
 """Knows who foresees which experts the next layer will ask for; reads none of them.
 
-A foresight has `look(layer, hidden_TD, asked) -> list[int]`: once `layer` has asked for the distinct experts
+A prefetch_predictor has `look(layer, hidden_TD, asked) -> list[int]`: once `layer` has asked for the distinct experts
 `asked`, those that layer `layer` + 1 will probably ask for, likeliest first; none behind the last layer. It
 is called for every layer in order. Letters: T tokens, D hidden size, L layers, E experts.
 """
@@ -28,7 +28,7 @@ SHARE = 0.75
 """Of ScoutGate beside the gate: docs/findings.md."""
 
 
-class Foresight(Protocol):
+class PrefetchPredictor(Protocol):
     def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]: ...
 
 
@@ -67,10 +67,10 @@ class PredictorForesight:
         return [] if layer + 1 == self.layers else likeliest(self.predictor.predict(layer + 1), len(asked))
 
 
-class ByPhase:
-    """Prompts are foreseen by the gate, which is not asked about a token at a time; decoding by `decode`."""
+class PerPhase:
+    """Prompts are predicted by the gate, which is not asked about a token at a time; decoding by `decode`."""
 
-    def __init__(self, gate: GateForesight, decode: Foresight, forward_pass: ForwardPass) -> None:
+    def __init__(self, gate: GateForesight, decode: PrefetchPredictor, forward_pass: ForwardPass) -> None:
         self.gate, self.decode, self.forward_pass = gate, decode, forward_pass
 
     def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
@@ -83,7 +83,7 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
     return order[p_E[order] > 0].tolist()
 
 
-def check_foresight(spec: str, option: str = "prefetch_predictor") -> None:
+def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
     """Everything about a spec that needs no model. Raises UserError."""
     if name_of(spec) not in NAMES:
         raise unknown_name(option.replace("_", " "), name_of(spec), NAMES)
@@ -97,18 +97,20 @@ def check_foresight(spec: str, option: str = "prefetch_predictor") -> None:
             raise UserError(f"--{option} {name_of(spec)}: share {share} must be between 0 and 1")
 
 
-def make_foresight(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Foresight:
-    """The foresight of `name:option=value,...`. UserError for an unknown one and for foreign weights."""
+def make_prefetch_predictor(
+    spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass
+) -> PrefetchPredictor:
+    """The prefetch_predictor of `name:option=value,...`. UserError for an unknown one and for foreign weights."""
     experts = layers[0].num_experts
     gate = GateForesight([model.get_submodule(layer.router) for layer in layers], experts)
     if name_of(spec) == GATE_AHEAD:
         return gate
     found = make_live_predictor(spec, model, layers, forward_pass)
-    return ByPhase(gate, PredictorForesight(found, len(layers), experts, forward_pass), forward_pass)
+    return PerPhase(gate, PredictorForesight(found, len(layers), experts, forward_pass), forward_pass)
 
 
 def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:
-    """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_foresight`'s."""
+    """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_prefetch_predictor`'s."""
     experts, name = layers[0].num_experts, name_of(spec)
     if name == GATE_AHEAD:
         return LiveGateAhead(model, layers, forward_pass)

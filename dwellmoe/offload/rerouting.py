@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.engine import Engine
 from dwellmoe.routing import Rerouter, RouterOutput
+from dwellmoe.routing.simulated_cache import PREFILL_LOADS, count_rows, new_tallies
 from dwellmoe.routing.strategies.base import EMPTY
-from dwellmoe.routing.virtual_cache import PREFILL_LOADS, count_rows, new_tallies
 
 
 class LiveRerouting:
-    """A strategy for `RouterTap`: the choices that `routing.VirtualCache` simulates, with true residency.
+    """A strategy for `RouterTap`: the choices that `routing.SimulatedCache` simulates, with true residency.
 
     An empty slot is returned as the id behind the last expert, which the engine takes for nobody. `tallies`
-    hold what `VirtualCache` counts of requests that were described and ran one after the other. Raises
+    hold what `SimulatedCache` counts of requests that were described and ran one after the other. Raises
     UserError as `Rerouter` does.
     """
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-from dwellmoe.cache.tiers.live import Orders
+from dwellmoe.cache.tiers.live import TransferPlan
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.prefetch import Prefetch
-from dwellmoe.offload.slot_table import ABSENT, Residents
+from dwellmoe.offload.slot_table import ABSENT, SlotTable
 from dwellmoe.offload.statistics import PhaseCounts
 
 
@@ -23,11 +23,11 @@ class Request:
 
     def __init__(
         self,
-        residents: Residents,
+        residents: SlotTable,
         readers: Readers,
         prefetch: Prefetch | None,
         numbers: Sequence[int],
-        orders: Orders,
+        orders: TransferPlan,
         work: Any,
         counts: PhaseCounts,
     ) -> None:
@@ -81,7 +81,7 @@ class Request:
             self.readers.submit(started)
 
     def _read_ahead(self, number: int) -> bool:
-        """Whether it is on its way already, or here, because it was foreseen."""
+        """Whether it is on its way already, or here, because it was predicted."""
         if self.prefetch is None or not self.prefetch.claim(number):
             return False
         self._count_disk(number)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dwellmoe.cache.tiers.live import LiveCache, Orders
+from dwellmoe.cache.tiers.live import LiveCache, TransferPlan
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.io.storage import ReadFault
@@ -22,7 +22,7 @@ Merge = Callable[[int, int, Expert], None]
 """(layer, expert, weights): changes freshly read weights in place."""
 
 
-class Residents:
+class SlotTable:
     """Device slots, RAM slots below them, and loads on their way to the device.
 
     `at_home`: every expert has the slot of its number, so that a layer's experts lie side by side; slots
@@ -142,7 +142,7 @@ class Residents:
     def _absent(self, number: int) -> None:
         self.slot_of[number], self._here[number] = ABSENT, None
 
-    def leave(self, number: int, orders: Orders) -> None:
+    def leave(self, number: int, orders: TransferPlan) -> None:
         """An expert leaves the device, to RAM where that was ordered."""
         slot = self.slot_of[number]
         if slot == ABSENT:

@@ -1,4 +1,4 @@
-"""Draws what every lever buys, quality against bytes missed a token, a panel a budget; measures nothing."""
+"""Draws what every method buys, quality against bytes missed a token, a panel a budget; measures nothing."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from matplotlib.figure import Figure
 
 from dwellmoe.plots.style import SPARE_COLOURS, label, new_figure, note
 
-LEVERS = ("eviction policy", "re-routing", "training", "training and re-routing")
-_LOOKS = {lever: (SPARE_COLOURS[place], "osD^"[place]) for place, lever in enumerate(LEVERS)}
+METHODS = ("eviction policy", "re-routing", "training", "training and re-routing")
+_LOOKS = {method: (SPARE_COLOURS[place], "osD^"[place]) for place, method in enumerate(METHODS)}
 
 
 def draw(points: Sequence[dict], about: str) -> Figure:
-    """`points`: of each measurement `lever` (one of LEVERS), `name`, `budget_percent`, `perplexity` and
+    """`points`: of each measurement `method` (one of METHODS), `name`, `budget_percent`, `perplexity` and
     `miss_bytes_per_token`. The first of a budget is what the others are compared with.
     """
     budgets = sorted({point["budget_percent"] for point in points})
@@ -26,9 +26,9 @@ def draw(points: Sequence[dict], about: str) -> Figure:
 
 
 def _panel(axes, points: Sequence[dict]) -> None:
-    for lever in dict.fromkeys(point["lever"] for point in points):
-        line = sorted((p for p in points if p["lever"] == lever), key=lambda p: p["miss_bytes_per_token"])
-        colour, marker = _LOOKS[lever]
+    for method in dict.fromkeys(point["method"] for point in points):
+        line = sorted((p for p in points if p["method"] == method), key=lambda p: p["miss_bytes_per_token"])
+        colour, marker = _LOOKS[method]
         missed = [point["miss_bytes_per_token"] / 1e6 for point in line]
         axes.plot(
             missed,
@@ -36,7 +36,7 @@ def _panel(axes, points: Sequence[dict]) -> None:
             marker,
             color=colour,
             linestyle=":",
-            label=lever,
+            label=method,
             alpha=0.85,
         )
         for x, point in zip(missed, line, strict=True):

@@ -29,11 +29,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One objective at one weight (or one lever at one setting), over its seeds."""
+    """One objective at one weight (or one method at one setting), over its seeds."""
 
     objective: str
     scope: str
-    """What was trained; empty where all points share one, and for the base and levers."""
+    """What was trained; empty where all points share one, and for the base and methods."""
     weight: float
     seeds: int
     perplexity: Spread
@@ -46,10 +46,10 @@ class FrontPoint:
         return f"{self.objective}, {self.scope}" if self.scope else self.objective
 
 
-def fronts(records: Sequence[dict], levers: Sequence[dict] = ()) -> list[FrontPoint]:
-    """The records of a sweep, joined over seeds, and the untouched model beside them.
+def fronts(records: Sequence[dict], methods: Sequence[dict] = ()) -> list[FrontPoint]:
+    """The records of a sweep, joined over seeds, and the reference model beside them.
 
-    `levers`: points of benchmarks/levers.py, of which those under re-routing are taken, joined by setting.
+    `methods`: points of benchmarks/methods.py, of which those under re-routing are taken, joined by setting.
     """
     groups: dict[tuple[str, str, float], list[_Measured]] = {}
     several_scopes = len({record["scope"] for record in records}) > 1
@@ -65,7 +65,7 @@ def fronts(records: Sequence[dict], levers: Sequence[dict] = ()) -> list[FrontPo
         point = record["objective"], scope, record["weight"]
         groups.setdefault(point, []).append((ratio, interval, tuned))
     found = [_joined(*point, measured) for point, measured in sorted(groups.items())]
-    return found + _rerouted(levers)
+    return found + _rerouted(methods)
 
 
 _Measured = tuple[float, Sequence[float], dict[float, tuple[float, Sequence[float]]]]
@@ -79,19 +79,19 @@ def _fetched(variant: dict) -> dict[float, tuple[float, Sequence[float]]]:
     }
 
 
-def _rerouted(levers: Sequence[dict]) -> list[FrontPoint]:
-    """A point a lever, strategy and budget: here quality depends on the budget as well."""
+def _rerouted(methods: Sequence[dict]) -> list[FrontPoint]:
+    """A point a method, strategy and budget: here quality depends on the budget as well."""
     groups: dict[tuple[str, str, float], list[_Measured]] = {}
-    for point in levers:
-        if "re-routing" in point["lever"]:
+    for point in methods:
+        if "re-routing" in point["method"]:
             budget, missed = point["budget_percent"], point["miss_bytes_per_token"]
             ends = [missed * end / point["misses_ratio"] for end in point["misses_ratio_ci95"]]
             fetched: dict[float, tuple[float, Sequence[float]]] = {budget: (missed, ends)}
             measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], fetched
-            groups.setdefault((point["lever"], point["strategy"], budget), []).append(measured)
+            groups.setdefault((point["method"], point["strategy"], budget), []).append(measured)
     return [
-        _joined(lever, "", float(place), groups[lever, strategy, budget])
-        for place, (lever, strategy, budget) in enumerate(sorted(groups))
+        _joined(method, "", float(place), groups[method, strategy, budget])
+        for place, (method, strategy, budget) in enumerate(sorted(groups))
     ]
 
 

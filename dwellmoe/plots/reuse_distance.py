@@ -22,6 +22,6 @@ def draw(reuse: Mapping, phase: str) -> Figure:
         coverage.plot(percent, [row[field] for row in reuse["recency"]], color=colour, marker="o", label=name)
     coverage.set_ylim(0, 1)
     coverage.legend(fontsize=9, frameon=False, loc="lower right")
-    label(coverage, f"lever: {reuse['lever']}", "size, % of a layer's experts", "share of uses covered")
+    label(coverage, f"method: {reuse['method']}", "size, % of a layer's experts", "share of uses covered")
     note(figure, f"phase {phase}; the hot set is chosen afterwards, an upper bound")
     return figure

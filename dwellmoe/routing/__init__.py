@@ -2,15 +2,15 @@
 
 from dwellmoe.routing.rerouter import Rerouter
 from dwellmoe.routing.router_tap import RouterOutput, RouterTap, router_order
+from dwellmoe.routing.simulated_cache import SimulatedCache
 from dwellmoe.routing.trace_recorder import TraceRecorder, generated_lengths
-from dwellmoe.routing.virtual_cache import VirtualCache
 
 __all__ = [
     "Rerouter",
     "RouterOutput",
     "RouterTap",
+    "SimulatedCache",
     "TraceRecorder",
-    "VirtualCache",
     "generated_lengths",
     "router_order",
 ]

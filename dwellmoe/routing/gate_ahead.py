@@ -29,7 +29,7 @@ class GateAhead:
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer]):
         self._routers: list[Any] = [model.get_submodule(layer.router) for layer in moe_layers]
         self._layers, self._family = list(moe_layers), family_of(model)
-        self._said: dict[int, Tensor] = {}
+        self._warned: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "GateAhead":
@@ -50,16 +50,16 @@ class GateAhead:
             except TypeError:
                 raise UserError(f"router '{layer.router}' takes more than hidden states") from None
             logits_TE = self._family.read(output, layer.top_k)[0].flatten(0, -2)
-            self._said[following] = margin(logits_TE, layer.top_k)
+            self._warned[following] = margin(logits_TE, layer.top_k)
 
         return before_router
 
     def margin_of(self, place: int) -> Tensor:
         """float32 [T, E] of one layer but the first, in the forward pass under way or the last."""
-        return self._said[place]
+        return self._warned[place]
 
     def margins(self) -> Tensor:
-        first_TE = torch.full_like(self._said[1], torch.nan)
+        first_TE = torch.full_like(self._warned[1], torch.nan)
         return torch.stack([first_TE, *map(self.margin_of, range(1, len(self._layers)))], dim=1)
 
 

@@ -16,7 +16,7 @@ from dwellmoe.families import MoeLayer
 from dwellmoe.routing.router_scores import score_rules
 from dwellmoe.routing.router_tap import RouterOutput
 from dwellmoe.routing.strategies import load_strategy
-from dwellmoe.routing.strategies.base import EMPTY, NEVER, Situation, in_rows
+from dwellmoe.routing.strategies.base import EMPTY, NEVER, RoutingContext, in_rows
 
 FADING = 0.99
 
@@ -108,8 +108,8 @@ class Rerouter:
         history = self._histories[layer]
         history.see(rows.rank_TE)
         past = history.lag_E, history.uses_E, history.spread or 0.0
-        situation = Situation(*rows, resident_E, *past, layer, history.step, importance_T)
-        return _router_order(self.strategy.choose(situation), rows.score_TE)
+        context = RoutingContext(*rows, resident_E, *past, layer, history.step, importance_T)
+        return _router_order(self.strategy.choose(context), rows.score_TE)
 
     def use(self, layer: int, chosen_TK: np.ndarray) -> None:
         """Tells that these rows ran together, as one token step."""

@@ -49,7 +49,7 @@ class TwinStream:
         write_beside(path, lambda beside: save_file(states, beside, metadata))
 
     def advance(self, make: Callable[[Tensor, Tensor], Any]) -> None:
-        """Passes one layer: `make` is told what the layer's MoE block reads and what it ought to give, both
+        """PassIndex one layer: `make` is told what the layer's MoE block reads and what it ought to give, both
         [T, D] in float32, and has the block ready when it returns.
         """
         dense_layer, layer = (each.model.layers[self.layer] for each in (self.dense, self.moe))

@@ -7,7 +7,7 @@ import pytest
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.learned import nets
-from dwellmoe.cache.learned.habits import DECAYS, DOUBT, FOLLOWING, LAYOUT, PACES, USUAL_DOUBT
+from dwellmoe.cache.learned.habits import DECAY_RATES, DECAYS, DOUBT, FOLLOWING, LAYOUT, USUAL_DOUBT
 from dwellmoe.cache.learned.nets import evaluate, nets_of
 from dwellmoe.cache.learned.weights import load_weights, save_weights
 from dwellmoe.cache.policies import ml_cecar, ml_flashmoe
@@ -133,7 +133,7 @@ def test_compiled_net_is_the_plain_one():
 
 def slow_habits(trace, layer):
     """Features of `ml_habits` [T, E, F], written from their description."""
-    found = np.zeros((trace.steps, EXPERTS, PACES + len(FOLLOWING)))
+    found = np.zeros((trace.steps, EXPERTS, DECAY_RATES + len(FOLLOWING)))
     sets = [[int(e) for e in row] for row in trace.experts[:, layer]]
     chance = TOP_K / EXPERTS
     for step in range(trace.steps):
@@ -147,7 +147,7 @@ def slow_habits(trace, layer):
                 times = [t for t in range(step - row) if before in sets[t]]
                 after = sum(uses[t + row + 1] for t in times) if times else np.zeros(EXPERTS)
                 likelier = (after / usual + DOUBT) / (len(times) + DOUBT)
-                found[step, :, PACES + kind] += np.log(likelier) / TOP_K
+                found[step, :, DECAY_RATES + kind] += np.log(likelier) / TOP_K
     return found
 
 

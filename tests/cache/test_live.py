@@ -7,13 +7,13 @@ from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import parse_policy, policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.replay_split import replay_split
-from dwellmoe.cache.tiers.prefill_decode import PhaseSplit
+from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
 from dwellmoe.cache.tiers.tier_stack import TierStack
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
 
-LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
+LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "none"]
 SIZES: dict = {"layers": 2, "experts": 8}
 
 
@@ -144,7 +144,7 @@ def test_tiers_of_different_models_are_refused():
 @pytest.mark.parametrize("rule", ["none", "recent:tokens=2", "lrfu:decay=0.9"])
 def test_prefill_loads_an_expert_at_most_once_a_chunk(rule):
     rng = np.random.default_rng(3)
-    split = PhaseSplit(ExpertCache("lru", layers=1, experts=32, capacity=4), rule)
+    split = PrefillDecodeCache(ExpertCache("lru", layers=1, experts=32, capacity=4), rule)
     for _ in range(30):
         rows = rng.random((9, 32)).argsort(axis=1)[:, :3]
         before = split.cache.resident(0)
@@ -160,7 +160,7 @@ def test_prefill_loads_an_expert_at_most_once_a_chunk(rule):
 
 
 def test_recent_rule_keeps_what_the_last_prompt_tokens_used_most():
-    split = PhaseSplit(ExpertCache("lru", layers=1, experts=8, capacity=3), "recent:tokens=3")
+    split = PrefillDecodeCache(ExpertCache("lru", layers=1, experts=8, capacity=3), "recent:tokens=3")
     split.prefill(0, [[0, 1], [0, 1], [0, 1]])
     split.prefill(0, [[2, 3], [2, 4]])
     assert set(np.flatnonzero(split.cache.resident(0))) == {2, 4, 3} or split.cache.resident(0)[[2, 4]].all()

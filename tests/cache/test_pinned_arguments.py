@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from dwellmoe.cache.kernel.pinned_arguments import Held, reading
+from dwellmoe.cache.kernel.pinned_arguments import PinnedArguments, reading
 
 
 class Inner(NamedTuple):
@@ -22,12 +22,12 @@ class Outer(NamedTuple):
 
 
 def held():
-    return Held(Outer(Inner(np.arange(4.0), 2.5), np.arange(3)))
+    return PinnedArguments(Outer(Inner(np.arange(4.0), 2.5), np.arange(3)))
 
 
 def test_what_is_written_through_it_is_seen_by_the_owner():
     outer = Outer(Inner(np.arange(4.0), 2.5), np.arange(3))
-    kept = Held(outer)
+    kept = PinnedArguments(outer)
     read = reading(kept.kind)
 
     def scaled(address):

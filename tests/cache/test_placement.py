@@ -19,7 +19,7 @@ limits = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
 
 @st.composite
-def situations(draw):
+def contexts(draw):
     """(placement before, probabilities, sizes, tiers, running): any, also with more device than RAM."""
     size, (device, ram) = np.array(draw(sizes)), draw(limits)
     tiers = Tier(device, 2e-3), Tier(ram, 3e-2)
@@ -32,9 +32,9 @@ def situations(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(situations())
-def test_limits_hold_and_the_running_layer_is_on_the_device(situation):
-    before, likely, size, tiers, running = situation
+@given(contexts())
+def test_limits_hold_and_the_running_layer_is_on_the_device(context):
+    before, likely, size, tiers, running = context
     after = place(before, likely, size, tiers, running)
     for tier, number in zip(tiers, (DEVICE, RAM), strict=True):
         assert after.used(size, number) <= tier.limit_bytes
@@ -42,18 +42,18 @@ def test_limits_hold_and_the_running_layer_is_on_the_device(situation):
 
 
 @settings(max_examples=100, deadline=None)
-@given(situations())
-def test_nothing_moves_while_probabilities_stand_still(situation):
-    before, likely, size, tiers, running = situation
+@given(contexts())
+def test_nothing_moves_while_probabilities_stand_still(context):
+    before, likely, size, tiers, running = context
     once = place(before, likely, size, tiers, running)
     again = place(once, likely, size, tiers, running)
     assert np.array_equal(once.tier, again.tier) and once.prices == again.prices
 
 
 @settings(max_examples=100, deadline=None)
-@given(situations(), st.integers(0, EXPERTS - 1), st.floats(0, 1))
-def test_a_likelier_expert_is_never_lower(situation, expert, more):
-    before, likely, size, tiers, running = situation
+@given(contexts(), st.integers(0, EXPERTS - 1), st.floats(0, 1))
+def test_a_likelier_expert_is_never_lower(context, expert, more):
+    before, likely, size, tiers, running = context
     raised = likely.copy()
     raised[expert] += more
     low, high = (place(before, p, size, tiers, running).tier[expert] for p in (likely, raised))
@@ -61,10 +61,10 @@ def test_a_likelier_expert_is_never_lower(situation, expert, more):
 
 
 @settings(max_examples=100, deadline=None)
-@given(situations())
-def test_hysteresis_keeps_who_is_nearly_as_good(situation):
+@given(contexts())
+def test_hysteresis_keeps_who_is_nearly_as_good(context):
     """An expert leaves the device for another only where their densities differ by more than 2 h."""
-    before, likely, size, tiers, _ = situation
+    before, likely, size, tiers, _ = context
     after = place(before, likely, size, tiers, hysteresis=0.2)
     density = likely / size
     came = density[(after.tier == DEVICE) & (before.tier != DEVICE)]

@@ -12,7 +12,7 @@ from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
 
 EXPERTS = 8
-LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE != "all"]
+LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead != "all"]
 requests = st.lists(
     st.tuples(st.integers(0, 1), st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=4, unique=True)),
     min_size=1,
@@ -100,7 +100,7 @@ def test_random_is_seeded():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("nru", "unknown policy 'nru': choose from arc, fifo"),
+        ("nru", "unknown policy 'nru': .*choose from arc, fifo"),
         ("lru:decay=1", "unknown option 'decay'"),
         ("lrfu:decay=fast", "must be of type float"),
         ("lrfu:decay=0", "decay must be above 0"),

@@ -11,7 +11,7 @@ from dwellmoe.cache.replay.stall import stall, stall_lines
 from dwellmoe.cache.replay.transfer_channel import Link
 from dwellmoe.cache.tiers.tier_policy import Room, make_manager, room_on, settings_of
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, RAM, Tier
-from dwellmoe.cache.tiers.watermark.watermark_cache import PlacedTiers
+from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
@@ -59,7 +59,7 @@ def test_limits_hold_after_every_step(ram_bytes, rooms):
     """RAM may be smaller than the device, or nothing."""
     trace = traced(3, steps=80)
     tiers = Tier(11_000, COPY), Tier(ram_bytes, READ)
-    keeper = PlacedTiers(trace.expert_bytes, 12, tiers, PlacementConstants())
+    keeper = WatermarkCache(trace.expert_bytes, 12, tiers, PlacementConstants())
     for row in trace.experts:
         for layer, asked in enumerate(row):
             before, numbers = keeper.placement.tier, asked.astype(int) + layer * 12

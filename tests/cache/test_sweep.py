@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dwellmoe.cache import trace as trace_module
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused(options, said):
 
 def test_a_phase_that_is_not_there():
     with pytest.raises(UserError, match="no prefill steps"):
-        Convention(phase="prefill").passes(random_trace(0, prefill=0))
+        CacheSetup(phase="prefill").passes(random_trace(0, prefill=0))
 
 
 SCRIPT = """

@@ -68,11 +68,11 @@ def test_replay_split(trace_path, capsys):
         "lru",
         "--capacity",
         6,
-        "--hand_over",
+        "--prefill_handoff",
         "recent:tokens=4",
     )
     (row,) = result(capsys, *words)["cache"]
-    assert set(row) >= ROW | {"hand_over", "prefill_loads"}
+    assert set(row) >= ROW | {"prefill_handoff", "prefill_loads"}
 
 
 def test_curve_writes_file_and_figure(trace_path, tmp_path):
@@ -87,7 +87,7 @@ def test_describe(trace_path, tmp_path, capsys):
     figure = tmp_path / "out.png"
     found = result(capsys, "describe", "--trace", trace_path, "--segment_tokens", 5, "--plot", figure)
     assert 0 <= found["locality"][0]["ecr"] <= 1 and figure.exists()
-    assert found["reuse"]["lever"] in ("recency", "frequency")
+    assert found["reuse"]["method"] in ("recency", "frequency")
     covered = [entry["value"] for entry in found["sch"]]
     assert covered == sorted(covered) and covered[0] == found["srp"]["value"] and covered[-1] <= 1
     decode = found["trace"]["decode_tokens"]
@@ -150,18 +150,24 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': choose from"),
+        (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': did you mean 'lru'. choose from"),
         ([*LRU, "2"], "below the 3 experts that one step asks for"),
         ([*LRU, "6", "--phase", "x"], "unknown phase 'x'"),
         ([*LRU, "6", "--prefill_buffer", "1"], "no effect without"),
         (
-            [*LRU, "6", "--hand_over", "none", "--scope", "global"],
+            [*LRU, "6", "--prefill_handoff", "none", "--scope", "global"],
             "no effect with",
         ),
-        (["replay", "--policy", "opt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
-        (["replay", "--policy", "lopt", "--capacity", "6", "--hand_over", "none"], "looks ahead: hand-over"),
         (
-            [*LRU, "6", "--hand_over", "none", "--prefill_buffer", "-1"],
+            ["replay", "--policy", "opt", "--capacity", "6", "--prefill_handoff", "none"],
+            "looks ahead: hand-over",
+        ),
+        (
+            ["replay", "--policy", "lopt", "--capacity", "6", "--prefill_handoff", "none"],
+            "looks ahead: hand-over",
+        ),
+        (
+            [*LRU, "6", "--prefill_handoff", "none", "--prefill_buffer", "-1"],
             "at least 0",
         ),
         ([*LRU, "0%"], "must be 1 to 12"),

@@ -9,7 +9,7 @@ from tests.data.stand_ins import word_tokenizer, words, write_task
 def own_cache(tmp_path, monkeypatch):
     """No test writes into, or profits from, the user's cache unless it says so."""
     monkeypatch.setenv("DWELLMOE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dwellmoe.log._said", set())
+    monkeypatch.setattr("dwellmoe.log._warned", set())
 
 
 @pytest.fixture

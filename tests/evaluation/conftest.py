@@ -23,21 +23,21 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def subject(workspace, one_thread):
+def evaluated(workspace, one_thread):
     from inference import parse
-    from model_loader import load_subject
+    from model_loader import load_evaluated_model
 
-    return load_subject(parse(options(workspace)))
+    return load_evaluated_model(parse(options(workspace)))
 
 
 @pytest.fixture(scope="session")
-def requests(workspace, subject):
+def requests(workspace, evaluated):
     from dwellmoe.data.task import load_task
     from dwellmoe.evaluation.requests import load_requests
-    from dwellmoe.evaluation.sample_spec import Extent
+    from dwellmoe.evaluation.sample_spec import SampleSpec
 
     task = load_task(str(workspace / "task" / "task.toml"))
-    return load_requests(task, "test", subject.tokenizer, Extent(0, 3, 6, 64), 42)
+    return load_requests(task, "test", evaluated.tokenizer, SampleSpec(0, 3, 6, 64), 42)
 
 
 @pytest.fixture(scope="session")

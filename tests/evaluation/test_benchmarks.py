@@ -17,7 +17,7 @@ from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.requests import load_requests
-from dwellmoe.evaluation.sample_spec import EVERY, Extent, extent_of
+from dwellmoe.evaluation.sample_spec import EVERY, SampleSpec, sample_spec_of
 from dwellmoe.evaluation.settings import EvaluationSettings
 from dwellmoe.evaluation.stopping import StopWords, before_stop
 from dwellmoe.evaluation.timing import Timing, speed_row
@@ -122,23 +122,23 @@ def test_what_is_measured():
     settings = EvaluationSettings()
     plain = Task("t", None, ())  # type: ignore[arg-type]
     benchmark = dataclasses.replace(plain, benchmark=True, answer_tokens=99)
-    assert extent_of(settings, plain, 64) == Extent(256, 24, 48, 64)
-    assert extent_of(settings, benchmark, 64) == Extent(0, EVERY, 99, 64, 0)
+    assert sample_spec_of(settings, plain, 64) == SampleSpec(256, 24, 48, 64)
+    assert sample_spec_of(settings, benchmark, 64) == SampleSpec(0, EVERY, 99, 64, 0)
     some = EvaluationSettings(limit=2, limit_start=3, max_new_tokens=7)
-    assert extent_of(some, plain, 64) == Extent(2, EVERY, 7, 64, 3)
-    assert extent_of(some, plain, 64).of(range(10), 0) == [3, 4]
-    assert extent_of(EvaluationSettings(limit_start=8), benchmark, 64).of(range(10), 0) == [8, 9]
-    assert len(extent_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).of(range(10), 0)) == 4
+    assert sample_spec_of(some, plain, 64) == SampleSpec(2, EVERY, 7, 64, 3)
+    assert sample_spec_of(some, plain, 64).of(range(10), 0) == [3, 4]
+    assert sample_spec_of(EvaluationSettings(limit_start=8), benchmark, 64).of(range(10), 0) == [8, 9]
+    assert len(sample_spec_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).of(range(10), 0)) == 4
     with pytest.raises(UserError, match="give one"):
-        extent_of(EvaluationSettings(limit=2, limit_evaluation=3), plain, 64)
+        sample_spec_of(EvaluationSettings(limit=2, limit_evaluation=3), plain, 64)
 
 
-def test_an_answer_ends_before_its_stop_word(subject, requests):
+def test_an_answer_ends_before_its_stop_word(evaluated, requests):
     prompts = [request.prompt_ids for request in requests[:3]]
-    free, _ = generate(subject, [0, 1, 2], prompts, 8)
-    word = subject.tokenizer.decode(free[1].token_ids[2])
+    free, _ = generate(evaluated, [0, 1, 2], prompts, 8)
+    word = evaluated.tokenizer.decode(free[1].token_ids[2])
     timings: list[Timing] = []
-    stopped, recording = generate(subject, [0, 1, 2], prompts, 8, [word], timings)
+    stopped, recording = generate(evaluated, [0, 1, 2], prompts, 8, [word], timings)
     assert stopped[1].text == before_stop(free[1].text, [word]) and len(stopped[1].token_ids) <= 3
     for number, answer in enumerate(stopped):
         assert answer.token_ids == free[number].token_ids[: len(answer.token_ids)] and word not in answer.text
@@ -199,14 +199,14 @@ def test_the_chat_template_is_asked_for_by_task_or_user():
 def test_a_chat_is_scored_and_continued_in_its_own_words(place):
     task = chat_task(load_task(str(place / "code" / "task.toml")))
     tokenizer = word_tokenizer_with("{% for m in messages %}w90 {{ m['content'] }} w91{% endfor %}")
-    asked = load_requests(task, "test", tokenizer, Extent(1, 1, 5, 64, 2), 0, in_chat=True)[0]
+    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, in_chat=True)[0]
     assert tokenizer.decode(asked.prompt_ids) == "w90 w1 w32 w91"
     assert tokenizer.decode(asked.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
 
 
 def test_a_long_reference_does_not_shorten_the_question(place):
     task, tokenizer = load_task(str(place / "code" / "task.toml")), word_tokenizer()
-    asked = load_requests(task, "test", tokenizer, Extent(1, 1, 5, 3, 0), 0)[0]
+    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 3, 0), 0)[0]
     assert asked.row["prompt_tokens"] == 0 and tokenizer.decode(asked.prompt_ids) == "w1 w30"
 
 

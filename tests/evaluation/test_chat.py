@@ -5,21 +5,21 @@ import io
 from dwellmoe.evaluation.chat import chat
 
 
-def talk(subject, lines):
+def talk(evaluated, lines):
     out = io.StringIO()
-    chat(subject, 6, lines, out)
+    chat(evaluated, 6, lines, out)
     return out.getvalue()
 
 
-def test_each_reply_shows_what_it_cost(subject):
-    said = talk(subject, ["w1 w2 w3\n", "\n", "w4 w5\n"])
+def test_each_reply_shows_what_it_cost(evaluated):
+    said = talk(evaluated, ["w1 w2 w3\n", "\n", "w4 w5\n"])
     assert said.count("ECR 0.") == 2 and said.count("LRU hit rate 0.") == 2
     assert "chance 0.250" in said and "2 of 8 experts a layer, cold" in said
 
 
-def test_ctrl_c_ends_it(subject):
+def test_ctrl_c_ends_it(evaluated):
     def lines():
         yield "w1\n"
         raise KeyboardInterrupt
 
-    assert talk(subject, lines()).endswith("chat ended\n")
+    assert talk(evaluated, lines()).endswith("chat ended\n")

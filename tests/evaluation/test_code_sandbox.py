@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dwellmoe.evaluation.sandbox.confine import WAYS
+from dwellmoe.evaluation.sandbox.confine import BACKENDS
 from dwellmoe.evaluation.sandbox.run import Limits, SandboxUnavailable, Verdict, check_sandbox, run_program
 from dwellmoe.evaluation.sandbox.system_calls import ARCHITECTURES, filter_for
 
@@ -28,7 +28,7 @@ def _holds(way: str) -> bool:
         return False
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=BACKENDS)
 def way(request):
     if not _holds(request.param):
         pytest.skip(f"this machine has no {request.param}")
@@ -37,7 +37,7 @@ def way(request):
 
 def test_this_machine_has_some_way():
     """Where it has none, every other test here would be skipped in silence."""
-    assert check_sandbox() in WAYS
+    assert check_sandbox() in BACKENDS
 
 
 HARMLESS = """
@@ -268,7 +268,7 @@ def test_a_killed_parent_takes_its_program_along(tmp_path):
         [sys.executable, "-c", script], cwd=ROOT, timeout=30, env=os.environ | {"TMPDIR": str(tmp_path)}
     )
     assert done.returncode == 3
-    test_nothing_runs_on(WAYS[:1])
+    test_nothing_runs_on(BACKENDS[:1])
 
 
 def test_nothing_is_run_unfenced_unless_asked_for(tmp_path):

@@ -82,5 +82,5 @@ def test_live_rerouting_needs_a_strategy_and_one_answer(workspace, changes, mess
         parse(options(workspace, **changes))
 
 
-def test_a_model_in_memory_has_no_engine(subject):
-    assert engine_of(subject.model) is None
+def test_a_model_in_memory_has_no_engine(evaluated):
+    assert engine_of(evaluated.model) is None

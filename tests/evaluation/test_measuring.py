@@ -1,4 +1,4 @@
-"""Scoring, recording and generation against slow, obvious ways of doing the same."""
+"""Scoring, recording and generation against slow, obvious backends of doing the same."""
 
 import numpy as np
 import pytest
@@ -15,49 +15,49 @@ from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder
 
 
-def alone(subject, ids):
+def alone(evaluated, ids):
     """Loss of each next token of one row, and the chosen sets [L, T], without padding."""
-    recorder = TraceRecorder(subject.moe_layers)
-    with torch.no_grad(), RouterTap(subject.model, subject.moe_layers, [recorder]):
-        logits = subject.model(torch.tensor([ids])).logits[0]
+    recorder = TraceRecorder(evaluated.moe_layers)
+    with torch.no_grad(), RouterTap(evaluated.model, evaluated.moe_layers, [recorder]):
+        logits = evaluated.model(torch.tensor([ids])).logits[0]
     recorder.add([0], np.ones((1, len(ids))), np.ones((1, len(ids))))
     losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
     return losses, recorder.trace().experts
 
 
 @pytest.mark.parametrize("variant", ["base", "control", "tuned"])
-def test_a_padded_batch_scores_and_routes_like_single_rows(subject, requests, variant):
-    with active_variant(subject.model, variant):
-        scores, recording = score_and_record(subject, requests[:3])
+def test_a_padded_batch_scores_and_routes_like_single_rows(evaluated, requests, variant):
+    with active_variant(evaluated.model, variant):
+        scores, recording = score_and_record(evaluated, requests[:3])
         for request, score in zip(requests[:3], scores, strict=True):
-            losses, experts = alone(subject, request.row["input_ids"])
+            losses, experts = alone(evaluated, request.row["input_ids"])
             answer = losses[request.row["prompt_tokens"] - 1 :]
             assert score.tokens == len(answer)
             assert score.nll == pytest.approx(float(answer.sum()), rel=1e-4)
             assert (recording.trace.experts[recording.trace.request == request.number] == experts).all()
 
 
-def test_prompt_is_prefill_and_answer_is_decode(subject, requests):
-    trace = score_and_record(subject, requests[:2])[1].trace
+def test_prompt_is_prefill_and_answer_is_decode(evaluated, requests):
+    trace = score_and_record(evaluated, requests[:2])[1].trace
     for request in requests[:2]:
         phase = trace.phase[trace.request == request.number]
         prompt = request.row["prompt_tokens"]
         assert phase.tolist() == [0] * prompt + [1] * (len(request.row["input_ids"]) - prompt)
 
 
-def test_joined_batches_are_in_request_order_with_the_gds_of_all(subject, requests):
-    parts = [score_and_record(subject, requests[2:5])[1], score_and_record(subject, requests[:2])[1]]
+def test_joined_batches_are_in_request_order_with_the_gds_of_all(evaluated, requests):
+    parts = [score_and_record(evaluated, requests[2:5])[1], score_and_record(evaluated, requests[:2])[1]]
     joined = join(parts)
     assert (np.diff(joined.trace.request) >= 0).all()
     assert joined.gates["decode"].pairs.sum() == metrics.ecr(joined.trace, "decode").pairs
     assert (joined.gates["decode"].sums <= joined.gates["decode"].pairs[:, None] + 1e-6).all()
 
 
-def test_a_batch_generates_what_each_prompt_generates_alone(subject, requests):
+def test_a_batch_generates_what_each_prompt_generates_alone(evaluated, requests):
     prompts = [request.prompt_ids for request in requests[:3]]
-    together, recording = generate(subject, [0, 1, 2], prompts, 5)
+    together, recording = generate(evaluated, [0, 1, 2], prompts, 5)
     for number, prompt in enumerate(prompts):
-        answer, single = generate(subject, [number], [prompt], 5)
+        answer, single = generate(evaluated, [number], [prompt], 5)
         assert answer[0].token_ids == together[number].token_ids
         assert (single.trace.experts == recording.trace.experts[recording.trace.request == number]).all()
 
@@ -74,14 +74,14 @@ def test_batches_hold_everything_once_and_like_lengths_together():
     assert batches == [[1, 3], [0, 4], [2]]
 
 
-def test_every_other_choice_is_ranked(workspace, subject, requests):
+def test_every_other_choice_is_ranked(workspace, evaluated, requests):
     from dwellmoe.data.task import load_task
 
     task = load_task(str(workspace / "task" / "task.toml"))
-    rows = choice_rows(task, requests, subject.tokenizer, 64, 2)
+    rows = choice_rows(task, requests, evaluated.tokenizer, 64, 2)
     assert [number for number, _ in rows] == [0, 0, 1, 1]
     assert len(other_answers(task, requests[0].example)) == 2
-    assert len(score_rows(subject, [row for _, row in rows])) == 4
+    assert len(score_rows(evaluated, [row for _, row in rows])) == 4
 
 
 def test_the_reference_must_beat_every_other_answer_a_token():
@@ -90,6 +90,6 @@ def test_the_reference_must_beat_every_other_answer_a_token():
     assert chosen_rightly(reference, others) == {0: 1.0, 1: 0.0}
 
 
-def test_a_single_token_has_no_pair(subject, requests):
-    _, recording = generate(subject, [0], [requests[0].prompt_ids], 2)
+def test_a_single_token_has_no_pair(evaluated, requests):
+    _, recording = generate(evaluated, [0], [requests[0].prompt_ids], 2)
     assert not has_pairs(recording.trace, "decode")

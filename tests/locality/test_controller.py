@@ -6,7 +6,7 @@ from math import cos, log, pi
 
 import pytest
 
-from dwellmoe.locality.controller import Dial
+from dwellmoe.locality.controller import LocalityController
 
 
 class StandIn:
@@ -39,23 +39,23 @@ def train(dial, plant, begin=1):
 @pytest.mark.parametrize("target", [0.4, 0.6])
 def test_lands_within_three_percent_whatever_the_scale_of_the_objective(steps, half_way_weight, target):
     plant = StandIn(steps, half_way_weight)
-    assert train(Dial(target, 1.0), plant) == pytest.approx(target, rel=0.03)
+    assert train(LocalityController(target, 1.0), plant) == pytest.approx(target, rel=0.03)
 
 
 def test_a_target_out_of_reach_ends_far_up_and_is_not_met():
-    dial, plant = Dial(0.8, 1.0), StandIn(400, 1.0, top=0.5)
+    dial, plant = LocalityController(0.8, 1.0), StandIn(400, 1.0, top=0.5)
     assert train(dial, plant) < 0.55
     assert dial.weight > 1e3
 
 
 def test_a_target_below_the_start_needs_no_weight():
-    dial = Dial(0.2, 1.0)
+    dial = LocalityController(0.2, 1.0)
     assert train(dial, StandIn(400, 1.0)) < 0.3
     assert dial.weight < 0.2
 
 
 def test_each_change_stays_in_the_trust_region():
-    dial = Dial(0.9, 1.0)
+    dial = LocalityController(0.9, 1.0)
     for at in range(1, 101):
         before = dial.log_weight
         dial.after_step(at, 100, 0.1 if at % 2 else 0.8)
@@ -63,14 +63,14 @@ def test_each_change_stays_in_the_trust_region():
 
 
 def test_a_restored_dial_goes_on_exactly():
-    whole, plant = Dial(0.5, 2.0), StandIn(200, 1.0)
+    whole, plant = LocalityController(0.5, 2.0), StandIn(200, 1.0)
     train(whole, plant)
-    first, again = Dial(0.5, 2.0), StandIn(200, 1.0)
+    first, again = LocalityController(0.5, 2.0), StandIn(200, 1.0)
     for at in range(1, 91):
         first.after_step(at, 200, again.step(at, first.weight))
         if at % 50 == 0:
             first.after_validation(at, again.held_out())
-    second = Dial(0.5, 2.0)
+    second = LocalityController(0.5, 2.0)
     second.restore(json.loads(json.dumps(first.state())))
     train(second, again, begin=91)
     assert second.state() == whole.state()
@@ -78,7 +78,7 @@ def test_a_restored_dial_goes_on_exactly():
 
 def test_a_budget_of_loss_is_used_and_kept():
     """The loss rises with the logarithm of the weight; 0.01 is reached at weight 10."""
-    dial = Dial(0.01, 0.1)
+    dial = LocalityController(0.01, 0.1)
     for at in range(1, 21):
         dial.after_budget_validation(at, 20, max(0.0, 0.005 + 0.005 * log(dial.weight) / log(10)))
     assert 0.007 < dial.validated["20"] <= 0.0105

@@ -1,11 +1,11 @@
-"""The untouched model inside the trained one, and what a distance from it costs."""
+"""The reference model inside the trained one, and what a distance from it costs."""
 
 import pytest
 import torch
 
 from dwellmoe.families import find_moe_layers
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
-from dwellmoe.locality.reference_model import distillation_loss, gate_trust_loss, untouched
+from dwellmoe.locality.reference_model import as_reference, distillation_loss, gate_kl_loss
 from tests.tiny_models import tiny_model
 
 IDS = torch.arange(3, 13)[None]
@@ -26,7 +26,7 @@ def trained_model():
 def test_untouched_is_the_model_before_training_and_leaves_no_trace():
     model, expected = trained_model()
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    with untouched(model):
+    with as_reference(model):
         found = model(IDS).logits
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
@@ -53,5 +53,5 @@ def test_trust_is_the_mean_over_layers_and_valid_tokens():
     valid = torch.tensor([[True, True, False, False], [True, False, False, False]])
     places = [(layer, *at) for layer in range(3) for at in ((0, 0), (0, 1), (1, 0))]
     terms = [kl(theirs[place].softmax(-1), ours[place].softmax(-1)) for place in places]
-    assert gate_trust_loss(ours, theirs, valid).item() == pytest.approx(sum(terms) / 9, rel=1e-4)
-    assert gate_trust_loss(ours, ours, valid).item() == pytest.approx(0, abs=1e-6)
+    assert gate_kl_loss(ours, theirs, valid).item() == pytest.approx(sum(terms) / 9, rel=1e-4)
+    assert gate_kl_loss(ours, ours, valid).item() == pytest.approx(0, abs=1e-6)

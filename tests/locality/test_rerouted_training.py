@@ -11,7 +11,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
 from dwellmoe.locality.rerouted_training import TrainingCache, check_rerouting
 from dwellmoe.locality.settings import LocalitySettings
-from dwellmoe.routing import RouterTap, VirtualCache
+from dwellmoe.routing import RouterTap, SimulatedCache
 from tests.test_trainer import gate_gradient, rows, trainer_of
 from tests.tiny_models import tiny_model
 
@@ -34,7 +34,7 @@ def test_packed_requests_choose_as_they_do_one_to_a_row():
     trained = TrainingCache(model, layers, STRATEGY, CACHE)
     for _ in range(2):  # the cache begins cold with each batch
         found = chosen_in(model, trained.of_batch(packed["segment_ids"], packed["labels"]), packed)
-    deployed = VirtualCache(model, layers, STRATEGY, policy="lru", capacity=4)
+    deployed = SimulatedCache(model, layers, STRATEGY, policy="lru", capacity=4)
     valid = padded["attention_mask"].numpy().astype(bool)
     deployed.describe(range(len(examples)), valid, (padded["labels"] != -100).numpy())
     expected = chosen_in(model, deployed, padded)

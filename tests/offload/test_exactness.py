@@ -35,13 +35,17 @@ VARIANTS = {
     "buffer of one slot": {"prefill_buffer": 1},
     "buffer that remembers": {"prefill_buffer": 10, "prefill_policy": "lru"},
     "buffer that remembers, small": {"prefill_buffer": 3, "prefill_policy": "fifo"},
-    "prompts through the decode cache": {"hand_over": "shared"},
-    "no hand-over": {"hand_over": "none"},
-    "fading hand-over": {"hand_over": "lrfu:decay=0.9"},
+    "prompts through the decode cache": {"prefill_handoff": "shared"},
+    "no hand-over": {"prefill_handoff": "none"},
+    "fading hand-over": {"prefill_handoff": "lrfu:decay=0.9"},
     "gate-ahead": {"prefetch_budget": 3},
-    "gate-ahead, everything at home": {"prefetch_budget": 3, "expert_budget": "100%", "hand_over": "none"},
+    "gate-ahead, everything at home": {
+        "prefetch_budget": 3,
+        "expert_budget": "100%",
+        "prefill_handoff": "none",
+    },
     "RAM tier": {"ram_budget": "10"},
-    "RAM tier, prompts shared": {"ram_budget": "5", "hand_over": "shared", "expert_budget": "3"},
+    "RAM tier, prompts shared": {"ram_budget": "5", "prefill_handoff": "shared", "expert_budget": "3"},
     "RAM tier, remembering buffer, gate-ahead": {
         "ram_budget": "7",
         "prefill_policy": "lru",
@@ -103,7 +107,7 @@ def test_sampling_is_the_same_with_the_same_seed():
 
 
 def test_each_expert_of_a_chunk_is_read_once():
-    model, engine = engine_of("olmoe", hand_over="none")
+    model, engine = engine_of("olmoe", prefill_handoff="none")
     with engine, torch.no_grad():
         engine.record()
         model(prompt(40))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dwellmoe.cache.tiers.live import LiveCache
-from dwellmoe.cache.tiers.watermark.live import PlacedDevice
+from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.cache.trace import DECODE
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings
@@ -22,8 +22,8 @@ def in_ram(engine):
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 @pytest.mark.parametrize("settings", [
     {"ram_budget": "6"},
-    {"ram_budget": "3", "hand_over": "none", "expert_budget": "3"},
-    {"prefetch_budget": 2, "hand_over": "lrfu:decay=0.9"},
+    {"ram_budget": "3", "prefill_handoff": "none", "expert_budget": "3"},
+    {"prefetch_budget": 2, "prefill_handoff": "lrfu:decay=0.9"},
     {"expert_budget": "100%"},
 ])  # fmt: skip
 @pytest.mark.parametrize("rows", [1, 2])
@@ -52,13 +52,13 @@ def test_the_simulator_makes_the_same_moves(monkeypatch):
         return orders
 
     monkeypatch.setattr(LiveCache, "decode", spy)
-    model, engine = engine_of("olmoe", decode_policy="placement", hand_over="none", ram_budget="6")
+    model, engine = engine_of("olmoe", decode_policy="placement", prefill_handoff="none", ram_budget="6")
     with engine:
         engine.record()
         for seed in range(3):
             model.generate(prompt(9, 1, seed), max_new_tokens=10, do_sample=False, eos_token_id=None)
         trace, counts = engine.trace(), engine.fields()["decode_cache"]
-    replayed, moves = PlacedDevice(trace.layers, trace.num_experts, 2, 6), []
+    replayed, moves = WatermarkDevice(trace.layers, trace.num_experts, 2, 6), []
     for row in np.flatnonzero(trace.phase == DECODE):
         for layer in range(trace.layers):
             before = replayed.tier.copy()
@@ -71,13 +71,13 @@ def test_the_simulator_makes_the_same_moves(monkeypatch):
 
 
 def test_an_expert_can_be_taken_off_the_books():
-    device = PlacedDevice(2, 4, 2, ram_slots=2)
+    device = WatermarkDevice(2, 4, 2, ram_slots=2)
     device.step(0, [0, 1, 2])
     assert device.take_away(0, 1) and not device.take_away(0, 1)
     assert device.resident(0).tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize("other", [{"prefill_policy": "lru"}, {"hand_over": "shared"}])
+@pytest.mark.parametrize("other", [{"prefill_policy": "lru"}, {"prefill_handoff": "shared"}])
 def test_what_placement_does_not_go_with_is_told(other):
     with pytest.raises(UserError, match="--decode_policy placement: leave out"):
         check_settings(EngineSettings(decode_policy="placement", **other))

@@ -16,7 +16,7 @@ NUMBER = EXPERTS + FORESEEN  # of layer 1
 
 
 class LoadedAtOnce:
-    """Residents none of whom is near; every read that is begun is done."""
+    """SlotTable none of whom is near; every read that is begun is done."""
 
     experts = EXPERTS
 

@@ -13,13 +13,13 @@ import torch
 from dwellmoe.cache.prediction import used_of
 from dwellmoe.cache.predictors import make_predictor
 from dwellmoe.cache.recorded_predictions import RecordedPredictions, digest_of
-from dwellmoe.cache.tiers.watermark.live import PlacedDevice
+from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
 from dwellmoe.offload import EngineSettings
 from dwellmoe.offload.attach import check_settings
-from dwellmoe.offload.prefetch_predictors import NAMES, ByPhase, likeliest
+from dwellmoe.offload.prefetch_predictors import NAMES, PerPhase, likeliest
 from dwellmoe.routing.gate_ahead import margins_ahead
 from dwellmoe.routing.scoutgate import (
     PADDING,
@@ -50,7 +50,7 @@ def spec_of(name: str, scout_file: tuple) -> str:
 
 
 class Spy:
-    """Notes what a foresight was asked and said."""
+    """Notes what a prefetch_predictor was asked and said."""
 
     def __init__(self, inside: Any) -> None:
         self.inside, self.said = inside, []
@@ -62,10 +62,10 @@ class Spy:
 
 
 def spied(engine: Any) -> Spy:
-    foresight = engine.cached_experts.prefetch.foresight
-    assert isinstance(foresight, ByPhase)
-    foresight.decode = Spy(foresight.decode)
-    return foresight.decode
+    prefetch_predictor = engine.cached_experts.prefetch.prefetch_predictor
+    assert isinstance(prefetch_predictor, PerPhase)
+    prefetch_predictor.decode = Spy(prefetch_predictor.decode)
+    return prefetch_predictor.decode
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +151,9 @@ def test_gate_ahead_counts_what_its_places_were_worth_and_is_fused_with_scoutgat
 def test_placement_heeds_the_gate_ahead(name, scout_file):
     seen = []
     for ahead in ("", spec_of(name, scout_file)):
-        model, engine = engine_of("olmoe", placement_ahead=ahead, decode_policy="placement", ram_budget="6")
+        model, engine = engine_of(
+            "olmoe", placement_predictor=ahead, decode_policy="placement", ram_budget="6"
+        )
         placed: Any = engine.live.split.cache
         ids, tiers = prompt(9), []
         with engine:
@@ -165,7 +167,7 @@ def test_placement_heeds_the_gate_ahead(name, scout_file):
 
 def test_hooks_on_routers_go_with_the_engine():
     model, engine = engine_of(
-        "olmoe", prefetch_budget=2, decode_policy="placement", placement_ahead="gate_ahead"
+        "olmoe", prefetch_budget=2, decode_policy="placement", placement_predictor="gate_ahead"
     )
     routers = [model.get_submodule(layer.router) for layer in find_moe_layers(model)]
     assert sum(len(router._forward_pre_hooks) for router in routers) == len(routers) - 1
@@ -175,8 +177,8 @@ def test_hooks_on_routers_go_with_the_engine():
 
 def test_placement_moves_live_as_it_does_with_predictions_beside_a_trace(scout_file, tmp_path):
     path, gate = scout_file
-    settings: dict[str, Any] = {"decode_policy": "placement", "hand_over": "none", "ram_budget": "6"}
-    model, engine = engine_of("olmoe", placement_ahead=f"scoutgate:weights={path}", **settings)
+    settings: dict[str, Any] = {"decode_policy": "placement", "prefill_handoff": "none", "ram_budget": "6"}
+    model, engine = engine_of("olmoe", placement_predictor=f"scoutgate:weights={path}", **settings)
     placed: Any = engine.live.split.cache
     ids, seen = [], []
     with engine:
@@ -192,7 +194,7 @@ def test_placement_moves_live_as_it_does_with_predictions_beside_a_trace(scout_f
     layers, experts = engine.live.layers, engine.live.experts
     recorded = make_predictor(f"recorded:file={file}", layers, experts)
     recorded.follow(trace)
-    told, untold = (PlacedDevice(layers, experts, 2, 6, ahead) for ahead in (recorded, None))
+    told, untold = (WatermarkDevice(layers, experts, 2, 6, ahead) for ahead in (recorded, None))
     replays: dict[str, list] = {"told": [], "untold": []}
     for row in np.flatnonzero(trace.phase == DECODE):
         for name, device in (("told", told), ("untold", untold)):
@@ -238,9 +240,12 @@ def test_mistakes_are_told_before_a_model_is_loaded(spec, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"placement_ahead": "habits"}, "--placement_ahead has no effect without --decode_policy placement"),
-        ({"placement_ahead": "oracle"}, "unknown placement ahead 'oracle': choose from ewma, gate_ahead"),
-        ({"placement_ahead": "scoutgate"}, "--placement_ahead scoutgate: give its weights"),
+        (
+            {"placement_predictor": "habits"},
+            "--placement_predictor has no effect without --decode_policy placement",
+        ),
+        ({"placement_predictor": "oracle"}, "unknown placement ahead 'oracle': choose from ewma, gate_ahead"),
+        ({"placement_predictor": "scoutgate"}, "--placement_predictor scoutgate: give its weights"),
     ],
 )
 def test_mistakes_about_placement_are_told(settings, said):

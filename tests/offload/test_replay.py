@@ -12,7 +12,7 @@ from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.trace import DECODE
 from tests.offload.workbench import engine_of, prompt
 
-LIVE = [name for name in policy_names() if parse_policy(name)[0].FUTURE == "none"]
+LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "none"]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def _run(engine, model, rows=1, requests=3):
 
 @pytest.mark.parametrize("policy", LIVE)
 def test_loads_and_evictions_in_order(policy, orders_log):
-    model, engine = engine_of("olmoe", expert_budget="3", decode_policy=policy, hand_over="none")
+    model, engine = engine_of("olmoe", expert_budget="3", decode_policy=policy, prefill_handoff="none")
     with engine:
         _run(engine, model)
         trace = engine.trace()
@@ -54,9 +54,9 @@ def test_loads_and_evictions_in_order(policy, orders_log):
 
 
 @pytest.mark.parametrize("settings", [
-    {"hand_over": "recent:tokens=3"},
-    {"hand_over": "lrfu:decay=0.9", "prefetch_budget": 2},
-    {"hand_over": "shared"},
+    {"prefill_handoff": "recent:tokens=3"},
+    {"prefill_handoff": "lrfu:decay=0.9", "prefetch_budget": 2},
+    {"prefill_handoff": "shared"},
     {"prefill_policy": "lru", "prefill_buffer": 7},
     {"expert_budget": "100%"},
 ])  # fmt: skip
@@ -67,13 +67,13 @@ def test_both_phases(settings, rows, orders_log):
         _run(engine, model, rows)
         trace, fields = engine.trace(), engine.fields()
     policy, slots = settings.get("prefill_policy"), settings.get("prefill_buffer", 0)
-    hand_over = settings.get("hand_over", "recent:tokens=8")
+    prefill_handoff = settings.get("prefill_handoff", "recent:tokens=8")
     row = replay_split(
-        trace, "lru", engine.budget.capacity, hand_over, prefill_policy=policy, prefill_slots=slots
+        trace, "lru", engine.budget.capacity, prefill_handoff, prefill_policy=policy, prefill_slots=slots
     )
     for name in ("hits", "misses", "compulsory_misses", "hit_rate"):
         assert fields["decode_cache"][name] == row[name]
-    assert fields["prefill"]["disk_loads"] == row["prefill_loads"] or hand_over == "shared"
+    assert fields["prefill"]["disk_loads"] == row["prefill_loads"] or prefill_handoff == "shared"
     assert fields["decode"]["tokens"] == rows * 9 * 3
 
 

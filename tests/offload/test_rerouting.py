@@ -8,7 +8,7 @@ from dwellmoe.cache.replay.replay_split import replay_split
 from dwellmoe.cache.trace import EMPTY
 from dwellmoe.families import find_moe_layers
 from dwellmoe.offload import LiveRerouting
-from dwellmoe.routing import RouterTap, VirtualCache
+from dwellmoe.routing import RouterTap, SimulatedCache
 from tests.offload.workbench import engine_of, prompt, resident
 
 REQUESTS, TOKENS = 2, 8
@@ -35,13 +35,13 @@ def generated(model, strategy, describe, rows=1):
 @pytest.mark.parametrize("spec", ["cecar", "cecar:fill=drop,tau=1", "mocce", "margin"])
 @pytest.mark.parametrize("policy", ["lru", "lrfu"])
 def test_live_is_virtual_token_for_token(family, spec, policy):
-    cache = {"policy": policy, "capacity": 4, "hand_over": "recent:tokens=3"}
+    cache = {"policy": policy, "capacity": 4, "prefill_handoff": "recent:tokens=3"}
     plain = resident(family)
-    virtual = VirtualCache(plain, find_moe_layers(plain), spec, **cache)
+    virtual = SimulatedCache(plain, find_moe_layers(plain), spec, **cache)
     expected = generated(
         plain, virtual, lambda ids, at: virtual.describe([at], np.ones(ids.shape), np.zeros(ids.shape))
     )
-    settings = {"expert_budget": "4", "decode_policy": policy, "hand_over": cache["hand_over"]}
+    settings = {"expert_budget": "4", "decode_policy": policy, "prefill_handoff": cache["prefill_handoff"]}
     model, engine = engine_of(family, **settings)
     with engine:
         engine.record()
@@ -50,7 +50,7 @@ def test_live_is_virtual_token_for_token(family, spec, policy):
         trace, counts = engine.trace(), engine.fields()["decode_cache"]
     hits, misses = np.sum(list(virtual.tallies.values()), axis=(0, 1))[:2]
     assert (counts["hits"], counts["misses"]) == (hits, misses)
-    row = replay_split(trace, policy, 4, cache["hand_over"])
+    row = replay_split(trace, policy, 4, cache["prefill_handoff"])
     assert (row["hits"], row["misses"]) == (hits, misses)
     assert (trace.experts == EMPTY).any() == ("drop" in spec)
 
@@ -58,15 +58,15 @@ def test_live_is_virtual_token_for_token(family, spec, policy):
 @pytest.mark.parametrize("spec", ["cecar", "margin:loss=1"])
 def test_rows_of_a_batch_agree_as_well(spec):
     plain = resident("olmoe")
-    cache = {"policy": "lru", "capacity": 4, "hand_over": "none"}
-    virtual = VirtualCache(plain, find_moe_layers(plain), spec, **cache)
+    cache = {"policy": "lru", "capacity": 4, "prefill_handoff": "none"}
+    virtual = SimulatedCache(plain, find_moe_layers(plain), spec, **cache)
     expected = generated(
         plain,
         virtual,
         lambda ids, at: virtual.describe([at, at + 1, at + 2], np.ones(ids.shape), np.zeros(ids.shape)),
         rows=3,
     )
-    model, engine = engine_of("olmoe", expert_budget="4", decode_policy="lru", hand_over="none")
+    model, engine = engine_of("olmoe", expert_budget="4", decode_policy="lru", prefill_handoff="none")
     with engine:
         live = LiveRerouting(model, find_moe_layers(model), engine, spec)
         found = generated(model, live, lambda ids, at: None, rows=3)

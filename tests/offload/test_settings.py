@@ -19,7 +19,7 @@ from tests.tiny_models import tiny_model
         ({"decode_policy": "lopt:horizon=2"}, "--decode_policy lopt:horizon=2: .*simulated"),
         ({"decode_policy": "nearest"}, "unknown policy 'nearest': choose from"),
         ({"prefill_policy": "opt"}, "--prefill_policy opt"),
-        ({"hand_over": "often"}, "unknown hand-over rule 'often'"),
+        ({"prefill_handoff": "often"}, "unknown hand-over rule 'often'"),
         ({"expert_budget": "1"}, "--expert_budget 1 leaves 1 slots a layer: a token needs 2 of 8 experts"),
         ({"expert_budget": "10%"}, "--expert_budget 10%"),
         ({"expert_budget": "9"}, "--expert_budget 9: capacity must be 1 to 8"),

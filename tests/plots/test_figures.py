@@ -38,16 +38,16 @@ FIGURES = {
     ),
     "ecr": lambda: ecr_per_layer.draw(localities()),
     "routing": lambda: routing_over_time.draw({"base": np.arange(6).reshape(3, 2)}, 6, 0, 1, "request 0"),
-    "levers": lambda: methods.draw(
+    "methods": lambda: methods.draw(
         [
             {
-                "lever": lever,
-                "name": lever[:4],
+                "method": method,
+                "name": method[:4],
                 "budget_percent": budget,
                 "miss_bytes_per_token": 1e6,
                 "perplexity": 9.0,
             }
-            for lever in methods.LEVERS
+            for method in methods.METHODS
             for budget in (12.5, 25)
         ],
         "a model",

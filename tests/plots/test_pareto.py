@@ -28,9 +28,9 @@ def record(objective, weight, seed, ratio, fetched, compared_with="control", sco
     return key | {"compared_with": compared_with, "comparison": comparison, "variants": variants}
 
 
-def lever(name, ratio, missed, budget=25.0):
+def method(name, ratio, missed, budget=25.0):
     return {
-        "lever": name,
+        "method": name,
         "strategy": "margin:loss=0.2",
         "budget_percent": budget,
         "miss_bytes_per_token": missed,
@@ -66,12 +66,12 @@ def test_seeds_are_joined_and_their_intervals_spanned():
 
 
 def test_re_routing_stands_beside_the_fronts():
-    levers = [
-        lever("re-routing", 1.02, 100.0),
-        lever("re-routing", 1.04, 110.0),
-        lever("training", 1.0, 90.0),
+    methods = [
+        method("re-routing", 1.02, 100.0),
+        method("re-routing", 1.04, 110.0),
+        method("training", 1.0, 90.0),
     ]
-    (found,) = [point for point in fronts(RECORDS, levers) if point.label == "re-routing"]
+    (found,) = [point for point in fronts(RECORDS, methods) if point.label == "re-routing"]
     assert found.seeds == 2 and found.perplexity.value == pytest.approx(1.03)
     assert found.fetched == {25.0: Spread(105.0, near(80.0), near(132.0))}
 
@@ -102,5 +102,5 @@ def test_each_scope_is_judged_against_its_own_control():
 
 
 def test_the_figure_reaches_its_file(tmp_path):
-    save(draw(fronts(RECORDS, [lever("re-routing", 1.02, 100.0)])), tmp_path / "pareto.png")
+    save(draw(fronts(RECORDS, [method("re-routing", 1.02, 100.0)])), tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 10_000

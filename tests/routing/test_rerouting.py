@@ -11,10 +11,10 @@ from dwellmoe.cache.replay.replay_split import replay_split
 from dwellmoe.cache.trace import EMPTY
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
-from dwellmoe.routing import Rerouter, RouterTap, TraceRecorder, VirtualCache
+from dwellmoe.routing import Rerouter, RouterTap, SimulatedCache, TraceRecorder
 from dwellmoe.routing.router_scores import score_rules
 from dwellmoe.routing.strategies.base import NEVER
-from tests.routing.situations import specs
+from tests.routing.contexts import specs
 from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
 TOKENS_BT = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -33,7 +33,7 @@ def model_of(family):
 
 
 def virtual(model, spec, capacity=4, **options):
-    return VirtualCache(model, find_moe_layers(model), spec, policy="lru", capacity=capacity, **options)
+    return SimulatedCache(model, find_moe_layers(model), spec, policy="lru", capacity=capacity, **options)
 
 
 def described(strategy, tokens_BT=TOKENS_BT, prompt=PROMPT):
@@ -107,7 +107,7 @@ def test_with_everything_resident_and_no_bonus_the_model_is_itself(family, tmp_p
     every = specs(tmp_path, 1e30, top_k=2)
     no_bonus = {name: f"{name}:scale=0" for name in ("cecar", "lru", "lfu", "random", "constant")}
     for spec in (every | no_bonus | {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=2"}).values():
-        strategy = virtual(model, spec, capacity=8, reroute_prefill=True, hand_over="shared")
+        strategy = virtual(model, spec, capacity=8, reroute_prefill=True, prefill_handoff="shared")
         for layer in find_moe_layers(model):
             strategy.split.cache.step(layer.index, range(8))
         described(strategy)

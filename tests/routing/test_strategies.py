@@ -8,7 +8,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.routing.strategies import load_strategy, strategy_names
 from dwellmoe.routing.strategies.base import EMPTY, NEVER
 from tests.cache.traces import random_trace
-from tests.routing.situations import EXPERTS, TOP_K, situation, specs, thresholds_file
+from tests.routing.contexts import EXPERTS, TOP_K, context, specs, thresholds_file
 
 NO_BONUS = {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=4"}
 NO_BONUS |= {name: f"{name}:scale=0" for name in ("cecar", "lru", "lfu", "random", "constant")}
@@ -27,7 +27,7 @@ def spec(request, tmp_path):
 @pytest.mark.parametrize("resident", [0, 2, 5, 12])
 def test_a_choice_is_distinct_experts_and_the_same_each_time(spec, resident):
     for seed in range(5):
-        seen = situation(seed, resident=resident)
+        seen = context(seed, resident=resident)
         before = [np.array(part) for part in seen if isinstance(part, np.ndarray)]
         chosen_TK = load_strategy(spec).choose(seen)
         assert chosen_TK.shape == seen.own_TK.shape
@@ -43,7 +43,7 @@ def test_a_choice_is_distinct_experts_and_the_same_each_time(spec, resident):
 def test_all_resident_and_no_bonus_is_the_routers_own_choice(name, tmp_path):
     spec = NO_BONUS.get(name, specs(tmp_path, STEEP)[name])
     for seed in range(5):
-        seen = situation(seed, resident=EXPERTS)
+        seen = context(seed, resident=EXPERTS)
         assert sets(load_strategy(spec).choose(seen)) == sets(seen.own_TK)
 
 
@@ -52,14 +52,14 @@ def test_ties_go_to_the_routers_own_choice(name, tmp_path):
     spec = NO_BONUS.get(name, specs(tmp_path, STEEP)[name])
     own_TK = np.array([[9, 2, 11, 4]])
     flat = np.zeros((1, EXPERTS))
-    seen = situation(rows=1, resident=EXPERTS, rank_TE=flat, score_TE=flat + 1 / EXPERTS, own_TK=own_TK)
+    seen = context(rows=1, resident=EXPERTS, rank_TE=flat, score_TE=flat + 1 / EXPERTS, own_TK=own_TK)
     assert sets(load_strategy(spec).choose(seen)) == sets(own_TK)
 
 
 def test_what_the_router_may_not_choose_is_not_chosen(spec):
     """DeepSeek's groups: a resident outside of them stays out, even where residents run out."""
     for seed in range(5):
-        seen = situation(seed, resident=8)
+        seen = context(seed, resident=8)
         rank_TE = np.where(np.arange(EXPERTS) < 6, seen.rank_TE, -np.inf)
         seen = seen._replace(rank_TE=rank_TE, own_TK=np.argsort(-rank_TE, axis=1)[:, :TOP_K])
         assert max(map(max, sets(load_strategy(spec).choose(seen)))) < 6
@@ -68,7 +68,7 @@ def test_what_the_router_may_not_choose_is_not_chosen(spec):
 def test_rows_choose_as_they_would_alone(spec):
     if spec == "random":
         pytest.skip("draws for each row")
-    seen = situation(3)
+    seen = context(3)
     together = load_strategy(spec).choose(seen)
     for row in range(3):
         alone = {name: getattr(seen, name)[row : row + 1] for name in ("rank_TE", "score_TE", "own_TK")}
@@ -110,24 +110,24 @@ def slow_bonus(name, seen, row, fill, tau, m):
 @pytest.mark.parametrize(("tau", "m", "resident"), [(2, 8, 5), (3, 4, 6), (1, 8, 2)])
 def test_bonuses_are_the_formula(name, fill, tau, m, resident):
     for seed in range(6):
-        seen = situation(seed, resident=resident)
+        seen = context(seed, resident=resident)
         chosen = load_strategy(f"{name}:fill={fill},tau={tau},m={m}").choose(seen)
         assert sets(chosen) == [slow_bonus(name, seen, row, fill, tau, m) for row in range(3)]
 
 
 def test_tau_defaults_to_the_larger_half_and_m_0_is_k():
-    seen = situation(2)
+    seen = context(2)
     same = ("cecar:tau=2,m=4", "cecar:m=0")
     assert sets(load_strategy(same[0]).choose(seen)) == sets(load_strategy(same[1]).choose(seen))
 
 
 def test_drop_keeps_tau_and_no_more_where_nothing_is_resident():
-    chosen = load_strategy("cecar:fill=drop,tau=3").choose(situation(resident=0))
+    chosen = load_strategy("cecar:fill=drop,tau=3").choose(context(resident=0))
     assert [len(kept) for kept in sets(chosen)] == [3, 3, 3]
 
 
 def test_random_draws_anew_each_step_and_alike_for_a_seed():
-    seen = situation(1, resident=9)
+    seen = context(1, resident=9)
     draws = [load_strategy("random:scale=3").choose(seen._replace(step=step)).tolist() for step in range(6)]
     assert len({str(draw) for draw in draws}) > 1
     assert load_strategy("random:scale=3").choose(seen._replace(step=0)).tolist() == draws[0]
@@ -136,7 +136,7 @@ def test_random_draws_anew_each_step_and_alike_for_a_seed():
 @pytest.mark.parametrize(("strength", "always"), [(0.2, 2), (1.0, 0), (0.5, 1)])
 def test_mocce_is_the_formula(strength, always):
     for seed in range(6):
-        seen = situation(seed)
+        seen = context(seed)
         chosen = sets(load_strategy(f"mocce:strength={strength},always={always}").choose(seen))
         for row in range(3):
             z = seen.rank_TE[row]
@@ -150,7 +150,7 @@ def test_mocce_is_the_formula(strength, always):
 @pytest.mark.parametrize(("always", "within"), [(0, 6), (1, 8), (2, 12)])
 def test_max_rank_is_the_rule(always, within):
     for seed in range(6):
-        seen = situation(seed)
+        seen = context(seed)
         chosen = sets(load_strategy(f"max_rank:always={always},within={within}").choose(seen))
         for row in range(3):
             ranked = np.argsort(-seen.rank_TE[row]).tolist()
@@ -163,7 +163,7 @@ def test_max_rank_is_the_rule(always, within):
 @pytest.mark.parametrize("loss", [0.0, 0.1, 0.4])
 def test_margin_swaps_the_lightest_for_the_best_resident(loss):
     for seed in range(6):
-        seen = situation(seed, resident=6)
+        seen = context(seed, resident=6)
         chosen = sets(load_strategy(f"margin:loss={loss}").choose(seen))
         for row in range(3):
             share = seen.score_TE[row] / seen.score_TE[row][seen.own_TK[row]].sum()
@@ -187,14 +187,14 @@ def test_des_keeps_as_many_as_the_rule_of_six():
 
 
 def test_des_keeps_the_largest_weights(tmp_path):
-    seen = situation(0)
+    seen = context(0)
     fewer = sets(load_strategy(specs(tmp_path, FLAT)["des"]).choose(seen))
     assert fewer == [set(row[:3]) for row in seen.own_TK.tolist()]
 
 
 def test_odp_spares_the_most_important_prompt_tokens(tmp_path):
     spec = specs(tmp_path, FLAT)["odp"] + ",protect=0.3"
-    seen = situation(rows=5)
+    seen = context(rows=5)
     plain, spared = (
         [len(kept) for kept in sets(load_strategy(spec).choose(seen._replace(importance_T=known)))]
         for known in (None, np.array([0.1, 3.0, 0.2, 2.0, 0.0]))
@@ -237,13 +237,13 @@ def test_mistakes_are_told(spec, message):
 def test_thresholds_of_another_model_are_refused(tmp_path):
     file = thresholds_file(tmp_path, 1.0, top_k=6)
     with pytest.raises(UserError, match="choose 6: this model's choose 4"):
-        load_strategy(f"des:thresholds={file}").choose(situation())
+        load_strategy(f"des:thresholds={file}").choose(context())
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match="not a file of thresholds"):
         load_strategy(f"des:thresholds={tmp_path / 'bad.json'}")
 
 
 def test_an_expert_never_used_gets_no_lru_bonus():
-    seen = situation(0, resident=6, lag_E=np.where(np.arange(EXPERTS) % 2, NEVER, 3))
+    seen = context(0, resident=6, lag_E=np.where(np.arange(EXPERTS) % 2, NEVER, 3))
     alpha_E = load_strategy("lru").alpha(seen)  # type: ignore[attr-defined]
     assert set(alpha_E[(seen.lag_E == NEVER) | ~seen.resident_E]) == {0.0}

@@ -7,18 +7,18 @@ read(path, **hints)         RoutingTrace; UserError for a broken file
 write(trace, path)          complete or not at all
 """
 
-import importlib
-import pkgutil
 from pathlib import Path
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
+from dwellmoe.registry import Registry
 
 HEAD_BYTES = 64
+FORMATS = Registry("trace format", __name__, None)
 
 
 def format_names() -> list[str]:
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return FORMATS.names()
 
 
 def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
@@ -41,7 +41,7 @@ def write_trace(trace: RoutingTrace, path: str | Path) -> None:
 
 
 def _modules() -> list:
-    return [importlib.import_module(f"{__name__}.{name}") for name in format_names()]
+    return [FORMATS.get(name) for name in format_names()]
 
 
 def _recognised(path: Path):

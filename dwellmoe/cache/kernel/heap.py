@@ -101,7 +101,7 @@ def drop(policy, cache, expert):
 
 @helper
 def put(heap, cache, expert, score, used):
-    """Seats `expert` with a new score where that belongs."""
+    """ResidentOrder `expert` with a new score where that belongs."""
     at = heap.place[cache, expert]
     if at < 0:
         at = heap.size[cache]
@@ -154,13 +154,13 @@ def before(heap, cache, score, used, at):
 
 @helper
 def move(heap, cache, source, target):
-    """Seats whoever sits at `source` at `target`."""
+    """ResidentOrder whoever sits at `source` at `target`."""
     seat(heap, cache, target, heap.slots[cache, source], heap.score[cache, source], heap.when[cache, source])
 
 
 @helper
 def rise(heap, cache, at, expert, score, used):
-    """Seats `expert` at `at` or above; returns where."""
+    """ResidentOrder `expert` at `at` or above; returns where."""
     while at > 0:
         parent = (at - 1) // WAYS
         if not before(heap, cache, score, used, parent):
@@ -173,7 +173,7 @@ def rise(heap, cache, at, expert, score, used):
 
 @helper
 def sink(heap, cache, at, expert, score, used):
-    """Seats `expert` at `at` or below."""
+    """ResidentOrder `expert` at `at` or below."""
     size = heap.size[cache]
     while WAYS * at + 1 < size:
         lowest = WAYS * at + 1

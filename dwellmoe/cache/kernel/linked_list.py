@@ -10,7 +10,7 @@ import numpy as np
 from dwellmoe.cache.kernel.jit import helper, index_type
 
 
-class Links(NamedTuple):
+class LinkedList(NamedTuple):
     """Doubly linked rings over the same experts: an expert is in at most one of them."""
 
     older: np.ndarray  # int [caches, E + rings]
@@ -18,7 +18,7 @@ class Links(NamedTuple):
     rings: int
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, rings: int) -> "Links":
+    def allocate(cls, caches: int, experts: int, rings: int) -> "LinkedList":
         shape = (caches, experts + rings)
         return cls(np.zeros(shape, index_type(shape[1])), np.zeros(shape, index_type(shape[1])), rings)
 

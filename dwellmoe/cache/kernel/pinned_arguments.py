@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from dwellmoe.cache.kernel.jit import compiled_for
 
 
-class Held:
+class PinnedArguments:
     """A tuple of arrays and numbers that compiled code finds at `address` as long as this object lives."""
 
     def __init__(self, value: Any) -> None:
@@ -41,7 +41,7 @@ def label_of(kind) -> str:
 
 
 def reading(kind) -> Callable:
-    """address -> what is held there, of the type `kind` (`Held.kind`); for compiled code."""
+    """address -> what is held there, of the type `kind` (`PinnedArguments.kind`); for compiled code."""
     if kind is None:
         return lambda value: value
 

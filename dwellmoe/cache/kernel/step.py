@@ -13,7 +13,7 @@ import numpy as np
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.kernel.jit import bound, compiled_for, helper
 from dwellmoe.cache.kernel.pinned_arguments import label_of, reading
-from dwellmoe.cache.policies.base import NEVER, Moment, functions_of
+from dwellmoe.cache.policies.base import NEVER, AccessTime, functions_of
 
 HITS, MISSES, COMPULSORY, EVICTIONS = range(4)
 USED, LIMIT, SEQ, STEP = range(4)
@@ -87,7 +87,7 @@ def advance(policy, residency, cache, stream, sequential, log):
         if not can_be(residency, cache, layer, stream.ids, first, last, sequential):
             return request
         counts = residency.counts[layer, stream.group[place]]
-        begun = Moment(residency.book[cache, SEQ] + 1, stream.tick + place, UNPROTECTED, NEVER)
+        begun = AccessTime(residency.book[cache, SEQ] + 1, stream.tick + place, UNPROTECTED, NEVER)
         see(policy, cache, layer, stream.ids, first, last, begun)
         if sequential:
             missed = ask_in_turn(
@@ -139,7 +139,7 @@ def ask_in_turn(policy, residency, cache, stream, first, last, tick, counts, log
     seq = residency.book[cache, SEQ] + 1 - first
     for at in range(first, last):
         expert = stream.ids[np.uintp(at)]  # unsigned: see `index_type`
-        now = Moment(seq + at, tick, UNPROTECTED, next_use_of(stream, at))
+        now = AccessTime(seq + at, tick, UNPROTECTED, next_use_of(stream, at))
         if residency.resident[cache, expert]:
             use(policy, cache, expert, False, now)
         else:
@@ -160,10 +160,10 @@ def ask_together(policy, residency, cache, stream, first, last, tick, counts, lo
             missed += 1
             residency.fresh[cache, expert] = True
             admit(policy, residency, cache, expert, counts, log)
-    make_room(policy, residency, cache, Moment(seq + first, tick, step, NEVER), counts, log)
+    make_room(policy, residency, cache, AccessTime(seq + first, tick, step, NEVER), counts, log)
     for at in range(first, last):
         expert = stream.ids[at]
-        now = Moment(seq + at, tick, step, next_use_of(stream, at))
+        now = AccessTime(seq + at, tick, step, next_use_of(stream, at))
         use(policy, cache, expert, residency.fresh[cache, expert], now)
         residency.fresh[cache, expert] = False
     return missed

@@ -14,7 +14,7 @@ from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned.uses import in_layer
 
 DECAYS = (0.9, 0.998)
-PACES = len(DECAYS)
+DECAY_RATES = len(DECAYS)
 FOLLOWING = ((0, 0), (1, 1), (1, 0))  # (row of `after`, how many steps back the followed experts were)
 NAMES = (*(f"uses fading by {decay}" for decay in DECAYS), "follows", "follows the last", "follows later")
 LAYOUT = "; ".join(NAMES)
@@ -23,9 +23,9 @@ DOUBT = 8.0  # uses after which what was seen weighs as much as what is usual
 USUAL_DOUBT = 4.0  # token steps, likewise
 
 
-class Habits(NamedTuple):
-    faded: np.ndarray  # float64 [caches, PACES, E]: uses, fading
-    steps: np.ndarray  # float64 [caches, PACES]: token steps, fading alike
+class RoutingStatistics(NamedTuple):
+    faded: np.ndarray  # float64 [caches, DECAY_RATES, E]: uses, fading
+    steps: np.ndarray  # float64 [caches, DECAY_RATES]: token steps, fading alike
     count: np.ndarray  # float64 [caches, E]: all uses
     tick: np.ndarray  # int64 [caches]: the latest token step, -1 for none
     first: np.ndarray  # int64 [caches]: the first one since the cache was emptied
@@ -36,14 +36,14 @@ class Habits(NamedTuple):
     rarity: np.ndarray  # float64 [layers, E]: token steps for each use of an expert
     likelier: np.ndarray  # float64 [layers, FOLLOWING, E]: products of how much likelier than usual
     stale: np.ndarray  # bool [layers]: whether the two above are of an earlier step
-    decays: np.ndarray  # float64 [PACES]
+    decays: np.ndarray  # float64 [DECAY_RATES]
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, layers: int) -> "Habits":
+    def allocate(cls, caches: int, experts: int, layers: int) -> "RoutingStatistics":
         each = experts * caches // layers
         return cls(
-            np.zeros((caches, PACES, experts)),
-            np.zeros((caches, PACES)),
+            np.zeros((caches, DECAY_RATES, experts)),
+            np.zeros((caches, DECAY_RATES)),
             np.zeros((caches, experts)),
             np.full(caches, -1, np.int64),
             np.zeros(caches, np.int64),
@@ -75,7 +75,7 @@ def watch(habits, cache, layer, ids, first, last, tick):
     fade(habits, cache, tick)
     for at in range(first, last):
         habits.count[cache, ids[at]] += 1
-        for pace in range(PACES):
+        for pace in range(DECAY_RATES):
             habits.faded[cache, pace, ids[at]] += 1
     push_back(habits.asked[layer], habits.width[layer])
     if last - first <= WIDEST:
@@ -97,7 +97,7 @@ def fade(habits, cache, tick):
     passed = tick - habits.tick[cache]
     if passed > 0:
         habits.tick[cache] = tick
-        for pace in range(PACES):
+        for pace in range(DECAY_RATES):
             kept = habits.decays[pace] if passed == 1 else habits.decays[pace] ** passed
             for expert in range(habits.faded.shape[2]):
                 habits.faded[cache, pace, expert] *= kept
@@ -133,12 +133,12 @@ def describe(habits, cache, expert, x):
     if habits.stale[layer]:
         compare(habits, cache, layer)
     chance = chance_of(habits, layer)
-    for pace in range(PACES):
+    for pace in range(DECAY_RATES):
         seen = habits.faded[cache, pace, expert] + chance
         x[pace] = log(seen / ((habits.steps[cache, pace] + 1) * chance))
     for kind in range(len(FOLLOWING)):
         width = habits.width[layer, FOLLOWING[kind][1]]
-        x[PACES + kind] = log(habits.likelier[layer, kind, own]) / max(1, width)
+        x[DECAY_RATES + kind] = log(habits.likelier[layer, kind, own]) / max(1, width)
 
 
 @helper

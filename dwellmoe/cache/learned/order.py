@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.kernel import linked_list as links
+from dwellmoe.cache.kernel import linked_list
 
 
-class Seats(NamedTuple):
+class ResidentOrder(NamedTuple):
     """Who is resident, in order of last use, and what each was last rated."""
 
-    ring: links.Links
+    ring: linked_list.LinkedList
     worth: np.ndarray  # float64 [caches, E]: lowest leaves first
     seen: np.ndarray  # int64 [caches]: requests seen
     rated: np.ndarray  # int64 [caches]: the request for which `worth` holds
 
     @classmethod
-    def allocate(cls, caches: int, experts: int) -> "Seats":
-        ring = links.Links.allocate(caches, experts, rings=1)
+    def allocate(cls, caches: int, experts: int) -> "ResidentOrder":
+        ring = linked_list.LinkedList.allocate(caches, experts, rings=1)
         worth = np.zeros((caches, experts))
         return cls(ring, worth, np.zeros(caches, np.int64), np.full(caches, -1, np.int64))
 
@@ -40,18 +40,18 @@ def see(policy, cache, layer, ids, first, last, now):
 
 
 def clear(policy, cache):
-    links.clear(policy.seats.ring, cache)
+    linked_list.clear(policy.seats.ring, cache)
     forget(policy, cache)
 
 
 def use(policy, cache, expert, fresh, now):
     if not fresh:
-        links.unlink(policy.seats.ring, cache, expert)
-    links.append(policy.seats.ring, cache, 0, expert)
+        linked_list.unlink(policy.seats.ring, cache, expert)
+    linked_list.append(policy.seats.ring, cache, 0, expert)
 
 
 def drop(policy, cache, expert):
-    links.unlink(policy.seats.ring, cache, expert)
+    linked_list.unlink(policy.seats.ring, cache, expert)
 
 
 def victim(policy, cache, guard, now):
@@ -61,7 +61,7 @@ def victim(policy, cache, guard, now):
         seats.rated[cache] = seats.seen[cache]
         rate_all(policy, cache, guard, now)
     newer, worth = seats.ring.newer[cache], seats.worth[cache]
-    end = links.head(seats.ring, 0)
+    end = linked_list.head(seats.ring, 0)
     lowest, least = end, np.inf
     expert = newer[end]
     while expert != end:
@@ -69,14 +69,14 @@ def victim(policy, cache, guard, now):
         if better and (now.step < 0 or guard[cache, expert] != now.step):
             lowest, least = expert, worth[expert]
         expert = newer[expert]
-    links.unlink(seats.ring, cache, lowest)
+    linked_list.unlink(seats.ring, cache, lowest)
     return lowest
 
 
 def rate_all(policy, cache, guard, now):
     """Rates every resident that may leave."""
     ring = policy.seats.ring
-    end = links.head(ring, 0)
+    end = linked_list.head(ring, 0)
     expert = ring.newer[cache, end]
     while expert != end:
         if now.step < 0 or guard[cache, expert] != now.step:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.kernel import linked_list as links
+from dwellmoe.cache.kernel import linked_list
 
 NOWHERE, ONCE, OFTEN, ONCE_GHOST, OFTEN_GHOST = -1, 0, 1, 2, 3  # T1, T2, B1, B2 of the paper
 
@@ -12,25 +12,25 @@ NOWHERE, ONCE, OFTEN, ONCE_GHOST, OFTEN_GHOST = -1, 0, 1, 2, 3  # T1, T2, B1, B2
 class Arc(NamedTuple):
     """Victim: the least recently used of those seen once, or of those seen more often; the split adapts."""
 
-    queues: links.Links
+    queues: linked_list.LinkedList
     where: np.ndarray  # int8 [caches, E]
     length: np.ndarray  # int64 [caches, 4]
     target: np.ndarray  # float64 [caches]: wanted length of ONCE (p of the paper)
     regretted: np.ndarray  # bool [caches]: an OFTEN_GHOST is about to be loaded
     capacity: np.ndarray  # int64 [caches]
 
-    FUTURE = "none"
+    lookahead = "none"
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        queues = links.Links.allocate(caches, experts, rings=4)
+        queues = linked_list.LinkedList.allocate(caches, experts, rings=4)
         where, length = np.full((caches, experts), NOWHERE, np.int8), np.zeros((caches, 4), np.int64)
         return cls(
             queues, where, length, np.zeros(caches), np.zeros(caches, np.bool_), capacity.astype(np.int64)
         )
 
     def clear(self, cache):
-        links.clear(self.queues, cache)
+        linked_list.clear(self.queues, cache)
         self.where[cache, :] = NOWHERE
         self.length[cache, :] = 0
         self.target[cache] = 0
@@ -46,28 +46,30 @@ class Arc(NamedTuple):
     def use(self, cache, expert, fresh, now):
         self.regretted[cache] = False
         if self.where[cache, expert] != NOWHERE:
-            links.move(self, cache, expert, OFTEN)
+            linked_list.move(self, cache, expert, OFTEN)
             return
         length, capacity = self.length[cache], self.capacity[cache]
         if length[ONCE] + length[ONCE_GHOST] >= capacity and length[ONCE_GHOST] > 0:
-            links.move(self, cache, links.first(self.queues, cache, ONCE_GHOST), NOWHERE)
+            linked_list.move(self, cache, linked_list.first(self.queues, cache, ONCE_GHOST), NOWHERE)
         elif length.sum() >= 2 * capacity and length[OFTEN_GHOST] > 0:
-            links.move(self, cache, links.first(self.queues, cache, OFTEN_GHOST), NOWHERE)
-        links.move(self, cache, expert, ONCE)
+            linked_list.move(self, cache, linked_list.first(self.queues, cache, OFTEN_GHOST), NOWHERE)
+        linked_list.move(self, cache, expert, ONCE)
 
     def victim(self, cache, guard, now):
-        once = links.first_unguarded(self.queues, cache, ONCE, guard, now.step)
-        often = links.first_unguarded(self.queues, cache, OFTEN, guard, now.step)
+        once = linked_list.first_unguarded(self.queues, cache, ONCE, guard, now.step)
+        often = linked_list.first_unguarded(self.queues, cache, OFTEN, guard, now.step)
         excess = self.length[cache, ONCE] - self.target[cache]
         prefer_once = excess > 0 or (self.regretted[cache] and excess == 0)
-        if often == links.head(self.queues, OFTEN) or (prefer_once and once != links.head(self.queues, ONCE)):
-            links.move(self, cache, once, ONCE_GHOST)
+        if often == linked_list.head(self.queues, OFTEN) or (
+            prefer_once and once != linked_list.head(self.queues, ONCE)
+        ):
+            linked_list.move(self, cache, once, ONCE_GHOST)
             return once
-        links.move(self, cache, often, OFTEN_GHOST)
+        linked_list.move(self, cache, often, OFTEN_GHOST)
         return often
 
     def drop(self, cache, expert):
-        links.move(self, cache, expert, NOWHERE)
+        linked_list.move(self, cache, expert, NOWHERE)
 
 
 policy = Arc

@@ -6,7 +6,7 @@ owns only its own state and moves nothing. Its functions are compiled with the c
 
     allocate(caches, experts, capacity, *, options)  class method: the arrays; keyword options with defaults;
                                                      after capacity it may ask for `layers`
-    FUTURE = "none" | "horizon" | "all"              how much of the future it must be told
+    lookahead = "none" | "horizon" | "all"              how much of the future it must be told
 
 Then either an order of its own:
 
@@ -28,17 +28,15 @@ or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves fi
     note(self, cache, expert, fresh, now)            remember this use
     score(self, cache, expert, now) -> float         may rise between two uses, never fall
     clear(self, cache)                               optional: forget all uses
-    RISES = True                                     optional: nor does a use lower it, so a use moves nobody
+    monotone_score = True                                     optional: nor does a use lower it, so a use moves nobody
 
-STACK = True says that the order does not depend on what is resident, so one pass serves all capacities
+is_stack_algorithm = True says that the order does not depend on what is resident, so one pass serves all capacities
 (`expert_cache/stack.py`); without a score, it is the order of last use. FORGETS = True says that who is
 resident depends on the last uses only, so parts of a trace run side by side (`expert_cache/side_by_side.py`).
 """
 
 import functools
-import importlib
 import inspect
-import pkgutil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,35 +45,33 @@ from dwellmoe.cache import policies
 from dwellmoe.cache.kernel import heap
 from dwellmoe.cache.kernel.jit import bound
 from dwellmoe.cache.learned import order
-from dwellmoe.errors import unknown_name
-from dwellmoe.registry import name_of, options_of
+from dwellmoe.registry import Registry
 
 NEVER = 1 << 62  # next use of an expert that is not used again
 TICK_BITS = 20  # a moment is (token step << TICK_BITS) + place within the token step
 
 
-class Moment(NamedTuple):
+class AccessTime(NamedTuple):
     """When something happens, as policies are told."""
 
     seq: int  # number of this access in its cache: recency without ties
     tick: int  # token step
     step: int  # number of this request to the cache; marks the protected experts
-    next_use: int  # moment of this expert's next use, NEVER, or meaningless where FUTURE is "none"
+    next_use: int  # moment of this expert's next use, NEVER, or meaningless where lookahead is "none"
+
+
+POLICIES = Registry("policy", policies.__name__, "policy", skip=("base",))
 
 
 def policy_names() -> list[str]:
-    """Every policy there is: the files of the folder."""
-    return sorted(found.name for found in pkgutil.iter_modules(policies.__path__) if found.name != "base")
+    """Every policy there is."""
+    return POLICIES.names()
 
 
 @functools.cache
 def parse_policy(spec: str) -> tuple[Any, dict]:
     """`name:option=value,...` -> (policy class, options); UserError lists the choices."""
-    name = name_of(spec)
-    if name not in policy_names():
-        raise unknown_name("policy", name, policy_names())
-    policy = importlib.import_module(f"dwellmoe.cache.policies.{name}").policy
-    return policy, options_of("policy", spec, policy.allocate)
+    return POLICIES.parse(spec, lambda policy: policy.allocate)
 
 
 def allocate(policy, options: dict, caches: int, experts: int, capacity: np.ndarray, layers: int):
@@ -92,7 +88,7 @@ def functions_of(policy) -> dict:
     if hasattr(policy, "rate"):
         return said | _rated(policy)
     names = scoring_of(policy)
-    using = "use_rising" if getattr(policy, "RISES", False) else "use"
+    using = "use_rising" if getattr(policy, "monotone_score", False) else "use"
     return said | {
         "clear": bound_heap("clear", forget=names["forget"]),
         "use": bound_heap(using, note=names["note"], score=names["score"]),

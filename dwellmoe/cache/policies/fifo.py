@@ -13,8 +13,8 @@ class Fifo(NamedTuple):
     heap: Heap
     loaded: np.ndarray  # int64 [caches, E]: sequence number of the access that loaded an expert
 
-    FUTURE = "none"
-    RISES = True
+    lookahead = "none"
+    monotone_score = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):

@@ -13,8 +13,8 @@ class Lfu(NamedTuple):
     heap: Heap
     uses: np.ndarray  # int32 [caches, E]
 
-    FUTURE = "none"
-    RISES = True
+    lookahead = "none"
+    monotone_score = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):

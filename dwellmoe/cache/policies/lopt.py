@@ -17,8 +17,8 @@ class Lopt(NamedTuple):
     next_use: np.ndarray  # int64 [caches, E]
     horizon: int  # token steps
 
-    FUTURE = "horizon"
-    STACK = True
+    lookahead = "horizon"
+    is_stack_algorithm = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, horizon: float = 2.0):

@@ -24,9 +24,9 @@ class Lrfu(NamedTuple):
     worth: np.ndarray  # float64 [caches, E]
     fading: float  # -log(decay)
 
-    FUTURE = "none"
-    RISES = True
-    STACK = True
+    lookahead = "none"
+    monotone_score = True
+    is_stack_algorithm = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, decay: float = 0.95):

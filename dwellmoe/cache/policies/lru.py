@@ -4,37 +4,37 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.kernel import linked_list as links
+from dwellmoe.cache.kernel import linked_list
 
 
 class Lru(NamedTuple):
     """Victim: the resident used longest ago."""
 
-    ring: links.Links
+    ring: linked_list.LinkedList
 
-    FUTURE = "none"
-    STACK = True
+    lookahead = "none"
+    is_stack_algorithm = True
     FORGETS = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(links.Links.allocate(caches, experts, rings=1))
+        return cls(linked_list.LinkedList.allocate(caches, experts, rings=1))
 
     def clear(self, cache):
-        links.clear(self.ring, cache)
+        linked_list.clear(self.ring, cache)
 
     def use(self, cache, expert, fresh, now):
         if not fresh:
-            links.unlink(self.ring, cache, expert)
-        links.append(self.ring, cache, 0, expert)
+            linked_list.unlink(self.ring, cache, expert)
+        linked_list.append(self.ring, cache, 0, expert)
 
     def victim(self, cache, guard, now):
-        expert = links.first_unguarded(self.ring, cache, 0, guard, now.step)
-        links.unlink(self.ring, cache, expert)
+        expert = linked_list.first_unguarded(self.ring, cache, 0, guard, now.step)
+        linked_list.unlink(self.ring, cache, expert)
         return expert
 
     def drop(self, cache, expert):
-        links.unlink(self.ring, cache, expert)
+        linked_list.unlink(self.ring, cache, expert)
 
 
 policy = Lru

@@ -9,7 +9,7 @@ import numpy as np
 from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned import uses
 from dwellmoe.cache.learned.nets import Nets, evaluate, nets_of
-from dwellmoe.cache.learned.order import Seats
+from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.uses import TINY, Uses
 from dwellmoe.cache.learned.weights import depths, load_weights
 
@@ -24,11 +24,11 @@ class MlCecar(NamedTuple):
     made, exactly in the lag up to 256, and interpolated in the frequency.
     """
 
-    seats: Seats
+    seats: ResidentOrder
     uses: Uses
     table: np.ndarray  # float32 [layers, LAGS + 1, STEPS + 1]: keep-score; the last row for never used
 
-    FUTURE = "none"
+    lookahead = "none"
     LAYOUT = LAYOUT
 
     @classmethod
@@ -37,7 +37,7 @@ class MlCecar(NamedTuple):
         each_layer = capacity[0] / (layers // caches)
         table = tabulate(tensors, share_of_long(each_layer, float(facts["c0"])))
         which = depths(layers, len(table))
-        return cls(Seats.allocate(caches, experts), Uses.allocate(caches, experts), table[which])
+        return cls(ResidentOrder.allocate(caches, experts), Uses.allocate(caches, experts), table[which])
 
     def clear(self, cache):
         uses.forget(self.uses, cache)

@@ -7,7 +7,7 @@ import numpy as np
 from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned import uses
 from dwellmoe.cache.learned.nets import Nets, nets_of, run
-from dwellmoe.cache.learned.order import Seats
+from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.uses import Uses
 from dwellmoe.cache.learned.weights import depths, load_weights
 from dwellmoe.errors import UserError
@@ -21,7 +21,7 @@ class MlFlashmoe(NamedTuple):
     The nets serve models with as many experts a layer as they were trained for, or fewer.
     """
 
-    seats: Seats
+    seats: ResidentOrder
     uses: Uses
     nets: Nets
     guess: np.ndarray  # float32 [layers, E of the nets]: as of the layer's last request
@@ -29,7 +29,7 @@ class MlFlashmoe(NamedTuple):
     x: np.ndarray  # float32 [caches, inputs]
     hidden: np.ndarray  # float32 [caches, 2, H]
 
-    FUTURE = "none"
+    lookahead = "none"
     LAYOUT = LAYOUT
 
     @classmethod
@@ -41,7 +41,7 @@ class MlFlashmoe(NamedTuple):
         if each > width:
             raise UserError(f"ml_flashmoe: its weights are for {width} experts a layer, the model has {each}")
         return cls(
-            Seats.allocate(caches, experts),
+            ResidentOrder.allocate(caches, experts),
             Uses.allocate(caches, experts),
             nets.turned(depths(layers, trained)),
             np.zeros((layers, width), np.float32),

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dwellmoe.cache.learned import habits
-from dwellmoe.cache.learned.habits import LAYOUT, NAMES, Habits
-from dwellmoe.cache.learned.order import Seats
+from dwellmoe.cache.learned.habits import LAYOUT, NAMES, RoutingStatistics
+from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.weights import load_weights
 
 
@@ -16,20 +16,20 @@ class MlHabits(NamedTuple):
     One set of weights for all layers and experts, so that it serves models that it was not fitted on.
     """
 
-    seats: Seats
-    habits: Habits
+    seats: ResidentOrder
+    habits: RoutingStatistics
     weight: np.ndarray  # float64 [F]
     x: np.ndarray  # float64 [caches, F]
 
-    FUTURE = "none"
+    lookahead = "none"
     LAYOUT = LAYOUT
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):
         tensors, _ = load_weights(weights, "ml_habits", LAYOUT)
         return cls(
-            Seats.allocate(caches, experts),
-            Habits.allocate(caches, experts, layers),
+            ResidentOrder.allocate(caches, experts),
+            RoutingStatistics.allocate(caches, experts, layers),
             tensors["weight"].astype(np.float64),
             np.zeros((caches, len(NAMES))),
         )

@@ -25,8 +25,8 @@ class Opt(NamedTuple):
     reach: np.ndarray  # int64 [caches]: from the begin of the token step on
     seated: np.ndarray  # int64 [caches]: residents
 
-    FUTURE = "all"
-    STACK = True
+    lookahead = "all"
+    is_stack_algorithm = True
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray):

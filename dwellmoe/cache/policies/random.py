@@ -20,7 +20,7 @@ class Random(NamedTuple):
     size: np.ndarray  # int64 [caches]
     state: np.ndarray  # uint64 [caches]
 
-    FUTURE = "none"
+    lookahead = "none"
 
     @classmethod
     def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, seed: int = 0):

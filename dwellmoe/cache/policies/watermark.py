@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.learned.order import Seats
+from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Watermark(NamedTuple):
     density of `expert_cache/placement.py` orders experts as p does.
     """
 
-    seats: Seats
+    seats: ResidentOrder
     likely: np.ndarray  # float64 [caches, E]: log of p / (1 - alpha)**tick, as of the last use
     running: np.ndarray  # int64 [caches]: the layer that asked last
     layers: int
@@ -26,7 +26,7 @@ class Watermark(NamedTuple):
     gain: float  # alpha
     gamma: float
 
-    FUTURE = "none"
+    lookahead = "none"
 
     @classmethod
     def allocate(
@@ -45,7 +45,9 @@ class Watermark(NamedTuple):
             raise UserError(f"watermark: gamma must be at least 0, got {gamma}")
         likely = np.full((caches, experts), -np.inf)
         running = np.zeros(caches, np.int64)
-        return cls(Seats.allocate(caches, experts), likely, running, layers, log(1 - alpha), alpha, gamma)
+        return cls(
+            ResidentOrder.allocate(caches, experts), likely, running, layers, log(1 - alpha), alpha, gamma
+        )
 
     def clear(self, cache):
         self.likely[cache, :] = -np.inf

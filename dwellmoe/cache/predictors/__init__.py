@@ -13,20 +13,16 @@ predictor    a class, made of (layers, experts, **options), with
 Letters: T tokens, L layers, E experts a layer; `used` is bool.
 """
 
-import importlib
-import pkgutil
+from dwellmoe.registry import Registry
 
-from dwellmoe.errors import unknown_name
-from dwellmoe.registry import name_of, options_of
+PREDICTORS = Registry("predictor", __name__, "predictor")
 
 
 def predictor_names() -> list[str]:
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return PREDICTORS.names()
 
 
 def make_predictor(spec: str, layers: int, experts: int):
     """The predictor of `name:option=value,...`. UserError lists the choices."""
-    if name_of(spec) not in predictor_names():
-        raise unknown_name("predictor", name_of(spec), predictor_names())
-    kind = importlib.import_module(f"{__name__}.{name_of(spec)}").predictor
-    return kind(layers, experts, **options_of("predictor", spec, kind))
+    kind, options = PREDICTORS.parse(spec)
+    return kind(layers, experts, **options)

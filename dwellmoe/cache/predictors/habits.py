@@ -4,7 +4,7 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.learned import habits
-from dwellmoe.cache.learned.habits import LAYOUT, Habits
+from dwellmoe.cache.learned.habits import LAYOUT, RoutingStatistics
 from dwellmoe.cache.learned.weights import load_weights
 from dwellmoe.cache.trace import RoutingTrace
 
@@ -16,7 +16,7 @@ class HabitsPredictor:
 
     def __init__(self, layers: int, experts: int, *, weights: str = "") -> None:
         self.weight = load_weights(weights, "ml_habits", LAYOUT)[0]["weight"].astype(np.float64)
-        self.habits, self.ticks = Habits.allocate(layers, experts, layers), [0] * layers
+        self.habits, self.ticks = RoutingStatistics.allocate(layers, experts, layers), [0] * layers
         self.scores = np.zeros(experts)
 
     def learn(self, used_TLE: np.ndarray) -> None:

@@ -39,11 +39,11 @@ class Recorded:
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        said = self._said(layer)
+        said = self._warned(layer)
         known = said is not None and self.running < self.passes
         return (said[self.running, layer] if known else self.found.usual[layer]).astype(np.float64)
 
-    def _said(self, layer: int) -> np.ndarray | None:
+    def _warned(self, layer: int) -> np.ndarray | None:
         if layer == self.following:
             return self.early if self.late is None else self.late
         return self.early if 0 < self.following < layer else None

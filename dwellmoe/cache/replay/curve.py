@@ -9,7 +9,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import Budget, budget_of, check_room
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.replay.replay import CacheRun
 from dwellmoe.cache.replay.rows import hit_rate_rows
@@ -35,10 +35,10 @@ def curve(
     Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with
     scope "layer", the multiples of E among them with scope "global". Capacities in slots or percent. One pass
     serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
-    trace. `resamples` of the requests are behind each interval. `convention` are fields of `Convention`.
+    trace. `resamples` of the requests are behind each interval. `convention` are fields of `CacheSetup`.
     UserError as for `replay`.
     """
-    lanes = lanes_of(trace, Convention(**convention), by_request=True)
+    lanes = lanes_of(trace, CacheSetup(**convention), by_request=True)
     if not policies:
         raise UserError("curve: name at least one policy")
     slots = _slots(lanes, capacities)

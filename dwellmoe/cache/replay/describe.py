@@ -65,4 +65,4 @@ def description_lines(found: dict) -> list[str]:
         lines.append(
             f"{size}: {entry['covered']:.3f}; a fixed hot set as large: {entry['hot_set_of_that_size']:.3f}"
         )
-    return [*lines, f"the lever that helps this model more: {reuse['lever']}"]
+    return [*lines, f"the method that helps this model more: {reuse['method']}"]

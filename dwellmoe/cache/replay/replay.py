@@ -4,7 +4,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import Budget, budget_of, check_room, too_small
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
 from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
@@ -22,7 +22,7 @@ class CacheRun:
         policy, options = parse_policy(spec)
         slots = np.full(len(budget.limits), budget.capacity)
         self.spec, self.budget = spec, budget
-        self.needs_future = policy.FUTURE != "none"
+        self.needs_future = policy.lookahead != "none"
         self.sequential = lanes.convention.access == "sequential"
         self.advance = advance_for(policy)
 
@@ -73,10 +73,10 @@ def replay(
 
     `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
     ("global"), "25%", or bytes ("6GiB"); `resamples` of the requests are behind each interval, none with 0;
-    `convention` are fields of `Convention`. Beside the fields of `rows.py` the row has `evictions` and
+    `convention` are fields of `CacheSetup`. Beside the fields of `rows.py` the row has `evictions` and
     `tokens`. UserError for what cannot be.
     """
-    run, lanes = _run(trace, policy, capacity, Convention(**convention), progress)
+    run, lanes = _run(trace, policy, capacity, CacheSetup(**convention), progress)
     counts = run.counts()
     extra = {"evictions": int(counts[..., EVICTIONS].sum()), "tokens": int(lanes.tokens().sum())}
     return hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)[0] | extra
@@ -86,7 +86,7 @@ def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **c
     """int64 [R]: what each request missed in the one cache that all went through, in the order of their
     numbers (of very many requests each bundle of them, see sweep.py); arguments as for `replay`.
     """
-    run, _ = _run(trace, policy, capacity, Convention(**convention))
+    run, _ = _run(trace, policy, capacity, CacheSetup(**convention))
     return run.counts()[..., MISSES].sum(axis=0)
 
 
@@ -94,7 +94,7 @@ def _run(
     trace: RoutingTrace,
     policy: str,
     capacity: int | str,
-    convention: Convention,
+    convention: CacheSetup,
     progress: Progress | None = None,
 ) -> tuple[CacheRun, Lanes]:
     lanes = lanes_of(trace, convention, by_request=True)

@@ -1,14 +1,14 @@
-"""Knows how to take a trace through a `PhaseSplit` and what both phases fetched; does not know its rules."""
+"""Knows how to take a trace through a `PrefillDecodeCache` and what both phases fetched; does not know its rules."""
 
 import numpy as np
 
 from dwellmoe.cache.budget import budget_of, check_room
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.rows import hit_rate_rows
 from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of
-from dwellmoe.cache.tiers.prefill_decode import SHARED, PhaseSplit
+from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -17,7 +17,7 @@ def replay_split(
     trace: RoutingTrace,
     policy: str,
     capacity: int | str,
-    hand_over: str,
+    prefill_handoff: str,
     *,
     access: str = "atomic",
     prefill_buffer: int = 0,
@@ -25,30 +25,30 @@ def replay_split(
     prefill_slots: int = 0,
     progress: Progress | None = None,
 ) -> dict:
-    """Replays prefill and decode through a `PhaseSplit`; returns a decode hit-rate row (start
+    """Replays prefill and decode through a `PrefillDecodeCache`; returns a decode hit-rate row (start
     "warm:prefill").
 
     `prefill_buffer`: slots a layer that the streaming buffer takes; they count as part of `capacity`, so that
     rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers between
-    chunks, on top of `capacity`. Beside a row's fields: `hand_over`, `prefill_buffer`, `prefill_loads`,
+    chunks, on top of `capacity`. Beside a row's fields: `prefill_handoff`, `prefill_buffer`, `prefill_loads`,
     `prefill_bytes_per_token`.
     """
-    lanes = lanes_of(trace, Convention(access=access, start="warm:prefill"), by_request=True)
+    lanes = lanes_of(trace, CacheSetup(access=access, start="warm:prefill"), by_request=True)
     budget = budget_of(trace, "layer", capacity)
-    if parse_policy(policy)[0].FUTURE != "none":
+    if parse_policy(policy)[0].lookahead != "none":
         raise UserError(f"policy '{policy}' looks ahead: hand-over is replayed step by step, as if run live")
     slots = budget.capacity - prefill_buffer
     if prefill_buffer < 0:
         raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
     check_room(slots, lanes.convention.least(trace.top_k))
-    if prefill_buffer and hand_over == SHARED:
+    if prefill_buffer and prefill_handoff == SHARED:
         raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
-    split = PhaseSplit(cache, hand_over, passing_cache(trace, prefill_policy, prefill_slots))
+    split = PrefillDecodeCache(cache, prefill_handoff, passing_cache(trace, prefill_policy, prefill_slots))
     prefill_loads, counts = _run(lanes, split, progress)
     prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
     return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | {
-        "hand_over": hand_over,
+        "prefill_handoff": prefill_handoff,
         "prefill_buffer": prefill_buffer,
         "prefill_loads": int(prefill_loads.sum()),
         "prefill_bytes_per_token": float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
@@ -69,7 +69,7 @@ def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:
     )
 
 
-def _run(lanes: Lanes, split: PhaseSplit, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+def _run(lanes: Lanes, split: PrefillDecodeCache, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
     """int64 [L]: experts fetched in prefill; int64 [L, groups, 3] as `_counts`, of what is counted."""
     trace, passes = lanes.trace, lanes.passes
     loads, before = np.zeros(trace.layers, np.int64), _counts(split.cache)
@@ -86,7 +86,7 @@ def _run(lanes: Lanes, split: PhaseSplit, progress: Progress | None) -> tuple[np
     return loads, counts[:, :-1]
 
 
-def _run_pass(split: PhaseSplit, rows: np.ndarray, phase: int) -> np.ndarray:
+def _run_pass(split: PrefillDecodeCache, rows: np.ndarray, phase: int) -> np.ndarray:
     """int64 [L]: experts fetched, where it is prefill."""
     loads = np.zeros(rows.shape[1], np.int64)
     for layer in range(rows.shape[1]):

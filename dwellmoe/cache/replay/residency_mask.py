@@ -9,7 +9,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import budget_of
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.kernel.jit import compiled_for
 from dwellmoe.cache.kernel.step import DONE, advance_for, no_log
 from dwellmoe.cache.policies.base import parse_policy
@@ -26,7 +26,7 @@ def residents_before(
     `capacity` and `reset` as in `replay`; where a budget is below K, the cache holds K, the least that
     serves.
     """
-    lanes = lanes_of(trace, Convention(reset=reset))
+    lanes = lanes_of(trace, CacheSetup(reset=reset))
     slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
     before_LSE = np.zeros((trace.layers, trace.steps, trace.num_experts), np.bool_)
     sweep(lanes, [_Watch(CacheRun(policy, budget_of(trace, "layer", slots), lanes), before_LSE)])

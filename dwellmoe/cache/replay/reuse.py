@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from dwellmoe.cache.access import PHASES, Stream
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import rates
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.replay.sweep import Progress, lanes_of, sweep
@@ -52,15 +52,15 @@ def _count_gaps(stream, last, uses, histogram):
 
 
 def describe_reuse(trace: RoutingTrace, phase: str = "decode", progress: Progress | None = None) -> dict:
-    """Reuse distance and the two levers of a cache: a fixed hot set against the experts of the last tokens.
+    """Reuse distance and the two methods of a cache: a fixed hot set against the experts of the last tokens.
 
     `reuse_distance`: uses by token steps since the last one, in powers of two. `hot_set`: share of uses that
     the most used x % of each layer's experts cover (chosen afterwards, so an upper bound). `recency`: share
     of uses that the experts of the last w tokens cover, their mean number as a percentage of E, and what a
-    hot set of that size covers. `lever` says which of the two covers more at the smallest window that covers
+    hot set of that size covers. `method` says which of the two covers more at the smallest window that covers
     half of all uses (else the largest).
     """
-    lanes = lanes_of(trace, Convention(phase=phase))
+    lanes = lanes_of(trace, CacheSetup(phase=phase))
     gaps = Gaps(trace.layers, trace.num_experts)
     sweep(lanes, [gaps], progress)
     recency = [_window(gaps, window, len(lanes.passes)) for window in WINDOWS]
@@ -69,7 +69,7 @@ def describe_reuse(trace: RoutingTrace, phase: str = "decode", progress: Progres
         "reuse_distance": _by_powers_of_two(gaps.histogram.sum(axis=0)),
         "hot_set": [{"percent": percent, "covered": _hot(gaps.uses, percent)} for percent in HOT_PERCENT],
         "recency": recency,
-        "lever": "recency" if deciding["covered"] > deciding["hot_set_of_that_size"] else "frequency",
+        "method": "recency" if deciding["covered"] > deciding["hot_set_of_that_size"] else "frequency",
     }
 
 

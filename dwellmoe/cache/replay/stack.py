@@ -14,7 +14,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.kernel.jit import bound, compiled_for, helper
-from dwellmoe.cache.policies.base import NEVER, Moment, parse_policy, scoring_of
+from dwellmoe.cache.policies.base import NEVER, AccessTime, parse_policy, scoring_of
 from dwellmoe.cache.replay.sweep import Lanes
 
 NEW = 0  # column of the first uses; i + 1 is that of uses which capacity i is the least to hit
@@ -52,7 +52,7 @@ class StackRun:
         policy, options = parse_policy(spec)
         shape = (lanes.number, lanes.experts)
         self.spec = spec
-        self.needs_future = policy.FUTURE != "none"
+        self.needs_future = policy.lookahead != "none"
         self.sequential = lanes.convention.access == "sequential"
         self.stack = Stack.allocate(*shape, lanes.trace.layers, lanes.groups, capacities)
         self.policy = policy.allocate(*shape, np.full(lanes.number, lanes.experts), **options)
@@ -72,7 +72,7 @@ class StackRun:
 def is_stack(spec: str) -> bool:
     """Whether one pass serves all capacities of this policy."""
     policy, _ = parse_policy(spec)
-    return bool(getattr(policy, "STACK", False))
+    return bool(getattr(policy, "is_stack_algorithm", False))
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def move_up(policy, stack, cache, stream, first, last, tick, depths):
     """
     order, pool, held = stack.order[cache], stack.pool[cache], stack.held[cache]
     asked = protect(stack, cache, stream.ids, first, last, depths)
-    now = Moment(stack.book[cache, SEQ], tick, stack.book[cache, STEP], NEVER)
+    now = AccessTime(stack.book[cache, SEQ], tick, stack.book[cache, STEP], NEVER)
     found = pooled = at = 0
     while at < held and found < asked:
         if stack.guard[cache, order[at]] == now.step:
@@ -189,6 +189,6 @@ def take(policy, stack, cache, stream, first, last, tick):
         expert = stream.ids[at]
         stack.book[cache, SEQ] += 1
         following = stream.next_use[at] if len(stream.next_use) > 0 else NEVER
-        now = Moment(stack.book[cache, SEQ], tick, stack.book[cache, STEP], following)
+        now = AccessTime(stack.book[cache, SEQ], tick, stack.book[cache, STEP], following)
         note(policy, cache, expert, stack.used[cache, expert] == 0, now)
         stack.used[cache, expert] = stack.book[cache, SEQ]

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from dwellmoe.cache import trace as trace_module
-from dwellmoe.cache.access import Passes, Stream, gather
-from dwellmoe.cache.cache_setup import Convention
+from dwellmoe.cache.access import PassIndex, Stream, gather
+from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.policies.base import NEVER
 from dwellmoe.cache.replay.future import look_back
 from dwellmoe.cache.trace import RoutingTrace, release
@@ -43,8 +43,8 @@ class Lanes:
     """What the simulations are told of a trace, and how it is counted."""
 
     trace: RoutingTrace
-    convention: Convention
-    passes: Passes
+    convention: CacheSetup
+    passes: PassIndex
     counted: np.ndarray  # bool [passes]
     group: np.ndarray  # int32 [passes]; the last group is what is not counted
     reset: np.ndarray  # bool [passes]
@@ -71,7 +71,7 @@ class Lanes:
         return rows[:-1]
 
 
-def lanes_of(trace: RoutingTrace, convention: Convention, by_request: bool = False) -> Lanes:
+def lanes_of(trace: RoutingTrace, convention: CacheSetup, by_request: bool = False) -> Lanes:
     """How `trace` is replayed under `convention`; counted together, or apart for each request.
 
     More requests than `MOST_APART` are counted in so many bundles of whole requests.

@@ -9,7 +9,7 @@ import numpy as np
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import parse_policy
-from dwellmoe.cache.tiers.prefill_decode import PhaseSplit
+from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
 from dwellmoe.cache.tiers.tier_stack import TierStack
 from dwellmoe.errors import UserError
 
@@ -17,7 +17,7 @@ PLACEMENT = "placement"  # by watermarks (`placed_live.py`), not by a policy
 NOBODY: frozenset[int] = frozenset()
 
 
-class Orders(NamedTuple):
+class TransferPlan(NamedTuple):
     """What one request moves; expert e of layer l is number l * E + e."""
 
     loads: list[int]
@@ -39,23 +39,23 @@ class LiveCache:
     there; where RAM has it, it is copied and stays.
     """
 
-    def __init__(self, split: PhaseSplit, ram: ExpertCache | None = None) -> None:
+    def __init__(self, split: PrefillDecodeCache, ram: ExpertCache | None = None) -> None:
         self.split, self.ram = split, ram
         self.layers, self.experts = split.cache.layers, split.cache.experts
         self._tiers = None if ram is None else TierStack(split.cache, ram)
 
-    def decode(self, layer: int, experts: Sequence[int]) -> Orders:
+    def decode(self, layer: int, experts: Sequence[int]) -> TransferPlan:
         """One token's experts, or those of some rows of a batch one after the other."""
         hits, loads, evictions = self.split.decode(layer, experts)
         if not len(loads):
-            return Orders([])
+            return TransferPlan([])
         if self._tiers is None:
-            return Orders(loads.tolist(), frozenset(evictions.tolist()))
+            return TransferPlan(loads.tolist(), frozenset(evictions.tolist()))
         moved = self.split.moved
         fetched = loads[~np.isin(loads, moved)] if moved else loads
         return self._in_tiers(loads.tolist(), evictions, self._tiers.settle(hits, fetched, evictions))
 
-    def prefill(self, layer: int, experts_TK: np.ndarray) -> Orders:
+    def prefill(self, layer: int, experts_TK: np.ndarray) -> TransferPlan:
         """One layer of a chunk."""
         step = self.split.prefill(layer, experts_TK)
         kept, loads, evicted = frozenset(step.kept.tolist()), step.loads.tolist(), step.evictions.tolist()
@@ -63,7 +63,7 @@ class LiveCache:
         if self.split.passing is None:
             leaving |= frozenset(loads) - kept
         if self._tiers is None:
-            return Orders(loads, leaving)
+            return TransferPlan(loads, leaving)
         # One that was evicted and loaded again in the same chunk never moved.
         staying = np.array([n for n in loads if n in kept and n not in evicted], np.int32)
         gone = np.array([n for n in evicted if n not in kept], np.int32)
@@ -71,11 +71,11 @@ class LiveCache:
         return self._in_tiers(loads, gone, tiers)._replace(leaving=leaving)
 
     @staticmethod
-    def _in_tiers(loads: list[int], evictions: np.ndarray, tiers) -> Orders:
+    def _in_tiers(loads: list[int], evictions: np.ndarray, tiers) -> TransferPlan:
         demoted = frozenset(tiers.demoted) - frozenset(tiers.dropped)
         forgotten = [number for number in tiers.dropped if number not in tiers.demoted]
         promoted = frozenset(tiers.from_ram)
-        return Orders(loads, frozenset(evictions.tolist()), demoted, forgotten, promoted)
+        return TransferPlan(loads, frozenset(evictions.tolist()), demoted, forgotten, promoted)
 
     def on_device(self, layer: int) -> np.ndarray:
         """bool [E]: who of `layer` is on the device by the books."""
@@ -104,7 +104,7 @@ def live_policy(policy: str, option: str) -> str:
     """The policy itself, if it decides without knowing the future. UserError that names the option."""
     if policy == PLACEMENT:
         return policy
-    if parse_policy(policy)[0].FUTURE != "none":
+    if parse_policy(policy)[0].lookahead != "none":
         raise UserError(
             f"--{option} {policy}: it needs to know the future: it can be simulated, but not run live"
         )

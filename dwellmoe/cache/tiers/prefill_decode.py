@@ -29,10 +29,10 @@ class ChunkStep(NamedTuple):
     released: np.ndarray = NO_NUMBERS  # int32: leave the prefill cache, some only once they were used
 
 
-class PhaseSplit:
+class PrefillDecodeCache:
     """Looks like one cache: `prefill` takes the rows of a chunk, `decode` the experts of a token.
 
-    hand_over  "shared"            prefill goes through the decode cache as well, a cacheful at a time
+    prefill_handoff  "shared"            prefill goes through the decode cache as well, a cacheful at a time
                "none"              prefill only passes through; the decode cache keeps what it had
                "recent:tokens=8"   after each chunk the cache holds what the last 8 prompt tokens used most
                "lrfu:decay=0.95"   after each chunk it holds the best of old and new by a count that fades
@@ -42,14 +42,19 @@ class PhaseSplit:
     """
 
     def __init__(
-        self, decode: ExpertCache, hand_over: str = "recent:tokens=8", passing: ExpertCache | None = None
+        self,
+        decode: ExpertCache,
+        prefill_handoff: str = "recent:tokens=8",
+        passing: ExpertCache | None = None,
     ) -> None:
         if decode.scope != "layer":
-            raise UserError("PhaseSplit needs a decode cache with scope 'layer'")
+            raise UserError("PrefillDecodeCache needs a decode cache with scope 'layer'")
         if passing and (passing.scope, passing.access) != ("global", "sequential"):
-            raise UserError("PhaseSplit needs a prefill cache with scope 'global' and access 'sequential'")
-        self.cache, self.hand_over, self.passing = decode, hand_over, passing
-        self.rule, self.amount = parse_hand_over(hand_over)
+            raise UserError(
+                "PrefillDecodeCache needs a prefill cache with scope 'global' and access 'sequential'"
+            )
+        self.cache, self.prefill_handoff, self.passing = decode, prefill_handoff, passing
+        self.rule, self.amount = parse_prefill_handoff(prefill_handoff)
         self.moved: list[int] = []  # of the last decode step's loads: the prefill cache still had them
         self._score = np.zeros((decode.layers, decode.experts))
         self._recent: list[np.ndarray] = [NO_ROWS] * decode.layers  # last rows of a prompt
@@ -134,7 +139,7 @@ class PhaseSplit:
             self._score[layer, row[row < self.cache.experts]] += 1
 
 
-def parse_hand_over(spec: str) -> tuple[str, float]:
+def parse_prefill_handoff(spec: str) -> tuple[str, float]:
     """`rule:option=value` -> (rule, value)."""
     rule, _, text = spec.partition(":")
     if rule not in DEFAULTS:

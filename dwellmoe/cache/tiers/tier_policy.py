@@ -13,7 +13,7 @@ from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.tiers.live import PLACEMENT
 from dwellmoe.cache.tiers.tier_stack import TierStack, TierStep
 from dwellmoe.cache.tiers.watermark.placement import Tier
-from dwellmoe.cache.tiers.watermark.watermark_cache import PlacedTiers
+from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -69,10 +69,10 @@ def make_manager(trace: RoutingTrace, device: DeviceProfile, room: Room, manager
         size = sum(trace.expert_bytes) / trace.layers
         copy, read = device.ram_seconds(size), device.disk_seconds(size)
         tiers = Tier(room.device_bytes, copy or read), Tier(room.ram_bytes, read)
-        placed = PlacedTiers(trace.expert_bytes, trace.num_experts, tiers, device.placement)
+        placed = WatermarkCache(trace.expert_bytes, trace.num_experts, tiers, device.placement)
         placed.follow(trace)
         return placed
-    if parse_policy(manager)[0].FUTURE != "none":
+    if parse_policy(manager)[0].lookahead != "none":
         raise UserError(f"policy '{manager}' looks ahead: tiers are replayed step by step, as if run live")
     caches = [_cache(trace, manager, scope, size) for size in (room.device_bytes, room.ram_bytes)]
     if caches[0] is None:

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.offload import engine_of
 
 
 @contextmanager
-def counted(subject: Subject) -> Iterator[dict[str, Any]]:
+def counted(evaluated: EvaluatedModel) -> Iterator[dict[str, Any]]:
     """A row that is filled when the block ends: what the engine did in it, begun with cold caches. It stays
     empty where all experts are in memory.
     """
     row: dict[str, Any] = {}
-    engine = engine_of(subject.model)
+    engine = engine_of(evaluated.model)
     if engine is None:
         yield row
         return
@@ -28,11 +28,11 @@ def counted(subject: Subject) -> Iterator[dict[str, Any]]:
     row["decode_cache"] = counts | {"hit_rate": counts["hits"] / asked if asked else 0.0}
 
 
-def reply_cost(subject: Subject) -> str:
+def reply_cost(evaluated: EvaluatedModel) -> str:
     """What the engine's last reply cost, in words; empty where all experts are in memory. Starts counting
     anew.
     """
-    engine = engine_of(subject.model)
+    engine = engine_of(evaluated.model)
     if engine is None:
         return ""
     found = engine.statistics.fields()

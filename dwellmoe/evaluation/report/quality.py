@@ -14,7 +14,7 @@ from dwellmoe.evaluation.answers.programs import program_of
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.requests import Request
-from dwellmoe.evaluation.sandbox.confine import WAYS
+from dwellmoe.evaluation.sandbox.confine import BACKENDS
 
 
 def quality_row(
@@ -23,11 +23,11 @@ def quality_row(
     requests: Sequence[Request],
     measured: Measured,
     resamples: int,
-    ways: Sequence[str] = WAYS,
+    backends: Sequence[str] = BACKENDS,
 ) -> dict:
     """Perplexity of all reference answers, and what the task's metric says of the generated ones.
 
-    A mix has its members' metrics apart, under `by_task`. A metric that is not finite is None. `ways`: how
+    A mix has its members' metrics apart, under `by_task`. A metric that is not finite is None. `backends`: how
     programs may be fenced (code_sandbox.py).
     """
     scores = list(measured.scores.values())
@@ -37,7 +37,7 @@ def quality_row(
     row |= load_metric("perplexity").compute(nll=nll, tokens=tokens, resamples=resamples) or {}
     row |= _choice_accuracy(measured.rightly, resamples)
     groups = _groups(task, requests, measured)
-    by_task = {name: _judged(rule, some, measured, ways, resamples) for name, rule, some in groups}
+    by_task = {name: _judged(rule, some, measured, backends, resamples) for name, rule, some in groups}
     row |= {"by_task": by_task} if task.mix else by_task.get(task.name, {})
     return _finite(row)
 
@@ -64,7 +64,7 @@ def _groups(
 
 
 def _judged(
-    rule: Task, requests: Sequence[Request], measured: Measured, ways: Sequence[str], resamples: int
+    rule: Task, requests: Sequence[Request], measured: Measured, backends: Sequence[str], resamples: int
 ) -> dict:
     if rule.metric not in ("accuracy", "pass_at_1", "rouge"):
         return {}
@@ -77,7 +77,7 @@ def _judged(
     if rule.metric == "pass_at_1":
         pairs = zip(requests, written, strict=True)
         programs = [program_of(rule, request.example, text) for request, text in pairs]
-        texts = {"predictions": programs, "ways": tuple(ways), "resamples": resamples}
+        texts = {"predictions": programs, "backends": tuple(backends), "resamples": resamples}
     if rule.metric == "accuracy":
         choices = [tuple(request.example.fields.get("choices", ())) for request in requests]
         texts |= {"form": rule.form, "choices": choices}

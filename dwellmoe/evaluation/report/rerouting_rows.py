@@ -1,6 +1,6 @@
 """Knows what re-routing bought and cost, a row a variant and text; does not re-route.
 
-Letters: R requests, L MoE layers, C counts. Counts are those of a virtual cache (`routing/virtual_cache.py`).
+Letters: R requests, L MoE layers, C counts. Counts are those of a virtual cache (`routing/simulated_cache.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from dwellmoe.cache.intervals import ratio_interval
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.rerouting_settings import NONE
-from dwellmoe.routing.virtual_cache import AGREED, HITS, KEPT, MISSES, PREFILL_LOADS, TOKENS
+from dwellmoe.routing.simulated_cache import AGREED, HITS, KEPT, MISSES, PREFILL_LOADS, TOKENS
 
 REROUTED = "-rerouted"
 """Ends the name of a variant that was measured with re-routing."""

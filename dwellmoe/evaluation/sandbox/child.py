@@ -37,12 +37,12 @@ def main() -> None:
 
 
 def _confine(orders: dict) -> str:
-    way = confine.fence_files(orders["ways"], orders["folder"], orders["file_bytes"])
+    way = confine.fence_files(orders["backends"], orders["folder"], orders["file_bytes"])
     confine.limit_resources(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
     try:
         confine.fence_calls()
     except OSError:
-        if confine.UNFENCED not in orders["ways"]:
+        if confine.UNCONFINED not in orders["backends"]:
             raise
         way += ", system calls unfenced"
     return way

@@ -1,6 +1,6 @@
 """Knows how a process gives up all it does not need, for good; does not know what it will run.
 
-Files are fenced in one of two ways: `namespaces` (a root of its own: read-only standard library, a small
+Files are fenced in one of two backends: `namespaces` (a root of its own: read-only standard library, a small
 working folder in memory, no network, nothing else) or `landlock` (where no user namespace is to be had: the
 same library read-only and a working folder on disk). System calls are fenced in both (system_calls.py).
 A third way, `unfenced`, leaves files open and is there for those who ask for it by name.
@@ -14,8 +14,8 @@ import sysconfig
 from dwellmoe.evaluation.sandbox import kernel
 from dwellmoe.evaluation.sandbox.system_calls import filter_for
 
-WAYS = ("namespaces", "landlock")
-UNFENCED = "unfenced"
+BACKENDS = ("namespaces", "landlock")
+UNCONFINED = "unfenced"
 OPEN_FILES = 32
 FILE_SHARE = 8
 """One file may have this part of all bytes, so that open files without a name cannot hold much more."""
@@ -27,15 +27,15 @@ _LEAST_LANDLOCK = 3
 _ALL_RIGHTS = {3: (1 << 15) - 1, 5: (1 << 16) - 1}
 
 
-def fence_files(ways: list[str], folder: str, file_bytes: int) -> str:
+def fence_files(backends: list[str], folder: str, file_bytes: int) -> str:
     """Leaves only the standard library (to read) and one folder (to write), made the current one.
 
-    Gives the way that held, the first of `ways` that the kernel grants. Raises OSError with all reasons.
+    Gives the way that held, the first of `backends` that the kernel grants. Raises OSError with all reasons.
     """
     reasons = []
-    for way in ways:
+    for way in backends:
         try:
-            {"namespaces": _own_root, "landlock": _landlock, UNFENCED: _unfenced}[way](folder, file_bytes)
+            {"namespaces": _own_root, "landlock": _landlock, UNCONFINED: _unfenced}[way](folder, file_bytes)
             return way
         except OSError as error:
             reasons.append(f"{way}: {error.strerror or error}")

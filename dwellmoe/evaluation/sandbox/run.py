@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.sandbox.confine import WAYS
+from dwellmoe.evaluation.sandbox.confine import BACKENDS
 
 CHILD = Path(__file__).resolve().with_name("child.py")
 PACKAGE_PARENT = CHILD.parents[3]
@@ -69,10 +69,10 @@ class SandboxUnavailable(UserError):
     """This machine cannot isolate a program as it must be."""
 
 
-def run_program(program: str, limits: Limits = Limits(), ways: tuple[str, ...] = WAYS) -> Outcome:
+def run_program(program: str, limits: Limits = Limits(), backends: tuple[str, ...] = BACKENDS) -> Outcome:
     """Runs a Python program (standard library only) to its end, or until a limit stops it.
 
-    Passed means that it ran through its last line. `ways` are tried in order. Raises SandboxUnavailable where
+    Passed means that it ran through its last line. `backends` are tried in order. Raises SandboxUnavailable where
     the kernel grants none of them, or no filter of system calls: nothing of the program has then been run.
     """
     folder = tempfile.mkdtemp(prefix="dwellmoe-sandbox-")
@@ -81,7 +81,7 @@ def run_program(program: str, limits: Limits = Limits(), ways: tuple[str, ...] =
         "mark": mark,
         "program": program,
         "folder": folder,
-        "ways": ways,
+        "backends": backends,
         "parent": os.getpid(),
         **{name: getattr(limits, name) for name in ("cpu_seconds", "memory_bytes", "file_bytes")},
     }
@@ -95,9 +95,9 @@ def run_program(program: str, limits: Limits = Limits(), ways: tuple[str, ...] =
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_sandbox(ways: tuple[str, ...] = WAYS) -> str:
-    """The first of the ways that holds here. Raises SandboxUnavailable."""
-    outcome = run_program("pass", ways=ways)
+def check_sandbox(backends: tuple[str, ...] = BACKENDS) -> str:
+    """The first of the backends that holds here. Raises SandboxUnavailable."""
+    outcome = run_program("pass", backends=backends)
     if outcome.verdict is not Verdict.PASSED:
         raise SandboxUnavailable(f"an empty program {outcome.verdict.value} in the sandbox: {outcome.reason}")
     return outcome.way
@@ -153,7 +153,7 @@ def _ended(status: int, said: bytes, mark: str) -> Outcome:
     if verdict == "refused":
         raise SandboxUnavailable(
             f"programs cannot be isolated here, so none is run ({reason}); needed: seccomp, and user "
-            "namespaces (Linux 5.12) or Landlock (Linux 6.2); --unfenced_code True runs them all the same"
+            "namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True runs them all the same"
         )
     return Outcome(Verdict(verdict), *((reason, "") if verdict == "failed" else ("", reason)))
 

@@ -1,7 +1,7 @@
 """Knows what a routing strategy is and the ways of taking experts from a ranking; knows no strategy.
 
 A strategy is a frozen dataclass of its options in `strategies/<name>.py`, exported as `strategy`. Its
-`choose(seen) -> indices_TK` is a pure function of a `Situation`: distinct experts a row, in any order, -1 for
+`choose(seen) -> indices_TK` is a pure function of a `RoutingContext`: distinct experts a row, in any order, -1 for
 a slot that is left empty; never an expert that the router may not choose while it may choose another. Weights
 are not its business: they are made from the router's original scores (`routing/router_scores.py`).
 
@@ -20,7 +20,7 @@ NEVER = 1 << 30
 EMPTY = -1
 
 
-class Situation(NamedTuple):
+class RoutingContext(NamedTuple):
     """All that a strategy may look at."""
 
     rank_TE: np.ndarray
@@ -51,7 +51,7 @@ class Situation(NamedTuple):
 class RoutingStrategy(Protocol):
     """See the module's first lines."""
 
-    def choose(self, seen: Situation) -> np.ndarray: ...
+    def choose(self, seen: RoutingContext) -> np.ndarray: ...
 
 
 def in_rows(places_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def first_of(order_TE: np.ndarray, count: int, experts: int = 0) -> np.ndarray:
     return among_TE
 
 
-def allowed(seen: Situation) -> np.ndarray:
+def allowed(seen: RoutingContext) -> np.ndarray:
     """bool [T, E]: residents that the router may choose."""
     return seen.resident_E & np.isfinite(seen.rank_TE)
 

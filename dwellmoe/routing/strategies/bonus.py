@@ -8,7 +8,7 @@ import numpy as np
 
 from dwellmoe.errors import UserError
 from dwellmoe.routing.strategies.base import (
-    Situation,
+    RoutingContext,
     allowed,
     check,
     emptied,
@@ -43,17 +43,17 @@ class ResidentBonus:
         for option in ("tau", "m", "scale"):
             check(type(self).__name__.lower(), option, getattr(self, option), lambda v: v >= 0, "at least 0")
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         """float [E] or [T, E]: the share of Delta that a resident deserves, 0 to 1."""
         raise NotImplementedError
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         bonus_TE = self.scale * delta(seen, self.m)[:, None] * self.alpha(seen)
         claim_TE = seen.rank_TE + np.where(seen.resident_E, bonus_TE, 0.0)
         return filled(seen, ranking(claim_TE, seen.own_TK), self.tau, self.fill)
 
 
-def delta(seen: Situation, m: int) -> np.ndarray:
+def delta(seen: RoutingContext, m: int) -> np.ndarray:
     """float [T]: z_(1) - z_(m+1) of what the router ranks by; of fewer experts, down to the last."""
     sorted_TE = -np.sort(-seen.rank_TE, axis=1)
     ranked_T = np.isfinite(sorted_TE).sum(axis=1)
@@ -61,7 +61,7 @@ def delta(seen: Situation, m: int) -> np.ndarray:
     return sorted_TE[:, 0] - sorted_TE[in_rows(place_T[:, None])][:, 0]
 
 
-def filled(seen: Situation, order_TE: np.ndarray, tau: int, fill: str) -> np.ndarray:
+def filled(seen: RoutingContext, order_TE: np.ndarray, tau: int, fill: str) -> np.ndarray:
     """The choice from a ranking: the first `tau` (0: the larger half of K), the rest by the rule `fill`."""
     top_k = seen.top_k
     tau = min(tau or -(-top_k // 2), top_k)

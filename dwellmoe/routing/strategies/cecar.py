@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -15,7 +15,7 @@ class Cecar(ResidentBonus):
     The prediction is the lag: an expert used n steps ago is expected n steps ahead.
     """
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         distance_E = np.where(seen.resident_E, seen.lag_E, 0).astype(np.float64)
         return 1 - distance_E / (distance_E.max() + 1e-5)
 

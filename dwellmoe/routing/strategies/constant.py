@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -14,7 +14,7 @@ class Constant(ResidentBonus):
 
     share: float = 0.5
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         return np.full(seen.rank_TE.shape[1], self.share)
 
 

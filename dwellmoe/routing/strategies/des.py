@@ -7,7 +7,7 @@ import numpy as np
 
 from dwellmoe.cache.weight_ratios import Thresholds, kept_counts
 from dwellmoe.errors import UserError
-from dwellmoe.routing.strategies.base import Situation, emptied, in_rows
+from dwellmoe.routing.strategies.base import RoutingContext, emptied, in_rows
 
 read_thresholds = functools.cache(Thresholds.load)
 
@@ -29,14 +29,14 @@ class Des:
             )
         read_thresholds(self.thresholds)
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         weights_TK = seen.score_TE[in_rows(seen.own_TK)]
         order = in_rows(np.argsort(-weights_TK, axis=1, kind="stable"))
         counts_T = kept_counts(weights_TK[order], self._medians(seen))
         counts_T = np.where(self._spared(seen), seen.top_k, counts_T)
         return emptied(seen.own_TK[order], np.arange(seen.top_k) < counts_T[:, None])
 
-    def _medians(self, seen: Situation):
+    def _medians(self, seen: RoutingContext):
         found = read_thresholds(self.thresholds)
         if found.top_k != seen.top_k or seen.layer >= len(found.median_LN):
             raise UserError(
@@ -45,7 +45,7 @@ class Des:
             )
         return found.median_LN[seen.layer]
 
-    def _spared(self, seen: Situation) -> np.ndarray:
+    def _spared(self, seen: RoutingContext) -> np.ndarray:
         """bool [T]: rows that keep all their experts."""
         return np.zeros(len(seen.own_TK), np.bool_)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -12,7 +12,7 @@ from dwellmoe.routing.strategies.bonus import ResidentBonus
 class Lfu(ResidentBonus):
     """alpha_e = uses / most uses of a resident."""
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         uses_E = np.where(seen.resident_E, seen.uses_E, 0)
         return uses_E / max(uses_E.max(), 1)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -12,7 +12,7 @@ from dwellmoe.routing.strategies.bonus import ResidentBonus
 class Lru(ResidentBonus):
     """alpha_e = last use / latest last use of a resident, counted in token steps of the layer."""
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         last_E = np.where(seen.resident_E, np.maximum(seen.step + 1 - seen.lag_E, 0), 0)
         return last_E / max(last_E.max(), 1)
 

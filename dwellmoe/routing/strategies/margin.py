@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation, allowed, check, first_of, in_rows, ranking
+from dwellmoe.routing.strategies.base import RoutingContext, allowed, check, first_of, in_rows, ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Margin:
     def __post_init__(self) -> None:
         check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         own = in_rows(seen.own_TK)
         weight_T1 = seen.score_TE[own].sum(axis=1, keepdims=True)
         share_TE = seen.score_TE / np.maximum(weight_T1, np.finfo(np.float32).tiny)

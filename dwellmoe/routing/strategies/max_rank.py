@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation, allowed, check, first_of, front, ranking
+from dwellmoe.routing.strategies.base import RoutingContext, allowed, check, first_of, front, ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class MaxRank:
         check("max_rank", "always", self.always, lambda v: v >= 0, "at least 0")
         check("max_rank", "within", self.within, lambda v: v >= 0, "at least 0")
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         order_TE = ranking(seen.rank_TE, seen.own_TK)
         within = max(self.within or 2 * seen.top_k, seen.top_k)
         near_TE = first_of(order_TE, within) & allowed(seen)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation, check, first_of, ranking
+from dwellmoe.routing.strategies.base import RoutingContext, check, first_of, ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Mocce:
         check("mocce", "strength", self.strength, lambda v: v >= 0, "at least 0")
         check("mocce", "always", self.always, lambda v: v >= 0, "at least 0")
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         best_TE = first_of(ranking(seen.rank_TE, seen.own_TK), self.always)
         claim_TE = seen.rank_TE + self.strength * seen.spread * (seen.resident_E | best_TE)
         return ranking(claim_TE, seen.own_TK)[:, : seen.top_k]

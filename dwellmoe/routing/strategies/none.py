@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
     """What the router chose."""
 
-    def choose(self, seen: Situation) -> np.ndarray:
+    def choose(self, seen: RoutingContext) -> np.ndarray:
         return seen.own_TK
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation, check
+from dwellmoe.routing.strategies.base import RoutingContext, check
 from dwellmoe.routing.strategies.des import Des
 
 
@@ -23,7 +23,7 @@ class Odp(Des):
         super().__post_init__()
         check("odp", "protect", self.protect, lambda v: 0 <= v <= 1, "between 0 and 1")
 
-    def _spared(self, seen: Situation) -> np.ndarray:
+    def _spared(self, seen: RoutingContext) -> np.ndarray:
         spared_T = np.zeros(len(seen.own_TK), np.bool_)
         if seen.importance_T is not None:
             count = int(np.ceil(self.protect * len(spared_T)))

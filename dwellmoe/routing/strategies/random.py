@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import Situation
+from dwellmoe.routing.strategies.base import RoutingContext
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -14,7 +14,7 @@ class Random(ResidentBonus):
 
     seed: int = 0
 
-    def alpha(self, seen: Situation) -> np.ndarray:
+    def alpha(self, seen: RoutingContext) -> np.ndarray:
         return np.random.default_rng((self.seed, seen.layer, seen.step)).random(seen.rank_TE.shape)
 
 

@@ -12,13 +12,13 @@ import numpy as np
 from dwellmoe.cache.device import PlacementConstants
 from dwellmoe.cache.expert_cache import Step
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM, Tier, nothing_placed
-from dwellmoe.cache.tiers.watermark.watermark_cache import PlacedTiers
+from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
 
 KINDS = ("hits", "misses", "compulsory_misses", "evictions")
 NOBODY = np.empty(0, np.int32)
 
 
-class PlacedDevice:
+class WatermarkDevice:
     """Looks like an `ExpertCache` with `capacity` slots a layer, but layers share them: who is worth most
     stays. `ram` is the tier below, or None; `ahead` a predictor that knows more of the running token's later
     layers, or None.
@@ -31,7 +31,7 @@ class PlacedDevice:
     ) -> None:
         tiers = Tier(layers * capacity, 1.0), Tier(ram_slots, 1.0)
         self.layers, self.experts, self.capacity = layers, experts, capacity
-        self._placed = PlacedTiers((1,) * layers, experts, tiers, PlacementConstants(ahead=""), ahead)
+        self._placed = WatermarkCache((1,) * layers, experts, tiers, PlacementConstants(ahead=""), ahead)
         self.came_from_ram: set[int] = set()  # in the last step
         self.dropped: list[int] = []  # by RAM, in the last step
         self._seen = np.zeros(layers * experts, np.bool_)
@@ -88,7 +88,7 @@ class PlacedDevice:
 class PlacedRam:
     """The tier below, as `TierStack` asks for it: its moves were decided with the device's."""
 
-    def __init__(self, device: PlacedDevice, capacity: int) -> None:
+    def __init__(self, device: WatermarkDevice, capacity: int) -> None:
         self._device, self.capacity = device, capacity
         self.layers, self.experts = device.layers, device.experts
 

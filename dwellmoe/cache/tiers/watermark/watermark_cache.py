@@ -17,7 +17,7 @@ from dwellmoe.cache.trace import RoutingTrace
 NO_ROOM = (0, 0)
 
 
-class PlacedTiers:
+class WatermarkCache:
     """Device and RAM, kept by what each expert's place is worth: the uses expected in the next `window` runs
     of its layer, each less by exp(-gamma) a layer until then.
 

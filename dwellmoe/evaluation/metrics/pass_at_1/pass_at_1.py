@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from dwellmoe.cache.intervals import RESAMPLES, bootstrap_ci
 from dwellmoe.evaluation.metrics import base
-from dwellmoe.evaluation.sandbox.confine import WAYS
+from dwellmoe.evaluation.sandbox.confine import BACKENDS
 from dwellmoe.evaluation.sandbox.run import Verdict, check_sandbox, run_program
 
 
@@ -15,19 +15,19 @@ class PassAt_1(base.RequestMetric):
     """`pass_at_1` with its interval, `verdicts` (how many programs passed, failed, timed out, ...) and
     `sandbox`, the way files were fenced.
 
-    `compute(predictions=, ways=)`: whole programs, one a request, which raise unless the answer is right.
+    `compute(predictions=, backends=)`: whole programs, one a request, which raise unless the answer is right.
     Raises UserError where none may be run.
     """
 
     COLUMNS = MappingProxyType({"predictions": "string"})
 
-    def _compute(self, predictions, ways=WAYS, resamples=RESAMPLES):
+    def _compute(self, predictions, backends=BACKENDS, resamples=RESAMPLES):
         programs = tqdm(predictions, desc="programs", unit="program", leave=False)
-        outcomes = [run_program(program, ways=ways) for program in programs]
+        outcomes = [run_program(program, backends=backends) for program in programs]
         right = [float(outcome.verdict is Verdict.PASSED) for outcome in outcomes]
         return {
             "pass_at_1": sum(right) / len(right),
             "pass_at_1_ci95": bootstrap_ci(right, resamples=resamples),
             "verdicts": dict(Counter(outcome.verdict.value for outcome in outcomes)),
-            "sandbox": check_sandbox(ways),
+            "sandbox": check_sandbox(backends),
         }

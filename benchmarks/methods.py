@@ -1,6 +1,6 @@
-"""Measures every lever side by side: eviction policy, re-routing, training, and both, at several budgets.
+"""Measures every method side by side: eviction policy, re-routing, training, and both, at several budgets.
 
-    python benchmarks/levers.py --json F.json --plot F.png --model_name PATH --lora_save_path ADAPTER
+    python benchmarks/methods.py --json F.json --plot F.png --model_name PATH --lora_save_path ADAPTER
 
 All other options are those of inference.py; without an adapter (`--use_lora False`) training has no points.
 With `--control_path` what is not trained for locality is the control, which saw the same data, not the base.
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from dwellmoe.data.task import load_task
 from dwellmoe.errors import UserError, run_command
-from dwellmoe.evaluation.evaluated_model import Subject
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import Options
 from dwellmoe.evaluation.ranks import Ranks
@@ -25,13 +25,13 @@ from dwellmoe.evaluation.report.comparison import perplexity_ratio, switch_rate_
 from dwellmoe.evaluation.report.folder import write_json
 from dwellmoe.evaluation.report.rerouting_rows import rerouting_row
 from dwellmoe.evaluation.requests import load_requests
-from dwellmoe.evaluation.rerouting_settings import NONE, VirtualSetup
-from dwellmoe.evaluation.sample_spec import extent_of
+from dwellmoe.evaluation.rerouting_settings import NONE, ReroutingSettings
+from dwellmoe.evaluation.sample_spec import sample_spec_of
 from dwellmoe.loading import BASE, active_variant, quiet
-from dwellmoe.plots import methods as levers
+from dwellmoe.plots import methods as methods
 from dwellmoe.plots.style import save
 from inference import parse
-from model_loader import load_subject
+from model_loader import load_evaluated_model
 
 CONTROL, TUNED = "control", "tuned"
 POLICIES = ("lru", "lfu", "lrfu:decay=0.95")
@@ -44,44 +44,51 @@ STRATEGIES = (
 )
 
 
-def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> Iterator[VirtualSetup]:
+def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> Iterator[ReroutingSettings]:
     """Every policy without re-routing, and every strategy under the first of them."""
     for budget in budgets:
         pairs = [(NONE, policy) for policy in policies] + [(each, policies[0]) for each in strategies]
-        yield from (VirtualSetup(strategy, budget, policy, "recent:tokens=8") for strategy, policy in pairs)
+        yield from (
+            ReroutingSettings(strategy, budget, policy, "recent:tokens=8") for strategy, policy in pairs
+        )
 
 
-def load_work(options: Options, subject: Subject) -> Workload:
+def load_work(options: Options, evaluated: EvaluatedModel) -> Workload:
     task, settings = load_task(options.data.dataset_name), options.evaluation
-    extent = extent_of(settings, task, options.row_tokens(task, subject.model))
-    requests = load_requests(task, settings.split, subject.tokenizer, extent, options.seed)
+    sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
+    requests = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, options.seed)
     return one_after_the_other(workload(requests, [], settings.eval_batch_size, 0, 1))
 
 
 def point(
-    subject: Subject, variant: str, setup: VirtualSetup, found: Measured, base: Measured, resamples: int
+    evaluated: EvaluatedModel,
+    variant: str,
+    setup: ReroutingSettings,
+    found: Measured,
+    base: Measured,
+    resamples: int,
 ) -> dict:
-    """One point of the figure: which lever, what it bought and what it cost."""
+    """One point of the figure: which method, what it bought and what it cost."""
     rerouted = setup.strategy != NONE
-    lever = levers.LEVERS[2 * (variant == TUNED) + rerouted]
-    row = rerouting_row(found, base, "teacher_forced", subject.expert_bytes, resamples)
+    method = methods.METHODS[2 * (variant == TUNED) + rerouted]
+    row = rerouting_row(found, base, "teacher_forced", evaluated.expert_bytes, resamples)
     row |= switch_rate_ratio(found, base, resamples) | perplexity_ratio(found, base, resamples)
-    about = {"lever": lever, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
+    about = {"method": method, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
     about |= {"budget_percent": float(setup.budget.removesuffix("%")), "strategy": setup.strategy}
-    return about | setup.fields(subject) | row
+    return about | setup.fields(evaluated) | row
 
 
-def run(options: Options, subject: Subject, *levels: list[str]) -> list[dict]:
+def run(options: Options, evaluated: EvaluatedModel, *levels: list[str]) -> list[dict]:
     """All points, each printed as soon as it is measured."""
-    work, points, bases = load_work(options, subject), [], {}
+    work, points, bases = load_work(options, evaluated), [], {}
     names = list(options.adapters)
     for variant in names if CONTROL in names else (BASE, *names):
         for setup in setups(*levels):
-            with active_variant(subject.model, variant):
-                found = measure(subject, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)
+            with active_variant(evaluated.model, variant):
+                found = measure(evaluated, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)
             assert found is not None, "there is one rank"
             base = bases.setdefault(setup.budget, found)
-            points.append(point(subject, variant, setup, found, base, options.evaluation.bootstrap_samples))
+            points.append(point(evaluated, variant, setup, found, base, options.evaluation.bootstrap_samples))
             print(line(points[-1]), flush=True)
     return points
 
@@ -102,15 +109,15 @@ def _between(row: dict) -> str:
 
 
 def at_equal_quality(points: list[dict], most: float) -> list[str]:
-    """Of each budget and lever the point that misses least among those of at most `most` times the
+    """Of each budget and method the point that misses least among those of at most `most` times the
     perplexity.
     """
     best: dict[tuple[float, str], dict] = {}
     for point in sorted(points, key=lambda point: point["misses_ratio"]):
         if point["perplexity_ratio"] <= most:
-            best.setdefault((point["budget_percent"], point["lever"]), point)
+            best.setdefault((point["budget_percent"], point["method"]), point)
     ordered = sorted(best.values(), key=lambda point: (point["budget_percent"], -point["misses_ratio"]))
-    return [f"{point['lever']:<24}{line(point)}" for point in ordered]
+    return [f"{point['method']:<24}{line(point)}" for point in ordered]
 
 
 def main() -> None:
@@ -119,7 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--most_perplexity", type=float, default=1.02, help="at which levers are compared")
+    parser.add_argument("--most_perplexity", type=float, default=1.02, help="at which methods are compared")
     parser.add_argument("--budgets", nargs="+", default=["12.5%", "25%", "50%"])
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="POLICY")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="STRATEGY")
@@ -128,19 +135,17 @@ def main() -> None:
         raise UserError(f"--budgets {wrong[0]}: give percent, e.g. 25%")
     quiet()
     options = parse(others)
-    subject = load_subject(options)
+    evaluated = load_evaluated_model(options)
     levels = {name: getattr(arguments, name) for name in ("budgets", "policies", "strategies")}
-    points = run(options, subject, *levels.values())
+    points = run(options, evaluated, *levels.values())
     print(f"least misses at up to {arguments.most_perplexity:g}x the perplexity:")
     print(*at_equal_quality(points, arguments.most_perplexity), sep="\n", flush=True)
     settings = options.fields() | {"levels": levels}
-    report = {"schema_version": 1, "command": "levers", "settings": settings, "points": points}
-    write_json(arguments.json, report | {"model": subject.fields()})
+    report = {"schema_version": 1, "command": "methods", "settings": settings, "points": points}
+    write_json(arguments.json, report | {"model": evaluated.fields()})
     if arguments.plot:
-        about = (
-            f"{subject.name}, {options.data.dataset_name} {options.evaluation.split}, reference text, decode"
-        )
-        save(levers.draw(points, about), arguments.plot)
+        about = f"{evaluated.name}, {options.data.dataset_name} {options.evaluation.split}, reference text, decode"
+        save(methods.draw(points, about), arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Levers are compared where they cost the same."""
 
-from benchmarks.levers import at_equal_quality
+from benchmarks.methods import at_equal_quality
 
 
-def point(lever, misses, perplexity, budget=25.0):
+def point(method, misses, perplexity, budget=25.0):
     numbers = {"misses_ratio": misses, "perplexity_ratio": perplexity, "perplexity_ratio_ci95": [0.99, 1.01]}
     others = dict.fromkeys(
         ("hit_rate", "miss_bytes_per_token", "switch_rate_ratio", "perplexity", "kl_next_token", "agreement"),
         0.5,
     )
-    return others | numbers | {"lever": lever, "variant": "x", "name": "y", "budget_percent": budget}
+    return others | numbers | {"method": method, "variant": "x", "name": "y", "budget_percent": budget}
 
 
 def test_the_least_misses_within_the_price_of_each_lever_and_budget():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every lever side by side on held-out stories: eviction policy, re-routing, training, and both, each against the control,
+# Every method side by side on held-out stories: eviction policy, re-routing, training, and both, each against the control,
 # which is the same fine-tuning without either. runs/rerouted_training.sh comes first: it trains the adapters under the
 # strategy they are measured with; `make demo` gives others. Without any, training has no points. Ten minutes on a core.
 set -euo pipefail
@@ -10,7 +10,7 @@ for trained in results/demo results/rerouted/seed-42; do
     adapters=(--lora_save_path "$trained/tuned" --control_path "$trained/control")
   fi
 done
-mkdir -p results/levers
-python benchmarks/levers.py --json results/levers/levers.json --plot results/levers/levers.png \
+mkdir -p results/methods
+python benchmarks/methods.py --json results/methods/methods.json --plot results/methods/methods.png \
   --model_name models/tiny-olmoe --dataset_name hellaswag --max_words_len 256 --limit_evaluation 48 \
   --policies lru ml_habits --strategies margin:loss=0.12 margin:loss=0.2 "${adapters[@]}" "$@"

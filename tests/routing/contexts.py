@@ -1,15 +1,15 @@
-"""Knows random situations for routing strategies and files of thresholds; does not test."""
+"""Knows random contexts for routing strategies and files of thresholds; does not test."""
 
 import numpy as np
 
 from dwellmoe.cache.weight_ratios import Thresholds, stopping_places
 from dwellmoe.routing.strategies import strategy_names
-from dwellmoe.routing.strategies.base import NEVER, Situation
+from dwellmoe.routing.strategies.base import NEVER, RoutingContext
 
 EXPERTS, TOP_K, LAYERS = 12, 4, 3
 
 
-def situation(seed=0, rows=3, resident=5, **changes) -> Situation:
+def context(seed=0, rows=3, resident=5, **changes) -> RoutingContext:
     """Softmax routing of `rows` tokens with `resident` of 12 experts in memory."""
     draw = np.random.default_rng(seed)
     rank_TE = draw.normal(size=(rows, EXPERTS)) * 2
@@ -20,7 +20,7 @@ def situation(seed=0, rows=3, resident=5, **changes) -> Situation:
     score_TE = np.exp(rank_TE) / np.exp(rank_TE).sum(1, keepdims=True)
     own_TK = np.argsort(-rank_TE, axis=1)[:, :TOP_K]
     uses_E = draw.integers(0, 9, EXPERTS)
-    found = Situation(rank_TE, score_TE, own_TK, resident_E, lag_E, uses_E, 3.0, 1, 40)
+    found = RoutingContext(rank_TE, score_TE, own_TK, resident_E, lag_E, uses_E, 3.0, 1, 40)
     return found._replace(**changes)
 
 

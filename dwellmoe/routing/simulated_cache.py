@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.tiers.prefill_decode import PhaseSplit
+from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
 from dwellmoe.families import MoeLayer
 from dwellmoe.routing.rerouter import Rerouter, Rows
 from dwellmoe.routing.router_tap import RouterOutput
@@ -37,7 +37,7 @@ class _Pass(NamedTuple):
     stretches: list[_Stretch]
 
 
-class VirtualCache:
+class SimulatedCache:
     """A strategy for `RouterTap`: each layer's choice is made as a cache of that size would have it made.
 
     Teacher forcing is exact in one causal pass: the choice of a layer for a token depends on what its cache
@@ -45,7 +45,7 @@ class VirtualCache:
     layer. One cache serves all passes, as in a server.
 
     spec             a strategy of routing/strategies; `none` keeps every choice and only counts
-    policy, capacity, hand_over   of the decode cache, in slots a layer, and of `PhaseSplit`
+    policy, capacity, prefill_handoff   of the decode cache, in slots a layer, and of `PrefillDecodeCache`
     reroute_prefill  prompt tokens are re-routed too, all of a chunk against what was resident before it
     """
 
@@ -57,13 +57,13 @@ class VirtualCache:
         *,
         policy: str,
         capacity: int,
-        hand_over: str = "recent:tokens=8",
+        prefill_handoff: str = "recent:tokens=8",
         reroute_prefill: bool = False,
     ):
         self.rerouter = Rerouter(model, moe_layers, spec)
         experts = moe_layers[0].num_experts
         cache = ExpertCache(policy, layers=len(moe_layers), experts=experts, capacity=capacity)
-        self.split = PhaseSplit(cache, hand_over)
+        self.split = PrefillDecodeCache(cache, prefill_handoff)
         self.reroute_prefill = reroute_prefill
         self.tallies = new_tallies(len(moe_layers))
         watched = reroute_prefill and getattr(self.rerouter.strategy, "WANTS_IMPORTANCE", False)
@@ -86,7 +86,7 @@ class VirtualCache:
         self, requests: Sequence[int] | np.ndarray, valid_BT: np.ndarray, decode_BT: np.ndarray
     ) -> None:
         """Says what runs in the next forward pass: `requests` numbers the request of each row [B] or, for
-        packed rows, of each token [B, T]. Passes not described are decode steps of the same rows.
+        packed rows, of each token [B, T]. PassIndex not described are decode steps of the same rows.
         """
         valid_BT, decode_BT = np.asarray(valid_BT, bool), np.asarray(decode_BT, bool)
         request_BT = np.broadcast_to(np.reshape(requests, (len(valid_BT), -1)), valid_BT.shape)

@@ -10,8 +10,8 @@ for seed in ${SEEDS:-0 1 2}; do
   folder=$out/seed-$seed
   for text in "piqa 192" "boolq 64"; do
     read -r name requests <<< "$text"
-    report=$folder/levers-$adapter-$name.json
-    [ -f "$report" ] || python benchmarks/levers.py --json "$report" \
+    report=$folder/methods-$adapter-$name.json
+    [ -f "$report" ] || python benchmarks/methods.py --json "$report" \
       --model_name .cache/smollm2-moe --lora_save_path "$folder/$adapter" --control_path "$folder/control" \
       --dataset_name "runs/second_model/$name.toml" --max_words_len 256 --limit_evaluation "$requests" \
       --budgets 25% --policies lru --strategies ${STRATEGIES:-margin:loss=0.026} --most_perplexity 1.01
