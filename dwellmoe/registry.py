@@ -150,6 +150,21 @@ def load_plugin(path: str | Path) -> ModuleType:
     return module
 
 
+def take_plugins(words: list[str]) -> list[str]:
+    """The words of a command line without `--plugin FILE`; each file named so is imported. UserError."""
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, given, value = word.partition("=")
+        if option != "--plugin":
+            left.append(word)
+        elif path := value if given else next(rest, ""):
+            load_plugin(path)
+        else:
+            raise UserError("option --plugin: the path to a Python file is missing")
+    return left
+
+
 def _registered_names() -> set[tuple[str, str]]:
     """(kind, name) of all that was registered; of registries that are not imported yet there is nothing."""
     loaded = [kind for kind, (module, _) in REGISTRIES.items() if module in sys.modules]

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from dwellmoe.errors import UserError, first_line
+from dwellmoe.registry import take_plugins
 
 
 class SettingsParser(HfArgumentParser):
@@ -27,7 +28,7 @@ class SettingsParser(HfArgumentParser):
         """The filled dataclasses, in order. `--config FILE.yaml` gives options that the command line
         overrides.
         """
-        arguments = _expand_config(arguments)
+        arguments = take_plugins(_expand_config(arguments))
         named = [argument[2:] for argument in arguments if argument.startswith("--")]
         self.given = {name.split("=")[0].replace("-", "_") for name in named}
         self._reject_unknown(arguments)

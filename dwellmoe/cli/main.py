@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from dwellmoe.errors import run_command, unknown_name
+from dwellmoe.registry import take_plugins
 
 COMMANDS = {
     "simulate": "replay recorded routing through simulated expert caches: replay, curve, describe, plan",
@@ -18,6 +19,7 @@ def main() -> None:
 
 def run(words: list[str]) -> None:
     """Runs one command line. UserError for an unknown command."""
+    words = take_plugins(words)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return
