@@ -9,10 +9,15 @@ ABOUT = "Writes each expert as one contiguous record: with --packed OUT an exper
 
 def run(words: list[str]) -> None:
     """Packs one checkpoint. UserError for a wrong command line or an unreadable checkpoint."""
-    parser = Parser(prog="dwellmoe pack", description=ABOUT, allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    arguments = parser.parse_args(words)
+    arguments = pack_parser().parse_args(words)
     from dwellmoe.offload.pack import pack
 
     pack(arguments.model, arguments.out)
+
+
+def pack_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(prog="dwellmoe pack", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    return parser

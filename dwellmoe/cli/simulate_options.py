@@ -18,6 +18,11 @@ class Parser(argparse.ArgumentParser):
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """The settings of one command line; `command` says which it is. UserError for a mistake."""
+    return simulate_parser().parse_args(words)
+
+
+def simulate_parser() -> Parser:
+    """The parser of every subcommand."""
     parser = Parser(prog="dwellmoe simulate", description=ABOUT, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_replay(commands)
@@ -29,7 +34,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     _add_predict(commands)
     _add_convert(commands)
     _add_calibrate(commands)
-    return parser.parse_args(words)
+    return parser
 
 
 def _add_replay(commands) -> None:
