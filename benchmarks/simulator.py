@@ -175,10 +175,10 @@ def live_step_us(policy: str, steps: int = 20000) -> float:
         sets.astype(np.int32) for sets in local_trace(steps // LAYERS, seed=2).experts.reshape(-1, TOP_K)
     ]
     for number, experts in enumerate(requests[: len(requests) // 4]):
-        cache.step(number % LAYERS, experts)
+        cache.request(number % LAYERS, experts)
     begun = time.perf_counter()
     for number, experts in enumerate(requests):
-        cache.step(number % LAYERS, experts)
+        cache.request(number % LAYERS, experts)
     return (time.perf_counter() - begun) / len(requests) * MILLION
 
 

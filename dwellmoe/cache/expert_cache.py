@@ -3,7 +3,6 @@ itself.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,17 +23,10 @@ from dwellmoe.cache.kernel.step import (
     take_away_for,
 )
 from dwellmoe.cache.policies.base import NEVER, TICK_BITS, allocate, parse_policy
+from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError, unknown_name
 
 COUNTED, UNCOUNTED = 0, 1
-
-
-class Step(NamedTuple):
-    """What one request did. Expert e of layer l is number l * E + e, in both scopes."""
-
-    hits: int
-    loads: np.ndarray  # int32: to be fetched, in router order; written over by the next step
-    evictions: np.ndarray  # int32: to be dropped first, in order; written over by the next step
 
 
 class ExpertCache:
@@ -93,7 +85,7 @@ class ExpertCache:
         )
         self._serve = direct(serve_for(self._kind, self._held.kind), self._held.address, 0, 0, 0)
 
-    def step(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> Step:
+    def request(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> TransferPlan:
         """Layer `layer` asks for `experts` (ids 0..E-1 in router order; the rows of a batch one after the
         other).
 
@@ -115,9 +107,13 @@ class ExpertCache:
         if self._serve(self._held.address, layer, asked, group) != DONE:
             raise self._cannot_serve(layer, experts)
         loads, evictions = self._lengths.tolist()
-        return Step(asked - loads, self._loads[:loads], self._evictions[:evictions])
+        return TransferPlan(
+            asked - loads,
+            self._loads[:loads].tolist() if loads else (),
+            self._evictions[:evictions].tolist() if evictions else (),
+        )
 
-    def take_away(self, layer: int, expert: int) -> bool:
+    def remove(self, layer: int, expert: int) -> bool:
         """Evicts one expert, because it moved elsewhere or could not be read; whether it was resident."""
         lane, first = self._place(layer)
         if self._cold[lane]:

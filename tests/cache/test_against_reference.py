@@ -71,9 +71,9 @@ def test_live_steps_move_what_the_reference_moves(spec, scope):
     loads, evictions = [], []
     for _, _, _, sets in requests_of(trace):
         for layer, ids in enumerate(sets):
-            step = live.step(layer, ids)
-            loads.append(step.loads.tolist())
-            evictions.append(step.evictions.tolist())
+            step = live.request(layer, ids)
+            loads.append(step.load)
+            evictions.append(step.evict)
     for lane, requests in enumerate(flatten(requests_of(trace), scope, 3, 12, "never")):
         *_, expected_loads, expected_evictions = ReferenceCache(capacity=capacity, **SPECS[spec]).run(
             requests

@@ -61,7 +61,7 @@ def live_evictions(trace, spec):
     found = [[] for _ in range(LAYERS)]
     for row in trace.experts:
         for layer in range(LAYERS):
-            gone = cache.step(layer, row[layer][row[layer] != EMPTY]).evictions
+            gone = cache.request(layer, row[layer][row[layer] != EMPTY]).evict
             found[layer].extend(int(number) - layer * EXPERTS for number in gone)
     return found
 
@@ -181,7 +181,7 @@ def test_a_pruned_expert_is_no_access(name):
     asked_for = sum(len(ids) for step in rows for ids in step)
     for step in rows:
         for layer, ids in enumerate(step):
-            cache.step(layer, ids)
+            cache.request(layer, ids)
     counts = cache.counts()
     assert counts["hits"] + counts["misses"] == asked_for
     emptied = dataclasses.replace(trace, experts=pruned, phase=np.ones(120, np.uint8))
@@ -198,8 +198,8 @@ def test_the_score_is_renewed_at_every_request(name):
         cache = ExpertCache(name, layers=LAYERS, experts=EXPERTS, capacity=CAPACITY)
         for row in trace.experts[:75]:
             for layer in range(LAYERS):
-                cache.step(layer, row[layer], counted=counted)
-        steps = [cache.step(layer, row[layer]) for row in trace.experts[75:] for layer in range(LAYERS)]
+                cache.request(layer, row[layer], counted=counted)
+        steps = [cache.request(layer, row[layer]) for row in trace.experts[75:] for layer in range(LAYERS)]
         found.append([step.hits for step in steps])
     assert found[0] == found[1]
 

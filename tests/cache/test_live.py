@@ -26,7 +26,7 @@ def test_live_counts_are_the_simulators(spec, scope, access):
     live = ExpertCache(spec, layers=3, experts=12, capacity=capacity, scope=scope, access=access)
     for row in np.flatnonzero(trace.phase == 1):
         for layer in range(3):
-            live.step(layer, trace.experts[row, layer])
+            live.request(layer, trace.experts[row, layer])
     row = replay(trace, spec, capacity, scope=scope, access=access)
     assert live.counts() == {name: row[name] for name in ("hits", "misses", "compulsory_misses", "evictions")}
 
@@ -38,20 +38,20 @@ def test_a_wider_request_than_any_before_changes_nothing_else(spec):
     narrow, wide = (ExpertCache(spec, **SIZES, capacity=5) for _ in range(2))
     for width in range(2, 40):
         asked, rows = rng.permutation(8)[:3], np.tile(rng.permutation(8)[:3], width)
-        step = wide.step(1, rows)
-        assert step.hits == len(rows) - len(step.loads) and wide.resident(1)[rows].all()
+        step = wide.request(1, rows)
+        assert step.hits == len(rows) - len(step.load) and wide.resident(1)[rows].all()
         for cache in (narrow, wide):
-            cache.step(0, asked)
+            cache.request(0, asked)
         assert (narrow.resident(0) == wide.resident(0)).all()
 
 
 def test_reset_empties():
     cache = ExpertCache("lru", **SIZES, capacity=4)
-    cache.step(0, [1, 2])
+    cache.request(0, [1, 2])
     assert cache.used() == 2 and cache.resident(0).sum() == 2
     cache.reset()
     assert cache.used() == 0 and not cache.resident(0).any()
-    assert cache.step(0, [1]).hits == 0
+    assert cache.request(0, [1]).hits == 0
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -61,21 +61,21 @@ def test_an_impossible_request_changes_nothing(scope, access, bad):
     if access == "sequential" and len(bad) == 5:
         pytest.skip("one after the other they fit")
     cache = ExpertCache("lru", **SIZES, capacity=4, scope=scope, access=access)
-    cache.step(1, [1, 2])
+    cache.request(1, [1, 2])
     before = cache.resident(0).tolist(), cache.resident(1).tolist(), cache.counts()
     for layer in (0, 1):
         with pytest.raises(UserError):
-            cache.step(layer, bad)
+            cache.request(layer, bad)
     assert (cache.resident(0).tolist(), cache.resident(1).tolist(), cache.counts()) == before
     with pytest.raises(UserError, match="layer 2 does not exist"):
-        cache.step(2, [0])
+        cache.request(2, [0])
 
 
 def test_bytes_are_kept_to_the_byte():
     rng = np.random.default_rng(0)
     cache = ExpertCache("lfu", **SIZES, scope="global", budget_bytes=100, expert_bytes=[10, 17])
     for _ in range(500):
-        cache.step(int(rng.integers(2)), rng.permutation(8)[:3])
+        cache.request(int(rng.integers(2)), rng.permutation(8)[:3])
         resident = 10 * cache.resident(0).sum() + 17 * cache.resident(1).sum()
         assert resident == cache.used() <= 100
 
@@ -100,10 +100,10 @@ def test_what_was_taken_away_is_loaded_again(spec):
     rng = np.random.default_rng(1)
     cache = ExpertCache(spec, layers=1, experts=16, capacity=6)
     for _ in range(300):
-        step = cache.step(0, rng.permutation(16)[:3])
+        step = cache.request(0, rng.permutation(16)[:3])
         gone = int(rng.integers(16))
         was_resident = bool(cache.resident(0)[gone])
-        assert cache.take_away(0, gone) == was_resident and not cache.resident(0)[gone]
+        assert cache.remove(0, gone) == was_resident and not cache.resident(0)[gone]
         assert cache.used() == cache.resident(0).sum() <= 6
         assert step.hits >= 0
 

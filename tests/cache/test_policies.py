@@ -33,8 +33,8 @@ def moves(spec, asked, capacity, scope):
     found = []
     for at, (layer, ids) in enumerate(asked):
         future: dict = {"next_tokens": next_tokens(asked, at)} if cache.needs_future else {}
-        step = cache.step(layer, ids, **future)
-        found.append((step.hits, step.loads.tolist(), step.evictions.tolist()))
+        step = cache.request(layer, ids, **future)
+        found.append((step.hits, list(step.load), list(step.evict)))
     return cache, found
 
 
@@ -123,13 +123,13 @@ def test_opt_is_refused_live_and_limited_sight_needs_the_future():
     with pytest.raises(UserError, match="'opt' needs the whole trace"):
         ExpertCache("opt", **sizes)
     with pytest.raises(UserError, match="give next_tokens"):
-        ExpertCache("lopt:horizon=2", **sizes).step(0, [1])
+        ExpertCache("lopt:horizon=2", **sizes).request(0, [1])
 
 
 def test_random_evicts_uniformly():
     cache = ExpertCache("random", layers=1, experts=8, capacity=4)
     evicted = np.zeros(8, np.int64)
     for step in range(4000):
-        for expert in cache.step(0, [step % 8, (step + 3) % 8]).evictions:
+        for expert in cache.request(0, [step % 8, (step + 3) % 8]).evict:
             evicted[expert] += 1
     assert evicted.min() > 0.7 * evicted.mean()

@@ -27,7 +27,7 @@ def test_as_the_live_cache_has_them(policy, reset):
             cache.reset()
         for layer in range(LAYERS):
             assert (before[at, layer] == cache.resident(layer)).all(), (at, layer)
-            cache.step(layer, steps.experts[at, layer])
+            cache.request(layer, steps.experts[at, layer])
 
 
 def test_a_budget_below_one_set_holds_one_set():

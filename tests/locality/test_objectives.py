@@ -171,8 +171,8 @@ def test_cache_miss_knows_who_the_live_cache_holds(policy):
         cache = ExpertCache(policy, layers=L, experts=E, capacity=4)
         for layer in range(L):
             for place, at in enumerate(span):
-                step = cache.step(layer, chosen[layer, row, at].numpy(), counted=place > 0)
-                missed += len(step.loads) if place else 0
+                step = cache.request(layer, chosen[layer, row, at].numpy(), counted=place > 0)
+                missed += len(step.load) if place else 0
                 asked += K if place else 0
     loss = load_objective(f"cache_miss:policy={policy},budget=50%,width=0.0001")
     assert loss(logits, chosen, mask).item() == pytest.approx(missed / asked, abs=2e-3)

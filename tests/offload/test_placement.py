@@ -62,18 +62,18 @@ def test_the_simulator_makes_the_same_moves(monkeypatch):
     for row in np.flatnonzero(trace.phase == DECODE):
         for layer in range(trace.layers):
             before = replayed.tier.copy()
-            step = replayed.step(layer, trace.experts[row, layer].tolist())
-            left = set(step.evictions.tolist())
-            up = {number for number in step.loads.tolist() if before[number] == 1}
-            moves.append((step.loads.tolist(), up, left, {n for n in left if replayed.tier[n] == 1}))
+            step = replayed.request(layer, trace.experts[row, layer].tolist())
+            left = set(step.evict)
+            up = {number for number in step.load if before[number] == 1}
+            moves.append((step.load, up, left, {n for n in left if replayed.tier[n] == 1}))
     assert log == moves and any(up for _, up, _, _ in moves) and any(down for *_, down in moves)
     assert replayed.counts()["hits"] == counts["hits"] and replayed.counts()["misses"] == counts["misses"]
 
 
 def test_an_expert_can_be_taken_off_the_books():
     device = WatermarkDevice(2, 4, 2, ram_slots=2)
-    device.step(0, [0, 1, 2])
-    assert device.take_away(0, 1) and not device.take_away(0, 1)
+    device.request(0, [0, 1, 2])
+    assert device.remove(0, 1) and not device.remove(0, 1)
     assert device.resident(0).tolist() == [True, False, True, False]
 
 

@@ -199,7 +199,7 @@ def test_placement_moves_live_as_it_does_with_predictions_beside_a_trace(scout_f
     for row in np.flatnonzero(trace.phase == DECODE):
         for name, device in (("told", told), ("untold", untold)):
             for layer in range(layers):
-                device.step(layer, trace.experts[row, layer].tolist())
+                device.request(layer, trace.experts[row, layer].tolist())
             if row + 1 == trace.steps or trace.request[row + 1] != trace.request[row]:
                 replays[name].append(device.tier.copy())
     assert np.array_equal(seen, replays["told"]) and not np.array_equal(seen, replays["untold"])

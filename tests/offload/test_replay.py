@@ -45,8 +45,8 @@ def test_loads_and_evictions_in_order(policy, orders_log):
     replayed = []
     for row in np.flatnonzero(trace.phase == DECODE):
         for layer in range(trace.layers):
-            step = cache.step(layer, trace.experts[row, layer])
-            replayed.append((layer, step.loads.tolist(), sorted(step.evictions.tolist())))
+            step = cache.request(layer, trace.experts[row, layer])
+            replayed.append((layer, step.load, sorted(step.evict)))
     assert orders_log == replayed
     row = replay(trace, policy, 3, phase="decode")
     counts = engine.fields()["decode_cache"]

@@ -109,7 +109,7 @@ def test_with_everything_resident_and_no_bonus_the_model_is_itself(family, tmp_p
     for spec in (every | no_bonus | {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=2"}).values():
         strategy = virtual(model, spec, capacity=8, reroute_prefill=True, prefill_handoff="shared")
         for layer in find_moe_layers(model):
-            strategy.split.cache.step(layer.index, range(8))
+            strategy.split.cache.request(layer.index, range(8))
         described(strategy)
         found = run(model, strategy)[0].logits
         eager = spec.startswith("odp")  # it needs attention weights, and so another implementation

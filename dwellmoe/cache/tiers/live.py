@@ -46,14 +46,15 @@ class LiveCache:
 
     def decode(self, layer: int, experts: Sequence[int]) -> TransferPlan:
         """One token's experts, or those of some rows of a batch one after the other."""
-        hits, loads, evictions = self.split.decode(layer, experts)
-        if not len(loads):
+        step = self.split.decode(layer, experts)
+        if not step.load:
             return TransferPlan([])
         if self._tiers is None:
-            return TransferPlan(loads.tolist(), frozenset(evictions.tolist()))
+            return TransferPlan(list(step.load), frozenset(step.evict))
         moved = self.split.moved
-        fetched = loads[~np.isin(loads, moved)] if moved else loads
-        return self._in_tiers(loads.tolist(), evictions, self._tiers.settle(hits, fetched, evictions))
+        fetched = [n for n in step.load if n not in moved] if moved else step.load
+        tiers = self._tiers.settle(step.hits, fetched, step.evict)
+        return self._in_tiers(list(step.load), step.evict, tiers)
 
     def prefill(self, layer: int, experts_TK: np.ndarray) -> TransferPlan:
         """One layer of a chunk."""
@@ -65,17 +66,17 @@ class LiveCache:
         if self._tiers is None:
             return TransferPlan(loads, leaving)
         # One that was evicted and loaded again in the same chunk never moved.
-        staying = np.array([n for n in loads if n in kept and n not in evicted], np.int32)
-        gone = np.array([n for n in evicted if n not in kept], np.int32)
+        staying = [n for n in loads if n in kept and n not in evicted]
+        gone = [n for n in evicted if n not in kept]
         tiers = self._tiers.settle(step.hits, staying, gone)
         return self._in_tiers(loads, gone, tiers)._replace(leaving=leaving)
 
     @staticmethod
-    def _in_tiers(loads: list[int], evictions: np.ndarray, tiers) -> TransferPlan:
+    def _in_tiers(loads: list[int], evictions: Sequence[int], tiers) -> TransferPlan:
         demoted = frozenset(tiers.demoted) - frozenset(tiers.dropped)
         forgotten = [number for number in tiers.dropped if number not in tiers.demoted]
         promoted = frozenset(tiers.from_ram)
-        return TransferPlan(loads, frozenset(evictions.tolist()), demoted, forgotten, promoted)
+        return TransferPlan(loads, frozenset(evictions), demoted, forgotten, promoted)
 
     def on_device(self, layer: int) -> np.ndarray:
         """bool [E]: who of `layer` is on the device by the books."""
@@ -91,7 +92,7 @@ class LiveCache:
         """Takes an expert off the books wherever it stands, because its weights are not there."""
         for cache in (self.split.cache, self.split.passing, self.ram):
             if cache is not None:
-                cache.take_away(layer, expert)
+                cache.remove(layer, expert)
 
     def reset(self) -> None:
         """Every cache back to cold."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.expert_cache import ExpertCache, Step
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError, unknown_name
 
 SHARED, NONE, RECENT, LRFU = "shared", "none", "recent", "lrfu"
@@ -67,16 +68,16 @@ class PrefillDecodeCache:
         self._score[:] = 0
         self._recent = [NO_ROWS] * self.cache.layers
 
-    def decode(self, layer: int, experts) -> Step:
-        """One token's request, as `ExpertCache.step`."""
+    def decode(self, layer: int, experts) -> TransferPlan:
+        """One token's request, as `ExpertCache.request`."""
         if self.rule == LRFU:
             self._fade(layer, np.asarray(experts)[None])
         self._recent[layer] = NO_ROWS
-        step = self.cache.step(layer, experts)
+        plan = self.cache.request(layer, experts)
         if self.passing:
             first = layer * self.cache.experts
-            self.moved = [n for n in step.loads.tolist() if self.passing.take_away(layer, n - first)]
-        return step
+            self.moved = [n for n in plan.load if self.passing.remove(layer, n - first)]
+        return plan
 
     def prefill(self, layer: int, experts_TK) -> ChunkStep:
         """One layer of a chunk: the experts of each of its tokens, in order; ids >= E (empty slots) are
@@ -91,11 +92,11 @@ class PrefillDecodeCache:
         evictions = NO_NUMBERS
         if self.rule != NONE:
             stay = self._choose(layer, rows, np.union1d(asked, np.flatnonzero(resident)))
-            evictions = self.cache.step(layer, stay, counted=False).evictions.copy()
+            evictions = np.array(self.cache.request(layer, stay, counted=False).evict, np.int32)
         kept = asked[self.cache.resident(layer)[asked]]
         if self.passing:
             for expert in kept[~resident[kept]].tolist():
-                self.passing.take_away(layer, expert)
+                self.passing.remove(layer, expert)
         hits, numbers = len(asked) - len(loads), (kept + layer * self.cache.experts).astype(np.int32)
         return ChunkStep(hits, loads, evictions, numbers, released)
 
@@ -106,18 +107,22 @@ class PrefillDecodeCache:
         if not len(missing):
             return NO_NUMBERS, NO_NUMBERS
         here = self.passing.resident(layer)[missing]
-        step = self.passing.step(layer, np.concatenate([missing[here], missing[~here]]))  # before they leave
-        return step.loads.copy(), step.evictions.copy()
+        plan = self.passing.request(
+            layer, np.concatenate([missing[here], missing[~here]])
+        )  # before they leave
+        return np.array(plan.load, np.int32), np.array(plan.evict, np.int32)
 
     def _through_the_cache(self, layer: int, asked: np.ndarray) -> ChunkStep:
         hits, loads, evictions = 0, [], []
         for at in range(0, len(asked), self.cache.capacity):
-            step = self.cache.step(layer, asked[at : at + self.cache.capacity], counted=False)
-            hits += step.hits
-            loads.append(step.loads.copy())
-            evictions.append(step.evictions.copy())
+            plan = self.cache.request(layer, asked[at : at + self.cache.capacity], counted=False)
+            hits += plan.hits
+            loads += plan.load
+            evictions += plan.evict
         kept = asked[self.cache.resident(layer)[asked]] + layer * self.cache.experts
-        return ChunkStep(hits, np.concatenate(loads), np.concatenate(evictions), kept.astype(np.int32))
+        return ChunkStep(
+            hits, np.array(loads, np.int32), np.array(evictions, np.int32), kept.astype(np.int32)
+        )
 
     def _choose(self, layer: int, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The best candidates that fit, the best last, so that recency agrees with the rule."""

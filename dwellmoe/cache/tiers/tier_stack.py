@@ -6,9 +6,8 @@ experts as they have room for. Disk holds everything. What the device evicts mov
 evicts is forgotten.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.errors import UserError
@@ -37,18 +36,18 @@ class TierStack:
         self.counts = {"device_hits": 0, "ram_hits": 0, "disk_loads": 0, "demotions": 0}
 
     def step(self, layer: int, experts) -> TierStep:
-        """Layer `layer` asks for `experts`, as `ExpertCache.step`. Promotions leave RAM before demotions
+        """Layer `layer` asks for `experts`, as `ExpertCache.request`. Promotions leave RAM before demotions
         enter it.
         """
-        found = self.device.step(layer, experts)
-        return self.settle(found.hits, found.loads, found.evictions)
+        found = self.device.request(layer, experts)
+        return self.settle(found.hits, found.load, found.evict)
 
-    def settle(self, hits: int, loads: np.ndarray, evictions: np.ndarray) -> TierStep:
+    def settle(self, hits: int, loads: Sequence[int], evictions: Sequence[int]) -> TierStep:
         """What a step of the device's cache makes of the tiers below: `loads` stay on the device, `evictions`
         leave it.
         """
         from_ram, from_disk = [], []
-        for number in loads.tolist():
+        for number in loads:
             (from_ram if self._leaves_ram(number) else from_disk).append(number)
         demoted, dropped = self._demote(evictions)
         moved = (hits, len(from_ram), len(from_disk), len(demoted))
@@ -57,14 +56,14 @@ class TierStack:
         return TierStep(hits, from_ram, from_disk, demoted, dropped)
 
     def _leaves_ram(self, number: int) -> bool:
-        return self.ram is not None and self.ram.take_away(*divmod(number, self.ram.experts))
+        return self.ram is not None and self.ram.remove(*divmod(number, self.ram.experts))
 
-    def _demote(self, evictions: np.ndarray) -> tuple[list[int], list[int]]:
-        leaving = evictions.tolist()
+    def _demote(self, evictions: Sequence[int]) -> tuple[list[int], list[int]]:
+        leaving = list(evictions)
         if self.ram is None:
             return [], leaving
         dropped = []
         for number in leaving:
             layer, expert = divmod(number, self.ram.experts)
-            dropped.extend(self.ram.step(layer, [expert]).evictions.tolist())
+            dropped.extend(self.ram.request(layer, [expert]).evict)
         return leaving, dropped

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from dwellmoe.cache.device import PlacementConstants
-from dwellmoe.cache.expert_cache import Step
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM, Tier, nothing_placed
 from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
+from dwellmoe.cache.transfer_plan import TransferPlan
 
 KINDS = ("hits", "misses", "compulsory_misses", "evictions")
-NOBODY = np.empty(0, np.int32)
 
 
 class WatermarkDevice:
@@ -38,8 +37,8 @@ class WatermarkDevice:
         self._counts = np.zeros((layers, len(KINDS)), np.int64)
         self.ram = PlacedRam(self, ram_slots) if ram_slots else None
 
-    def step(self, layer: int, experts: Iterable[int], *, counted: bool = True) -> Step:
-        """As `ExpertCache.step`; what leaves may be of any layer."""
+    def request(self, layer: int, experts: Iterable[int], *, counted: bool = True) -> TransferPlan:
+        """As `ExpertCache.request`; what leaves may be of any layer."""
         asked, before = [int(expert) for expert in experts], self.tier
         distinct = list(dict.fromkeys(asked))
         found = self._placed.step(layer, distinct)
@@ -52,14 +51,14 @@ class WatermarkDevice:
             first = int((~self._seen[loads]).sum())
             self._counts[layer] += (len(asked) - len(loads), len(loads), first, len(evictions))
         self._seen[numbers] = True
-        return Step(len(asked) - len(loads), loads, evictions)
+        return TransferPlan(len(asked) - len(loads), loads.tolist(), evictions.tolist())
 
     @property
     def tier(self) -> np.ndarray:
         """uint8 [N]: DEVICE, RAM or DISK."""
         return self._placed.placement.tier
 
-    def take_away(self, layer: int, expert: int) -> bool:
+    def remove(self, layer: int, expert: int) -> bool:
         return self.lose(layer * self.experts + expert, DEVICE)
 
     def lose(self, number: int, tier: int) -> bool:
@@ -92,19 +91,19 @@ class PlacedRam:
         self._device, self.capacity = device, capacity
         self.layers, self.experts = device.layers, device.experts
 
-    def take_away(self, layer: int, expert: int) -> bool:
+    def remove(self, layer: int, expert: int) -> bool:
         number = layer * self.experts + expert
         if number in self._device.came_from_ram:
             self._device.came_from_ram.discard(number)
             return True
         return self._device.lose(number, RAM)
 
-    def step(self, layer: int, experts: Iterable[int]) -> Step:
+    def request(self, layer: int, experts: Iterable[int]) -> TransferPlan:
         """Who leaves the device comes here, or where RAM holds better ones goes at once."""
         gone, self._device.dropped = self._device.dropped, []
         numbers = [layer * self.experts + int(expert) for expert in experts]
         gone = gone + [number for number in numbers if self._device.tier[number] != RAM]
-        return Step(0, NOBODY, np.array(gone, np.int32))
+        return TransferPlan(evict=gone)
 
     def resident(self, layer: int) -> np.ndarray:
         return self._device.resident(layer, RAM)
