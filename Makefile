@@ -1,9 +1,9 @@
-# make demo | test | check | bench: each sets up .venv by itself on first use.
+# make demo | test | test-fast | check | bench: each sets up .venv by itself on first use.
 PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test test-fast check bench
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(RUN) python -m pytest
+
+test-fast: setup
+	$(RUN) python -m pytest -m "not slow" -n 2
 
 check: setup
 	$(RUN) ruff check .
