@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup demo test test-fast check bench
+.PHONY: setup demo test test-fast check bench docs
 
 setup: $(VENV)/.installed
 
@@ -32,3 +32,6 @@ bench: setup
 	$(RUN) python benchmarks/simulator.py --json results/bench/simulator.json
 	$(RUN) python benchmarks/training_overhead.py --json results/bench/training_overhead.json
 	$(RUN) python benchmarks/offload.py --json results/bench/offload.json
+
+docs: setup
+	$(RUN) python docs/generate_options.py

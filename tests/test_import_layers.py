@@ -25,7 +25,7 @@ SAME_LAYER = {
 }  # fmt: skip
 """Imports inside a layer that the design allows."""
 ROOT_FILES = ("main", "inference", "config", "trainer", "model_loader", "data_preparer")
-SCRIPTS = ("benchmarks", "runs", "models")
+SCRIPTS = ("benchmarks", "docs", "runs", "models")
 """Folders whose scripts import the package and the root's files, and one another, but nobody imports them."""
 TORCH_FREE = ("cache", "plots", "errors", "files", "registry", "options", "log", "cli", "__init__")
 

@@ -1,0 +1,134 @@
+"""Writes docs/options.md from the dataclasses of settings and the parsers of the `dwellmoe` command.
+
+python docs/generate_options.py
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import TrainSettings
+from dwellmoe.cli.pack import pack_parser
+from dwellmoe.cli.simulate_options import simulate_parser
+from dwellmoe.data.settings import DataSettings
+from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
+from dwellmoe.families.settings import ModelSettings
+from dwellmoe.files import replacing
+from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
+
+PAGE = Path(__file__).resolve().parent / "options.md"
+INTRODUCTION = """# Options
+
+Written by `make docs` from the code; do not edit. `main.py` trains, `inference.py` evaluates and chats.
+`--config FILE.yaml` gives options from a file, which the command line overrides; `--plugin FILE` imports a
+Python file of yours first ([extending](extending.md)).
+"""
+BOTH = "`main.py` and `inference.py`"
+SECTIONS: tuple[tuple[str, str, Any], ...] = (
+    ("Model", BOTH, ModelSettings),
+    ("Data", BOTH, DataSettings),
+    ("Adapter", BOTH + "; `inference.py` uses `--lora_save_path` and `--use_lora`", AdapterSettings),
+    ("Locality", "`main.py`", LocalitySettings),
+    (
+        "Trainer",
+        "`main.py`; these have a default of this project, all of transformers' `TrainingArguments` work",
+        TrainSettings,
+    ),
+    ("Evaluation", "`inference.py`", EvaluationSettings),
+    (
+        "Expert cache",
+        "`inference.py`; `EngineSettings` in Python has the first ones, with an `expert_budget` of 25%",
+        CacheSettings,
+    ),
+)
+
+
+class Option(NamedTuple):
+    """One row of a table."""
+
+    name: str
+    default: str
+    about: str
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([INTRODUCTION, *_settings(), *_commands()])
+
+
+def _settings() -> Iterator[str]:
+    for title, used_by, kind in SECTIONS:
+        yield f"## {title}\n\n{used_by}.\n\n{_table(_options_of(kind))}"
+
+
+def _options_of(kind: Any) -> Iterator[Option]:
+    """The options that a dataclass of settings describes, without those that transformers describes."""
+    for field in dataclasses.fields(kind):
+        if "help" in field.metadata and (kind is not TrainSettings or field.name in kind.__annotations__):
+            yield Option(f"`--{field.name}`", _default(field.default), field.metadata["help"])
+
+
+def _commands() -> Iterator[str]:
+    parser = simulate_parser()
+    yield f"## dwellmoe simulate\n\n{parser.description}\n"
+    for name, command in _subcommands(parser).items():
+        yield f"### dwellmoe simulate {name}\n\n{_sentence(command.description)}\n"
+        yield _table(_arguments(command))
+    packing = pack_parser()
+    yield f"## dwellmoe pack\n\n{_sentence(packing.description)}\n\n{_table(_arguments(packing))}"
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Name of a subcommand -> its parser."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[Option]:
+    """The required arguments of a parser first."""
+    for action in sorted(parser._actions, key=lambda action: not action.required):
+        if action.default != argparse.SUPPRESS:
+            name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            default = "required" if action.required else _default(action.default)
+            yield Option(f"`{name}`", default, action.help or "")
+
+
+def _default(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    words = value if isinstance(value, list) else [value]
+    return f"`{' '.join(map(str, words))}`"
+
+
+def _without_default(about: str) -> tuple[str, str]:
+    """A help text, and the default that it names in brackets at its end."""
+    found = re.fullmatch(r"(.*?) ?\[([^\]]*)\]", about)
+    return (found[1], found[2]) if found else (about, "")
+
+
+def _sentence(text: str | None) -> str:
+    text = text or ""
+    return text[:1].upper() + text[1:].removesuffix(".") + "."
+
+
+def _table(options: Iterable[Option]) -> str:
+    lines = ["| option | default | what it does |", "|---|---|---|"]
+    for name, default, about in options:
+        about, worked_out = _without_default(about.replace("%%", "%").replace("|", "\\|"))
+        lines.append(f"| {name} | {default or worked_out} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    with replacing(PAGE) as file:
+        file.write(page().encode())
+
+
+if __name__ == "__main__":
+    main()
