@@ -50,10 +50,10 @@ def row_of(path: str, policy: str, rule: str, arguments: argparse.Namespace) -> 
         trace, policy, arguments.capacity, rule, prefill_buffer=buffer, progress=progress_bar(rule)
     )
     decode = int((trace.phase == 1).sum())
-    fetched = found["prefill_bytes_per_token"] * (trace.steps - decode)
-    fetched += found["miss_bytes_per_token"] * decode
+    fetched = found.prefill_bytes_per_token * (trace.steps - decode)
+    fetched += (found.miss_bytes_per_token or 0) * decode
     requests = len(set(trace.request.tolist()))
-    return {"trace": Path(path).name, **found, "bytes_per_request": fetched / requests}
+    return {"trace": Path(path).name, **found.as_dict(), "bytes_per_request": fetched / requests}
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def _pair(spec: str, kind, trace: RoutingTrace, capacity: int, path: str, repeat
     ours_seconds, theirs_seconds = [], []
     for _ in range(repeats):
         begun = time.perf_counter()
-        hits = replay(trace, spec, capacity, **GLOBAL)["hits"]
+        hits = replay(trace, spec, capacity, **GLOBAL).hits
         ours_seconds.append(time.perf_counter() - begun)
         seconds, their_hits = _theirs(kind, capacity, path, trace.experts.size)
         theirs_seconds.append(seconds)

@@ -141,7 +141,7 @@ def budget_rows(trace: RoutingTrace) -> list[dict]:
     rows = []
     for percent in BUDGETS:
         slots = max(int(percent / 100 * trace.num_experts), trace.top_k)
-        row = replay(trace, "lru", slots, phase="decode")
+        row = replay(trace, "lru", slots, phase="decode").as_dict()
         full = row["miss_bytes_per_token"] / max(1 - row["hit_rate"], 1e-12)
         ends = [full * (1 - rate) for rate in reversed(row["hit_rate_ci95"])]
         rows.append({"budget_percent": percent, "miss_bytes_per_token_ci95": ends, **row})

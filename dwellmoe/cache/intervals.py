@@ -1,12 +1,14 @@
-"""Knows how sure ratios of sums over requests are; does not know of what.
+"""Bootstrap intervals of ratios of sums over requests.
 
 Letters: R requests, X columns, C cases, L layers.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 RESAMPLES = 2000
-TOGETHER = 100  # resamples in one product of matrices
+RESAMPLES_AT_ONCE = 100  # in one product of matrices
 
 
 def bootstrap_ci(values, weights=None, *, resamples: int = RESAMPLES, seed: int = 0) -> list[float] | None:
@@ -35,11 +37,11 @@ def ratio_intervals(
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     below = below.reshape(len(above), -1)
-    asked = (below > 0).any(axis=1)
+    counted = (below > 0).any(axis=1)
     enough = np.tile((below > 0).sum(axis=0) > 1, above.shape[1] // below.shape[1])
     if not enough.any() or not resamples:
         return [None] * above.shape[1]
-    ratios = _resampled(above[asked], below[asked], resamples, seed)
+    ratios = _resampled(above[counted], below[counted], resamples, seed)
     ratios = ratios[:, enough]
     percentile = np.nanpercentile if np.isnan(ratios).any() else np.percentile  # the former is slow
     edges = percentile(ratios, (2.5, 97.5), axis=0)
@@ -47,40 +49,42 @@ def ratio_intervals(
     return [next(found) if sure else None for sure in enough]
 
 
-def rates(
-    name: str, above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.ndarray, resamples: int = RESAMPLES
-) -> list[dict]:
-    """For each case the fields of one rate: `name`, `name`_ci95, layer_`name`, layer_`name`_ci95.
+class Rate(NamedTuple):
+    """A rate of all layers together and of each layer, with 95 % intervals where there are two requests."""
 
-    The rate of a layer is over `below_RL`, that of all layers together over `below_R`; without an interval
-    (fewer than two requests) the layers' field is None too.
-    """
+    value: Any  # float; None where it is unknown
+    ci95: list[float] | None
+    per_layer: Any  # list[float]; None where it is unknown
+    per_layer_ci95: list[list[float] | None] | None
+
+
+def rates(
+    above_RCL: np.ndarray, below_RL: np.ndarray, below_R: np.ndarray, resamples: int = RESAMPLES
+) -> list[Rate]:
+    """The rate of each case: a layer's is over `below_RL`, that of all layers together over `below_R`."""
     above = np.concatenate([above_RCL.sum(axis=2, keepdims=True), above_RCL], axis=2)
     below = np.column_stack([below_R, below_RL])
-    values = above.sum(axis=0) / np.maximum(1, below.sum(axis=0))
+    values_CX = above.sum(axis=0) / np.maximum(1, below.sum(axis=0))
     intervals = ratio_intervals(above.reshape(len(above), -1), below, resamples)
-    width = below.shape[1]
+    columns = below.shape[1]
     return [
-        _rate(name, case.tolist(), intervals[at * width : (at + 1) * width]) for at, case in enumerate(values)
+        _rate(values, intervals[case * columns : (case + 1) * columns])
+        for case, values in enumerate(values_CX.tolist())
     ]
 
 
-def _rate(name: str, values: list[float], intervals: list[list[float] | None]) -> dict:
-    """All layers together come first."""
-    return {
-        name: values[0],
-        f"{name}_ci95": intervals[0],
-        f"layer_{name}": values[1:],
-        f"layer_{name}_ci95": None if intervals[0] is None else intervals[1:],
-    }
+def _rate(values: list[float], intervals: list[list[float] | None]) -> Rate:
+    """From columns of which the first is all layers together."""
+    per_layer_ci95 = None if intervals[0] is None else intervals[1:]
+    return Rate(values[0], intervals[0], values[1:], per_layer_ci95)
 
 
 def _resampled(above: np.ndarray, below: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """float64 [resamples, X]: the ratios of requests drawn anew; nan where none drawn has the denominator."""
     requests, generator = len(above), np.random.default_rng(seed)
     ratios = np.empty((resamples, above.shape[1] // below.shape[1], below.shape[1]))
-    for begin in range(0, resamples, TOGETHER):
-        part = ratios[begin : begin + TOGETHER]
+    for begin in range(0, resamples, RESAMPLES_AT_ONCE):
+        part = ratios[begin : begin + RESAMPLES_AT_ONCE]
         drawn = generator.integers(0, requests, (len(part), requests))
         times = np.stack([np.bincount(row, minlength=requests) for row in drawn]).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""Knows how alike the routing of consecutive tokens is (ECR, GDS, LAL); does not know caches.
+"""How alike the routing of consecutive tokens is: ECR, GDS and LAL.
 
 Pairs are consecutive rows of one request and one phase. Letters: S rows, P pairs, L layers, K experts chosen,
 E routed experts.
@@ -6,25 +6,15 @@ E routed experts.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from dwellmoe.cache.access import PHASES
-from dwellmoe.cache.intervals import bootstrap_ci, ratio_interval, ratio_intervals
+from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.trace import EMPTY, RoutingTrace, release
 from dwellmoe.errors import UserError
-
-__all__ = [
-    "Locality",
-    "bootstrap_ci",
-    "ecr",
-    "gds",
-    "lal",
-    "layer_weighted",
-    "locality_row",
-    "ratio_interval",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +78,54 @@ def lal(trace: RoutingTrace, phase: str = "decode") -> LayerWeighted:
     )
 
 
-def locality_row(trace: RoutingTrace, phase: str = "decode") -> dict:
-    """ECR, GDS (None without gate_probs) and LAL of one phase as a row of plain numbers."""
-    ecr_found, lal_found = ecr(trace, phase), lal(trace, phase)
-    gds_found = None if trace.gate_probs is None else gds(trace, phase)
-    return {
-        "phase": phase,
-        "pairs": ecr_found.pairs,
-        "ecr": ecr_found.value,
-        "ecr_ci95": ecr_found.ci95,
-        "chance_ecr": trace.top_k / trace.num_experts,
-        "gds": gds_found and gds_found.value,
-        "gds_ci95": gds_found and gds_found.ci95,
-        "lal": lal_found.value,
-        "lal_ci95": lal_found.ci95,
-        "lal_unnormalised": lal_found.unnormalised,
-        "per_layer": ecr_found.per_layer,
-        "per_layer_ci95": ecr_found.per_layer_ci95,
-        "gds_per_layer": gds_found and gds_found.per_layer,
-        "gds_per_layer_ci95": gds_found and gds_found.per_layer_ci95,
-    }
+@dataclass(frozen=True)
+class LocalityRow:
+    """ECR, GDS and LAL of one phase with 95 % intervals (`_ci95`); `per_layer` is the ECR of each layer.
+
+    `gds` and its fields are None for a trace without gate_probs.
+    """
+
+    phase: str
+    pairs: int
+    ecr: float
+    ecr_ci95: list[float] | None
+    chance_ecr: float
+    gds: float | None
+    gds_ci95: list[float] | None
+    lal: float
+    lal_ci95: list[float] | None
+    lal_unnormalised: float
+    per_layer: list[float]
+    per_layer_ci95: list[list[float] | None]
+    gds_per_layer: list[float] | None
+    gds_per_layer_ci95: list[list[float] | None] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
+        return dict(vars(self))
+
+
+def locality_row(trace: RoutingTrace, phase: str = "decode") -> LocalityRow:
+    """Measures one phase of a trace. UserError where no two tokens of a request follow each other in it."""
+    consistency = ecr(trace, phase)
+    weighted = lal(trace, phase)
+    similarity = None if trace.gate_probs is None else gds(trace, phase)
+    return LocalityRow(
+        phase=phase,
+        pairs=consistency.pairs,
+        ecr=consistency.value,
+        ecr_ci95=consistency.ci95,
+        chance_ecr=trace.top_k / trace.num_experts,
+        gds=None if similarity is None else similarity.value,
+        gds_ci95=None if similarity is None else similarity.ci95,
+        lal=weighted.value,
+        lal_ci95=weighted.ci95,
+        lal_unnormalised=weighted.unnormalised,
+        per_layer=consistency.per_layer,
+        per_layer_ci95=consistency.per_layer_ci95,
+        gds_per_layer=None if similarity is None else similarity.per_layer,
+        gds_per_layer_ci95=None if similarity is None else similarity.per_layer_ci95,
+    )
 
 
 def _pairs(trace: RoutingTrace, phase: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,16 @@ fit | predict | convert | calibrate. Only fit and predict need torch.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dwellmoe.cli.simulate_options import parse_arguments
 from dwellmoe.errors import UserError
 from dwellmoe.files import check_writable, replacing
+
+if TYPE_CHECKING:
+    from dwellmoe.cache.replay.rows import HitRateRow
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +73,7 @@ def run_curve(arguments: argparse.Namespace) -> None:
         from dwellmoe.plots import hit_rate_curve
         from dwellmoe.plots.style import save
 
-        save(hit_rate_curve.draw(rows), arguments.plot)
+        save(hit_rate_curve.draw([row.as_dict() for row in rows]), arguments.plot)
     report(arguments, {"cache": rows}, hit_rate_lines(rows))
 
 
@@ -99,8 +103,8 @@ def run_plan(arguments: argparse.Namespace) -> None:
         from dwellmoe.plots import device_plan
         from dwellmoe.plots.style import save
 
-        save(device_plan.draw(found["plan"], device.name, arguments.tokens_per_second), arguments.plot)
-    report(arguments, found | {"cache": rows}, plan_lines(found))
+        save(device_plan.draw([row.as_dict() for row in found.rows], device.name, arguments.tokens_per_second), arguments.plot)
+    report(arguments, found.as_dict() | {"cache": rows}, plan_lines(found))
 
 
 def run_stall(arguments: argparse.Namespace) -> None:
@@ -194,19 +198,18 @@ def bar(label: str):
     return progress_bar(label)
 
 
-def hit_rate_lines(rows: list[dict]) -> list[str]:
-    """A table of hit-rate rows for people, the convention above it."""
+def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
+    """Hit-rate rows as a table, below the setup they were counted with."""
     names = ("scope", "access", "phase", "start", "reset")
-    lines = [", ".join(f"{name} {rows[0][name]}" for name in names)] if rows else []
+    lines = [", ".join(f"{name} {getattr(rows[0], name)}" for name in names)] if rows else []
     for row in rows:
-        size = "" if row["capacity_bytes"] is None else f"{row['capacity_bytes'] / 1e9:9.3f} GB"
-        missed = (
-            ""
-            if row["miss_bytes_per_token"] is None
-            else f"{row['miss_bytes_per_token'] / 1e6:10.2f} MB/token"
-        )
-        share = f"{row['capacity']:6d} slots {row['capacity_percent']:6.2f} %{size}"
-        lines.append(f"{row['policy']:<18}{share}   hit rate {row['hit_rate']:.4f}{missed}")
+        size, missed = "", ""
+        if row.capacity_bytes is not None:
+            size = f"{row.capacity_bytes / 1e9:9.3f} GB"
+        if row.miss_bytes_per_token is not None:
+            missed = f"{row.miss_bytes_per_token / 1e6:10.2f} MB/token"
+        share = f"{row.capacity:6d} slots {row.capacity_percent:6.2f} %{size}"
+        lines.append(f"{row.policy:<18}{share}   hit rate {row.hit_rate:.4f}{missed}")
     return lines
 
 
@@ -214,7 +217,7 @@ def report(arguments: argparse.Namespace, result: dict, lines: list[str]) -> Non
     """Prints the result for people, or writes it as one JSON object; a file appears whole or not at all."""
     settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "command")}
     whole = {"schema_version": SCHEMA_VERSION, "command": arguments.command, "settings": settings, **result}
-    text = json.dumps(whole, indent=1, default=str, allow_nan=False) + "\n"
+    text = json.dumps(whole, indent=1, default=_as_json, allow_nan=False) + "\n"
     if arguments.json == "-":
         sys.stdout.write(text)
         return
@@ -222,6 +225,11 @@ def report(arguments: argparse.Namespace, result: dict, lines: list[str]) -> Non
         with replacing(arguments.json) as file:
             file.write(text.encode())
     print("\n".join(lines))
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no type for: a row of results, a path."""
+    return value.as_dict() if hasattr(value, "as_dict") else str(value)
 
 
 COMMANDS = {

@@ -67,7 +67,7 @@ def what_it_cost(recording: Recording) -> str:
     ecr = metrics.ecr(trace, "decode").value
     chance = trace.top_k / trace.num_experts
     cache = f"{slots} of {trace.num_experts} experts a layer, cold"
-    return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row['hit_rate']:.3f} ({cache})"
+    return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row.hit_rate:.3f} ({cache})"
 
 
 def _prompt_ids(evaluated: EvaluatedModel, turns: list[dict[str, str]]) -> list[int]:

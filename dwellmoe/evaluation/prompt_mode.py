@@ -56,7 +56,7 @@ def answer_alone(
     answers, recording = generate(evaluated, [0], [prompt], new_tokens, stop, timings)
     trace, slots = recording.trace, max(recording.trace.top_k, recording.trace.num_experts // 4)
     long_enough = has_pairs(trace, "decode")
-    rows = [replay(trace, policy, slots, phase="decode") for policy in policies] if long_enough else []
+    rows = [replay(trace, policy, slots, phase="decode").as_dict() for policy in policies if long_enough]
     return {
         "answer": answers[0].text,
         "prompt_tokens": len(prompt),

@@ -10,6 +10,7 @@ import numpy as np
 from dwellmoe.cache.learned.weights import save_weights
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.curve import curve
+from dwellmoe.cache.replay.rows import HitRateRow
 from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
@@ -70,7 +71,7 @@ def fit(
     return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
 
 
-def validation_rows(split: Split, policies: Sequence[str], settings: FitSettings) -> list[dict]:
+def validation_rows(split: Split, policies: Sequence[str], settings: FitSettings) -> list[HitRateRow]:
     """Hit-rate rows of the validation requests (cold, a cache a layer, atomic)."""
     return curve(split.validation, policies, [settings.capacity])
 
@@ -83,4 +84,4 @@ def validation_hit_rate(
         path = Path(folder) / "weights.safetensors"
         save_weights(path, policy, layout, tensors, {})
         (row,) = validation_rows(split, [f"{policy}:weights={path}"], settings)
-    return row["hit_rate"]
+    return row.hit_rate

@@ -59,7 +59,7 @@ def lru_hit_rate(trace: RoutingTrace) -> float:
 def hit_rate(trace: RoutingTrace, policy: str, capacity: str) -> float:
     """Hit rate of a cold cache a layer (atomic); `capacity` as in `replay`, but at least K slots."""
     slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
-    return replay(trace, policy, slots, phase="decode", resamples=0)["hit_rate"]
+    return replay(trace, policy, slots, phase="decode", resamples=0).hit_rate
 
 
 def experts_used(trace: RoutingTrace) -> np.ndarray:

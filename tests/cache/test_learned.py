@@ -186,7 +186,7 @@ def test_a_pruned_expert_is_no_access(name):
     assert counts["hits"] + counts["misses"] == asked_for
     emptied = dataclasses.replace(trace, experts=pruned, phase=np.ones(120, np.uint8))
     row = replay(emptied, name, CAPACITY)
-    assert (row["hits"], row["misses"]) == (counts["hits"], counts["misses"])
+    assert (row.hits, row.misses) == (counts["hits"], counts["misses"])
 
 
 @pytest.mark.parametrize("name", LEARNED)

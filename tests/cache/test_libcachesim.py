@@ -34,7 +34,7 @@ def their_hits(kind, trace, capacity, tmp_path):
 def test_random_traces(policy, seed, tmp_path):
     trace = decode_only(random_trace(seed, steps=300))
     for capacity in (4, 10, 20):
-        ours = replay(trace, policy, capacity, scope="global", access="sequential")["hits"]
+        ours = replay(trace, policy, capacity, scope="global", access="sequential").hits
         assert ours == their_hits(PAIRS[policy], trace, capacity, tmp_path)
 
 
@@ -42,5 +42,5 @@ def test_random_traces(policy, seed, tmp_path):
 @pytest.mark.parametrize("capacity", [64, 500, 2000])
 def test_real_trace(policy, capacity, real_trace_path, tmp_path):
     trace = decode_only(read_trace(real_trace_path))
-    ours = replay(trace, policy, capacity, scope="global", access="sequential")["hits"]
+    ours = replay(trace, policy, capacity, scope="global", access="sequential").hits
     assert ours == their_hits(PAIRS[policy], trace, capacity, tmp_path)

@@ -173,7 +173,7 @@ def test_split_replay_counts_decode_only_and_needs_room_for_it():
     decode = int((trace.phase == 1).sum())
     for rule in ("shared", "none", "recent:tokens=4", "lrfu:decay=0.9"):
         row = replay_split(trace, "lru", 6, rule)
-        assert row["hits"] + row["misses"] == decode * 9 and row["start"] == "warm:prefill"
+        assert row.hits + row.misses == decode * 9 and row.start == "warm:prefill"
     with pytest.raises(UserError, match="below the 3 experts"):
         replay_split(trace, "lru", 6, "none", prefill_buffer=4)
     with pytest.raises(UserError, match="has no streaming buffer"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dwellmoe.cache import metrics
-from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
+from dwellmoe.cache.intervals import bootstrap_ci, ratio_interval, ratio_intervals
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
@@ -63,10 +63,10 @@ def test_lal():
 
 def test_interval_covers_the_mean_and_needs_two_requests():
     values = np.random.default_rng(0).random(50)
-    low, high = metrics.bootstrap_ci(values) or []
+    low, high = bootstrap_ci(values) or []
     assert low < values.mean() < high and high - low < 0.25
-    assert metrics.bootstrap_ci([0.5]) is None
-    assert metrics.bootstrap_ci([0.2, 0.8], [1, 0]) is None
+    assert bootstrap_ci([0.5]) is None
+    assert bootstrap_ci([0.2, 0.8], [1, 0]) is None
 
 
 def test_each_column_has_the_interval_it_has_alone():

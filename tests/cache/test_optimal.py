@@ -33,7 +33,7 @@ def test_equals_brute_force(experts, top_k, capacity):
     rng = np.random.default_rng(experts * 100 + top_k * 10 + capacity)
     chosen = rng.random((steps, layers, experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
     trace = RoutingTrace(chosen, np.ones(steps, np.uint8), np.zeros(steps, np.int32), experts)
-    rates = replay(trace, "opt", capacity)["layer_hit_rate"]
+    rates = replay(trace, "opt", capacity).layer_hit_rate
     for layer in range(layers):
         best = fewest_misses([frozenset(step[layer].tolist()) for step in chosen], capacity)
         assert round(steps * top_k * (1 - rates[layer])) == best

@@ -98,4 +98,4 @@ def test_the_policy_of_that_name_is_a_fading_share_of_uses():
         trace = random_trace(seed, steps=200)
         for capacity in (3, 6, 9):
             rows = [replay(trace, spec, capacity) for spec in ("watermark", "lrfu:decay=0.5")]
-            assert rows[0]["hits"] == rows[1]["hits"]
+            assert rows[0].hits == rows[1].hits

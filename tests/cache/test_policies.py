@@ -68,15 +68,15 @@ def test_no_policy_beats_opt(spec, scope):
         trace = random_trace(seed, steps=120)
         for capacity in (3, 5, 9):
             row = replay(trace, spec, capacity, scope=scope)
-            assert row["hits"] <= replay(trace, "opt", capacity, scope=scope)["hits"]
-            assert row["hits"] + row["misses"] == (trace.phase == 1).sum() * trace.layers * trace.top_k
-            assert row["compulsory_misses"] <= row["misses"]
+            assert row.hits <= replay(trace, "opt", capacity, scope=scope).hits
+            assert row.hits + row.misses == (trace.phase == 1).sum() * trace.layers * trace.top_k
+            assert row.compulsory_misses <= row.misses
 
 
 @pytest.mark.parametrize("spec", policy_names())
 def test_everything_fits_when_there_is_room(spec):
     row = replay(random_trace(3), spec, 12)
-    assert row["misses"] == row["compulsory_misses"] and row["evictions"] == 0
+    assert row.misses == row.compulsory_misses and row.evictions == 0
 
 
 @pytest.mark.parametrize("access", ["atomic", "sequential"])
@@ -84,7 +84,7 @@ def test_horizon_from_nothing_to_everything(access):
     trace = random_trace(4, steps=150)
     for capacity in range(3, 12):
         hits = {
-            spec: replay(trace, spec, capacity, access=access)["hits"]
+            spec: replay(trace, spec, capacity, access=access).hits
             for spec in ("lru", "lopt:horizon=0", "lopt:horizon=1000", "lopt:horizon=inf", "opt")
         }
         assert hits["lru"] == hits["lopt:horizon=0"]
@@ -93,7 +93,7 @@ def test_horizon_from_nothing_to_everything(access):
 
 def test_random_is_seeded():
     trace = random_trace(5, steps=200)
-    hits = [replay(trace, f"random:seed={seed}", 5)["hits"] for seed in (0, 0, 1, 2, 3)]
+    hits = [replay(trace, f"random:seed={seed}", 5).hits for seed in (0, 0, 1, 2, 3)]
     assert hits[0] == hits[1] and len(set(hits)) > 1
 
 

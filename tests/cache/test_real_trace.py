@@ -24,23 +24,23 @@ def trace(real_trace_path):
 
 def test_hit_rates(trace):
     rows = curve(trace, list(KNOWN), CAPACITIES)
-    found = {spec: [round(row["hit_rate"], 4) for row in rows if row["policy"] == spec] for spec in KNOWN}
+    found = {spec: [round(row.hit_rate, 4) for row in rows if row.policy == spec] for spec in KNOWN}
     assert found == KNOWN
     for spec, rates in KNOWN.items():
-        assert [round(replay(trace, spec, capacity)["hit_rate"], 4) for capacity in CAPACITIES] == rates
+        assert [round(replay(trace, spec, capacity).hit_rate, 4) for capacity in CAPACITIES] == rates
 
 
 def test_sequential_opt(trace):
-    assert round(replay(trace, "opt", 24, access="sequential")["hit_rate"], 3) == 0.842
+    assert round(replay(trace, "opt", 24, access="sequential").hit_rate, 3) == 0.842
 
 
 def test_ecr(trace):
     assert round(metrics.ecr(trace).value, 4) == 0.3795
-    assert round(metrics.locality_row(trace)["chance_ecr"], 3) == 0.047
+    assert round(metrics.locality_row(trace).chance_ecr, 3) == 0.047
 
 
 def test_prefill_that_passes_through_leaves_decode_a_better_cache(trace):
     """At equal memory no hand-over rule is worse than the cache that prefill goes through."""
-    shared = replay_split(trace, "lru", 24, "shared")["hits"]
+    shared = replay_split(trace, "lru", 24, "shared").hits
     for rule in ("recent:tokens=8", "lrfu:decay=0.95"):
-        assert replay_split(trace, "lru", 24, rule, prefill_buffer=0)["hits"] >= shared
+        assert replay_split(trace, "lru", 24, rule, prefill_buffer=0).hits >= shared

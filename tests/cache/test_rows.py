@@ -20,12 +20,13 @@ RATES = ("hit_rate", "miss_bytes_per_token")
 @pytest.mark.parametrize("spec", ["lru", "opt", "lfu"])
 def test_a_curve_has_the_intervals_of_its_replays(spec, scope):
     for row in curve(TRACE, [spec], [3, 5, 11], scope=scope):
-        alone = replay(TRACE, spec, row["capacity"], scope=scope)
-        assert row == {name: alone[name] for name in row}
+        alone = replay(TRACE, spec, row.capacity, scope=scope)
+        assert row.as_dict().items() <= alone.as_dict().items()
         for rate in RATES:
-            low, high = row[f"{rate}_ci95"]
-            assert low <= row[rate] <= high
-            for value, (low, high) in zip(row[f"layer_{rate}"], row[f"layer_{rate}_ci95"], strict=True):
+            low, high = getattr(row, f"{rate}_ci95")
+            assert low <= getattr(row, rate) <= high
+            per_layer = (getattr(row, f"layer_{rate}{end}") for end in ("", "_ci95"))
+            for value, (low, high) in zip(*per_layer, strict=True):
                 assert low <= value <= high
 
 
@@ -33,33 +34,33 @@ def test_the_interval_is_over_requests():
     """With a cold cache a request, each request can be replayed alone."""
     row = replay(TRACE, "lru", 5, reset="request")
     alone = [replay(as_decode(TRACE, TRACE.request == request), "lru", 5) for request in range(6)]
-    hits, asked = ([one[name] for one in alone] for name in ("hits", "tokens"))
-    assert row["hit_rate_ci95"] == pytest.approx(ratio_interval(hits, np.multiply(asked, 9)))
-    fetched = [one["miss_bytes_per_token"] * one["tokens"] for one in alone]
-    assert row["miss_bytes_per_token_ci95"] == pytest.approx(ratio_interval(fetched, asked))
-    deepest = [one["layer_hit_rate"][2] * one["tokens"] * 3 for one in alone]
-    assert row["layer_hit_rate_ci95"][2] == pytest.approx(ratio_interval(deepest, np.multiply(asked, 3)))
+    hits, asked = ([getattr(one, name) for one in alone] for name in ("hits", "tokens"))
+    assert row.hit_rate_ci95 == pytest.approx(ratio_interval(hits, np.multiply(asked, 9)))
+    fetched = [one.miss_bytes_per_token * one.tokens for one in alone]
+    assert row.miss_bytes_per_token_ci95 == pytest.approx(ratio_interval(fetched, asked))
+    deepest = [one.layer_hit_rate[2] * one.tokens * 3 for one in alone]
+    assert row.layer_hit_rate_ci95[2] == pytest.approx(ratio_interval(deepest, np.multiply(asked, 3)))
 
 
 def test_misses_of_each_request_are_those_of_the_row():
     missed = misses_by_request(TRACE, "lru", 5)
-    assert len(missed) == 6 and missed.sum() == replay(TRACE, "lru", 5)["misses"]
+    assert len(missed) == 6 and missed.sum() == replay(TRACE, "lru", 5).misses
 
 
 def test_without_resamples_there_is_no_interval():
     row, sure = replay(TRACE, "lru", 5, resamples=0), replay(TRACE, "lru", 5)
-    assert row["hit_rate_ci95"] is None and row["hit_rate"] == sure["hit_rate"]
-    assert curve(TRACE, ["lru"], [5], resamples=0)[0]["layer_hit_rate_ci95"] is None
+    assert row.hit_rate_ci95 is None and row.hit_rate == sure.hit_rate
+    assert curve(TRACE, ["lru"], [5], resamples=0)[0].layer_hit_rate_ci95 is None
 
 
 def test_one_request_has_no_interval_and_many_are_bundled(monkeypatch):
     alone = replay(as_decode(TRACE, TRACE.request == 0), "lru", 5)
-    assert alone["hit_rate_ci95"] is None and alone["layer_hit_rate_ci95"] is None
+    assert alone.hit_rate_ci95 is None and alone.layer_hit_rate_ci95 is None
     whole = replay(TRACE, "lru", 5)
     monkeypatch.setattr(sweep, "MOST_APART", 2)
     bundled = replay(TRACE, "lru", 5)
-    assert bundled["hit_rate_ci95"] != whole["hit_rate_ci95"]
-    assert [bundled[rate] for rate in RATES] == [whole[rate] for rate in RATES]
+    assert bundled.hit_rate_ci95 != whole.hit_rate_ci95
+    assert all(getattr(bundled, rate) == getattr(whole, rate) for rate in RATES)
 
 
 def test_each_column_has_its_own_denominator():
@@ -72,7 +73,7 @@ def test_each_column_has_its_own_denominator():
 
 def test_locality_of_each_layer_has_an_interval():
     row = metrics.locality_row(TRACE)
-    sure = zip(row["per_layer"], row["per_layer_ci95"], strict=True)
+    sure = zip(row.per_layer, row.per_layer_ci95, strict=True)
     assert all(low < ecr < high for ecr, (low, high) in sure)
 
 
@@ -87,6 +88,6 @@ def test_segment_coverage_counts_the_best_experts_of_each_segment():
                 uses = np.bincount(rows[begin : begin + 5, layer].ravel())
                 covered[layer] += np.sort(uses)[::-1][:6].sum()
     (row,) = segment_coverage(TRACE, 5, [2.0])
-    assert row["rho"] == 2.0 and row["layer_value"] == pytest.approx(covered / segments / 15)
-    low, high = row["value_ci95"]
-    assert low < row["value"] < high and row["value"] == pytest.approx(covered.sum() / segments / 45)
+    assert row.rho == 2.0 and row.layer_value == pytest.approx(covered / segments / 15)
+    low, high = row.value_ci95
+    assert low < row.value < high and row.value == pytest.approx(covered.sum() / segments / 45)

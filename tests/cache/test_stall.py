@@ -14,8 +14,7 @@ from dwellmoe.cache.tiers.watermark.placement import DEVICE, RAM, Tier
 from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.families import find_moe_layers
-from dwellmoe.families.expert_size import expert_bytes
+from dwellmoe.families import expert_bytes, find_moe_layers
 from dwellmoe.routing import RouterTap, TraceRecorder
 from tests.cache.traces import random_trace
 from tests.tiny_models import tiny_model

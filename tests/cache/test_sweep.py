@@ -38,45 +38,45 @@ def test_batch_rows_load_an_expert_once():
             options = {"policy": "opt"} if spec == "opt" else {"policy": spec}
             expected = reference_counts(batched, capacity=9, access=access, **options)
             row = replay(batched, spec, 9, access=access)
-            assert (row["hits"], row["misses"], row["compulsory_misses"]) == expected
-    assert row["hits"] + row["misses"] == 90 * 3 * 3
+            assert (row.hits, row.misses, row.compulsory_misses) == expected
+    assert row.hits + row.misses == 90 * 3 * 3
     rows = curve(batched, ["lru", "opt"])
-    assert rows[0]["capacity"] > 3
+    assert rows[0].capacity > 3
     for row in rows:
-        assert row["hits"] == replay(batched, row["policy"], row["capacity"])["hits"]
+        assert row.hits == replay(batched, row.policy, row.capacity).hits
 
 
 def test_warm_start_counts_the_rest_only():
     trace = random_trace(10, requests=1)
     decode = int((trace.phase == 1).sum())
     row = replay(trace, "lru", 5, start="warm:10")
-    assert row["hits"] + row["misses"] == (decode - 10) * 9 and row["tokens"] == decode - 10
+    assert row.hits + row.misses == (decode - 10) * 9 and row.tokens == decode - 10
     warm = replay(trace, "lru", 12, start="warm:prefill")
-    assert warm["hits"] > replay(trace, "lru", 12)["hits"]
-    assert warm["tokens"] == decode and replay(trace, "lru", 12, start="warm")["start"] == "warm:prefill"
+    assert warm.hits > replay(trace, "lru", 12).hits
+    assert warm.tokens == decode and replay(trace, "lru", 12, start="warm").start == "warm:prefill"
 
 
 def test_empty_slots_are_no_accesses():
     experts = np.array([[[0, 65535]], [[0, 1]], [[65535, 65535]]], np.uint16)
     trace = RoutingTrace(experts, np.ones(3, np.uint8), np.zeros(3, np.int32), 4)
     row = replay(trace, "lru", 2)
-    assert (row["hits"], row["misses"]) == (1, 2)
+    assert (row.hits, row.misses) == (1, 2)
 
 
 def test_miss_bytes_and_budgets():
     base = random_trace(11)
     trace = RoutingTrace(base.experts, base.phase, base.request, 12, expert_bytes=(10, 20, 30))
     row = replay(trace, "lru", 6)
-    assert row["capacity_bytes"] == 360 and row["capacity_percent"] == 50
-    assert replay(trace, "lru", "50%")["hits"] == row["hits"] == replay(trace, "lru", "360B")["hits"]
-    accesses = row["tokens"] * 3
+    assert row.capacity_bytes == 360 and row.capacity_percent == 50
+    assert replay(trace, "lru", "50%").hits == row.hits == replay(trace, "lru", "360B").hits
+    accesses = row.tokens * 3
     expected = sum(
-        (1 - rate) * accesses * size for rate, size in zip(row["layer_hit_rate"], (10, 20, 30), strict=True)
+        (1 - rate) * accesses * size for rate, size in zip(row.layer_hit_rate, (10, 20, 30), strict=True)
     )
-    assert row["miss_bytes_per_token"] == pytest.approx(expected / row["tokens"])
+    assert row.miss_bytes_per_token == pytest.approx(expected / row.tokens)
     bytes_row = replay(trace, "lru", "300B", scope="global")
     sizes = [10] * 12 + [20] * 12 + [30] * 12
-    assert (bytes_row["hits"], bytes_row["misses"], bytes_row["compulsory_misses"]) == reference_counts(
+    assert (bytes_row.hits, bytes_row.misses, bytes_row.compulsory_misses) == reference_counts(
         trace, "lru", 300, scope="global", sizes=sizes
     )
 

@@ -48,7 +48,7 @@ def test_rows_are_what_the_written_traces_give(run, report):
         trace = RoutingTrace.load(run / f"trace-{variant}-teacher_forced.safetensors")
         row = at_share(report["cache"], variant=variant, policy="opt")
         again = replay(trace, "opt", row["capacity"], phase="decode")
-        assert row["misses"] == again["misses"] and row["capacity_percent"] == 25.0
+        assert row["misses"] == again.misses and row["capacity_percent"] == 25.0
         locality = next(r for r in report["locality"] if r["variant"] == variant and r["phase"] == "decode")
         assert locality["ecr"] == pytest.approx(ecr(trace, "decode").value)
 

@@ -76,8 +76,8 @@ def test_the_own_choice_scores_as_it_does_without_a_cache(report, run):
 def test_counts_are_a_replay_of_the_trace(folder, report, variant, text):
     trace = RoutingTrace.load(f"{folder}/trace-{variant}-{text}.safetensors")
     expected, row = replay_split(trace, "lru", 4, "recent:tokens=8"), row_of(report, variant, text)
-    assert (row["hits"], row["misses"]) == (expected["hits"], expected["misses"])
-    assert row["miss_bytes_per_token"] == pytest.approx(expected["miss_bytes_per_token"])
+    assert (row["hits"], row["misses"]) == (expected.hits, expected.misses)
+    assert row["miss_bytes_per_token"] == pytest.approx(expected.miss_bytes_per_token)
 
 
 @pytest.mark.parametrize(

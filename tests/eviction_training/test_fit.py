@@ -31,7 +31,7 @@ def test_what_can_be_fitted_is_a_policy():
 def test_a_fit_is_served_at_once(policy, trace, tmp_path):
     out = tmp_path / "w.safetensors"
     found = fit(trace, policy, str(out), FAST)
-    rates = {row["policy"]: row["hit_rate"] for row in found["cache"]}
+    rates = {row.policy: row.hit_rate for row in found["cache"]}
     assert list(rates)[-1] == f"{policy}:weights={out}" and max(rates.values()) == rates["opt"]
     assert len(found["log"]) >= 1 and found["facts"]["seed"] == 0
     again = fit(trace, policy, str(tmp_path / "again.safetensors"), FAST)

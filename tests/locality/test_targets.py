@@ -28,7 +28,7 @@ def test_targets_measure_what_the_simulator_does():
     assert Target("ecr", 0.4).measure(trace()) == pytest.approx(ecr_per_layer(trace()).mean())
     wanted = target_of(None, "lrfu:decay=0.9@50%=0.8", None)
     assert (wanted.policy, wanted.capacity, wanted.value) == ("lrfu:decay=0.9", "50%", 0.8)
-    assert wanted.measure(trace()) == replay(trace(), "lrfu:decay=0.9", 4)["hit_rate"]
+    assert wanted.measure(trace()) == replay(trace(), "lrfu:decay=0.9", 4).hit_rate
 
 
 @pytest.mark.parametrize(

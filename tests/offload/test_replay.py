@@ -50,7 +50,7 @@ def test_loads_and_evictions_in_order(policy, orders_log):
     assert orders_log == replayed
     row = replay(trace, policy, 3, phase="decode")
     counts = engine.fields()["decode_cache"]
-    assert all(counts[name] == row[name] for name in ("hits", "misses", "evictions", "hit_rate"))
+    assert all(counts[name] == getattr(row, name) for name in ("hits", "misses", "evictions", "hit_rate"))
 
 
 @pytest.mark.parametrize("settings", [
@@ -72,8 +72,8 @@ def test_both_phases(settings, rows, orders_log):
         trace, "lru", engine.budget.capacity, prefill_handoff, prefill_policy=policy, prefill_slots=slots
     )
     for name in ("hits", "misses", "compulsory_misses", "hit_rate"):
-        assert fields["decode_cache"][name] == row[name]
-    assert fields["prefill"]["disk_loads"] == row["prefill_loads"] or prefill_handoff == "shared"
+        assert fields["decode_cache"][name] == getattr(row, name)
+    assert fields["prefill"]["disk_loads"] == row.prefill_loads or prefill_handoff == "shared"
     assert fields["decode"]["tokens"] == rows * 9 * 3
 
 

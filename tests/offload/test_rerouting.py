@@ -51,7 +51,7 @@ def test_live_is_virtual_token_for_token(family, spec, policy):
     hits, misses = np.sum(list(virtual.tallies.values()), axis=(0, 1))[:2]
     assert (counts["hits"], counts["misses"]) == (hits, misses)
     row = replay_split(trace, policy, 4, cache["prefill_handoff"])
-    assert (row["hits"], row["misses"]) == (hits, misses)
+    assert (row.hits, row.misses) == (hits, misses)
     assert (trace.experts == EMPTY).any() == ("drop" in spec)
 
 

@@ -154,7 +154,7 @@ def test_counts_are_those_of_the_recorded_trace(spec, reroute_prefill):
     assert (trace.experts == EMPTY).any() == ("drop" in spec)
     row = replay_split(trace, "lru", 4, "recent:tokens=8")
     hits, misses, kept, agreed, tokens, loads = np.sum(list(strategy.tallies.values()), axis=(0, 1))
-    assert (hits, misses, loads) == (row["hits"], row["misses"], row["prefill_loads"])
+    assert (hits, misses, loads) == (row.hits, row.misses, row.prefill_loads)
     assert kept == hits + misses == (trace.experts[trace.phase == 1] != EMPTY).sum()
     assert tokens == 3 * 14 and agreed <= kept
     assert (agreed == kept) == (spec == "none")

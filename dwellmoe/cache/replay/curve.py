@@ -1,6 +1,4 @@
-"""Knows how to get hit rates at many capacities out of one pass over a trace; does not know how a step is
-decided.
-"""
+"""Hit rates of several policies at many capacities, out of one pass over a trace."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +10,7 @@ from dwellmoe.cache.budget import Budget, budget_of, check_room
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.replay.replay import CacheRun
-from dwellmoe.cache.replay.rows import hit_rate_rows
+from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.stack import StackRun, is_stack
 from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of, sweep
 from dwellmoe.cache.trace import RoutingTrace
@@ -29,7 +27,7 @@ def curve(
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
     **convention: str,
-) -> list[dict]:
+) -> list[HitRateRow]:
     """One hit-rate row for each policy and capacity, each equal to the `replay` at that capacity.
 
     Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with

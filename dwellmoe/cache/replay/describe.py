@@ -1,4 +1,4 @@
-"""Knows what there is to say about a trace's locality, and how to say it to a person; computes none of it."""
+"""The description of a trace's locality that `dwellmoe simulate describe` prints."""
 
 from dwellmoe.cache.access import PHASES
 from dwellmoe.cache.metrics import locality_row
@@ -13,19 +13,18 @@ CACHE_RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0)  # SCH: times K experts; 1 is SRP
 def describe(
     trace: RoutingTrace, phase: str = "decode", segment_tokens: int = 16, progress: Progress | None = None
 ) -> dict:
-    """Everything that `simulate.py describe` prints: the trace, locality rows, reuse, SRP and SCH."""
+    """Facts of the trace, its locality row, reuse, SRP and SCH, as one JSON object."""
     if phase not in PHASES:
         raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
     if segment_tokens < 1:
         raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
-    coverage = segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)
-    best = [{"segment_tokens": segment_tokens, "phase": phase} | row for row in coverage]
+    coverage = [row.as_dict() for row in segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)]
     return {
         "trace": _facts(trace),
-        "locality": [locality_row(trace, phase)],
+        "locality": [locality_row(trace, phase).as_dict()],
         "reuse": describe_reuse(trace, phase, progress),
-        "srp": next(iter(best), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
-        "sch": best,
+        "srp": next(iter(coverage), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
+        "sch": coverage,
     }
 
 

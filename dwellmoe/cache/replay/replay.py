@@ -1,4 +1,6 @@
-"""Knows how to take a trace through one cache and say what it hit; does not know how a step is decided."""
+"""Replays a trace through one simulated cache: one policy at one capacity."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
 from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
 from dwellmoe.cache.policies.base import allocate, parse_policy
-from dwellmoe.cache.replay.rows import hit_rate_rows
+from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
@@ -60,6 +62,14 @@ def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
     return too_small(budget.capacity, asked, where)
 
 
+@dataclass(frozen=True)
+class ReplayRow(HitRateRow):
+    """The hit-rate row of a single replay."""
+
+    evictions: int
+    tokens: int  # counted token steps
+
+
 def replay(
     trace: RoutingTrace,
     policy: str,
@@ -68,18 +78,20 @@ def replay(
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
     **convention: str,
-) -> dict:
-    """Replays `trace` and returns one hit-rate row.
+) -> ReplayRow:
+    """Replays `trace` through a cache of `capacity` under `policy`.
 
-    `policy` is a name with options ("lrfu:decay=0.95"); `capacity` is slots a layer (scope "layer") or in all
-    ("global"), "25%", or bytes ("6GiB"); `resamples` of the requests are behind each interval, none with 0;
-    `convention` are fields of `CacheSetup`. Beside the fields of `rows.py` the row has `evictions` and
-    `tokens`. UserError for what cannot be.
+    policy      name with options, e.g. "lrfu:decay=0.95"
+    capacity    slots a layer (scope "layer") or in all (scope "global"), percent ("25%"), or bytes ("6GiB")
+    resamples   bootstrap resamples behind each interval; 0: no intervals
+    convention  fields of `CacheSetup`
+    UserError for an unknown policy or setup, and for a capacity below the experts of one request.
     """
     run, lanes = _run(trace, policy, capacity, CacheSetup(**convention), progress)
     counts = run.counts()
-    extra = {"evictions": int(counts[..., EVICTIONS].sum()), "tokens": int(lanes.tokens().sum())}
-    return hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)[0] | extra
+    (row,) = hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)
+    evictions = int(counts[..., EVICTIONS].sum())
+    return ReplayRow(**vars(row), evictions=evictions, tokens=int(lanes.tokens().sum()))
 
 
 def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **convention: str) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Knows how to take a trace through a `PrefillDecodeCache` and what both phases fetched; does not know its rules."""
+"""Replays prefill and decode of a trace through a `PrefillDecodeCache`, as a live engine would run them."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -6,11 +8,21 @@ from dwellmoe.cache.budget import budget_of, check_room
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import parse_policy
-from dwellmoe.cache.replay.rows import hit_rate_rows
+from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of
 from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class PrefillDecodeRow(HitRateRow):
+    """The decode hit-rate row (start "warm:prefill") of a prefill/decode cache, and what prefill fetched."""
+
+    prefill_handoff: str
+    prefill_buffer: int
+    prefill_loads: int
+    prefill_bytes_per_token: float
 
 
 def replay_split(
@@ -24,14 +36,12 @@ def replay_split(
     prefill_policy: str | None = None,
     prefill_slots: int = 0,
     progress: Progress | None = None,
-) -> dict:
-    """Replays prefill and decode through a `PrefillDecodeCache`; returns a decode hit-rate row (start
-    "warm:prefill").
+) -> PrefillDecodeRow:
+    """Replays prefill and decode through a `PrefillDecodeCache`.
 
     `prefill_buffer`: slots a layer that the streaming buffer takes; they count as part of `capacity`, so that
-    rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers between
-    chunks, on top of `capacity`. Beside a row's fields: `prefill_handoff`, `prefill_buffer`, `prefill_loads`,
-    `prefill_bytes_per_token`.
+    hand-off rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers
+    between chunks, on top of `capacity`.
     """
     lanes = lanes_of(trace, CacheSetup(access=access, start="warm:prefill"), by_request=True)
     budget = budget_of(trace, "layer", capacity)
@@ -47,12 +57,14 @@ def replay_split(
     split = PrefillDecodeCache(cache, prefill_handoff, passing_cache(trace, prefill_policy, prefill_slots))
     prefill_loads, counts = _run(lanes, split, progress)
     prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
-    return hit_rate_rows(policy, [budget], lanes, counts[None])[0] | {
-        "prefill_handoff": prefill_handoff,
-        "prefill_buffer": prefill_buffer,
-        "prefill_loads": int(prefill_loads.sum()),
-        "prefill_bytes_per_token": float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
-    }
+    (row,) = hit_rate_rows(policy, [budget], lanes, counts[None])
+    return PrefillDecodeRow(
+        **vars(row),
+        prefill_handoff=prefill_handoff,
+        prefill_buffer=prefill_buffer,
+        prefill_loads=int(prefill_loads.sum()),
+        prefill_bytes_per_token=float(prefill_loads @ np.array(trace.expert_bytes)) / prompt_tokens,
+    )
 
 
 def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:

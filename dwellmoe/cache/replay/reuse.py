@@ -1,11 +1,12 @@
-"""Knows how soon and how unevenly experts come back (reuse, skew, SRP, SCH); does not know caches or what
-they cost.
+"""How soon and how unevenly experts are used again: reuse distance, hot sets, SRP and SCH.
 
 Letters: L layers, K experts chosen, E routed experts a layer.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -112,11 +113,26 @@ def _by_powers_of_two(histogram: np.ndarray) -> list[dict]:
     return [{"from": 0, "below": 1, "uses": int(histogram[0])}, *rows]
 
 
+@dataclass(frozen=True)
+class SegmentCoverage:
+    """Share of the uses in segments of tokens that the best rho * K experts of each segment and layer cover."""
+
+    segment_tokens: int
+    phase: str
+    rho: float
+    value: float
+    value_ci95: list[float] | None
+    layer_value: list[float]
+    layer_value_ci95: list[list[float] | None] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
 def segment_coverage(
     trace: RoutingTrace, tokens: int, ratios: Sequence[float], phase: str = "decode"
-) -> list[dict]:
-    """Share of the uses in segments of `tokens` that the best round(ratio * K) experts of each segment and
-    layer cover: a row a ratio, as of `rates`; none where no segment is whole.
+) -> list[SegmentCoverage]:
+    """A row for each ratio rho, of the best round(rho * K) experts; none where no segment is whole.
 
     Segments are cut within a request and a phase; a shorter rest is left out. After arXiv 2505.16056: with
     ratio 1 this is SRP(tokens), a fixed group of K experts; otherwise SCH(tokens, ratio), the best that a
@@ -133,8 +149,8 @@ def segment_coverage(
         uses = _uses(trace.experts[:, layer][rows], trace.num_experts)
         np.add.at(covered_RCL[:, :, layer], request, np.cumsum(-np.sort(-uses, axis=1), axis=1)[:, best])
         np.add.at(uses_RL[:, layer], request, uses.sum(axis=1))
-    shares = rates("value", covered_RCL, uses_RL, uses_RL.sum(axis=1))
-    return [{"rho": ratio} | share for ratio, share in zip(ratios, shares, strict=True)]
+    shares = rates(covered_RCL, uses_RL, uses_RL.sum(axis=1))
+    return [SegmentCoverage(tokens, phase, ratio, *share) for ratio, share in zip(ratios, shares, strict=True)]
 
 
 def _uses(chosen: np.ndarray, experts: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.curve import curve
+from dwellmoe.cache.replay.rows import HitRateRow
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.evaluation.recording import PHASES
 
@@ -42,12 +43,12 @@ def cache_rows(
         for scope in SCOPES
         for row in _curve(trace, policies, scope, phase, resamples)
     ]
-    return [{"variant": variant, "text": text} | row for row in rows]
+    return [{"variant": variant, "text": text} | row.as_dict() for row in rows]
 
 
 def _curve(
     trace: RoutingTrace, policies: Sequence[str], scope: str, phase: str, resamples: int
-) -> list[dict]:
+) -> list[HitRateRow]:
     access = ACCESS[phase]
     each = trace.layers if scope == "global" else 1
     least = trace.top_k if access == "atomic" else 1
