@@ -96,6 +96,11 @@ class RoutingTrace:
         """Rows whose experts take about so many bytes."""
         return max(1, size_bytes // (self.layers * self.top_k * self.experts.itemsize))
 
+    def take(self, rows: np.ndarray | slice) -> "RoutingTrace":
+        """A trace of some of the rows, in the given order."""
+        present = [name for name in LAYOUT if getattr(self, name) is not None]
+        return replace(self, **{name: getattr(self, name)[rows] for name in present})
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the trace as one .safetensors file; the file appears complete or not at all."""
         tensors = {name: getattr(self, name) for name in LAYOUT if getattr(self, name) is not None}

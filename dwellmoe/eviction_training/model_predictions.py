@@ -14,7 +14,7 @@ from dwellmoe.cache.recorded_predictions import RecordedPredictions, digest_of
 from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
-from dwellmoe.eviction_training.requests import rows_of, split_by_request
+from dwellmoe.eviction_training.requests import split_by_request
 from dwellmoe.eviction_training.scoutgate import train_scoutgate
 from dwellmoe.families import find_moe_layers
 from dwellmoe.routing.gate_ahead import margins_ahead
@@ -51,7 +51,7 @@ def whole_requests(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace]:
     """The split of `split_by_request` with the prompts left in, whose token ids are wanted."""
     held_out = set(split_by_request(trace, "decode", 0.2, seed=0).validation.request.tolist())
     inside = np.isin(trace.request, list(held_out))
-    return rows_of(trace, ~inside), rows_of(trace, inside)
+    return trace.take(~inside), trace.take(inside)
 
 
 def gate_ahead(source: Source) -> Said:

@@ -1,11 +1,11 @@
-"""Knows how a trace is split by request; does not know what is fitted."""
+"""Splits a trace by request: what is learned from, and what decides when to stop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from dwellmoe.cache.access import PHASES
-from dwellmoe.cache.trace import LAYOUT, RoutingTrace, as_decode
+from dwellmoe.cache.trace import RoutingTrace, as_decode
 from dwellmoe.errors import UserError
 
 LEAST_REQUESTS = 4
@@ -17,12 +17,6 @@ class Split:
 
     train: RoutingTrace
     validation: RoutingTrace
-
-
-def rows_of(trace: RoutingTrace, rows: np.ndarray) -> RoutingTrace:
-    """A trace of some rows of another."""
-    present = [name for name in LAYOUT if getattr(trace, name) is not None]
-    return replace(trace, **{name: getattr(trace, name)[rows] for name in present})
 
 
 def split_by_request(trace: RoutingTrace, phase: str, share: float, seed: int) -> Split:

@@ -1,8 +1,9 @@
-"""Knows what a MoE layer and a MoE family are; does not know how either is found in a model.
+"""`MoeLayer`: where the parts of one MoE layer sit. `MoeFamily`: how a family departs from the common shape.
 
-Letters: L MoE layers, T tokens, E experts, K chosen experts a token, D hidden size.
+Letters: L MoE layers, T tokens, E experts, K chosen experts a token.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,25 +23,25 @@ class MoeLayer:
     index: int
     """0..L-1 among the MoE layers."""
     layer_id: int
-    """Number of the decoder layer."""
+    """Position of the decoder layer in the model."""
     block: str
     router: str
     experts: str
     attention: str
     """The token mixer beside the block; '' where the layer has none."""
     shared: tuple[str, ...]
-    """Modules that every token passes beside its chosen experts, a gate of theirs included."""
+    """Modules that every token passes besides its chosen experts; their gate is one of them."""
     num_experts: int
     top_k: int
 
 
 def read_common(output: tuple, top_k: int) -> RouterTriple:
-    """`(logits_TE, weights_TK, indices_TK)` of a router that returns them in its first three places."""
+    """`(logits_TE, weights_TK, indices_TK)` of a router that returns these three first."""
     return output[0], output[1], output[2]
 
 
 def write_common(output: tuple, weights_TK: Tensor, indices_TK: Tensor) -> tuple:
-    """The router's output with another choice in it; logits and everything behind the triple stay."""
+    """The router's output with another choice in it; the logits, and all behind the three, stay."""
     return output[0], weights_TK, indices_TK, *output[3:]
 
 
@@ -48,11 +49,12 @@ def write_common(output: tuple, weights_TK: Tensor, indices_TK: Tensor) -> tuple
 class MoeFamily:
     """Where a family keeps its routers and experts, and how its router's output is laid out.
 
-    The default is the common shape of transformers v5; only a family that departs from it needs an instance
-    named `FAMILY` in a file of this folder.
+    The default is the common shape of transformers v5; only a family that departs from it needs an instance:
+    registered with `dwellmoe.register_family`, or named `FAMILY` in a file of the folder `special`.
     """
 
     model_types: tuple[str, ...] = ()
+    """`model_type` of the configurations it is for; none: the name under which it is registered."""
     router: tuple[str, ...] = ("gate", "router")
     """Names the router may have inside the block."""
     experts: str = "experts"
@@ -74,3 +76,16 @@ def unwrap(module: nn.Module) -> nn.Module:
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """The whole shape of a parameter, also when ZeRO-3 left only a shard of it in place."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def expert_bytes(model: nn.Module, layer: MoeLayer) -> int:
+    """Bytes of one routed expert of a layer, its biases included, in the type that it is held in.
+
+    Adapters do not count, nor parameters of the experts module that all experts share.
+    """
+    weights = unwrap(model.get_submodule(layer.experts)).parameters(recurse=False)
+    return sum(
+        math.prod(shape_of(weight)[1:]) * weight.element_size()
+        for weight in weights
+        if shape_of(weight)[:1] == (layer.num_experts,)
+    )

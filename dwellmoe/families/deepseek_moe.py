@@ -1,4 +1,4 @@
-"""Knows the architecture of DeepSeek-MoE-16B (`model_type: deepseek`), which transformers has no class for.
+"""The architecture of DeepSeek-MoE-16B (`model_type: deepseek`), which transformers has no class for.
 
 Llama's attention and norms around DeepSeek-V2's MoE block: softmax scores, greedy top-k, shared experts
 beside the routed ones, dense first layers (Dai et al., "DeepSeekMoE", arXiv 2401.06066, section 3). Importing

@@ -1,4 +1,4 @@
-"""Knows how to find the MoE layers of any model by their shape; does not know what runs in them.
+"""Finds the MoE layers of any model by their shape, and in a router the matrix that makes its logits.
 
 Letters: L MoE layers, E experts, K chosen experts a token.
 """
@@ -12,9 +12,10 @@ from dwellmoe.errors import UserError
 from dwellmoe.families.base import MoeFamily, MoeLayer, shape_of, unwrap
 from dwellmoe.families.registry import config_of, family_of
 
-# What stands beside the MoE block and mixes tokens, most telling name first.
 _MIXERS = ("self_attn", "attn", "attention", "mamba", "mixer", "conv")
-_SIZES_OF_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+"""Names of the module that mixes tokens beside the MoE block, tried in this order."""
+_NAMES_OF_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+"""Names that configurations have for K."""
 
 
 def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> list[MoeLayer]:
@@ -60,7 +61,7 @@ def _describe(
 ) -> dict[str, Any]:
     """The fields of a `MoeLayer` but its index."""
     parts = name.split(".")
-    last_number = max(place for place, part in enumerate(parts) if part.isdigit())
+    last_number = max(i for i, part in enumerate(parts) if part.isdigit())
     layer = ".".join(parts[: last_number + 1])
     return {
         "layer_id": int(parts[last_number]),
@@ -90,11 +91,10 @@ def _shared(
     layer: nn.Module, layer_name: str, block: nn.Module, block_name: str, family: MoeFamily
 ) -> Iterator[str]:
     """Names of the shared modules, inside the block and beside it."""
-    places = {block_name: block, layer_name: layer}
-    for place, module in places.items():
+    for owner, module in {block_name: block, layer_name: layer}.items():
         for name, _ in module.named_children():
             if name.startswith("shared") or name in family.shared:
-                yield f"{place}.{name}"
+                yield f"{owner}.{name}"
 
 
 def _num_experts(experts: nn.Module) -> int:
@@ -105,15 +105,15 @@ def _num_experts(experts: nn.Module) -> int:
 
 
 def _top_k(model: nn.Module, block: nn.Module, router: nn.Module) -> int:
-    """K: the router knows it in nearly every family, the block or the configuration in the rest."""
-    for owner, names in ((router, ("top_k",)), (block, ("top_k",)), (_text_config(model), _SIZES_OF_K)):
+    """K: an attribute of the router in nearly every family, of the block or the configuration in the rest."""
+    for owner, names in ((router, ("top_k",)), (block, ("top_k",)), (_text_config(model), _NAMES_OF_K)):
         value = next(
             (getattr(owner, name) for name in names if isinstance(getattr(owner, name, None), int)), None
         )
         if value is not None:
             return value
     raise UserError(
-        f"{_title(model)} does not say how many experts a token uses: looked for {', '.join(_SIZES_OF_K)}"
+        f"{_title(model)} does not say how many experts a token uses: looked for {', '.join(_NAMES_OF_K)}"
     )
 
 
@@ -135,3 +135,29 @@ def _check_block_name(found: list[dict[str, Any]], expected: str | None) -> None
         raise UserError(
             f"no MoE block is called '{expected}' (moe_module_name): choose from {', '.join(sorted(names))}"
         )
+
+
+def gate_matrix(model: nn.Module, layer: MoeLayer) -> tuple[list[nn.Module], nn.Parameter]:
+    """The matrix of a router that gives the experts' logits, [E, D], and the modules that see its input; of
+    these the one called last sees exactly what the matrix multiplies. Under PEFT it is the trained copy.
+
+    Raises UserError for a router without exactly one such matrix.
+    """
+    router = _trained_copy(model.get_submodule(layer.router))
+    found = [
+        ([router, module], weight)
+        for module in router.modules()
+        for weight in module.parameters(recurse=False)
+        if len(shape_of(weight)) == 2 and layer.num_experts <= shape_of(weight)[0] <= layer.num_experts + 1
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"router '{layer.router}' has {len(found)} matrices with a row an expert: "
+            "--smooth_gates needs exactly one"
+        )
+    return found[0]
+
+
+def _trained_copy(router: nn.Module) -> nn.Module:
+    copies = router._modules.get("modules_to_save")
+    return next(iter(copies.values())) if isinstance(copies, nn.ModuleDict) and len(copies) else router

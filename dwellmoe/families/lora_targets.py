@@ -1,4 +1,4 @@
-"""Knows what the module names of a LoRA option mean in a MoE layer; does not know LoRA.
+"""What the module names of a LoRA option mean in a MoE layer.
 
 `attention` means every Linear module of the layer's token mixer.
 Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
@@ -53,11 +53,6 @@ def target_names(model: nn.Module, layers: Iterable[MoeLayer]) -> list[str]:
     return sorted({name for layer in layers for name in _table(model, layer)})
 
 
-def layer_targets(model: nn.Module, layer: MoeLayer, names: Iterable[str]) -> LayerTargets:
-    """`lora_targets` of one layer."""
-    return lora_targets(model, [layer], names)[0]
-
-
 def _select(table: dict[str, LayerTargets], names: Iterable[str]) -> LayerTargets:
     """The union of some rows, each target once and in order."""
     rows = [table[name] for name in names if name in table]
@@ -99,30 +94,28 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 def _fused(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
     """Old and new names of the fused parameters of the experts, routed and shared."""
     found: dict[str, list[str]] = {}
-    for place in (layer.experts, *layer.shared):
-        experts = unwrap(model.get_submodule(place))
+    for owner in (layer.experts, *layer.shared):
+        experts = unwrap(model.get_submodule(owner))
         for name, weight in experts.named_parameters(recurse=False):
             if len(shape_of(weight)) == 3:
                 old = [old for old, new in _FUSED.items() if new == name]
-                for called in (name, *old):
-                    found.setdefault(called, []).append(f"{place}.{name}")
+                for option in (name, *old):
+                    found.setdefault(option, []).append(f"{owner}.{name}")
     return found
 
 
 def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
-    """Last name -> dotted names of the Linear modules a layer's attention, shared experts and block hold."""
+    """Last part of the name -> dotted names of the Linear modules in attention, shared experts and block."""
     found: dict[str, list[str]] = {}
-    for place in dict.fromkeys((layer.attention, *layer.shared, layer.block)):
-        modules = model.get_submodule(place).named_modules() if place else ()
+    for owner in dict.fromkeys((layer.attention, *layer.shared, layer.block)):
+        modules = model.get_submodule(owner).named_modules() if owner else ()
         for name, module in modules:
-            full = f"{place}.{name}" if name else place
+            full = f"{owner}.{name}" if name else owner
             if _is_linear(unwrap(module)) and not f"{full}.".startswith(f"{layer.router}."):
                 found.setdefault(full.rpartition(".")[2], []).append(full)
     return found
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether PEFT may add a low-rank product to it; a subclass may compute something else (DeepSeek-V4's is
-    block-diagonal).
-    """
+    """Whether PEFT may add a low-rank product to it: DeepSeek-V4's block-diagonal subclass takes none."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward

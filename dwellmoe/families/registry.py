@@ -1,22 +1,22 @@
-"""Knows which families need words of their own: every file of this folder that defines `FAMILY`."""
+"""The registry of model families: the files of the folder `special`, and what a user registers."""
 
 from torch import nn
 from transformers import PreTrainedConfig
 
+from dwellmoe.families import special
 from dwellmoe.families.base import MoeFamily
 from dwellmoe.registry import Registry
 
-_NO_FAMILY = (
-    *("base", "deepseek_moe", "discovery", "expert_size", "gate_matrix", "lora_targets", "registry"),
-    "settings",
-)
-FAMILIES = Registry("model family", "dwellmoe.families", "FAMILY", skip=_NO_FAMILY)
+FAMILIES = Registry("model family", special.__name__, "FAMILY")
 
 
 def special_families() -> dict[str, MoeFamily]:
     """`model_type -> MoeFamily` for the families that are not of the common shape."""
-    families = [FAMILIES.get(name) for name in FAMILIES.names()]
-    return {model_type: family for family in families for model_type in family.model_types}
+    found = {}
+    for name in FAMILIES.names():
+        family = FAMILIES.get(name)
+        found |= dict.fromkeys(family.model_types or (name,), family)
+    return found
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig | None:
@@ -26,7 +26,7 @@ def config_of(model: nn.Module) -> PreTrainedConfig | None:
 
 
 def family_of(model: nn.Module) -> MoeFamily:
-    """The family of a model: one from this folder, or the common shape."""
+    """The registered family of the model's `model_type`, or the common shape."""
     config = config_of(model)
     types = [] if config is None else [config.get_text_config().model_type, config.model_type]
     families = special_families()

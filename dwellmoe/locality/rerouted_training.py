@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dwellmoe.cache.budget import ModelSizes, budget_of, check_capacity
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer
-from dwellmoe.families.expert_size import expert_bytes
+from dwellmoe.families import MoeLayer, expert_bytes
 from dwellmoe.locality.pairs import IGNORED_LABEL
 from dwellmoe.routing import SimulatedCache
 from dwellmoe.routing.strategies import load_strategy

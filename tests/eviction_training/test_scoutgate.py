@@ -9,7 +9,6 @@ import torch
 from dwellmoe.cache.prediction import quality, used_of
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.eviction_training.requests import rows_of
 from dwellmoe.eviction_training.scoutgate import loss, train_scoutgate
 from dwellmoe.routing.scoutgate import PADDING, WINDOW, predict_scoutgate, windows
 from tests.cache.traces import random_trace
@@ -43,7 +42,7 @@ def test_a_window_ends_with_the_running_token_and_knows_the_prompt():
 def test_it_learns_what_token_ids_tell():
     trace = by_token()
     parts = ([*range(8)], [8, 9], [10, 11])
-    train, validation, held_out = (rows_of(trace, np.isin(trace.request, part)) for part in parts)
+    train, validation, held_out = (trace.take(np.isin(trace.request, part)) for part in parts)
     embedding = torch.randn(VOCABULARY, 16, generator=torch.Generator().manual_seed(0))
     gate, log = train_scoutgate(embedding, train, validation, epochs=12)
     assert min(row["validation_loss"] for row in log) < log[0]["validation_loss"]

@@ -4,15 +4,16 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from dwellmoe.errors import UserError
-from dwellmoe.families import find_moe_layers, layer_targets, lora_targets, target_names
+from dwellmoe.families import find_moe_layers, lora_targets, target_names
 from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
 OLD_NAMES = ["gate_proj", "up_proj", "down_proj", "gate"]
 
 
-def targets_of(family, names, at=0):
+def targets_of(family, names):
+    """What the names mean in the first MoE layer."""
     model = tiny_model(family)
-    return layer_targets(model, find_moe_layers(model)[at], names)
+    return lora_targets(model, find_moe_layers(model)[:1], names)[0]
 
 
 def test_old_names_mean_the_fused_experts_and_the_shared_ones():
@@ -55,7 +56,7 @@ def test_every_name_stays_in_its_layer_and_exists(family):
     model = tiny_model(family)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for layer in find_moe_layers(model):
-        targets = layer_targets(model, layer, OLD_NAMES)
+        (targets,) = lora_targets(model, [layer], OLD_NAMES)
         assert set(targets.linears) | set(targets.routers) <= set(modules)
         assert set(targets.parameters) | set(targets.router_weights) <= set(parameters)
         assert all(f".layers.{layer.layer_id}." in name for kind in targets for name in kind)

@@ -1,4 +1,4 @@
-"""Knows where ZAYA differs: its router scores one class more than there are experts, "skip the block"."""
+"""ZAYA: the router scores one class more than there are experts, "skip the block"."""
 
 from dwellmoe.families.base import MoeFamily, RouterTriple
 

@@ -1,4 +1,4 @@
-"""Knows where Llama 4 differs: its router returns (sigmoid scores of all experts, logits)."""
+"""Llama 4: the router returns (sigmoid scores of all experts, logits)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Knows where Gemma 4 differs: the router stands in the decoder layer and returns probabilities."""
+"""Gemma 4: the router stands in the decoder layer and returns probabilities."""
 
 import torch
 

@@ -1,0 +1,1 @@
+"""The families that depart from the common shape of transformers' MoE models, one file each."""
