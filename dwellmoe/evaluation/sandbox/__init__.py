@@ -1,1 +1,1 @@
-"""What runs inside the sandboxed process; the parent's side is evaluation/code_sandbox.py."""
+"""Runs generated programs isolated from the machine."""

@@ -1,7 +1,7 @@
-"""The sandboxed process: confines itself, runs one program, and says at its end what became of it.
+"""The sandboxed process: confines itself, runs one program, and reports the verdict on its last line.
 
-Started by evaluation/code_sandbox.py in a bare interpreter; reads its orders as JSON from standard input.
-The last line it writes is `<mark> <verdict>`; whoever does not know the mark cannot write it by accident.
+Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The last line it
+writes is `<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
 """
 
 import json
@@ -15,51 +15,52 @@ from dwellmoe.evaluation.sandbox import confine, kernel
 
 REFUSED, PASSED, FAILED = "refused", "passed", "failed"
 LONGEST_REASON = 300
-# Bound before the program can put something else under these names.
+# Bound before the program can rebind these names.
 _write, _leave = os.write, os._exit
 
 
 def main() -> None:
     """Confinement first; the program sees an empty input, no environment and only its own folder."""
-    orders = json.load(sys.stdin)
-    mark = orders["mark"]
+    task = json.load(sys.stdin)
+    nonce = task["nonce"]
     try:
         kernel.die_with_parent(signal.SIGKILL)
-        if os.getppid() != orders["parent"]:
+        if os.getppid() != task["parent"]:
             os._exit(1)
         del sys.path[0]
         os.close(0)
         os.open(os.devnull, os.O_RDONLY)
-        way = _confine(orders)
+        backend = _confine(task)
     except OSError as error:
-        _end(mark, REFUSED, error.strerror or str(error))
-    _end(mark, *_run(orders["program"], way))
+        _end(nonce, REFUSED, error.strerror or str(error))
+    _end(nonce, *_run(task["program"], backend))
 
 
-def _confine(orders: dict) -> str:
-    way = confine.fence_files(orders["backends"], orders["folder"], orders["file_bytes"])
-    confine.limit_resources(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
+def _confine(task: dict) -> str:
+    """The backend that confines the files."""
+    backend = confine.confine_files(task["backends"], task["folder"], task["file_bytes"])
+    confine.limit_resources(task["memory_bytes"], task["cpu_seconds"], task["file_bytes"])
     try:
-        confine.fence_calls()
+        confine.confine_calls()
     except OSError:
-        if confine.UNCONFINED not in orders["backends"]:
+        if confine.UNCONFINED not in task["backends"]:
             raise
-        way += ", system calls unfenced"
-    return way
+        backend += ", all system calls allowed"
+    return backend
 
 
-def _run(program: str, way: str) -> tuple[str, str]:
-    """Anything a program raises fails it, leaving early too: what follows its exit would not be tested."""
+def _run(program: str, backend: str) -> tuple[str, str]:
+    """Verdict and reason. Any exception is a failure, an early exit too: the tests behind it would not run."""
     try:
         exec(compile(program, "program", "exec"), {"__name__": "__main__"})
     except BaseException as error:
         return FAILED, f"{type(error).__name__}: {error}"
-    return PASSED, way
+    return PASSED, backend
 
 
-def _end(mark: str, verdict: str, reason: str) -> None:
+def _end(nonce: str, verdict: str, reason: str) -> None:
     line = " ".join(reason.split())[:LONGEST_REASON]
-    _write(1, f"\n{mark} {verdict} {line}\n".encode(errors="replace"))
+    _write(1, f"\n{nonce} {verdict} {line}\n".encode(errors="replace"))
     _leave(0)
 
 

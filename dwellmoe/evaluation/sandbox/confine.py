@@ -1,9 +1,9 @@
-"""Knows how a process gives up all it does not need, for good; does not know what it will run.
+"""Confinement of the current process: it gives up, for good, every right that a computing program can do without.
 
-Files are fenced in one of two backends: `namespaces` (a root of its own: read-only standard library, a small
-working folder in memory, no network, nothing else) or `landlock` (where no user namespace is to be had: the
-same library read-only and a working folder on disk). System calls are fenced in both (system_calls.py).
-A third way, `unfenced`, leaves files open and is there for those who ask for it by name.
+Two backends confine its files. `namespaces`: a root folder of its own with a read-only standard library and a
+small working folder in memory, and no network. `landlock`, where the kernel grants no user namespace: the same
+library read-only and a working folder on disk. System calls are restricted with both (system_calls.py). A third
+backend, `unconfined`, leaves all files accessible; it is used only where it is named.
 """
 
 import os
@@ -15,31 +15,32 @@ from dwellmoe.evaluation.sandbox import kernel
 from dwellmoe.evaluation.sandbox.system_calls import filter_for
 
 BACKENDS = ("namespaces", "landlock")
-UNCONFINED = "unfenced"
+UNCONFINED = "unconfined"
 OPEN_FILES = 32
 FILE_SHARE = 8
-"""One file may have this part of all bytes, so that open files without a name cannot hold much more."""
+"""One file may have 1/8 of all bytes, so that open files without a name cannot hold much more."""
 WORK = "/work"
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_FOLDER = 1, 2, 4, 8
+_EXECUTE, _READ_FILE, _READ_FOLDER = 1, 4, 8
 _READ = _EXECUTE | _READ_FILE | _READ_FOLDER
 _LEAST_LANDLOCK = 3
-"""Before it, truncating a file was nobody's right to refuse."""
+"""The first version that can refuse to truncate a file."""
 _ALL_RIGHTS = {3: (1 << 15) - 1, 5: (1 << 16) - 1}
 
 
-def fence_files(backends: list[str], folder: str, file_bytes: int) -> str:
+def confine_files(backends: list[str], folder: str, file_bytes: int) -> str:
     """Leaves only the standard library (to read) and one folder (to write), made the current one.
 
-    Gives the way that held, the first of `backends` that the kernel grants. Raises OSError with all reasons.
+    Returns the backend used: the first of `backends` that the kernel grants. Raises OSError with all reasons.
     """
+    confine = {"namespaces": _own_root, "landlock": _landlock, UNCONFINED: _unconfined}
     reasons = []
-    for way in backends:
+    for backend in backends:
         try:
-            {"namespaces": _own_root, "landlock": _landlock, UNCONFINED: _unfenced}[way](folder, file_bytes)
-            return way
+            confine[backend](folder, file_bytes)
+            return backend
         except OSError as error:
-            reasons.append(f"{way}: {error.strerror or error}")
-    raise OSError(0, "; ".join(reasons) or "no way to fence files was allowed")
+            reasons.append(f"{backend}: {error.strerror or error}")
+    raise OSError(0, "; ".join(reasons) or "no backend to confine files was allowed")
 
 
 def limit_resources(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
@@ -56,8 +57,8 @@ def limit_resources(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> Non
         resource.setrlimit(kind, (value, value))
 
 
-def fence_calls() -> None:
-    """Drops capabilities and refuses system calls; nothing after this can be undone. Raises OSError."""
+def confine_calls() -> None:
+    """Drops capabilities and refuses system calls, for good. Raises OSError."""
     kernel.drop_capabilities()
     kernel.never_gain_privileges()
     kernel.install_filter(filter_for(os.uname().machine))
@@ -106,5 +107,5 @@ def _landlock(folder: str, file_bytes: int) -> None:
     os.chdir(folder)
 
 
-def _unfenced(folder: str, file_bytes: int) -> None:
+def _unconfined(folder: str, file_bytes: int) -> None:
     os.chdir(folder)

@@ -1,6 +1,6 @@
-"""Knows the few Linux calls that confine a process and Python does not offer; does not know when to use them.
+"""Linux system calls that confine a process and that Python does not offer.
 
-Standard library only: it runs in a bare interpreter. Every function raises OSError where the kernel refuses.
+Standard library only: this runs in a bare interpreter. Every function raises OSError where the kernel refuses.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 NEW_MOUNTS, NEW_USERS, NEW_NETWORK = 0x00020000, 0x10000000, 0x40000000
 NEW_IPC, NEW_HOSTNAME = 0x08000000, 0x04000000
 BIND, RECURSIVE, PRIVATE = 0x1000, 0x4000, 0x40000
-READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXEC, REMOUNT = 0x1, 0x2, 0x4, 0x8, 0x20
+READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXEC = 0x1, 0x2, 0x4, 0x8
 _DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
 _PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS, _SECCOMP = 1, 4, 38, 22
 _CAPABILITY_VERSION = 0x20080522
@@ -68,18 +68,18 @@ def change_root(path: str) -> None:
 
 
 def die_with_parent(signal_number: int) -> None:
-    """The signal comes when the parent ends."""
+    """Has this signal sent to this process when its parent ends."""
     _set("prctl", _PDEATHSIG, signal_number)
 
 
 def never_gain_privileges() -> None:
-    """No program this process may start has more rights than it; its memory is not for others."""
+    """No program started here has more rights than this process, whose memory others cannot read."""
     _set("no_new_privs", _NO_NEW_PRIVS, 1)
     _set("dumpable", _DUMPABLE, 0)
 
 
 def drop_capabilities() -> None:
-    """A root process keeps its name and loses its powers."""
+    """A root process stays root by name and loses all its capabilities."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     _check(LIBC.capset(header, bytes(24)), "capset")
 

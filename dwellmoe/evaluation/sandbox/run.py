@@ -1,8 +1,8 @@
-"""Knows how a program of unknown intent is run without harm; does not know what is in it.
+"""Runs a program of unknown intent in a sandbox and returns its verdict.
 
-A fresh interpreter confines itself (evaluation/sandbox/) before it runs a line of the program: files,
-network, processes, signals, memory, CPU time. This side keeps the clock, caps the output and kills. It
-protects the host; a program that searches its interpreter's memory can still forge its own verdict.
+A fresh interpreter (child.py) confines itself before it runs a line of the program: files, network, processes,
+signals, memory, CPU time. This side enforces the time limit, caps the output and kills. It protects the host; a
+program that searches its interpreter's memory can still forge its own verdict.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ PACKAGE_PARENT = CHILD.parents[3]
 TICK_SECONDS = 0.05
 READ_BYTES = 1 << 16
 SMALLEST_BYTES = 4096
-"""What a file takes up at least."""
+"""Counted for each file at least, as an empty one takes up space too."""
 
 
 class Verdict(Enum):
@@ -41,7 +41,7 @@ class Verdict(Enum):
     TIMED_OUT = "timed out"
     TOO_MUCH_OUTPUT = "too much output"
     DIED = "died"
-    """It ended without a word: killed by a limit, or left by os._exit."""
+    """It ended without a verdict: killed by a limit, or left by os._exit."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,32 @@ class Limits:
     cpu_seconds: int = 10
     memory_bytes: int = 1 << 29
     file_bytes: int = 1 << 24
-    """Of all files together; an eighth of it of one."""
+    """Of all files together; one file may have an eighth of it."""
     output_bytes: int = 1 << 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict, why, and the way the program's files were fenced (empty unless it passed)."""
+    """A verdict, its reason, and the backend that confined the program (empty unless it passed)."""
 
     verdict: Verdict
     reason: str = ""
-    way: str = ""
+    backend: str = ""
 
 
 class SandboxUnavailable(UserError):
-    """This machine cannot isolate a program as it must be."""
+    """This machine cannot isolate a program."""
 
 
 def run_program(program: str, limits: Limits = Limits(), backends: tuple[str, ...] = BACKENDS) -> Outcome:
     """Runs a Python program (standard library only) to its end, or until a limit stops it.
 
-    Passed means that it ran through its last line. `backends` are tried in order. Raises SandboxUnavailable where
-    the kernel grants none of them, or no filter of system calls: nothing of the program has then been run.
+    PASSED means that its last line has run. `backends` are tried in order. Raises SandboxUnavailable where the
+    kernel grants none of them, or no filter of system calls: no line of the program has then been run.
     """
     folder = tempfile.mkdtemp(prefix="dwellmoe-sandbox-")
-    mark = secrets.token_hex(16)
-    orders = {
-        "mark": mark,
+    task = {
+        "nonce": secrets.token_hex(16),
         "program": program,
         "folder": folder,
         "backends": backends,
@@ -88,7 +87,7 @@ def run_program(program: str, limits: Limits = Limits(), backends: tuple[str, ..
     try:
         with _started(folder) as process:
             try:
-                return _watched(process, orders, limits, Path(folder))
+                return _watched(process, task, limits, Path(folder))
             finally:
                 _kill(process)
     finally:
@@ -96,11 +95,11 @@ def run_program(program: str, limits: Limits = Limits(), backends: tuple[str, ..
 
 
 def check_sandbox(backends: tuple[str, ...] = BACKENDS) -> str:
-    """The first of the backends that holds here. Raises SandboxUnavailable."""
+    """The first of the backends that works on this machine. Raises SandboxUnavailable."""
     outcome = run_program("pass", backends=backends)
     if outcome.verdict is not Verdict.PASSED:
         raise SandboxUnavailable(f"an empty program {outcome.verdict.value} in the sandbox: {outcome.reason}")
-    return outcome.way
+    return outcome.backend
 
 
 def _started(folder: str) -> subprocess.Popen:
@@ -116,22 +115,23 @@ def _started(folder: str) -> subprocess.Popen:
     )
 
 
-def _watched(process: subprocess.Popen, orders: dict, limits: Limits, folder: Path) -> Outcome:
+def _watched(process: subprocess.Popen, task: dict, limits: Limits, folder: Path) -> Outcome:
     assert process.stdin and process.stdout
     deadline = time.monotonic() + limits.wall_seconds
-    with contextlib.suppress(BrokenPipeError), process.stdin as orders_file:
-        orders_file.write(json.dumps(orders).encode())
-    said, silent = bytearray(), False
+    with contextlib.suppress(BrokenPipeError), process.stdin as task_file:
+        task_file.write(json.dumps(task).encode())
+    output = bytearray()
+    closed = False
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while time.monotonic() < deadline:
-            if silent and _is_over(process):
-                return _ended(process.returncode, bytes(said), orders["mark"])
-            if not silent and selector.select(TICK_SECONDS):
+            if closed and _is_over(process):
+                return _ended(process.returncode, bytes(output), task["nonce"])
+            if not closed and selector.select(TICK_SECONDS):
                 block = os.read(process.stdout.fileno(), READ_BYTES)
-                said += block
-                silent = not block
-            if len(said) > limits.output_bytes:
+                output += block
+                closed = not block
+            if len(output) > limits.output_bytes:
                 return Outcome(Verdict.TOO_MUCH_OUTPUT, f"more than {limits.output_bytes} bytes")
             if _holds_more(folder, limits.file_bytes):
                 return Outcome(Verdict.DIED, f"more than {limits.file_bytes} bytes of files")
@@ -144,22 +144,25 @@ def _is_over(process: subprocess.Popen) -> bool:
     return process.returncode is not None
 
 
-def _ended(status: int, said: bytes, mark: str) -> Outcome:
-    _, found, told = said.decode(errors="replace").rpartition(f"{mark} ")
+def _ended(status: int, output: bytes, nonce: str) -> Outcome:
+    _, found, last = output.decode(errors="replace").rpartition(f"{nonce} ")
     if not found:
         name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         return Outcome(Verdict.DIED, f"{name} before its end")
-    verdict, _, reason = _readable(told.strip()).partition(" ")
+    verdict, _, reason = _readable(last.strip()).partition(" ")
     if verdict == "refused":
         raise SandboxUnavailable(
-            f"programs cannot be isolated here, so none is run ({reason}); needed: seccomp, and user "
-            "namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True runs them all the same"
+            f"generated programs cannot be isolated on this machine, so none is run ({reason}); needed: "
+            "seccomp, and user namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True runs "
+            "them without isolation"
         )
-    return Outcome(Verdict(verdict), *((reason, "") if verdict == "failed" else ("", reason)))
+    if verdict == "failed":
+        return Outcome(Verdict.FAILED, reason=reason)
+    return Outcome(Verdict.PASSED, backend=reason)
 
 
 def _holds_more(folder: Path, most_bytes: int) -> bool:
-    """Whether the files in a folder, which may change meanwhile, take up more than that."""
+    """Whether the files in a folder take up more bytes than that; they may change meanwhile."""
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -171,11 +174,11 @@ def _holds_more(folder: Path, most_bytes: int) -> bool:
 
 
 def _readable(reason: str) -> str:
-    """Without what could steer a terminal."""
+    """The text without characters that could control a terminal."""
     return "".join(sign if sign.isprintable() else "?" for sign in reason)
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The process and its group; it can have no other children (see system_calls.py)."""
+    """Kills the process and its group; it can have no other children (see system_calls.py)."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

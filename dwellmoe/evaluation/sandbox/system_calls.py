@@ -1,4 +1,4 @@
-"""Knows the system calls a computing Python program needs and makes a seccomp filter that refuses all others.
+"""A seccomp filter that allows the system calls a computing Python program needs and refuses all others.
 
 What is refused fails with EPERM: starting a process or thread, another program, sockets, signals (also those
 that fcntl can have sent), folders, links, modes, owners, mounts, and whatever a future kernel adds. So a
@@ -30,7 +30,7 @@ FCNTL = (72, 25)
 FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
 """Duplicate, get and set flags. F_SETOWN and F_SETSIG would let the kernel send any signal to any process."""
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-"""Machine -> its audit number and its place in the columns above."""
+"""Machine -> its audit number and its column in the table above."""
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24
 _KILL_PROCESS, _ALLOW, _FAIL = 0x80000000, 0x7FFF0000, 0x00050000
@@ -41,24 +41,24 @@ def filter_for(machine: str) -> bytes:
     """Classic BPF code for prctl(PR_SET_SECCOMP). Raises OSError for a machine that is not in the table."""
     if machine not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")
-    audit_number, place = ARCHITECTURES[machine]
+    audit_number, column = ARCHITECTURES[machine]
     fcntl = [(_LOAD, 0, 0, _SECOND_ARGUMENT), *_one_of(FCNTL_COMMANDS)]
     code = [
         *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, audit_number), (_RETURN, 0, 0, _KILL_PROCESS)),
-        *((_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, len(fcntl), FCNTL[place])),
+        *((_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, len(fcntl), FCNTL[column])),
         *fcntl,
-        *_one_of(allowed_numbers(place)),
+        *_one_of(allowed_numbers(column)),
     ]
     return b"".join(struct.pack("=HBBI", *line) for line in code)
 
 
-def allowed_numbers(place: int) -> list[int]:
-    """The numbers of one column."""
-    columns = [entry.split()[1:] for entry in CALLS.split(",")]
-    return sorted(int(numbers[place]) for numbers in columns if numbers[place] != "-")
+def allowed_numbers(column: int) -> list[int]:
+    """Numbers of the allowed system calls in one column of the table."""
+    rows = [entry.split()[1:] for entry in CALLS.split(",")]
+    return sorted(int(numbers[column]) for numbers in rows if numbers[column] != "-")
 
 
 def _one_of(values: Sequence[int]) -> Code:
-    """Allows what is among the values; each comparison jumps over the rest of them and the refusal."""
-    code = [(_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+    """Code that allows these values only; each comparison that holds jumps over the rest and the refusal."""
+    code = [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
     return [*code, (_RETURN, 0, 0, _FAIL | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
