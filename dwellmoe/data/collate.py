@@ -12,6 +12,8 @@ import torch
 
 Row = dict[str, Any]
 Segment = dict[str, list[int]]
+IGNORED_LABEL = -100
+"""The label of tokens that are not predicted: prompts and padding. PyTorch's cross entropy leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _segment(row: Row, number: int) -> Segment:
     return {
         "input_ids": list(row["input_ids"]),
         # The first token of a request would be predicted from the request before it.
-        "labels": [-100, *row["labels"][1:]],
+        "labels": [IGNORED_LABEL, *row["labels"][1:]],
         "position_ids": list(range(length)),
         "segment_ids": [number] * length,
     }
@@ -94,7 +96,7 @@ def _segment(row: Row, number: int) -> Segment:
 def _padding(length: int, pad_token_id: int) -> Segment:
     return {
         "input_ids": [pad_token_id] * length,
-        "labels": [-100] * length,
+        "labels": [IGNORED_LABEL] * length,
         "position_ids": list(range(length)),
         "segment_ids": [0] * length,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value, load_from_disk
 
+from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.data.download_cache import build_once, digest
 from dwellmoe.data.examples import Example, load_examples
 from dwellmoe.data.fingerprint import task_identity, tokenizer_identity
@@ -21,7 +22,6 @@ from dwellmoe.log import warn_once
 
 SCHEME = 1
 """Part of the cache key: raised when a row comes to mean something else."""
-IGNORED = -100
 BATCH_EXAMPLES = 1000
 """Examples encoded at a time; fewer need no progress bar."""
 Row = dict[str, Any]
@@ -141,7 +141,7 @@ def _row(prompt: list[int], answer: list[int], cut_prompt_tokens: int, cut_answe
     ids = prompt + answer
     return {
         "input_ids": ids,
-        "labels": [IGNORED] * masked + ids[masked:],
+        "labels": [IGNORED_LABEL] * masked + ids[masked:],
         "prompt_tokens": len(prompt),
         "cut_prompt_tokens": cut_prompt_tokens,
         "cut_answer_tokens": cut_answer_tokens,
