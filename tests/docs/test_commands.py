@@ -85,7 +85,7 @@ def _check(words: list[str]) -> None:
 
 
 def _check_launched(arguments: list[str]) -> None:
-    """What follows `python`, `torchrun`, ...: the launcher's own options, a script, and the script's options."""
+    """What follows `python`, `torchrun`, ...: the launcher's options, a script, and the script's options."""
     if arguments[0] == "-m":
         assert arguments[1] in ("pytest", "dwellmoe", "pip", "venv")
         return
