@@ -13,7 +13,7 @@ steps=${STEPS:-480}
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 
 model=(--model_name "$moe" --model_key _second)
-# Two texts are about 200 tokens. A higher rate loses what the gates were spared: docs/findings.md.
+# Two texts are about 200 tokens. A higher rate loses what the gates were spared: docs/dev/LOG.md.
 training=(--dataset_name runs/second_model/train.toml --max_words_len 256 --packing True --batch_size 2
   --max_steps "$steps" --eval_steps "$steps" --save_steps 100 --save_total_limit 1 --load_best_model_at_end False
   --limit_validation 32 --learning_rate "${RATE:-4e-4}" --lr_scheduler_type cosine --warmup_steps 12 --bf16 True

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The second model held to what it was: runs/second_model.sh with next-token distillation from the reference model
 # for control and tuned alike, so that neither learns more of the training text than it has to. On text of other
-# data sets locality then costs less; both learn less, too (docs/findings.md). Half an hour a training on a core.
+# data sets locality then costs less; both learn less, too (docs/dev/LOG.md). Half an hour a training on a core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-results/second_model_distilled} DISTILLATION=${DISTILLATION:-10} WEIGHT=${WEIGHT:-1.35} LIGHT=no

@@ -1,8 +1,6 @@
-"""Knows who foresees which experts the next layer will ask for; reads none of them.
+"""Prefetch predictors: which experts the next layer will probably request.
 
-A prefetch_predictor has `look(layer, hidden_TD, asked) -> list[int]`: once `layer` has asked for the distinct experts
-`asked`, those that layer `layer` + 1 will probably ask for, likeliest first; none behind the last layer. It
-is called for every layer in order. Letters: T tokens, D hidden size, L layers, E experts.
+Letters: T tokens, D hidden size, L layers, E experts a layer.
 """
 
 from collections.abc import Sequence
@@ -22,26 +20,31 @@ from dwellmoe.routing.scoutgate import load_scoutgate
 
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
 FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
-LIVE = {*predictor_names()} - {RECORDED}  # that is of a trace
+LIVE = {*predictor_names()} - {RECORDED}  # recorded predictions belong to a trace
 NAMES = sorted({GATE_AHEAD, SCOUTGATE, FUSED, *LIVE})
 SHARE = 0.75
-"""Of ScoutGate beside the gate: docs/findings.md."""
+"""Weight of ScoutGate beside the gate; measured in docs/results.md."""
 
 
 class PrefetchPredictor(Protocol):
-    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]: ...
+    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
+        """Experts that layer `layer` + 1 will probably request, likeliest first; none after the last layer.
+
+        Called for every layer in order, with its hidden states and the distinct experts it requested.
+        """
+        ...
 
 
-class GateForesight:
+class NextGatePredictor:
     """The next layer's own gate on this layer's hidden states.
 
-    routers  [L]: each layer's router module. It is called past its hooks: the router tap must not see it.
+    routers  [L]: each layer's router module; called past its hooks, so that a router tap does not see it
     """
 
     def __init__(self, routers: Sequence[Any], experts: int) -> None:
         self.routers, self.experts = routers, experts
 
-    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
+    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
         if layer + 1 == len(self.routers):
             return []
         with torch.no_grad():
@@ -49,8 +52,10 @@ class GateForesight:
         return [expert for expert in dict.fromkeys(output[2].flatten().tolist()) if expert < self.experts]
 
 
-class PredictorForesight:
-    """A predictor of `expert_cache/predictors/` or `live_predictors`, of the next layer."""
+class NextLayerPredictor:
+    """The next layer's likeliest experts, as many as this layer requested, by a predictor of
+    cache/predictors/ or live_predictors.py.
+    """
 
     def __init__(self, predictor: Any, layers: int, experts: int, forward_pass: ForwardPass) -> None:
         self.predictor, self.layers, self.experts = predictor, layers, experts
@@ -60,31 +65,34 @@ class PredictorForesight:
         if forward_pass.fresh:
             self.predictor.start()
 
-    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
+    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
         used_E = np.zeros(self.experts, np.bool_)
-        used_E[list(asked)] = True
+        used_E[list(requested)] = True
         self.predictor.watch(layer, used_E)
-        return [] if layer + 1 == self.layers else likeliest(self.predictor.predict(layer + 1), len(asked))
+        if layer + 1 == self.layers:
+            return []
+        return likeliest(self.predictor.predict(layer + 1), len(requested))
 
 
 class PerPhase:
-    """Prompts are predicted by the gate, which is not asked about a token at a time; decoding by `decode`."""
+    """The gate predicts prefill, `decode` predicts decoding."""
 
-    def __init__(self, gate: GateForesight, decode: PrefetchPredictor, forward_pass: ForwardPass) -> None:
+    def __init__(self, gate: NextGatePredictor, decode: PrefetchPredictor, forward_pass: ForwardPass) -> None:
         self.gate, self.decode, self.forward_pass = gate, decode, forward_pass
 
-    def look(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> list[int]:
-        return (self.gate if self.forward_pass.prefill else self.decode).look(layer, hidden_TD, asked)
+    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
+        predictor = self.gate if self.forward_pass.prefill else self.decode
+        return predictor.predict_next(layer, hidden_TD, requested)
 
 
 def likeliest(p_E: np.ndarray, count: int) -> list[int]:
-    """The `count` most probable, best first; nobody of probability 0."""
+    """The `count` most probable experts, best first, without those of probability 0."""
     order = np.argsort(-p_E, kind="stable")[:count]
     return order[p_E[order] > 0].tolist()
 
 
 def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
-    """Everything about a spec that needs no model. Raises UserError."""
+    """Checks everything about a predictor's name and options that needs no model. Raises UserError."""
     if name_of(spec) not in NAMES:
         raise unknown_name(option.replace("_", " "), name_of(spec), NAMES)
     if name_of(spec) == GATE_AHEAD:
@@ -100,17 +108,21 @@ def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
 def make_prefetch_predictor(
     spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass
 ) -> PrefetchPredictor:
-    """The prefetch_predictor of `name:option=value,...`. UserError for an unknown one and for foreign weights."""
+    """The predictor of `name:option=value,...`. Raises UserError for an unknown one and for ScoutGate's
+    weights of another model.
+    """
     experts = layers[0].num_experts
-    gate = GateForesight([model.get_submodule(layer.router) for layer in layers], experts)
+    gate = NextGatePredictor([model.get_submodule(layer.router) for layer in layers], experts)
     if name_of(spec) == GATE_AHEAD:
         return gate
     found = make_live_predictor(spec, model, layers, forward_pass)
-    return PerPhase(gate, PredictorForesight(found, len(layers), experts, forward_pass), forward_pass)
+    return PerPhase(gate, NextLayerPredictor(found, len(layers), experts, forward_pass), forward_pass)
 
 
 def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:
-    """A predictor of use of `name:option=value,...`, told of each pass. UserErrors as `make_prefetch_predictor`'s."""
+    """A predictor of expert use that follows the model's forward passes, from `name:option=value,...`. Raises
+    UserError as `make_prefetch_predictor` does.
+    """
     experts, name = layers[0].num_experts, name_of(spec)
     if name == GATE_AHEAD:
         return LiveGateAhead(model, layers, forward_pass)
@@ -123,7 +135,7 @@ def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forwa
 
 
 def _scout_options(spec: str) -> tuple[str, float]:
-    """Weights file and share; of ScoutGate alone the share is no option."""
+    """Weights file and share; ScoutGate alone has no option `share`."""
 
     def alone(*, weights: str = "") -> None: ...
 
