@@ -1,4 +1,4 @@
-"""The data sets' command line: fetches them, lists them, shows what a model will read. Trains nothing.
+"""The data sets' command line: fetches them, lists them, shows what a model will read.
 
 python data_preparer.py fetch boolq piqa      (or: fetch all)
 python data_preparer.py list
@@ -6,7 +6,11 @@ python data_preparer.py show boolq --split train --count 3 --tokenizer models/ti
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -14,10 +18,11 @@ from rich.text import Text
 
 from dwellmoe.data.catalogue import entries, fetch
 from dwellmoe.data.examples import Example, load_examples
-from dwellmoe.data.lengths import Lengths, lengths_of
 from dwellmoe.data.remote import hub_answers
 from dwellmoe.data.task import SPLITS, load_task, task_names
+from dwellmoe.data.tokenised import token_ids
 from dwellmoe.errors import UserError, run_command
+from dwellmoe.registry import take_plugins
 
 console = Console(highlight=False, markup=False)
 
@@ -27,10 +32,10 @@ def fetch_command(options: argparse.Namespace) -> None:
     names = task_names() if "all" in options.names else options.names
     missing = []
     for task in [load_task(name) for name in names]:
-        for arrival in fetch(task):
-            label = f"{arrival.name}, {arrival.split}"
-            print(f"{label}: {arrival.told}" if arrival.came else arrival.told, flush=True)
-            missing += [] if arrival.came else [label]
+        for result in fetch(task):
+            title = f"{result.name}, {result.split}"
+            print(result.failure or f"{title}: {result.source}", flush=True)
+            missing += [title] if result.failure else []
     if missing:
         raise UserError(f"out of reach: {'; '.join(missing)}")
 
@@ -39,14 +44,14 @@ def list_command(options: argparse.Namespace) -> None:
     """Name, licence, splits and sources of every data set."""
     table = Table("data set", *SPLITS, "licence", "can come from", box=None)
     for entry in entries():
-        table.add_row(entry.name, *entry.splits.values(), entry.licence, "\n".join(entry.places))
+        table.add_row(entry.name, *entry.splits.values(), entry.licence, "\n".join(entry.sources))
     console.print(table)
 
 
 def show_command(options: argparse.Namespace) -> None:
     """The first examples of a split, the answer marked, and how long prompts and answers are.
 
-    Of a data set whose authors ask for it, the lengths alone.
+    Where the authors of a data set ask that no example be shown, the lengths alone.
     """
     task = load_task(options.name)
     options.split = options.split or ("test" if task.benchmark else "train")
@@ -58,8 +63,8 @@ def show_command(options: argparse.Namespace) -> None:
         console.print(
             f"{task.name}: {len(examples)} examples, not shown: its authors ask to keep them offline"
         )
-    for number, example in enumerate(examples[: 0 if task.undisclosed else options.count], start=1):
-        console.print(_rendered(example, f"{options.name} {options.split} {number} of {len(examples)}"))
+    for i, example in enumerate(examples[: 0 if task.undisclosed else options.count], start=1):
+        console.print(_rendered(example, f"{options.name} {options.split} {i} of {len(examples)}"))
     console.print(_length_table(examples, tokenizer))
 
 
@@ -69,16 +74,20 @@ def _rendered(example: Example, title: str) -> Panel:
     return Panel(text, title=title, title_align="left")
 
 
-def _length_table(examples: list[Example], tokenizer) -> Table:
+def _length_table(examples: list[Example], tokenizer: Any | None) -> Table:
+    """Lengths in tokens without BOS and EOS, or in words where there is no tokenizer."""
     table = Table("tokens" if tokenizer else "words", "mean", "p50", "p95", "max", box=None)
     for part in ("prompt", "answer"):
-        lengths = lengths_of([getattr(example, part) for example in examples], tokenizer)
-        table.add_row(part, *_cells(lengths))
+        counts = _lengths([getattr(example, part) for example in examples], tokenizer)
+        p50, p95 = np.percentile(counts, (50, 95), method="higher")
+        table.add_row(part, f"{np.mean(counts):.1f}", str(p50), str(p95), str(max(counts)))
     return table
 
 
-def _cells(lengths: Lengths) -> list[str]:
-    return [f"{lengths.mean:.1f}", str(lengths.p50), str(lengths.p95), str(lengths.max)]
+def _lengths(texts: Sequence[str], tokenizer: Any | None) -> list[int]:
+    if tokenizer is None:
+        return [len(text.split()) for text in texts]
+    return [len(ids) for ids in token_ids(tokenizer, list(texts))]
 
 
 def _load_tokenizer(path: str):
@@ -97,12 +106,12 @@ def _at_least_one(text: str) -> int:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command and its options; a mistake is told with the choices and exit code 2."""
+    """The command and its options; a mistake ends with the choices and exit code 2."""
     parser = argparse.ArgumentParser(
         description="Fetches, lists and shows the data sets.", allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="{fetch,list,show}")
-    fetching = commands.add_parser("fetch", help="fetch data sets into the cache, resuming what broke off")
+    fetching = commands.add_parser("fetch", help="fetch data sets into the cache, resuming broken downloads")
     fetching.add_argument("names", nargs="+", metavar="NAME", help="data sets or task files, or: all")
     fetching.set_defaults(run=fetch_command)
     commands.add_parser("list", help="list the data sets").set_defaults(run=list_command)
@@ -116,8 +125,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the command that was asked for."""
-    options = parse_options()
+    """Runs the command."""
+    options = parse_options(take_plugins(sys.argv[1:]))
     options.run(options)
 
 

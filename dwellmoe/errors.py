@@ -1,34 +1,38 @@
-"""Knows how a user's mistake is told: one line, exit code 2. Does not know what the mistakes are."""
+"""A user's mistake, `UserError`, and how it ends a command: one line on standard error and exit code 2."""
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
+"""Errors of the system that are the user's to mend: a full disk, a quota, a limit, a reader that left."""
 
 
 class UserError(ValueError):
-    """A mistake of the user: says in one line what is wrong, where, the value found and the choices."""
+    """A mistake of the user. The message says in one line what is wrong, where, the value and the choices."""
 
 
-def unknown_name(kind: str, name: str, choices) -> UserError:
-    """The error for a name that is not in a registry; `choices` are the names that are."""
-    return UserError(f"unknown {kind} '{name}': choose from {', '.join(sorted(choices))}")
+def unknown_name(
+    kind: str, name: str, choices: Iterable[str], origins: Mapping[str, str] | None = None
+) -> UserError:
+    """The error for a name that is none of the choices; it names the nearest, and where some come from."""
+    choices, origins = sorted(choices), origins or {}
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    listed = (f"{known} ({origins[known]})" if known in origins else known for known in choices)
+    return UserError(f"unknown {kind} '{name}': {hint}choose from {', '.join(listed)}")
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, with the next where it ends in a colon; or its type where it
-    says nothing.
-    """
+    """The first line of a library's message, and the next where it ends in a colon; the type if it is empty."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs an entry point: a UserError, a full disk or a reader that left becomes one line on stderr and exit
-    code 2, Ctrl-C exit code 130.
-    """
+    """Runs an entry point. A UserError and the errors in `REFUSED` end in one line and exit code 2."""
     try:
         command()
     except UserError as error:

@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all, and the project's own data files."""
+"""Files and folders that appear whole or not at all, and the project's own data files.
+
+What is written stands under another name beside its place until it is whole, then it is renamed.
+"""
 
 import os
 import shutil
@@ -14,8 +17,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_file(name: str) -> Path:
-    """A file or folder that comes with the project, such as `datasets` or `configs/devices`: in a checkout
-    beside the package, in an installed package inside it.
+    """A file or folder that comes with the project, such as `datasets` or `configs/devices`.
+
+    In a checkout it lies beside the package, in an installed package inside it.
     """
     beside = _PACKAGE.parent / name
     return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "shipped" / name
@@ -45,8 +49,34 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def replacing_path(target: Path) -> Iterator[Path]:
+    """A path beside `target` at which the block makes a file or a folder, which then takes the place of
+    `target`; after an error `target` is as it was.
+
+    Only one process at a time may do so for one target: what a killed one left is removed first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    _remove(beside)
+    try:
+        yield beside
+        if target.is_dir():  # a folder cannot be renamed onto one that holds files
+            shutil.rmtree(target)
+        os.replace(beside, target)
+    finally:
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """What the system refuses is the user's to mend."""
+    """Turns what the system refuses into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -54,7 +84,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """UserError where a file of that name could not appear: better told before long work than after it."""
+    """UserError if a file of that name could not be written: better before long work than after it."""
     text, folder = os.fspath(path), Path(path).parent
     if not text or text.endswith("/") or Path(text).is_dir():
         raise UserError(f"'{text}': cannot be written: not the name of a file")
@@ -68,8 +98,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextmanager
 def written_whole(target: Path, last: str = "") -> Iterator[Path]:
-    """A folder to write files in; they move to `target` when the block ends well, the one named
-    `last` last of all.
+    """A folder to write files in; when the block ends well they move to `target`, the one named `last` last.
 
     After an error or a kill `target` is as it was. Raises UserError where nothing can be written.
     """

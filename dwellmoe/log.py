@@ -1,6 +1,4 @@
-"""Knows how a remark reaches the user once: on standard error, from the first rank, not again in this
-process.
-"""
+"""`warn_once`: a remark to the user on standard error, once in a process and from the first rank alone."""
 
 import os
 import sys
@@ -9,7 +7,7 @@ _warned: set[str] = set()
 
 
 def warn_once(remark: str) -> None:
-    """Prints a remark unless this process has, or another rank does."""
+    """Prints a remark, unless this process has printed it or is not the first rank."""
     if remark in _warned or os.environ.get("RANK", "0") != "0":
         return
     _warned.add(remark)

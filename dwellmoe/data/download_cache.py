@@ -1,16 +1,15 @@
-"""Knows the folder where fetched and prepared data are kept, and how several processes make one thing there
-once.
-"""
+"""The folder where fetched and prepared data are kept; several processes make one thing there once."""
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from dwellmoe.files import replacing_path
 
 
 def cache_folder() -> Path:
@@ -30,22 +29,12 @@ def build_once(room: str, name: str, build: Callable[[Path], object]) -> Path:
         return target
     with only_one(target):
         if not target.exists():
-            _build_beside(target, build)
+            with replacing_path(target) as beside:
+                build(beside)
     return target
 
 
 def only_one(target: Path) -> FileLock:
-    """A lock for whoever makes `target`; the others wait."""
+    """A lock for the process that makes `target`; the others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{target}.lock")
-
-
-def _build_beside(target: Path, build: Callable[[Path], object]) -> None:
-    folder = target.with_name(f".unfinished-{target.name}")
-    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
-    folder.mkdir()
-    try:
-        build(folder / target.name)
-        os.replace(folder / target.name, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

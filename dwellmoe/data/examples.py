@@ -1,19 +1,22 @@
-"""Knows how a task's split becomes examples: prompt, answer and what scoring needs; no tokens yet."""
+"""A split of a data set as examples: prompt, answer and what scoring needs."""
 
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dwellmoe.data.download import SourceUnreachable
 from dwellmoe.data.fields import check_answer, fill, map_record, shuffle_choices, with_options
 from dwellmoe.data.files import Record
-from dwellmoe.data.mix import check_missing, draw
-from dwellmoe.data.records import make_ready, read_records
-from dwellmoe.data.splits import raw_names, select
-from dwellmoe.data.task import SPLITS, Source, Task, check_split, load_task, task_names
+from dwellmoe.data.records import read_records
+from dwellmoe.data.sources import choose_source
+from dwellmoe.data.splits import select
+from dwellmoe.data.task import SPLITS, Source, Task, check_split, load_task
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 
-LOCAL_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def load_examples(
     """
     check_split(split)
     if task.mix:
-        return draw(task, split, _members(task, split, mix_available_only), seed)
+        return _draw(task, split, _members(task, split, mix_available_only), seed)
     examples = _render_split(task, split)
     kept = _unseen(task, split, examples)
     if len(kept) < len(examples):
@@ -45,54 +48,26 @@ def load_examples(
     return kept
 
 
-def choose_source(task: Task, split: str) -> Source:
-    """The first source that has the split and is in reach, what it holds made ready; a note it owes is said.
-
-    Files named after the split beside the task file (`train.jsonl`, ...) come before every other source.
-    """
-    reasons = []
-    for source in sources_of(task, split):
-        try:
-            for raw_split in raw_names(source.splits.get(split, split)):
-                make_ready(task, source, raw_split)
-        except SourceUnreachable as error:
-            reasons.append(str(error))
-        else:
-            if source.note:
-                warn_once(f"{task.name}: {source.note}")
-            return source
-    if task.benchmark and not reasons:
-        raise _only_a_test(task, split)
-    raise _out_of_reach(task, split, reasons)
+def fetch_for(task: Task, split: str) -> None:
+    """Fetches, as far as it is in reach, what the examples of a split are made from."""
+    for name in task.mix:
+        fetch_for(load_task(name), split)
+    for needed in () if task.mix else splits_up_to(split):
+        with suppress(SourceUnreachable):
+            choose_source(task, needed)
 
 
-def sources_of(task: Task, split: str) -> list[Source]:
-    """Every source that has the split, in the order of choice, in reach or not."""
-    return [source for source in [*_beside(task, split), *task.sources] if _offers(source, split)]
+def splits_up_to(split: str) -> tuple[str, ...]:
+    """The split and those before it, whose examples it leaves out."""
+    return SPLITS[: SPLITS.index(split) + 1]
 
 
-def _only_a_test(task: Task, split: str) -> SourceUnreachable:
-    others = [name for name in task_names() if not load_task(name).benchmark]
-    return SourceUnreachable(
-        f"{task.name} is a benchmark with a test split alone and has no '{split}': it can be evaluated "
-        f"(inference.py, --split test) but not trained on; to train, choose from {', '.join(others)}"
-    )
-
-
-def _out_of_reach(task: Task, split: str, reasons: list[str]) -> UserError:
-    why = "; ".join(reasons) or "no source offers this split"
-    endings = f"{split}{LOCAL_ENDINGS[0]} (or {', '.join(LOCAL_ENDINGS[1:])})"
-    remedy = f"{endings} with the fields {', '.join(task.fields)} in '{task.folder}'"
-    return SourceUnreachable(f"{task.name}, {split}: {why}; your own file serves too: {remedy}")
-
-
-def _beside(task: Task, split: str) -> list[Source]:
-    names = [f"{split}{ending}" for ending in LOCAL_ENDINGS if (task.folder / f"{split}{ending}").exists()]
-    return [Source(kind="file", files={split: name}) for name in names[:1]]
-
-
-def _offers(source: Source, split: str) -> bool:
-    return all(name in source.files for name in raw_names(source.splits.get(split, split)))
+def seeded_sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """At most `limit` of the items, drawn by `seed`, none twice, in their old order; None keeps all."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
+    return [items[position] for position in chosen]
 
 
 def _render_split(task: Task, split: str) -> list[Example]:
@@ -123,20 +98,44 @@ def _example(task: Task, source: Source, record: Record) -> Example:
 def _unseen(task: Task, split: str, examples: list[Example]) -> list[Example]:
     """The held-out side gives way, so that train stays as published and what is measured is truly unseen."""
     seen = set()
-    for earlier in SPLITS[: SPLITS.index(split)]:
-        try:
+    for earlier in splits_up_to(split)[:-1]:
+        with suppress(SourceUnreachable):  # what cannot be fetched here was not trained on here
             seen |= {(example.prompt, example.answer) for example in _render_split(task, earlier)}
-        except SourceUnreachable:
-            continue  # what cannot be had here was not trained on here
     return [example for example in examples if (example.prompt, example.answer) not in seen]
 
 
 def _members(task: Task, split: str, available_only: bool) -> dict[str, list[Example]]:
-    pools, missing = {}, {}
+    """Examples of each member of a mix."""
+    pools: dict[str, list[Example]] = {}
+    missing: dict[str, str] = {}
     for name in task.mix:
         try:
             pools[name] = load_examples(load_task(name), split)
         except SourceUnreachable as error:
             missing[name] = str(error)
-    check_missing(task, split, missing, available_only)
+    if missing:
+        _check_missing(task, split, missing, available_only)
     return pools
+
+
+def _check_missing(task: Task, split: str, reasons: Mapping[str, str], available_only: bool) -> None:
+    """Prints which members are left out. Raises UserError if that is not wanted, or if none is left."""
+    names = ", ".join(reasons)
+    if available_only and len(reasons) < len(task.mix):
+        warn_once(f"{task.name}, {split}: left out, because out of reach: {names}")
+        return
+    remedy = "" if available_only else "; --mix_available_only goes without them"
+    raise UserError(
+        f"{task.name}, {split}: out of reach: {names}{remedy} (first reason: {next(iter(reasons.values()))})"
+    )
+
+
+def _draw(task: Task, split: str, pools: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:
+    """The largest mix that keeps the task's weights and takes nothing twice, shuffled by `seed`."""
+    scale = min(len(pool) / task.mix[name] for name, pool in pools.items())
+    drawn = {name: seeded_sample(pool, int(scale * task.mix[name]), seed) for name, pool in pools.items()}
+    shares = ", ".join(f"{len(items)} of {len(pools[name])} {name}" for name, items in drawn.items())
+    warn_once(f"{task.name}, {split}: {shares}")
+    mixed = [item for items in drawn.values() for item in items]
+    random.Random(seed).shuffle(mixed)
+    return mixed

