@@ -1,7 +1,5 @@
 """The models of the application: the one that is evaluated, the one that was trained, and the merged one."""
 
-import os
-import shutil
 from pathlib import Path
 
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -11,6 +9,7 @@ from config import Run
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
+from dwellmoe.files import replacing_path
 from dwellmoe.loading import load_adapters, load_model, load_model_with_cache, load_tokenizer
 from trainer import LocalityTrainer
 
@@ -40,8 +39,6 @@ def save_merged(model, tokenizer, folder: Path) -> None:
     all.
     """
     merged = model.merge_and_unload()
-    beside = folder.with_name(folder.name + ".partial")
-    merged.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    with replacing_path(folder) as beside:
+        merged.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)

@@ -11,7 +11,6 @@ layers add to it, so tokens drawn at random choose their experts almost at rando
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import zlib
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dwellmoe.errors import UserError, run_command, unknown_name
+from dwellmoe.files import replacing_path
 
 DTYPE = torch.bfloat16
 SHARD_BYTES = 2 << 30
@@ -163,13 +163,12 @@ def write_checkpoint(shape: str, output: Path, seed: int = 0, shard_bytes: int =
     weights = weights_of(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_room(output.parent, sum(weight.size_bytes for weight in weights))
-    beside = output.with_name(output.name + ".partial")
-    beside.mkdir(exist_ok=True)
-    config.save_pretrained(beside)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(TOKENIZER / name, beside / name)
-    _write_shards(split_shards(weights, shard_bytes), beside, seed)
-    os.replace(beside, output)
+    with replacing_path(output) as beside:
+        beside.mkdir()
+        config.save_pretrained(beside)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(TOKENIZER / name, beside / name)
+        _write_shards(split_shards(weights, shard_bytes), beside, seed)
     return output
 
 

@@ -10,7 +10,6 @@ DIR/methods are drawn beside the fronts.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError, run_command
+from dwellmoe.files import replacing
 from dwellmoe.plots import pareto
 from dwellmoe.plots.style import save
 
@@ -162,9 +162,8 @@ def command(script: str, *arguments: str) -> None:
 
 
 def write(path: Path, record: dict) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(beside, path)
+    with replacing(path) as file:
+        file.write(f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
+from dwellmoe.files import replacing
 from dwellmoe.locality.monitor import RoutingMonitor, ecr_per_layer
 from dwellmoe.routing import RouterTap
 
@@ -48,9 +48,8 @@ def write_profile(path: Path, layers: Sequence[MoeLayer], ecr_L: np.ndarray) -> 
     writer.writerow(COLUMNS)
     writer.writerows((layer.layer_id, f"{ecr:.6f}") for layer, ecr in zip(layers, ecr_L, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.partial")
-    beside.write_text(text.getvalue())
-    os.replace(beside, path)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_profile(path: Path, layers: Sequence[MoeLayer]) -> np.ndarray:
