@@ -9,6 +9,7 @@ Both traces must hold the same requests. Letters: T tokens, K chosen experts, E 
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import dwellmoe as dm
+from dwellmoe.cache.metrics import ecr
 from dwellmoe.cache.trace import DECODE
 
 KEPT, SWITCHED = (
@@ -31,21 +33,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", required=True, help="trace of the model without locality training")
     parser.add_argument("--after", required=True, help="trace of the trained model, on the same text")
-    parser.add_argument("--layer", type=int, help="MoE layer, from 0 [the middle one]")
+    parser.add_argument("--layer", type=int, help="MoE layer, from 0 [the one that changed most]")
     parser.add_argument("--request", type=int, help="request to draw [a typical one]")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     options = parser.parse_args()
     before, after = dm.RoutingTrace.load(options.before), dm.RoutingTrace.load(options.after)
-    layer = before.layers // 2 if options.layer is None else options.layer
+    rates_before, rates_after = switch_rates(before), switch_rates(after)
+    layer = int((rates_before - rates_after).argmax()) if options.layer is None else options.layer
     request = typical_request(before, after, layer) if options.request is None else options.request
     figure = draw(
-        chosen(before, request, layer),
-        chosen(after, request, layer),
+        Panel("Before", chosen(before, request, layer), rates_before.mean()),
+        Panel("After", chosen(after, request, layer), rates_after.mean()),
         experts=before.num_experts,
         layer_id=before.layer_ids[layer],
     )
     figure.savefig(options.out, dpi=150)
     print(f"{options.out}: request {request}, layer {before.layer_ids[layer]}")
+
+
+def switch_rates(trace: dm.RoutingTrace) -> np.ndarray:
+    """1 - ECR of each layer, over all requests."""
+    return 1 - np.array(ecr(trace).per_layer)
 
 
 def chosen(trace: dm.RoutingTrace, request: int, layer: int) -> np.ndarray:
@@ -72,12 +80,18 @@ def switched(experts_TK: np.ndarray) -> np.ndarray:
     return ~(experts_TK[:, :, None] == earlier[:, None, :]).any(axis=2)
 
 
-def draw(before_TK: np.ndarray, after_TK: np.ndarray, *, experts: int, layer_id: int) -> Figure:
+class Panel(NamedTuple):
+    name: str
+    experts_TK: np.ndarray
+    switch_rate: float  # of all layers and requests
+
+
+def draw(before: Panel, after: Panel, *, experts: int, layer_id: int) -> Figure:
     """Two panels, tokens from left to right and experts from bottom to top."""
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panel(left, before_TK, experts, "Before")
-    panel(right, after_TK, experts, "After")
+    fill(left, before, experts)
+    fill(right, after, experts)
     left.set_ylabel(f"expert of layer {layer_id}", fontsize=12)
     keys = [
         Patch(color=KEPT, label="used by the token before, too"),
@@ -87,7 +101,8 @@ def draw(before_TK: np.ndarray, after_TK: np.ndarray, *, experts: int, layer_id:
     return figure
 
 
-def panel(axes: Axes, experts_TK: np.ndarray, experts: int, name: str) -> None:
+def fill(axes: Axes, panel: Panel, experts: int) -> None:
+    experts_TK = panel.experts_TK
     new_TK = switched(experts_TK)
     cells_ET = np.full((experts, len(experts_TK)), EMPTY)
     for token, (chosen_K, new_K) in enumerate(zip(experts_TK, new_TK, strict=True)):
@@ -98,7 +113,10 @@ def panel(axes: Axes, experts_TK: np.ndarray, experts: int, name: str) -> None:
     axes.tick_params(which="minor", length=0)
     axes.tick_params(labelsize=11)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{name}: {new_TK[1:].mean():.0%} switches", loc="left", fontsize=14, fontweight="bold")
+    axes.set_title(
+        f"{panel.name}: {new_TK[1:].mean():.0%} switches", loc="left", fontsize=14, fontweight="bold"
+    )
+    axes.set_title(f"all layers: {panel.switch_rate:.0%}", loc="right", fontsize=12)
     axes.set_xlabel("token", fontsize=12)
 
 
