@@ -20,8 +20,6 @@ from dwellmoe.routing.scoutgate import load_scoutgate
 
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
 FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
-LIVE = {*predictor_names()} - {RECORDED}  # recorded predictions belong to a trace
-NAMES = sorted({GATE_AHEAD, SCOUTGATE, FUSED, *LIVE})
 SHARE = 0.75
 """Weight of ScoutGate beside the gate; measured in docs/results.md."""
 
@@ -91,10 +89,15 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
     return order[p_E[order] > 0].tolist()
 
 
+def _names() -> list[str]:
+    """All that can follow a running model: recorded predictions belong to a trace."""
+    return sorted({GATE_AHEAD, SCOUTGATE, FUSED, *predictor_names()} - {RECORDED})
+
+
 def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
     """Checks everything about a predictor's name and options that needs no model. Raises UserError."""
-    if name_of(spec) not in NAMES:
-        raise unknown_name(option.replace("_", " "), name_of(spec), NAMES)
+    if name_of(spec) not in _names():
+        raise unknown_name(option.replace("_", " "), name_of(spec), _names())
     if name_of(spec) == GATE_AHEAD:
         options_of(GATE_AHEAD, spec, lambda: None)
     elif name_of(spec) in (SCOUTGATE, FUSED):
