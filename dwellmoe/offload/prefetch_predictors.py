@@ -89,15 +89,15 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
     return order[p_E[order] > 0].tolist()
 
 
-def _names() -> list[str]:
+def live_predictor_names() -> list[str]:
     """All that can follow a running model: recorded predictions belong to a trace."""
     return sorted({GATE_AHEAD, SCOUTGATE, FUSED, *predictor_names()} - {RECORDED})
 
 
 def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
     """Checks everything about a predictor's name and options that needs no model. Raises UserError."""
-    if name_of(spec) not in _names():
-        raise unknown_name(option.replace("_", " "), name_of(spec), _names())
+    if name_of(spec) not in live_predictor_names():
+        raise unknown_name(option.replace("_", " "), name_of(spec), live_predictor_names())
     if name_of(spec) == GATE_AHEAD:
         options_of(GATE_AHEAD, spec, lambda: None)
     elif name_of(spec) in (SCOUTGATE, FUSED):
