@@ -1,9 +1,8 @@
-"""Knows how rows of a trace become requests to a cache; does not know what the cache does with them.
+"""How rows of a trace become requests to caches.
 
 Letters: S rows, L layers, K experts chosen, E routed experts a layer. A *pass* is what ran together: one
-decode row, the rows of one batch step, or the rows of one prefill chunk. A pass asks each layer once.
-Where each layer has a cache of its own, a *lane* is a layer; one cache for all layers is a single lane in
-which expert e of layer l is number l * E + e.
+decode row, the rows of one batch step, or the rows of one prefill chunk. A pass makes one request of each
+layer. Each layer has a cache of its own, or one cache serves all layers and knows experts by flat id.
 """
 
 from dataclasses import dataclass
@@ -19,27 +18,25 @@ PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
 
 
 class Stream(NamedTuple):
-    """Requests to one cache in order: request s asks for ids[starts[s] : starts[s + 1]]. Pass p is requests p
-    * wide ...
-    """
+    """Requests to one cache in order: request r is for ids[starts[r] : starts[r + 1]]."""
 
     ids: np.ndarray  # uint32 [accesses]
     starts: np.ndarray  # int64 [requests + 1]
     group: np.ndarray  # int32 [passes]: where the pass is counted
     reset: np.ndarray  # bool [passes]: the cache is emptied first
     next_use: np.ndarray  # int64 [accesses], or empty where nothing needs the future
-    wide: int  # layers this lane asks in one pass
-    layer: int  # the first of them
-    tick: int  # token step of the first pass
+    requests_per_pass: int  # one of each layer that the cache serves
+    layer: int  # the first of these layers
+    step: int  # token step of the first pass
 
 
 @dataclass(frozen=True, eq=False)
 class PassIndex:
-    """Which rows run together, and what is counted where; all arrays have one entry a pass."""
+    """Which rows run together; all arrays have one entry a pass."""
 
     begin: np.ndarray  # int64: first row
     end: np.ndarray  # int64: one past the last row
-    distinct: np.ndarray  # bool: an expert asked by several rows is one access (prefill)
+    distinct: np.ndarray  # bool: an expert that several rows chose is one access (prefill)
     request: np.ndarray  # int32: of the first row
     phase: np.ndarray  # uint8
 
@@ -76,48 +73,49 @@ def _changes(values: np.ndarray) -> np.ndarray:
 
 
 def gather(experts, begin, end, distinct, first_layer, layers, num_experts):
-    """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on; pass p is experts[begin[p] :
-    end[p]].
+    """(ids, starts) as in `Stream`, for `layers` layers from `first_layer` on.
+
+    Pass p is the rows experts[begin[p] : end[p]].
     """
-    # NumPy asks the system for large pages, numba does not: several times as fast to fill.
+    # Allocated here: NumPy takes large pages, which are several times as fast to fill, and numba does not.
     top_k = experts.shape[2]
     ids = np.empty(int((end - begin).sum()) * layers * top_k, np.uint32)
     starts = np.empty(len(begin) * layers + 1, np.int64)
     offsets = np.repeat(np.arange(layers, dtype=np.uint32) * np.uint32(num_experts), top_k)
     rows = experts.reshape(len(experts), -1)
-    asked = np.full(num_experts, -1)  # in which request each expert of a layer was last asked for
-    count = _gather(rows, begin, end, distinct, first_layer * top_k, offsets, top_k, asked, ids, starts)
+    latest = np.full(num_experts, -1)  # the latest request for each expert of a layer
+    count = _gather(rows, begin, end, distinct, first_layer * top_k, offsets, top_k, latest, ids, starts)
     return ids[:count], starts
 
 
 @compiled
-def _gather(rows, begin, end, distinct, first, offsets, top_k, asked, ids, starts):
-    count = at = 0
+def _gather(rows, begin, end, distinct, first, offsets, top_k, latest, ids, starts):
+    count = request = 0
     for p in range(len(begin)):
         alone = end[p] == begin[p] + 1 and _copy(rows, begin[p], first, offsets, ids, count)
         for column in range(0, len(offsets), top_k):
-            starts[at] = count
-            at += 1
+            starts[request] = count
+            request += 1
             if alone:
                 count += top_k
             else:
                 for row in range(begin[p], end[p]):
                     for slot in range(column, column + top_k):
                         chosen = rows[row, first + slot]
-                        if chosen != EMPTY and not (distinct[p] and asked[chosen] == at):
-                            asked[chosen] = at
+                        if chosen != EMPTY and not (distinct[p] and latest[chosen] == request):
+                            latest[chosen] = request
                             ids[count] = chosen + offsets[slot]
                             count += 1
-    starts[at] = count
+    starts[request] = count
     return count
 
 
 @helper
 def _copy(rows, row, first, offsets, ids, count):
-    """Writes one row behind the first `count`; whether it has no empty slot. Made for vector instructions."""
+    """Writes one row after the first `count` ids; whether it has no empty slot. Suits vector instructions."""
     highest = np.uint16(0)
-    for at in range(len(offsets)):
-        chosen = rows[row, first + at]
-        ids[count + at] = chosen + offsets[at]
+    for i in range(len(offsets)):
+        chosen = rows[row, first + i]
+        ids[count + i] = chosen + offsets[i]
         highest = max(highest, chosen)
     return highest < EMPTY

@@ -19,10 +19,10 @@ from dwellmoe.cache.kernel.step import (
     USED,
     Log,
     Residency,
+    discard_for,
     serve_for,
-    take_away_for,
 )
-from dwellmoe.cache.policies.base import NEVER, TICK_BITS, allocate, parse_policy
+from dwellmoe.cache.policies.base import NEVER, STEP_BITS, Shape, parse_policy
 from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError, unknown_name
 
@@ -66,7 +66,7 @@ class ExpertCache:
         self._sequential = access == "sequential"
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
         slots = np.full(caches, self.capacity)
-        self._policy = allocate(found, options, caches, len(size), slots, layers)
+        self._policy = found.allocate(Shape(caches, len(size), slots, layers), **options)
         self._kind = found
         self._loads, self._evictions = np.empty(len(size), np.int32), np.empty(len(size), np.int32)
         self._lengths = np.zeros(2, np.int64)
@@ -118,7 +118,7 @@ class ExpertCache:
         lane, first = self._place(layer)
         if self._cold[lane]:
             return False
-        return bool(take_away_for(self._kind)(self._policy, self._residency, lane, first + expert))
+        return bool(discard_for(self._kind)(self._policy, self._residency, lane, first + expert))
 
     def reset(self) -> None:
         """Back to a cold cache; the counts go on."""
@@ -133,7 +133,7 @@ class ExpertCache:
 
     def used(self) -> int:
         """Slots (or, with `budget_bytes`, bytes) taken in all layers together."""
-        used = self._residency.book[:, USED]
+        used = self._residency.totals[:, USED]
         return sum(int(taken) for taken, cold in zip(used, self._cold, strict=True) if not cold)
 
     def counts(self, layer: int | None = None) -> dict[str, int]:
@@ -153,7 +153,7 @@ class ExpertCache:
                 f"policy '{self.spec}' looks ahead: give next_tokens, one number for each of {asked} experts"
             )
         ahead = np.asarray(next_tokens, np.int64)
-        return np.where(ahead < 0, NEVER, (self._ticks[layer] + ahead) << TICK_BITS)
+        return np.where(ahead < 0, NEVER, (self._ticks[layer] + ahead) << STEP_BITS)
 
     def _cannot_serve(self, layer: int, experts) -> UserError:
         bad = [int(expert) for expert in experts if not 0 <= expert < self.experts]

@@ -6,8 +6,8 @@ Letters: T token steps, E experts a layer, F features, I inputs of a net.
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.learned import habits, uses
-from dwellmoe.cache.learned.habits import NAMES, RoutingStatistics
+from dwellmoe.cache.learned import routing_statistics, uses
+from dwellmoe.cache.learned.routing_statistics import NAMES, RoutingStatistics
 from dwellmoe.cache.learned.uses import Uses
 from dwellmoe.cache.policies.ml_flashmoe import write_inputs
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
@@ -57,13 +57,13 @@ def _distances(ids, starts, found):
 @compiled
 def _recency_and_frequency(state, ids, starts, experts, x_TI):
     for step in range(len(starts) - 1):
-        uses.watch(state, 0, ids, starts[step], starts[step + 1], step)
+        uses.count_request(state, 0, ids, starts[step], starts[step + 1], step)
         write_inputs(state, 0, 0, experts, step, x_TI[step])
 
 
 @compiled
 def _habit_features(state, ids, starts, x_TEF):
     for step in range(len(starts) - 1):
-        habits.watch(state, 0, 0, ids, starts[step], starts[step + 1], step)
+        routing_statistics.count_request(state, 0, 0, ids, starts[step], starts[step + 1], step)
         for expert in range(x_TEF.shape[1]):
-            habits.describe(state, 0, expert, x_TEF[step, expert])
+            routing_statistics.write_features(state, 0, expert, x_TEF[step, expert])

@@ -7,8 +7,15 @@ import pytest
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.learned import nets
-from dwellmoe.cache.learned.habits import DECAY_RATES, DECAYS, DOUBT, FOLLOWING, LAYOUT, USUAL_DOUBT
 from dwellmoe.cache.learned.nets import evaluate, nets_of
+from dwellmoe.cache.learned.routing_statistics import (
+    DECAY_RATES,
+    DECAYS,
+    FOLLOWING,
+    LAYOUT,
+    PRIOR_PSEUDOCOUNT,
+    PSEUDOCOUNT,
+)
 from dwellmoe.cache.learned.weights import load_weights, save_weights
 from dwellmoe.cache.policies import ml_cecar, ml_flashmoe
 from dwellmoe.cache.policies.base import policy_names
@@ -127,7 +134,7 @@ def test_compiled_net_is_the_plain_one():
     x = rng.normal(size=(4, 21)).astype(np.float32)
     h, g, y = (np.zeros(size, np.float32) for size in (13, 13, 9))
     for row in x:
-        nets.run(tensors.turned(np.arange(2)), 1, row, h, g, y)
+        nets.run(tensors.transposed(np.arange(2)), 1, row, h, g, y)
         assert np.allclose(y, evaluate(tensors, row[None], 1)[0], atol=1e-5)
 
 
@@ -138,7 +145,7 @@ def slow_habits(trace, layer):
     chance = TOP_K / EXPERTS
     for step in range(trace.steps):
         uses = np.array([[e in sets[t] for e in range(EXPERTS)] for t in range(step + 1)], float)
-        usual = (uses.sum(axis=0) + USUAL_DOUBT * chance) / (step + 1 + USUAL_DOUBT)
+        usual = (uses.sum(axis=0) + PRIOR_PSEUDOCOUNT * chance) / (step + 1 + PRIOR_PSEUDOCOUNT)
         for pace, decay in enumerate(DECAYS):
             weight = decay ** np.arange(step, -1, -1)
             found[step, :, pace] = np.log((weight @ uses + chance) / ((weight.sum() + 1) * chance))
@@ -146,7 +153,7 @@ def slow_habits(trace, layer):
             for before in sets[step - back] if step >= back else []:
                 times = [t for t in range(step - row) if before in sets[t]]
                 after = sum(uses[t + row + 1] for t in times) if times else np.zeros(EXPERTS)
-                likelier = (after / usual + DOUBT) / (len(times) + DOUBT)
+                likelier = (after / usual + PSEUDOCOUNT) / (len(times) + PSEUDOCOUNT)
                 found[step, :, DECAY_RATES + kind] += np.log(likelier) / TOP_K
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dwellmoe.cache.learned.weights import load_weights
-from dwellmoe.cache.policies.base import parse_policy, policy_names
+from dwellmoe.cache.policies.base import Shape, parse_policy, policy_names
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.eviction_training.fit import FitSettings, fit, fitted_policies
@@ -46,7 +46,7 @@ def test_a_fit_is_served_at_once(policy, trace, tmp_path):
 @pytest.mark.parametrize("policy", fitted_policies())
 def test_shipped_weights_are_read(policy):
     found, options = parse_policy(policy)
-    found.allocate(3, 12, np.full(3, 6), 3, **options)
+    found.allocate(Shape(caches=3, experts=12, capacity=np.full(3, 6), layers=3), **options)
 
 
 def test_requests_stay_whole(trace):

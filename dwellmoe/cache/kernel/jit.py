@@ -1,7 +1,8 @@
-"""Knows how hot loops are compiled and where the machine code is kept; does not know what they compute."""
+"""How hot loops are compiled, bound to a policy's functions, and kept on disk as machine code."""
 
 import functools
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +17,49 @@ import numpy as np
 BARE: dict[str, Any] = {"_nrt": False, "forceinline": True}
 
 
+PACKAGE = Path(__file__).parents[1]
+
+
 @functools.cache
 def sources_digest() -> str:
-    """Fingerprint of this package's sources: stale machine code must never be found after an edit."""
+    """Fingerprint of the sources of `dwellmoe.cache`: an edit must never meet machine code from before it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@functools.cache
+def label_of(policy: type) -> str:
+    """The policy's name in names of machine code, with a digest of what `sources_digest` does not cover.
+
+    That is a policy of a user's file. The module's name counts as well, for machine code on disk refers to
+    the policy by it; so does the code itself, for the file may have changed since it was imported.
+    """
+    file = _source_of(policy)
+    if file and file.is_relative_to(PACKAGE):
+        return policy.__name__
+    digest = hashlib.sha256(policy.__module__.encode() + (file.read_bytes() if file else b""))
+    for name, function in inspect.getmembers(policy, inspect.isfunction):
+        code = function.__code__
+        digest.update(f"{name} {code.co_code!r} {code.co_names} {code.co_consts}".encode())
+    return f"{policy.__name__}-{digest.hexdigest()[:12]}"
+
+
+def _source_of(policy: type) -> Path | None:
+    """The file of a class; None where it was typed in."""
+    try:
+        file = Path(inspect.getsourcefile(policy) or "").resolve()
+    except TypeError:
+        return None
+    return file if file.is_file() else None
 
 
 def compiled(function: Callable, **options) -> Callable:
     """Compiles `function` without holding the GIL; keeps the result on disk where a folder can be written.
 
     numba names the file on disk after `__qualname__` and looks only at the file the function is in. The
-    digest in the name covers what the function calls as well, and lets two versions of the code live side by
-    side.
+    digest in the name covers what the function calls as well, and lets two versions of the code coexist.
     """
     function.__qualname__ = f"{function.__qualname__}-{sources_digest()}"
     try:
@@ -43,9 +72,9 @@ def compiled(function: Callable, **options) -> Callable:
 
 
 def index_type(count: int) -> type:
-    """The smallest type that numbers `count` things: half the memory is more of the nearest cache.
+    """The smallest type that indexes `count` things: smaller arrays fit a nearer cache of the processor.
 
-    Unsigned: before every look-up by a signed number numba asks whether it counts from the end.
+    Unsigned: with a signed index, numba checks at every look-up whether it counts from the end.
     """
     return np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
 
@@ -58,8 +87,8 @@ def helper(function: Callable) -> Callable:
 def bound(function: Callable, **names: Callable) -> FunctionType:
     """A copy of `function` in which the given global names mean the given functions.
 
-    This is how one loop is written once and compiled for each policy. numba cannot keep on disk what takes
-    functions as arguments, and a file on disk with a single entry needs no lock between processes.
+    So one loop is written once and compiled for each policy. numba cannot keep on disk what takes functions
+    as arguments, and a file on disk with a single entry needs no lock between processes.
     """
     plain = {name: helper(value) for name, value in names.items() if isinstance(value, FunctionType)}
     copy = FunctionType(function.__code__, {**function.__globals__, **names, **plain}, function.__name__)
@@ -77,8 +106,7 @@ def compiled_for(label: str, kernel: Callable, **names: Callable) -> Callable:
 def direct(function: Callable, *arguments) -> Callable:
     """The machine code behind a compiled function, for arguments of exactly these types.
 
-    Calling it leaves out numba's look at the types of each argument, which takes longer than a step of a
-    cache.
+    Calling it skips numba's look at the type of each argument, which takes longer than a step of a cache.
     """
     if not hasattr(function, "compile"):
         return function  # numba is switched off

@@ -1,4 +1,4 @@
-"""Knows how to keep experts in rings one can join and leave at any place; does not know what an order means.
+"""Doubly linked rings of experts: one leaves from any position, or joins as the newest, in constant time.
 
 One row of every array is one cache. Ring r starts and ends at the node E + r; the oldest member comes first.
 """
@@ -11,7 +11,7 @@ from dwellmoe.cache.kernel.jit import helper, index_type
 
 
 class LinkedList(NamedTuple):
-    """Doubly linked rings over the same experts: an expert is in at most one of them."""
+    """Rings over the same experts: an expert is in at most one of them."""
 
     older: np.ndarray  # int [caches, E + rings]
     newer: np.ndarray  # int [caches, E + rings]
@@ -57,11 +57,11 @@ def append(links, cache, ring, expert):
 
 
 @helper
-def first_unguarded(links, cache, ring, guard, step):
-    """The oldest of `ring` that is not protected in this step; the ring's own node if there is none."""
+def first_unprotected(links, cache, ring, protected, now):
+    """The oldest of `ring` that this request does not protect; the ring's own node if there is none."""
     end = head(links, ring)
     expert = links.newer[cache, end]
-    while expert != end and step >= 0 and guard[cache, expert] == step:
+    while expert != end and now.request >= 0 and protected[cache, expert] == now.request:
         expert = links.newer[cache, expert]
     return expert
 
@@ -74,13 +74,14 @@ def first(links, cache, ring):
 
 @helper
 def move(policy, cache, expert, ring):
-    """Makes `expert` the newest of `ring` (negative: of none) in a policy with `queues`, `where` and
-    `length`.
+    """Makes `expert` the newest of `ring` in a policy with `queues`, `where` and `length`.
+
+    A negative ring is none.
     """
-    came_from = policy.where[cache, expert]
-    if came_from >= 0:
+    source = policy.where[cache, expert]
+    if source >= 0:
         unlink(policy.queues, cache, expert)
-        policy.length[cache, came_from] -= 1
+        policy.length[cache, source] -= 1
     policy.where[cache, expert] = ring
     if ring >= 0:
         append(policy.queues, cache, ring, expert)

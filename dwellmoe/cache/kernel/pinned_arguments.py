@@ -35,7 +35,7 @@ class PinnedArguments:
         raise TypeError("a copy would point at the arrays of its original")
 
 
-def label_of(kind) -> str:
+def label_of_kind(kind) -> str:
     """A short name of a numba type, for machine code on disk."""
     return hashlib.sha256(str(kind).encode()).hexdigest()[:12]
 
@@ -92,4 +92,4 @@ def _pointer(context, builder, kind, address):
 
 @functools.cache
 def _hold_for(kind) -> Callable:
-    return compiled_for(label_of(kind), hold)
+    return compiled_for(label_of_kind(kind), hold)

@@ -68,16 +68,16 @@ def _begins(stream: Stream, residency: Residency) -> list[tuple[int, int]]:
     passes = len(stream.group)
     parts = max(1, min(os.cpu_count() or 1, len(stream.ids) // LEAST_ACCESSES, passes))
     wanted = [passes * part // parts for part in range(1, parts)]
-    slots = int(residency.book[0, LIMIT]) // residency.unit
+    slots = int(residency.totals[0, LIMIT]) // residency.unit
     seen = np.zeros((parts, len(residency.size)), np.bool_)
     found = [(begin, _early(stream, begin, slots, seen[at])) for at, begin in enumerate(wanted)]
     return [(0, 0), *((begin, early) for begin, early in found if early >= 0)]
 
 
 def _part(stream: Stream, begin: int, end: int) -> Stream:
-    starts = stream.starts[begin * stream.wide : end * stream.wide + 1]
+    starts = stream.starts[begin * stream.requests_per_pass : end * stream.requests_per_pass + 1]
     group, reset = stream.group[begin:end], stream.reset[begin:end]
-    return stream._replace(starts=starts, group=group, reset=reset, tick=stream.tick + begin)
+    return stream._replace(starts=starts, group=group, reset=reset, step=stream.step + begin)
 
 
 def _warm_up(stream: Stream, residency: Residency) -> Stream:
@@ -94,7 +94,10 @@ def _early(stream, begin, slots, seen):
     """
     different = 0
     for place in range(begin - 1, -1, -1):
-        for at in range(stream.starts[place * stream.wide], stream.starts[(place + 1) * stream.wide]):
+        for at in range(
+            stream.starts[place * stream.requests_per_pass],
+            stream.starts[(place + 1) * stream.requests_per_pass],
+        ):
             different += not seen[stream.ids[at]]
             seen[stream.ids[at]] = True
         if different >= slots or stream.reset[place]:
@@ -108,5 +111,8 @@ def _touch(stream, touched):
     for place in range(len(stream.group)):
         if stream.reset[place]:
             touched[:] = False
-        for at in range(stream.starts[place * stream.wide], stream.starts[(place + 1) * stream.wide]):
+        for at in range(
+            stream.starts[place * stream.requests_per_pass],
+            stream.starts[(place + 1) * stream.requests_per_pass],
+        ):
             touched[stream.ids[at]] = True

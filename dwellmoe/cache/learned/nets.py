@@ -1,4 +1,4 @@
-"""Knows the nets of learned eviction: three layers, SiLU between, absolute value at the end; trains none.
+"""The nets of learned eviction: three layers with SiLU between them and an absolute value at the end.
 
 Letters: B rows, I inputs, H hidden units, O outputs. Weights are named as in their files: 0.weight [H, I],
 0.bias [H], 1.weight [H, H], 1.bias [H], 2.weight [O, H], 2.bias [O].
@@ -23,8 +23,8 @@ class Nets(NamedTuple):
     out_weight: np.ndarray  # float32 [nets, O, H]
     out_bias: np.ndarray  # float32 [nets, O]
 
-    def turned(self, which: np.ndarray) -> "Nets":
-        """The nets of these numbers, in this order, weights [nets, inputs, outputs] as `run` wants them."""
+    def transposed(self, which: np.ndarray) -> "Nets":
+        """The nets `which`, in this order, with weights [nets, inputs, outputs] as `run` takes them."""
         chosen = (array[which] for array in self)
         return Nets(*(np.ascontiguousarray(array.swapaxes(1, -1)) for array in chosen))
 
@@ -46,35 +46,33 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 @helper
 def run(nets, net, x, h, g, y):
-    """One net, `turned`, on one row: x [I] -> y [O], by way of h and g [H]; compiled, allocates nothing."""
+    """One `transposed` net on one row: x [I] -> y [O], with h and g [H] as scratch; allocates nothing."""
     dense(nets.in_weight[net], nets.in_bias[net], x, h)
     silu(h)
     dense(nets.mid_weight[net], nets.mid_bias[net], h, g)
     silu(g)
     dense(nets.out_weight[net], nets.out_bias[net], g, y)
-    for at in range(len(y)):
-        y[at] = abs(y[at])
+    for i in range(len(y)):
+        y[i] = abs(y[i])
 
 
 @helper
 def silu(x):
-    for at in range(len(x)):
-        x[at] = x[at] / (np.float32(1) + np.exp(-x[at]))
+    for i in range(len(x)):
+        x[i] = x[i] / (np.float32(1) + np.exp(-x[i]))
 
 
 @helper
 def dense(weight, bias, x, y):
-    """y = x @ weight + bias, four inputs at a time to all outputs: sums side by side become vector
-    instructions.
-    """
+    """y = x @ weight + bias, four inputs at a time: independent sums become vector instructions."""
     for out in range(len(y)):
         y[out] = bias[out]
     whole = len(x) - len(x) % 4
-    for at in range(0, whole, 4):
-        x0, x1, x2, x3 = x[at], x[at + 1], x[at + 2], x[at + 3]
+    for i in range(0, whole, 4):
+        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
         for out in range(len(y)):
-            first = weight[at, out] * x0 + weight[at + 1, out] * x1
-            y[out] += first + (weight[at + 2, out] * x2 + weight[at + 3, out] * x3)
-    for at in range(whole, len(x)):
+            first = weight[i, out] * x0 + weight[i + 1, out] * x1
+            y[out] += first + (weight[i + 2, out] * x2 + weight[i + 3, out] * x3)
+    for i in range(whole, len(x)):
         for out in range(len(y)):
-            y[out] += weight[at, out] * x[at]
+            y[out] += weight[i, out] * x[i]

@@ -1,4 +1,4 @@
-"""Knows the two features of CECAR's learned eviction, for training and for serving alike; knows no net.
+"""The two features of CECAR's learned eviction, recency and frequency, for training and serving alike.
 
 After the uses of step t: lag = t - last use + 1, r = 1 / lag + 1e-6, f = uses / (most uses + 1e-6); r = 1e-6
 for an expert that was never used. One row of every array is one cache; E is a cache's number of experts.
@@ -26,26 +26,26 @@ class Uses(NamedTuple):
 
 
 @helper
-def forget(uses, cache):
+def reset(uses, cache):
     uses.last[cache, :] = UNUSED
     uses.count[cache, :] = 0
     uses.most[cache] = 0
 
 
 @helper
-def watch(uses, cache, ids, first, last, tick):
-    """Takes note of a request: what was asked for at `tick` has lag 1."""
-    for at in range(first, last):
-        expert = ids[at]
-        uses.last[cache, expert] = tick
+def count_request(uses, cache, ids, first, last, step):
+    """Counts a request at token step `step`, after which its experts have lag 1."""
+    for i in range(first, last):
+        expert = ids[i]
+        uses.last[cache, expert] = step
         uses.count[cache, expert] += 1
         uses.most[cache] = max(uses.most[cache], uses.count[cache, expert])
 
 
 @helper
-def recency(last, tick):
-    """r of the module's text. Layers that share a cache may be a step ahead of one another when run live."""
-    return TINY if last < 0 else 1.0 / max(1, tick - last + 1) + TINY
+def recency(last, step):
+    """r of the module's text. Layers that share a live cache may be a step ahead of one another."""
+    return TINY if last < 0 else 1.0 / max(1, step - last + 1) + TINY
 
 
 @helper
@@ -56,7 +56,7 @@ def frequency(count, most):
 
 @helper
 def in_layer(cache, expert, each, experts):
-    """(layer, expert's number in it); a layer has `each` experts, a cache `experts`: mostly as many."""
+    """(layer, expert's id in it); a layer has `each` experts, a cache `experts`, mostly as many."""
     if each == experts:
         return cache, np.int64(expert)
     return cache + expert // each, expert % each

@@ -1,4 +1,4 @@
-"""Knows files of learned weights and the layout of features they were trained for; does not know the nets."""
+"""Files of learned weights, which name the policy and the layout of features that they were trained for."""
 
 import functools
 from pathlib import Path
@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 
 def save_weights(path, policy: str, layout: str, tensors: dict[str, np.ndarray], facts: dict) -> None:
-    """Writes float32 tensors; `layout` says how features lie, `facts` what else must agree in serving."""
+    """Writes float32 tensors, the order of features, and in `facts` what else serving must agree with."""
     metadata = {"format": FORMAT, "policy": policy, "layout": layout}
     metadata |= {name: str(value) for name, value in facts.items()}
     write_tensors(path, {name: value.astype(np.float32) for name, value in tensors.items()}, metadata)
@@ -23,7 +23,7 @@ def save_weights(path, policy: str, layout: str, tensors: dict[str, np.ndarray],
 def load_weights(path: str, policy: str, layout: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(tensors, facts) of a file, or of those shipped with the policy where `path` is empty.
 
-    UserError for a file of another policy or with features laid out otherwise.
+    UserError for a file of another policy or with another layout of features.
     """
     file = Path(path) if path else SHIPPED / f"{policy}.safetensors"
     tensors, facts = map_tensors(file)

@@ -1,43 +1,12 @@
-"""Knows what an eviction policy is, and finds one by its name; does not know any of them.
+"""What an eviction policy is, and how one is found by its name.
 
-A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.py`, exported as `policy`. It
-owns only its own state and moves nothing. Its functions are compiled with the cache's step
-(`expert_cache/step.py`), so they are plain numba: no Python objects, no exceptions.
-
-    allocate(caches, experts, capacity, *, options)  class method: the arrays; keyword options with defaults;
-                                                     after capacity it may ask for `layers`
-    lookahead = "none" | "horizon" | "all"              how much of the future it must be told
-
-Then either an order of its own:
-
-    use(self, cache, expert, fresh, now)             `expert` was used; `fresh`: and has just been loaded
-    victim(self, cache, guard, now) -> expert        takes out whom to evict; not guard[cache, e] == now.step
-    drop(self, cache, expert)                        `expert` was taken away by someone else
-    clear(self, cache)                               back to the empty cache
-    want(self, cache, expert)                        optional: `expert` is missing, room will be made
-    see(self, cache, layer, ids, first, last, now)   optional: ids[first:last] are asked for, before all else
-
-or, with a field `seats` (`expert_cache/learned/order.py`), ratings made anew at each request that evicts:
-
-    watch(self, cache, layer, ids, first, last, now) remember this request, before room is made for it
-    rate(self, cache, expert, now) -> float          lowest leaves first, ties by last use
-    clear(self, cache)                               optional: forget all
-
-or, with a field `heap` (`expert_cache/heap.py`), a keep-score: lowest leaves first, ties by last use:
-
-    note(self, cache, expert, fresh, now)            remember this use
-    score(self, cache, expert, now) -> float         may rise between two uses, never fall
-    clear(self, cache)                               optional: forget all uses
-    monotone_score = True                                     optional: nor does a use lower it, so a use moves nobody
-
-is_stack_algorithm = True says that the order does not depend on what is resident, so one pass serves all capacities
-(`expert_cache/stack.py`); without a score, it is the order of last use. FORGETS = True says that who is
-resident depends on the last uses only, so parts of a trace run side by side (`expert_cache/side_by_side.py`).
+A policy is a NamedTuple of NumPy arrays, one row a cache, in `policies/<name>.py`, exported as `policy`, or
+registered from a user's file. It owns only its own state and moves nothing. `Hooks` is its contract.
 """
 
 import functools
-import inspect
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,22 +14,111 @@ from dwellmoe.cache import policies
 from dwellmoe.cache.kernel import heap
 from dwellmoe.cache.kernel.jit import bound
 from dwellmoe.cache.learned import order
+from dwellmoe.errors import UserError
 from dwellmoe.registry import Registry
 
 NEVER = 1 << 62  # next use of an expert that is not used again
-TICK_BITS = 20  # a moment is (token step << TICK_BITS) + place within the token step
+STEP_BITS = 20  # a time of use is (token step << STEP_BITS) + index within the token step
 
 
 class AccessTime(NamedTuple):
-    """When something happens, as policies are told."""
+    """When an access happens."""
 
-    seq: int  # number of this access in its cache: recency without ties
-    tick: int  # token step
-    step: int  # number of this request to the cache; marks the protected experts
-    next_use: int  # moment of this expert's next use, NEVER, or meaningless where lookahead is "none"
+    access: int  # number of this access to its cache: recency without ties
+    step: int  # token step
+    request: int  # number of this request to its cache; negative where no expert is protected
+    next_use: int  # time of this expert's next use, or NEVER; meaningless where `lookahead` is "none"
+
+
+class Shape(NamedTuple):
+    """What a policy allocates its state for."""
+
+    caches: int
+    experts: int  # that one cache may be asked for
+    capacity: np.ndarray  # int64 [caches]: experts that each cache holds
+    layers: int  # of the model: as many as caches, or all of them share one cache
+
+    @property
+    def per_expert(self) -> tuple[int, int]:
+        """The shape of an array with an entry for each expert of each cache."""
+        return self.caches, self.experts
+
+    @property
+    def experts_per_layer(self) -> int:
+        return self.caches * self.experts // self.layers
+
+
+class Hooks(Protocol):
+    """All hooks of eviction policies; each policy has those of its kind.
+
+    There are three kinds. A policy with an *own order* has `evict`. A *keep-score* policy has a field `heap`
+    (`kernel/heap.py`), which evicts the lowest score. A *ranking* policy has a field `resident_order`
+    (`learned/order.py`), which scores all residents anew at each request that evicts. Ties leave by last use.
+
+    | hook         | called                                            | own order | keep-score | ranking  |
+    |--------------|---------------------------------------------------|-----------|------------|----------|
+    | `allocate`   | once: the state of empty caches                   | needed    | needed     | needed   |
+    | `reset`      | a cache is emptied, also before its first request | needed    | optional   | optional |
+    | `on_request` | a request begins: `ids[first:last]` of `layer`    | optional  | optional   |          |
+    | `observe`    | likewise, before experts are scored for it        |           |            | needed   |
+    | `on_miss`    | `expert` is missing, room will be made            | optional  | optional   | optional |
+    | `evict`      | room is needed: take an expert out of the order   | needed    |            |          |
+    | `on_access`  | `expert` is used; `inserted`: was just loaded     | needed    |            |          |
+    | `record`     | likewise, before the expert is scored             |           | needed     |          |
+    | `score`      | the order is needed; the lowest leaves first      |           | needed     | needed   |
+    | `remove`     | `expert` leaves, but not by the policy's choice   | needed    |            |          |
+
+    In one request: `on_request` or `observe`; `on_miss` for each missing expert; `evict` until all fit;
+    `on_access` or `record` for each expert. With sequential access the last three take one expert at a time.
+
+    The options of `allocate` are keywords with defaults. All other hooks are compiled with the cache's step
+    (`kernel/step.py`), so they are plain numba: no Python objects, no exceptions, no allocation. A keep-score
+    may rise between two uses of an expert and never falls. `evict` never takes an expert whose
+    `protected[cache, expert]` is `now.request`.
+    """
+
+    lookahead: str
+    """How much of the future is needed: "none", "horizon" (the next uses within some steps) or "all"."""
+
+    monotone_score: bool
+    """Optional, of a keep-score policy: no use lowers a score, so a use moves no expert in the heap."""
+
+    is_stack_algorithm: bool
+    """Optional: the order does not depend on what is resident, so one pass gives the hits of all capacities
+    (`replay/stack.py`). The order is that of `record` and `score` or, without them, that of last use.
+    """
+
+    @classmethod
+    def allocate(cls, shape: Shape) -> "Hooks": ...
+
+    def reset(self, cache: int) -> None: ...
+
+    def on_request(
+        self, cache: int, layer: int, ids: np.ndarray, first: int, last: int, now: AccessTime
+    ) -> None: ...
+
+    def observe(
+        self, cache: int, layer: int, ids: np.ndarray, first: int, last: int, now: AccessTime
+    ) -> None: ...
+
+    def on_miss(self, cache: int, expert: int) -> None: ...
+
+    def evict(self, cache: int, protected: np.ndarray, now: AccessTime) -> int: ...
+
+    def on_access(self, cache: int, expert: int, inserted: bool, now: AccessTime) -> None: ...
+
+    def record(self, cache: int, expert: int, inserted: bool, now: AccessTime) -> None: ...
+
+    def score(self, cache: int, expert: int, now: AccessTime) -> float: ...
+
+    def remove(self, cache: int, expert: int) -> None: ...
 
 
 POLICIES = Registry("policy", policies.__name__, "policy", skip=("base",))
+LOOKAHEADS = ("none", "horizon", "all")
+OWN_ORDER = ("reset", "evict", "on_access", "remove")
+KEEP_SCORE = ("record", "score")
+RANKING = ("observe", "score")
 
 
 def policy_names() -> list[str]:
@@ -68,55 +126,70 @@ def policy_names() -> list[str]:
     return POLICIES.names()
 
 
-@functools.cache
+@functools.cache  # of what succeeded: a name that is not known yet may be registered later, but none changes
 def parse_policy(spec: str) -> tuple[Any, dict]:
     """`name:option=value,...` -> (policy class, options); UserError lists the choices."""
-    return POLICIES.parse(spec, lambda policy: policy.allocate)
+    policy, options = POLICIES.parse(spec, lambda policy: policy.allocate)
+    if getattr(policy, "lookahead", None) not in LOOKAHEADS:
+        raise UserError(f"policy '{spec}': `lookahead` must be one of {', '.join(LOOKAHEADS)}")
+    missing = [name for name in _needed(policy) if not hasattr(policy, name)]
+    if missing:
+        raise UserError(f"policy '{spec}': {policy.__name__} has no hook {', '.join(missing)}")
+    return policy, options
 
 
-def allocate(policy, options: dict, caches: int, experts: int, capacity: np.ndarray, layers: int):
-    """The state of `caches` empty caches; `layers` share them, of which only some policies want to know."""
-    asks = "layers" in inspect.signature(policy.allocate).parameters
-    return policy.allocate(caches, experts, capacity, *([layers] if asks else []), **options)
+def check_live_policy(spec: str, where: str) -> None:
+    """UserError, which begins with `where` it was given, for a policy that needs to know the future."""
+    if parse_policy(spec)[0].lookahead != "none":
+        raise UserError(
+            f"{where}: policy '{spec}' looks into the future: it can be simulated, but cannot run live"
+        )
 
 
-def functions_of(policy) -> dict:
-    """What the cache's step calls, built from the score where the policy only scores."""
-    said = {"want": getattr(policy, "want", _nothing_wanted), "see": getattr(policy, "see", _nothing_seen)}
-    if hasattr(policy, "victim"):
-        return said | {name: getattr(policy, name) for name in ("clear", "use", "victim", "drop")}
-    if hasattr(policy, "rate"):
-        return said | _rated(policy)
-    names = scoring_of(policy)
-    using = "use_rising" if getattr(policy, "monotone_score", False) else "use"
-    return said | {
-        "clear": bound_heap("clear", forget=names["forget"]),
-        "use": bound_heap(using, note=names["note"], score=names["score"]),
-        "victim": bound_heap("victim", score=names["score"]),
-        "drop": heap.drop,
+def _needed(policy) -> tuple[str, ...]:
+    if hasattr(policy, "heap"):
+        return OWN_ORDER if hasattr(policy, "evict") else KEEP_SCORE
+    return RANKING if hasattr(policy, "resident_order") else OWN_ORDER
+
+
+def hooks_of(policy) -> dict[str, Callable]:
+    """The six hooks that the cache's step calls, made from the score where the policy only scores."""
+    optional = {
+        "on_request": getattr(policy, "on_request", _on_request_nothing),
+        "on_miss": getattr(policy, "on_miss", _on_miss_nothing),
     }
+    if hasattr(policy, "evict"):
+        return optional | {name: getattr(policy, name) for name in OWN_ORDER}
+    return optional | (_ranking(policy) if hasattr(policy, "resident_order") else _keep_score(policy))
 
 
-def _rated(policy) -> dict:
-    rating = bound(order.rate_all, rate=policy.rate)
+def _keep_score(policy) -> dict[str, Callable]:
+    score, record = policy.score, policy.record
+    monotone = getattr(policy, "monotone_score", False)
+    on_access = heap.on_access_monotone if monotone else heap.on_access
     return {
-        "see": bound(order.see, watch=policy.watch),
-        "clear": bound(order.clear, forget=getattr(policy, "clear", _nothing)),
-        "victim": bound(order.victim, rate_all=rating),
-        "use": order.use,
-        "drop": order.drop,
+        "reset": bound(heap.reset, reset_score=reset_of(policy)),
+        "evict": bound(heap.evict, score=score),
+        "on_access": bound(on_access, record=record, score=score),
+        "remove": heap.remove,
     }
 
 
-def scoring_of(policy) -> dict:
-    """What a scoring policy says, under the names that `heap.py` and `stack.py` use."""
-    return {"note": policy.note, "score": policy.score, "forget": getattr(policy, "clear", _nothing)}
+def _ranking(policy) -> dict[str, Callable]:
+    return {
+        "on_request": bound(order.on_request, observe=policy.observe),
+        "reset": bound(order.reset, reset_score=reset_of(policy)),
+        "evict": bound(order.evict, score_all=bound(order.score_all, score=policy.score)),
+        "on_access": order.on_access,
+        "remove": order.remove,
+    }
 
 
-def bound_heap(name: str, **names):
-    return bound(getattr(heap, name), **names)
+def reset_of(policy) -> Callable:
+    """The policy's own `reset`, or one that does nothing."""
+    return getattr(policy, "reset", _reset_nothing)
 
 
-def _nothing(policy, cache): ...
-def _nothing_wanted(policy, cache, expert): ...
-def _nothing_seen(policy, cache, layer, ids, first, last, now): ...
+def _reset_nothing(policy, cache): ...
+def _on_miss_nothing(policy, cache, expert): ...
+def _on_request_nothing(policy, cache, layer, ids, first, last, now): ...

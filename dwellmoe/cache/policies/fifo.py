@@ -1,28 +1,29 @@
-"""First in, first out: counts nothing but the order of loading."""
+"""FIFO eviction: in order of loading, whatever the uses since."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.kernel.heap import Heap
+from dwellmoe.cache.policies.base import Shape
 
 
 class Fifo(NamedTuple):
-    """Victim: the resident loaded first."""
+    """Evicts the resident loaded first."""
 
     heap: Heap
-    loaded: np.ndarray  # int64 [caches, E]: sequence number of the access that loaded an expert
+    loaded: np.ndarray  # int64 [caches, E]: number of the access that loaded an expert
 
     lookahead = "none"
     monotone_score = True
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int64))
+    def allocate(cls, shape: Shape):
+        return cls(Heap.allocate(*shape.per_expert), np.zeros(shape.per_expert, np.int64))
 
-    def note(self, cache, expert, fresh, now):
-        if fresh:
-            self.loaded[cache, expert] = now.seq
+    def record(self, cache, expert, inserted, now):
+        if inserted:
+            self.loaded[cache, expert] = now.access
 
     def score(self, cache, expert, now):
         return float(self.loaded[cache, expert])

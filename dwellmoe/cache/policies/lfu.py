@@ -1,14 +1,15 @@
-"""Least frequently used: counts the uses since an expert was loaded."""
+"""LFU eviction: by the number of uses since an expert was loaded."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.kernel.heap import Heap
+from dwellmoe.cache.policies.base import Shape
 
 
 class Lfu(NamedTuple):
-    """Victim: the resident with the fewest uses since it was loaded; the count is forgotten on eviction."""
+    """Evicts the resident with the fewest uses since it was loaded; the count is forgotten on eviction."""
 
     heap: Heap
     uses: np.ndarray  # int32 [caches, E]
@@ -17,11 +18,11 @@ class Lfu(NamedTuple):
     monotone_score = True
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(Heap.allocate(caches, experts), np.zeros((caches, experts), np.int32))
+    def allocate(cls, shape: Shape):
+        return cls(Heap.allocate(*shape.per_expert), np.zeros(shape.per_expert, np.int32))
 
-    def note(self, cache, expert, fresh, now):
-        self.uses[cache, expert] = 1 if fresh else self.uses[cache, expert] + 1
+    def record(self, cache, expert, inserted, now):
+        self.uses[cache, expert] = 1 if inserted else self.uses[cache, expert] + 1
 
     def score(self, cache, expert, now):
         return float(self.uses[cache, expert])

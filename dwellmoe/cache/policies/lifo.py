@@ -1,10 +1,10 @@
-"""Last in, first out: keeps what came first."""
+"""LIFO eviction: the experts that were loaded first stay."""
 
 from dwellmoe.cache.policies.fifo import Fifo
 
 
 class Lifo(Fifo):
-    """Victim: the resident loaded last."""
+    """Evicts the resident loaded last."""
 
     def score(self, cache, expert, now):
         return -float(self.loaded[cache, expert])

@@ -1,14 +1,13 @@
-"""Least recently used: a ring of experts in order of last use."""
+"""LRU eviction: a ring of experts in order of last use."""
 
 from typing import NamedTuple
 
-import numpy as np
-
 from dwellmoe.cache.kernel import linked_list
+from dwellmoe.cache.policies.base import Shape
 
 
 class Lru(NamedTuple):
-    """Victim: the resident used longest ago."""
+    """Evicts the resident used longest ago."""
 
     ring: linked_list.LinkedList
 
@@ -17,23 +16,23 @@ class Lru(NamedTuple):
     FORGETS = True
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray):
-        return cls(linked_list.LinkedList.allocate(caches, experts, rings=1))
+    def allocate(cls, shape: Shape):
+        return cls(linked_list.LinkedList.allocate(*shape.per_expert, rings=1))
 
-    def clear(self, cache):
+    def reset(self, cache):
         linked_list.clear(self.ring, cache)
 
-    def use(self, cache, expert, fresh, now):
-        if not fresh:
+    def on_access(self, cache, expert, inserted, now):
+        if not inserted:
             linked_list.unlink(self.ring, cache, expert)
         linked_list.append(self.ring, cache, 0, expert)
 
-    def victim(self, cache, guard, now):
-        expert = linked_list.first_unguarded(self.ring, cache, 0, guard, now.step)
+    def evict(self, cache, protected, now):
+        expert = linked_list.first_unprotected(self.ring, cache, 0, protected, now)
         linked_list.unlink(self.ring, cache, expert)
         return expert
 
-    def drop(self, cache, expert):
+    def remove(self, cache, expert):
         linked_list.unlink(self.ring, cache, expert)
 
 

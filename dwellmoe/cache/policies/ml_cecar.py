@@ -1,6 +1,4 @@
-"""CECAR's learned eviction: two nets a layer guess how soon an expert comes back, from its recency and
-frequency.
-"""
+"""CECAR's learned eviction: two nets a layer predict an expert's next use from its recency and frequency."""
 
 from typing import NamedTuple
 
@@ -12,43 +10,44 @@ from dwellmoe.cache.learned.nets import Nets, evaluate, nets_of
 from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.uses import TINY, Uses
 from dwellmoe.cache.learned.weights import depths, load_weights
+from dwellmoe.cache.policies.base import Shape
 
 LAYOUT = "r, f"
 LAGS, STEPS = 256, 64  # rows and columns of the table, beside the last row and the last column
 
 
 class MlCecar(NamedTuple):
-    """Victim: the least -(w1 * short + w2 * long); w2 = min(1, C / C0) / 2, w1 = 1 - w2.
+    """Evicts the lowest -(w1 * short + w2 * long); w2 = min(1, C / C0) / 2, w1 = 1 - w2.
 
-    The nets see two numbers, of which one is a whole number's inverse: they are tabulated when the cache is
+    The nets have two inputs, and one is the inverse of a whole number: they are tabulated when the cache is
     made, exactly in the lag up to 256, and interpolated in the frequency.
     """
 
-    seats: ResidentOrder
+    resident_order: ResidentOrder
     uses: Uses
-    table: np.ndarray  # float32 [layers, LAGS + 1, STEPS + 1]: keep-score; the last row for never used
+    table: np.ndarray  # float32 [layers, LAGS + 1, STEPS + 1]: score; the last row for never used
 
     lookahead = "none"
     LAYOUT = LAYOUT
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):
+    def allocate(cls, shape: Shape, *, weights: str = ""):
         tensors, facts = load_weights(weights, "ml_cecar", LAYOUT)
-        each_layer = capacity[0] / (layers // caches)
+        each_layer = shape.capacity[0] / (shape.layers // shape.caches)
         table = tabulate(tensors, share_of_long(each_layer, float(facts["c0"])))
-        which = depths(layers, len(table))
-        return cls(ResidentOrder.allocate(caches, experts), Uses.allocate(caches, experts), table[which])
+        table = table[depths(shape.layers, len(table))]
+        return cls(ResidentOrder.allocate(*shape.per_expert), Uses.allocate(*shape.per_expert), table)
 
-    def clear(self, cache):
-        uses.forget(self.uses, cache)
+    def reset(self, cache):
+        uses.reset(self.uses, cache)
 
-    def watch(self, cache, layer, ids, first, last, now):
-        uses.watch(self.uses, cache, ids, first, last, now.tick)
+    def observe(self, cache, layer, ids, first, last, now):
+        uses.count_request(self.uses, cache, ids, first, last, now.step)
 
-    def rate(self, cache, expert, now):
-        caches, experts = self.seats.worth.shape
+    def score(self, cache, expert, now):
+        caches, experts = self.uses.last.shape
         layer, _ = uses.in_layer(cache, expert, experts * caches // len(self.table), experts)
-        recency = uses.recency(self.uses.last[cache, expert], now.tick)
+        recency = uses.recency(self.uses.last[cache, expert], now.step)
         frequency = uses.frequency(self.uses.count[cache, expert], self.uses.most[cache])
         return look_up(self.table[layer], recency, frequency)
 
@@ -59,7 +58,7 @@ def share_of_long(capacity: float, c0: float) -> float:
 
 
 def tabulate(tensors: dict[str, np.ndarray], w2: float) -> np.ndarray:
-    """float32 [layers, LAGS + 1, STEPS + 1]: keep-scores of every lag and frequency."""
+    """float32 [layers, LAGS + 1, STEPS + 1]: scores of every lag and frequency."""
     short, long = nets_of(tensors, "short."), nets_of(tensors, "long.")
     inverse = np.append(1.0 / np.arange(1, LAGS + 1), 0.0) + TINY
     grid = np.meshgrid(inverse, np.arange(STEPS + 1) / STEPS, indexing="ij")

@@ -1,23 +1,24 @@
-"""Learned eviction of this project: a weighted sum of what the routing so far tells of the next use."""
+"""Learned eviction of this project: a weighted sum of statistics of the routing so far."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.learned import habits
-from dwellmoe.cache.learned.habits import LAYOUT, NAMES, RoutingStatistics
+from dwellmoe.cache.learned import routing_statistics
 from dwellmoe.cache.learned.order import ResidentOrder
+from dwellmoe.cache.learned.routing_statistics import LAYOUT, NAMES, RoutingStatistics
 from dwellmoe.cache.learned.weights import load_weights
+from dwellmoe.cache.policies.base import Shape
 
 
 class MlHabits(NamedTuple):
-    """Victim: the least likely to be used within a few token steps, by logistic regression.
+    """Evicts the expert least likely to be used within a few token steps, by logistic regression.
 
     One set of weights for all layers and experts, so that it serves models that it was not fitted on.
     """
 
-    seats: ResidentOrder
-    habits: RoutingStatistics
+    resident_order: ResidentOrder
+    statistics: RoutingStatistics
     weight: np.ndarray  # float64 [F]
     x: np.ndarray  # float64 [caches, F]
 
@@ -25,24 +26,24 @@ class MlHabits(NamedTuple):
     LAYOUT = LAYOUT
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, layers: int, *, weights: str = ""):
+    def allocate(cls, shape: Shape, *, weights: str = ""):
         tensors, _ = load_weights(weights, "ml_habits", LAYOUT)
         return cls(
-            ResidentOrder.allocate(caches, experts),
-            RoutingStatistics.allocate(caches, experts, layers),
-            tensors["weight"].astype(np.float64),
-            np.zeros((caches, len(NAMES))),
+            resident_order=ResidentOrder.allocate(*shape.per_expert),
+            statistics=RoutingStatistics.allocate(*shape.per_expert, shape.layers),
+            weight=tensors["weight"].astype(np.float64),
+            x=np.zeros((shape.caches, len(NAMES))),
         )
 
-    def clear(self, cache):
-        habits.forget(self.habits, cache)
+    def reset(self, cache):
+        routing_statistics.reset(self.statistics, cache)
 
-    def watch(self, cache, layer, ids, first, last, now):
-        habits.watch(self.habits, cache, layer, ids, first, last, now.tick)
+    def observe(self, cache, layer, ids, first, last, now):
+        routing_statistics.count_request(self.statistics, cache, layer, ids, first, last, now.step)
 
-    def rate(self, cache, expert, now):
+    def score(self, cache, expert, now):
         x = self.x[cache]
-        habits.describe(self.habits, cache, expert, x)
+        routing_statistics.write_features(self.statistics, cache, expert, x)
         total = 0.0
         for feature in range(len(x)):
             total += x[feature] * self.weight[feature]

@@ -1,12 +1,11 @@
-"""S3-FIFO (Yang et al., SOSP 2023): a small queue on trial, a main queue, and a memory of who failed the
-trial.
-"""
+"""S3-FIFO (Yang et al., SOSP 2023): a small queue on trial, a main queue, and a list of failed trials."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.kernel import linked_list
+from dwellmoe.cache.policies.base import Shape
 from dwellmoe.errors import UserError
 
 NOWHERE, SMALL, MAIN, GHOST = -1, 0, 1, 2
@@ -14,8 +13,7 @@ MOST_USES = 3  # counted
 
 
 class S3fifo(NamedTuple):
-    """Victim: the oldest on trial that was used at most once, or the oldest in main that was not used since
-    it last moved.
+    """Evicts the oldest on trial if used at most once, or the oldest in main not used since it moved.
 
     `small` is the share of the capacity that is on trial.
     """
@@ -29,35 +27,37 @@ class S3fifo(NamedTuple):
     lookahead = "none"
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, capacity: np.ndarray, *, small: float = 0.1):
+    def allocate(cls, shape: Shape, *, small: float = 0.1):
         if not 0 < small < 1:
             raise UserError(f"s3fifo: small must be a share between 0 and 1, got {small}")
-        on_trial = np.maximum(1, (capacity * small).astype(np.int64))
-        queues = linked_list.LinkedList.allocate(caches, experts, rings=3)
-        where, uses = np.full((caches, experts), NOWHERE, np.int8), np.zeros((caches, experts), np.int8)
+        on_trial = np.maximum(1, (shape.capacity * small).astype(np.int64))
         return cls(
-            queues, where, uses, np.zeros((caches, 3), np.int64), np.stack([on_trial, capacity - on_trial], 1)
+            queues=linked_list.LinkedList.allocate(*shape.per_expert, rings=3),
+            where=np.full(shape.per_expert, NOWHERE, np.int8),
+            uses=np.zeros(shape.per_expert, np.int8),
+            length=np.zeros((shape.caches, 3), np.int64),
+            room=np.stack([on_trial, shape.capacity - on_trial], 1),
         )
 
-    def clear(self, cache):
+    def reset(self, cache):
         linked_list.clear(self.queues, cache)
         self.where[cache, :] = NOWHERE
         self.length[cache, :] = 0
 
-    def use(self, cache, expert, fresh, now):
-        if fresh:
+    def on_access(self, cache, expert, inserted, now):
+        if inserted:
             self.uses[cache, expert] = 0
             linked_list.move(self, cache, expert, MAIN if self.where[cache, expert] == GHOST else SMALL)
         else:
             self.uses[cache, expert] = min(self.uses[cache, expert] + 1, MOST_USES)
 
-    def victim(self, cache, guard, now):
+    def evict(self, cache, protected, now):
         while True:
-            tried = linked_list.first_unguarded(self.queues, cache, SMALL, guard, now.step)
-            settled = linked_list.first_unguarded(self.queues, cache, MAIN, guard, now.step)
-            nobody_settled = settled == linked_list.head(self.queues, MAIN)
+            tried = linked_list.first_unprotected(self.queues, cache, SMALL, protected, now)
+            settled = linked_list.first_unprotected(self.queues, cache, MAIN, protected, now)
+            main_empty = settled == linked_list.head(self.queues, MAIN)
             crowded = self.length[cache, SMALL] >= self.room[cache, 0]
-            if tried != linked_list.head(self.queues, SMALL) and (crowded or nobody_settled):
+            if tried != linked_list.head(self.queues, SMALL) and (crowded or main_empty):
                 if self.uses[cache, tried] <= 1:
                     linked_list.move(self, cache, tried, GHOST)
                     if self.length[cache, GHOST] > self.room[cache, 1]:
@@ -72,7 +72,7 @@ class S3fifo(NamedTuple):
                 linked_list.move(self, cache, settled, NOWHERE)
                 return settled
 
-    def drop(self, cache, expert):
+    def remove(self, cache, expert):
         linked_list.move(self, cache, expert, NOWHERE)
 
 

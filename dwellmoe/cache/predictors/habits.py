@@ -1,22 +1,23 @@
-"""What the eviction policy `ml_habits` knows, as probabilities: its odds, shared out to K experts a layer."""
+"""The eviction policy `ml_habits` as a predictor: its odds, normalised to K experts a layer."""
 
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.learned import habits
-from dwellmoe.cache.learned.habits import LAYOUT, RoutingStatistics
+from dwellmoe.cache.learned import routing_statistics
+from dwellmoe.cache.learned.routing_statistics import LAYOUT, RoutingStatistics
 from dwellmoe.cache.learned.weights import load_weights
 from dwellmoe.cache.trace import RoutingTrace
 
 
 class HabitsPredictor:
-    """Weights of one file for all layers and models; what it counts, it counts while it watches."""
+    """One file of weights for all layers and models; the counts are made while it watches."""
 
-    reach = 1
+    horizon = 1
 
     def __init__(self, layers: int, experts: int, *, weights: str = "") -> None:
         self.weight = load_weights(weights, "ml_habits", LAYOUT)[0]["weight"].astype(np.float64)
-        self.habits, self.ticks = RoutingStatistics.allocate(layers, experts, layers), [0] * layers
+        self.statistics = RoutingStatistics.allocate(layers, experts, layers)
+        self.steps = [0] * layers
         self.scores = np.zeros(experts)
 
     def learn(self, used_TLE: np.ndarray) -> None:
@@ -29,27 +30,27 @@ class HabitsPredictor:
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        if not self.ticks[layer]:
+        if not self.steps[layer]:
             return np.zeros(len(self.scores))
-        _rate(self.habits, layer, self.weight, self.scores)
+        _score(self.statistics, layer, self.weight, self.scores)
         odds_E = np.exp(self.scores - self.scores.max())
-        return np.minimum(1.0, odds_E * (max(1, self.habits.width[layer, 0]) / odds_E.sum()))
+        return np.minimum(1.0, odds_E * (max(1, self.statistics.width[layer, 0]) / odds_E.sum()))
 
     def watch(self, layer: int, used_E: np.ndarray) -> None:
-        _watch(self.habits, layer, np.flatnonzero(used_E).astype(np.int32), self.ticks[layer])
-        self.ticks[layer] += 1
+        _watch(self.statistics, layer, np.flatnonzero(used_E).astype(np.int32), self.steps[layer])
+        self.steps[layer] += 1
 
 
 @compiled
-def _watch(state, layer, ids, tick):
-    habits.watch(state, layer, layer, ids, 0, len(ids), tick)
+def _watch(state, layer, ids, step):
+    routing_statistics.count_request(state, layer, layer, ids, 0, len(ids), step)
 
 
 @compiled
-def _rate(state, layer, weight, scores):
+def _score(state, layer, weight, scores):
     x = np.empty(len(weight))
     for expert in range(len(scores)):
-        habits.describe(state, layer, expert, x)
+        routing_statistics.write_features(state, layer, expert, x)
         scores[expert] = 0.0
         for feature in range(len(x)):
             scores[expert] += x[feature] * weight[feature]

@@ -4,7 +4,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.policies.base import NEVER, TICK_BITS
+from dwellmoe.cache.policies.base import NEVER, STEP_BITS
 
 
 def look_back(stream: Stream, upcoming: np.ndarray, sequential: bool) -> np.ndarray:
@@ -21,14 +21,14 @@ def look_back(stream: Stream, upcoming: np.ndarray, sequential: bool) -> np.ndar
 
 @compiled
 def _look_back(stream, upcoming, sequential, next_use):
-    place, turn = len(stream.group) - 1, stream.wide
+    place, turn = len(stream.group) - 1, stream.requests_per_pass
     for request in range(len(stream.starts) - 2, -1, -1):
         first, last = stream.starts[request], stream.starts[request + 1]
         if turn == 0:
-            place, turn = place - 1, stream.wide
+            place, turn = place - 1, stream.requests_per_pass
         turn -= 1
-        moment = (stream.tick + place) << TICK_BITS
-        begin = stream.starts[place * stream.wide]
+        moment = (stream.step + place) << STEP_BITS
+        begin = stream.starts[place * stream.requests_per_pass]
         for at in range(last - 1, first - 1, -1):
             expert = stream.ids[at]
             next_use[at] = upcoming[expert]

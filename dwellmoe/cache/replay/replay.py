@@ -10,9 +10,10 @@ from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
 from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
-from dwellmoe.cache.policies.base import allocate, parse_policy
+from dwellmoe.cache.policies.base import Shape, parse_policy
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
-from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of, sweep
+from dwellmoe.cache.progress import Progress
+from dwellmoe.cache.replay.sweep import Lanes, lanes_of, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -31,7 +32,9 @@ class CacheRun:
         def fresh() -> CacheState:
             limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
             return CacheState(
-                allocate(policy, options, len(slots), len(budget.sizes), slots, lanes.trace.layers),
+                policy.allocate(
+                    Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers), **options
+                ),
                 Residency.allocate(limits, budget.sizes, *shape),
             )
 
@@ -56,9 +59,9 @@ class CacheRun:
 
 
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
-    place, layer = divmod(request, stream.wide)
+    place, layer = divmod(request, stream.requests_per_pass)
     asked = stream.starts[request + 1] - stream.starts[request]
-    where = f"layer {stream.layer + layer}, pass {stream.tick + place}"
+    where = f"layer {stream.layer + layer}, pass {stream.step + place}"
     return too_small(budget.capacity, asked, where)
 
 

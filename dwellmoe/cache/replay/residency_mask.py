@@ -10,7 +10,7 @@ import numpy as np
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import budget_of
 from dwellmoe.cache.cache_setup import CacheSetup
-from dwellmoe.cache.kernel.jit import compiled_for
+from dwellmoe.cache.kernel.jit import compiled_for, label_of
 from dwellmoe.cache.kernel.step import DONE, advance_for, no_log
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.replay import CacheRun
@@ -43,7 +43,7 @@ class _Watch:
 
     def feed(self, lane: int, stream: Stream) -> None:
         run = self._run
-        before_SE = self._before_LSE[lane, stream.tick :]
+        before_SE = self._before_LSE[lane, stream.step :]
         done = self._watch(run.state.policy, run.state.residency, lane, stream, no_log(), before_SE)
         assert done == DONE, "a cache of K slots or more serves every step of a trace"
 
@@ -63,7 +63,7 @@ def watch(policy, residency, cache, stream, log, before_SE):
             stream.next_use,
             1,
             stream.layer,
-            stream.tick + at,
+            stream.step + at,
         )
         for expert in range(before_SE.shape[1]):
             before_SE[at, expert] = residency.resident[cache, expert] and not stream.reset[at]
@@ -74,4 +74,4 @@ def watch(policy, residency, cache, stream, log, before_SE):
 
 @functools.cache
 def _watch_for(policy):
-    return compiled_for(policy.__name__, watch, advance=advance_for(policy))
+    return compiled_for(label_of(policy), watch, advance=advance_for(policy))

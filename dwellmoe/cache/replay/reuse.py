@@ -14,7 +14,8 @@ from dwellmoe.cache.access import PHASES, Stream
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import rates
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.replay.sweep import Progress, lanes_of, sweep
+from dwellmoe.cache.progress import Progress
+from dwellmoe.cache.replay.sweep import lanes_of, sweep
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
 
 LONGEST_GAP = 4096  # token steps counted one by one; longer ones together
@@ -43,7 +44,7 @@ class Gaps:
 @compiled
 def _count_gaps(stream, last, uses, histogram):
     for request in range(len(stream.starts) - 1):
-        tick = stream.tick + request
+        tick = stream.step + request
         for at in range(stream.starts[request], stream.starts[request + 1]):
             expert = stream.ids[at]
             gap = tick - last[expert] if last[expert] >= 0 else 0

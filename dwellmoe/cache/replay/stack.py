@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dwellmoe.cache.access import Stream
-from dwellmoe.cache.kernel.jit import bound, compiled_for, helper
-from dwellmoe.cache.policies.base import NEVER, AccessTime, parse_policy, scoring_of
+from dwellmoe.cache.kernel.jit import bound, compiled_for, helper, label_of
+from dwellmoe.cache.policies.base import NEVER, AccessTime, Shape, parse_policy, reset_of
 from dwellmoe.cache.replay.sweep import Lanes
 
 NEW = 0  # column of the first uses; i + 1 is that of uses which capacity i is the least to hit
@@ -55,7 +55,9 @@ class StackRun:
         self.needs_future = policy.lookahead != "none"
         self.sequential = lanes.convention.access == "sequential"
         self.stack = Stack.allocate(*shape, lanes.trace.layers, lanes.groups, capacities)
-        self.policy = policy.allocate(*shape, np.full(lanes.number, lanes.experts), **options)
+        self.policy = policy.allocate(
+            Shape(*shape, np.full(lanes.number, lanes.experts), lanes.trace.layers), **options
+        )
         self.run = stack_for(policy)
 
     def feed(self, lane: int, stream: Stream) -> None:
@@ -79,32 +81,32 @@ def is_stack(spec: str) -> bool:
 def stack_for(policy):
     """`stack_hits`, compiled around one policy."""
     if not hasattr(policy, "score"):
-        return compiled_for(policy.__name__, stack_hits, move_up=move_up_by_recency, forget=nothing)
-    said = scoring_of(policy)
-    moving = bound(move_up, join=bound(join, score=said["score"]), take=bound(take, note=said["note"]))
-    return compiled_for(policy.__name__, stack_hits, move_up=moving, forget=said["forget"])
+        return compiled_for(label_of(policy), stack_hits, move_up=move_up_by_recency, reset=reset_nothing)
+    joining, taking = bound(join, score=policy.score), bound(take, record=policy.record)
+    moving = bound(move_up, join=joining, take=taking)
+    return compiled_for(label_of(policy), stack_hits, move_up=moving, reset=reset_of(policy))
 
 
 # Bound when `stack_hits` is compiled for a policy.
-def note(policy, cache, expert, fresh, now): ...
+def record(policy, cache, expert, inserted, now): ...
 def score(policy, cache, expert, now) -> float: ...  # type: ignore[empty-body]
-def forget(policy, cache): ...
-def nothing(policy, cache): ...
+def reset(policy, cache): ...
+def reset_nothing(policy, cache): ...
 
 
 def stack_hits(policy, stack, cache, stream, sequential):
     """Takes the requests of `stream` through all capacities; adds to `stack.depths`."""
     for request in range(len(stream.starts) - 1):
         first, last = stream.starts[request], stream.starts[request + 1]
-        place = request // stream.wide
-        depths = stack.depths[stream.layer + request - place * stream.wide, stream.group[place]]
-        if stream.reset[place] and request == place * stream.wide:
+        place = request // stream.requests_per_pass
+        depths = stack.depths[stream.layer + request - place * stream.requests_per_pass, stream.group[place]]
+        if stream.reset[place] and request == place * stream.requests_per_pass:
             stack.held[cache] = 0
             stack.used[cache, :] = 0
-            forget(policy, cache)
+            reset(policy, cache)
         width = 1 if sequential else max(1, last - first)
         for at in range(first, last, width):
-            move_up(policy, stack, cache, stream, at, at + width, stream.tick + place, depths)
+            move_up(policy, stack, cache, stream, at, at + width, stream.step + place, depths)
 
 
 @helper
@@ -147,7 +149,7 @@ def move_up(policy, stack, cache, stream, first, last, tick, depths):
     now = AccessTime(stack.book[cache, SEQ], tick, stack.book[cache, STEP], NEVER)
     found = pooled = at = 0
     while at < held and found < asked:
-        if stack.guard[cache, order[at]] == now.step:
+        if stack.guard[cache, order[at]] == now.request:
             depths[stack.column[at + 1]] += 1
             found += 1
         else:
@@ -190,5 +192,5 @@ def take(policy, stack, cache, stream, first, last, tick):
         stack.book[cache, SEQ] += 1
         following = stream.next_use[at] if len(stream.next_use) > 0 else NEVER
         now = AccessTime(stack.book[cache, SEQ], tick, stack.book[cache, STEP], following)
-        note(policy, cache, expert, stack.used[cache, expert] == 0, now)
+        record(policy, cache, expert, stack.used[cache, expert] == 0, now)
         stack.used[cache, expert] = stack.book[cache, SEQ]

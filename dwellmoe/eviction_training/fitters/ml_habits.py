@@ -5,8 +5,8 @@ Letters: N rows, F features.
 
 import numpy as np
 
-from dwellmoe.cache.learned.habits import LAYOUT, NAMES
-from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.learned.routing_statistics import LAYOUT, NAMES
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.eviction_training.fit import FitSettings, Fitted, validation_hit_rate
 from dwellmoe.eviction_training.requests import Split
