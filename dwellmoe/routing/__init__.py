@@ -1,4 +1,4 @@
-"""Sees, and may change, the experts a router chooses."""
+"""Reads, records and changes the experts that routers choose."""
 
 from dwellmoe.routing.rerouter import Rerouter
 from dwellmoe.routing.router_tap import RouterOutput, RouterTap, router_order

@@ -1,5 +1,4 @@
-"""Knows what each layer's own gate makes of the hidden states that the layer before it routed; trains nothing
-and judges nothing.
+"""Predicts a layer's experts one layer early: its own gate is run on what the router before it reads.
 
 Letters: S token steps, T tokens, L MoE layers, E experts, K chosen, D hidden size.
 """
@@ -18,23 +17,22 @@ from dwellmoe.families import MoeLayer, family_of
 
 
 class GateAhead:
-    """A `with` block that shows each router's successor what the router itself is about to see.
+    """A `with` block in which each router's input is also given to the gate of the next MoE layer.
 
-    `margins()` of the forward pass since the last call, float32 [T, L, E]: by how much an expert's logit
-    passes the border of the K largest, in the middle between the K-th and the next; NaN in the first layer,
-    which no gate foresees. The gates are called past their hooks, so nobody else hears of it. A router must
-    take hidden states alone; a UserError says so.
+    The gates' `forward` is called directly, so no hook sees these calls. Raises UserError for a router that
+    takes more than hidden states.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer]):
         self._routers: list[Any] = [model.get_submodule(layer.router) for layer in moe_layers]
-        self._layers, self._family = list(moe_layers), family_of(model)
-        self._warned: dict[int, Tensor] = {}
+        self._layers = list(moe_layers)
+        self._family = family_of(model)
+        self._margins: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "GateAhead":
-        for place, router in enumerate(self._routers[:-1]):
-            self._handles.append(router.register_forward_pre_hook(self._hook(place + 1)))
+        for index, router in enumerate(self._routers[:-1]):
+            self._handles.append(router.register_forward_pre_hook(self._hook(index + 1)))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -50,36 +48,38 @@ class GateAhead:
             except TypeError:
                 raise UserError(f"router '{layer.router}' takes more than hidden states") from None
             logits_TE = self._family.read(output, layer.top_k)[0].flatten(0, -2)
-            self._warned[following] = margin(logits_TE, layer.top_k)
+            self._margins[following] = margin(logits_TE, layer.top_k)
 
         return before_router
 
-    def margin_of(self, place: int) -> Tensor:
-        """float32 [T, E] of one layer but the first, in the forward pass under way or the last."""
-        return self._warned[place]
+    def margin_of(self, index: int) -> Tensor:
+        """`margin` of MoE layer `index` (not 0) in the current or else the last forward pass, [T, E]."""
+        return self._margins[index]
 
     def margins(self) -> Tensor:
-        first_TE = torch.full_like(self._warned[1], torch.nan)
+        """`margin` of all layers in the last forward pass, [T, L, E]; NaN in the first layer."""
+        first_TE = torch.full_like(self._margins[1], torch.nan)
         return torch.stack([first_TE, *map(self.margin_of, range(1, len(self._layers)))], dim=1)
 
 
 def margin(logits_TE: Tensor, top_k: int) -> Tensor:
-    """float32 [T, E]: above 0 for the K largest logits of a token."""
+    """float32 [T, E]: each logit less the middle between the K-th largest and the next; above 0 for the K."""
     logits_TE = logits_TE.float()
     border_T2 = logits_TE.topk(min(top_k + 1, logits_TE.shape[-1]), dim=-1).values[:, -2:]
     return logits_TE - border_T2.mean(dim=-1, keepdim=True)
 
 
 def margins_ahead(model: Any, moe_layers: Sequence[MoeLayer], trace: RoutingTrace) -> np.ndarray:
-    """float32 [S, L, E] of the decoded tokens of a trace with `token_ids`, request after request, as the
-    model that wrote the trace sees them now. UserError without ids.
+    """`GateAhead.margins` of a trace's decoded tokens, request after request, float32 [S, L, E].
+
+    The model runs once more over the trace's `token_ids`; UserError for a trace without them.
     """
     if trace.token_ids is None:
         raise UserError("gate_ahead needs a trace with token_ids")
     found = []
     with torch.inference_mode(), GateAhead(model, moe_layers) as ahead:
-        for name in dict.fromkeys(trace.request[trace.phase == DECODE].tolist()):
-            rows = np.flatnonzero(trace.request == name)
+        for request in dict.fromkeys(trace.request[trace.phase == DECODE].tolist()):
+            rows = np.flatnonzero(trace.request == request)
             ids_1T = torch.from_numpy(trace.token_ids[rows].astype(np.int64))[None]
             model(input_ids=ids_1T.to(model.device), use_cache=False)
             found.append(ahead.margins()[torch.from_numpy(trace.phase[rows] == DECODE)].cpu().numpy())

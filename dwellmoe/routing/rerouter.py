@@ -1,5 +1,4 @@
-"""Knows how a strategy's choice replaces a router's, and what it may remember of a layer; does not know where
-residency comes from.
+"""Puts a routing strategy's choice in the place of the router's, and keeps the history that it may look at.
 
 Letters: T rows, E experts, K chosen experts a token.
 """
@@ -18,7 +17,8 @@ from dwellmoe.routing.router_tap import RouterOutput
 from dwellmoe.routing.strategies import load_strategy
 from dwellmoe.routing.strategies.base import EMPTY, NEVER, RoutingContext, in_rows
 
-FADING = 0.99
+SPREAD_DECAY = 0.99
+"""Of the running range of logits, as Cache-Prior has it (arXiv 2412.00099)."""
 
 
 class Rows(NamedTuple):
@@ -28,13 +28,13 @@ class Rows(NamedTuple):
     score_TE: np.ndarray
     own_TK: np.ndarray
 
-    def at(self, rows: slice | np.ndarray) -> "Rows":
+    def take(self, rows: slice | np.ndarray) -> "Rows":
         return Rows(self.rank_TE[rows], self.score_TE[rows], self.own_TK[rows])
 
 
 @dataclass
 class History:
-    """What one layer's strategy may know of the past."""
+    """What a strategy may know of one layer's past."""
 
     experts: int
     step: int = 0
@@ -46,16 +46,16 @@ class History:
         self.last_E = np.full(self.experts, -NEVER)
         self.uses_E = np.zeros(self.experts, np.int64)
 
-    def see(self, rank_TE: np.ndarray) -> None:
+    def add_ranks(self, rank_TE: np.ndarray) -> None:
         """Cache-Prior's running range: d <- 0.99 d + 0.01 (max z - min z), started with the first range."""
         finite_TE = np.isfinite(rank_TE)
         highest_T = np.where(finite_TE, rank_TE, -np.inf).max(axis=1)
         lowest_T = np.where(finite_TE, rank_TE, np.inf).min(axis=1)
         for spread in (highest_T - lowest_T).tolist():
             before = spread if self.spread is None else self.spread
-            self.spread = FADING * before + (1 - FADING) * spread
+            self.spread = SPREAD_DECAY * before + (1 - SPREAD_DECAY) * spread
 
-    def use(self, chosen_TK: np.ndarray) -> None:
+    def add_uses(self, chosen_TK: np.ndarray) -> None:
         """One token step, in which these rows ran together."""
         used = chosen_TK[chosen_TK != EMPTY]
         self.step += 1
@@ -68,16 +68,17 @@ class History:
 
 
 class Rerouter:
-    """A routing strategy at work on one model, with the past of each layer that it may look at.
+    """A routing strategy at work on one model, with the history of each layer that it may look at.
 
-    `strategy(output, resident_E)` is the whole of it for rows that choose together. Who must go row by row
-    through one forward pass (teacher forcing) takes it apart: `read`, then `prompt`, or `choose` and `use` in
-    turn, then `replace`. Raises UserError for an unknown strategy and for a router whose weights it cannot
-    make.
+    Calling it with `(output, resident_E)` does everything for rows that choose together. A caller that goes
+    row by row through one forward pass (teacher forcing) takes the steps itself: `read`; then `prompt`, or
+    `choose` and `use` for each row; then `replace`. Raises UserError for an unknown strategy, and for a
+    router whose weights it cannot reproduce.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], spec: str):
-        self.spec, self.strategy = spec, load_strategy(spec)
+        self.spec = spec
+        self.strategy = load_strategy(spec)
         self._rules = dict(
             zip((layer.index for layer in moe_layers), score_rules(model, moe_layers), strict=True)
         )
@@ -95,6 +96,7 @@ class Rerouter:
         return self.replace(output, chosen_TK)
 
     def read(self, output: RouterOutput) -> Rows:
+        """The router's output as strategies read it."""
         rule = self._rules[output.layer.index]
         rank_TE, score_TE = rule.rank(output.logits_TE), rule.scores(output.logits_TE)
         order_TK = rank_TE.gather(-1, output.indices_TK).argsort(dim=-1, descending=True, stable=True)
@@ -106,14 +108,22 @@ class Rerouter:
     ) -> np.ndarray:
         """The choice of rows that choose together, int [T, K] in router order; -1: empty, at the end."""
         history = self._histories[layer]
-        history.see(rows.rank_TE)
-        past = history.lag_E, history.uses_E, history.spread or 0.0
-        context = RoutingContext(*rows, resident_E, *past, layer, history.step, importance_T)
+        history.add_ranks(rows.rank_TE)
+        context = RoutingContext(
+            *rows,
+            resident_E=resident_E,
+            lag_E=history.lag_E,
+            uses_E=history.uses_E,
+            spread=history.spread or 0.0,
+            layer=layer,
+            step=history.step,
+            importance_T=importance_T,
+        )
         return _router_order(self.strategy.choose(context), rows.score_TE)
 
     def use(self, layer: int, chosen_TK: np.ndarray) -> None:
-        """Tells that these rows ran together, as one token step."""
-        self._histories[layer].use(chosen_TK)
+        """Adds to the layer's history one token step, in which these rows ran together."""
+        self._histories[layer].add_uses(chosen_TK)
 
     def prompt(
         self,
@@ -122,11 +132,12 @@ class Rerouter:
         resident_E: np.ndarray | None = None,
         importance_T: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The choice of a prompt's tokens, which count as token steps one by one: by who was resident before
-        them all, or, without `resident_E`, the router's own in router order.
+        """The choice of a prompt's tokens by what was resident before all of them, int [T, K].
+
+        Without `resident_E` it is the router's own, in router order. Each token counts as one token step.
         """
         if resident_E is None:
-            self._histories[layer].see(rows.rank_TE)
+            self._histories[layer].add_ranks(rows.rank_TE)
             chosen_TK = _router_order(rows.own_TK, rows.score_TE)
         else:
             chosen_TK = self.choose(layer, rows, resident_E, importance_T)
@@ -135,7 +146,7 @@ class Rerouter:
         return chosen_TK
 
     def replace(self, output: RouterOutput, chosen_TK: np.ndarray) -> tuple[Tensor, Tensor]:
-        """`(weights_TK, indices_TK)`; a row whose set is the router's own stays as the router said it."""
+        """`(weights_TK, indices_TK)`; a row whose set is the router's own keeps the router's output."""
         own_TK = output.indices_TK
         indices_TK = torch.from_numpy(np.ascontiguousarray(chosen_TK)).to(own_TK)
         weights_TK = self._rules[output.layer.index].weights(output, indices_TK)

@@ -1,5 +1,4 @@
-"""Knows how a router's choice and weights come from its logits, and that the router itself agrees; does not
-re-route.
+"""How a router's choice and weights come from its logits: found by probing the router itself.
 
 Letters: T tokens, E experts, K chosen experts a token, D hidden size, G groups of experts.
 """
@@ -23,11 +22,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sqrt_softplus": lambda logits_TE: softplus(logits_TE).sqrt(),
 }
 PROBE_TOKENS = 64
+"""Tokens that each router is run on to find its rule."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Only experts of the `kept` best of `count` groups may be chosen; a group is worth its `best` first."""
+    """Only experts of the `kept` best of `count` groups may be chosen.
+
+    A group's worth is the sum of its `best` largest ranks.
+    """
 
     count: int
     kept: int
@@ -36,14 +39,14 @@ class Groups:
 
 @dataclass(frozen=True)
 class ScoreRule:
-    """One router's way from logits to weights: score, choose the K largest of score + bias, share out.
+    """How one router goes from logits to weights: scores, the K largest of score + bias, normalisation.
 
-    Softmax families choose by the logits themselves, which order as their probabilities do.
+    Softmax families choose by the logits themselves, which have the same order as their probabilities.
     """
 
     activation: str
     renormalised: bool
-    """Whether the weights of the chosen are scaled to one sum, whatever their scores."""
+    """Whether the weights of the chosen experts are scaled to a fixed sum."""
     bias_E: Tensor | None = None
     groups: Groups | None = None
 
@@ -64,8 +67,8 @@ class ScoreRule:
     def weights(self, output: RouterOutput, indices_TK: Tensor) -> Tensor:
         """Routing weights of another choice (-1: empty slot, weight 0) in place of the router's own.
 
-        From the original scores, to the sum of the router's own weights where it shares out, else with the
-        router's own factor from score to weight.
+        They are the original scores, scaled to the sum of the router's own weights if it renormalises, else
+        by the router's own factor from score to weight.
         """
         scores_TE = self.scores(output.logits_TE)
         kept_TK = indices_TK >= 0
@@ -76,7 +79,7 @@ class ScoreRule:
         return (chosen_TK * own_T1 / total_T1).to(output.weights_TK.dtype)
 
     def explains(self, output: RouterOutput) -> bool:
-        """Whether the router's own output could have come about by this rule."""
+        """Whether the router's own output agrees with this rule."""
         return self._explains_choice(output) and self._explains_weights(output)
 
     def _explains_choice(self, output: RouterOutput) -> bool:
@@ -106,10 +109,9 @@ def _within_groups(ranked_TE: Tensor, groups: Groups) -> Tensor:
 
 
 def score_rules(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> list[ScoreRule]:
-    """The rule of each layer's router, found by probing it and kept only if it explains all that it says.
+    """The rule of each layer's router: the first that explains the router's output on random hidden states.
 
-    The routers run on random hidden states; no expert runs, unless a router wants more than hidden states.
-    UserError for a router that no rule explains.
+    No expert runs, unless a router takes more than hidden states. UserError where no rule explains a router.
     """
     outputs = _probed(model, moe_layers)
     return [_rule_of(model, layer, outputs[layer.index]) for layer in moe_layers]
@@ -120,15 +122,15 @@ def _rule_of(model: nn.Module, layer: MoeLayer, output: RouterOutput) -> ScoreRu
         if rule.explains(output):
             return rule
     raise UserError(
-        f"routing strategies do not know how router '{layer.router}' makes weights from its logits: "
+        f"routing strategies: no rule explains how router '{layer.router}' makes weights from its logits: "
         f"tried {', '.join(ACTIVATIONS)}, raw and renormalised, with its biases and groups"
     )
 
 
 def _candidates(model: nn.Module, layer: MoeLayer) -> Iterator[ScoreRule]:
-    """Simple rules first: what they explain needs no bias and no groups."""
-    ways = product(_groupings(model, layer), _biases(model, layer), ACTIVATIONS, (True, False))
-    for groups, bias_E, activation, renormalised in ways:
+    """All rules, simple ones first: those without groups and bias."""
+    rules = product(_groupings(model, layer), _biases(model, layer), ACTIVATIONS, (True, False))
+    for groups, bias_E, activation, renormalised in rules:
         yield ScoreRule(activation, renormalised, bias_E, groups)
 
 
@@ -151,15 +153,15 @@ def _groupings(model: nn.Module, layer: MoeLayer) -> Iterator[Groups | None]:
 
 
 def _probed(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> dict[int, RouterOutput]:
-    """What each router says to random hidden states, by layer index."""
+    """Each router's output for random hidden states, by layer index."""
     seen: dict[int, RouterOutput] = {}
     with torch.no_grad(), RouterTap(model, moe_layers, [lambda output: _keep(seen, output)]):
         try:
             for layer in moe_layers:
-                _ask_router(model, layer)
+                _run_router(model, layer)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
             seen.clear()
-            _ask_model(model)
+            _run_model(model)
     return seen
 
 
@@ -167,7 +169,7 @@ def _keep(seen: dict[int, RouterOutput], output: RouterOutput) -> None:
     seen[output.layer.index] = output
 
 
-def _ask_router(model: nn.Module, layer: MoeLayer) -> None:
+def _run_router(model: nn.Module, layer: MoeLayer) -> None:
     router = model.get_submodule(layer.router)
     weight = next(router.parameters())
     config = config_of(model)
@@ -177,7 +179,7 @@ def _ask_router(model: nn.Module, layer: MoeLayer) -> None:
     router(hidden_TD.to(weight.device, weight.dtype))
 
 
-def _ask_model(model: nn.Module) -> None:
+def _run_model(model: nn.Module) -> None:
     config, device = config_of(model), next(model.parameters()).device
     vocabulary = 2 if config is None else config.get_text_config().vocab_size
     tokens = torch.randint(0, vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Knows how to read and replace what routers choose while a model runs; does not know what is done with it.
+"""Reads and replaces what routers choose while a model runs.
 
 Letters: T tokens (batch and time flattened, batch outermost), E experts, K chosen experts a token.
 """
@@ -16,15 +16,17 @@ from dwellmoe.families import MoeLayer, family_of
 
 
 class RouterOutput(NamedTuple):
-    """What one router said in one forward pass."""
+    """What one router returned in one forward pass."""
 
     layer: MoeLayer
     logits_TE: Tensor
     """Raw: before any softmax or sigmoid, with its gradient."""
     weights_TK: Tensor
     indices_TK: Tensor
-    """The experts that run: the router's choice, or the strategy's where there is one. Not always sorted.
-    -1: a slot that the strategy left empty."""
+    """The experts that run, by the router's choice or the strategy's; not always sorted.
+
+    -1 is a slot that the strategy left empty.
+    """
 
 
 Observer = Callable[[RouterOutput], None]
@@ -45,14 +47,14 @@ def runnable(indices_TK: Tensor) -> Tensor:
 class RouterTap:
     """A `with` block that shows router outputs to observers and lets at most one strategy replace the choice.
 
-    Only forward passes inside the block count. What gradient checkpointing recomputes in a backward pass, no
-    observer sees a second time; the strategy does run again, since the recomputation must repeat the forward
-    pass: with both in use, keep the backward pass inside the block. Open the block anew for each step: hooks
-    registered late run last, behind those of DeepSpeed, whose gathering of weights the logits then carry.
+    Only forward passes inside the block count. Observers do not see what gradient checkpointing recomputes in
+    a backward pass. The strategy does run again there, since the recomputation must repeat the forward pass:
+    with both in use, keep the backward pass inside the block. Open the block anew for each step: hooks
+    registered late run last, after those of DeepSpeed, whose gathering of weights the logits then carry.
 
-    `model` is the one `moe_layers` was found in. A strategy maps a RouterOutput to (weights_TK, indices_TK),
-    with -1 and weight 0 for a slot it leaves empty; observers see its answer. Raises UserError at an output
-    that is not a router's.
+    `model` is the one that `moe_layers` was found in. A strategy maps a RouterOutput to (weights_TK,
+    indices_TK), with -1 and weight 0 for a slot that it leaves empty; observers see its choice. Raises
+    UserError for an output that is not a router's.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class RouterTap:
         try:
             # What reading saves for the backward pass is hidden from gradient checkpointing, whose
             # recomputation may run without this tap and counts what is saved.
-            with saved_tensors_hooks(_as_it_is, _as_it_is):
+            with saved_tensors_hooks(_unchanged, _unchanged):
                 parts = self._family.read(output, layer.top_k)
                 return RouterOutput(layer, *(part.flatten(0, -2) for part in parts))
         except (TypeError, ValueError, IndexError, AttributeError) as error:
@@ -124,7 +126,7 @@ class RouterTap:
         return {"weights_TK": weights_TK, "indices_TK": indices_TK}
 
 
-def _as_it_is(saved: Tensor) -> Tensor:
+def _unchanged(saved: Tensor) -> Tensor:
     return saved
 
 

@@ -1,10 +1,10 @@
-"""Knows ScoutGate: two towers that predict from the last token ids which experts of every layer a token uses;
-does not know how it is trained.
+"""ScoutGate: two towers that predict from the last token ids which experts of every layer a token uses.
 
-Context: the model's own embeddings, frozen, of the last WINDOW tokens, the running one included, each
+Context: the model's own embeddings, frozen, of the last WINDOW tokens, the current one included, each
 projected and normalised, joined with the layer's embedding, compressed into the space in which every (layer,
-expert) has a vector; p = sigmoid(dot + bias). Letters: R rows (tokens), W window, D embedding, L layers, E
-experts a layer.
+expert) has a vector; p = sigmoid(dot + bias).
+
+Letters: R rows (tokens), W window, D embedding, L layers, E experts a layer.
 """
 
 import os
@@ -23,7 +23,7 @@ NAME, LAYOUT = "scoutgate", f"ids{WINDOW}-{PROJECTED}-{LAYER}-{JOINED}-{SPACE}"
 
 
 class ScoutGate(nn.Module):
-    """Token ids [R, W] (PADDING before a request's begin) -> logits [R, L, E]."""
+    """Token ids [R, W] (PADDING before a request's first token) -> logits [R, L, E]."""
 
     def __init__(self, embedding: Tensor, layers: int, experts: int) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class ScoutGate(nn.Module):
 
 
 def windows(trace: RoutingTrace) -> np.ndarray:
-    """int64 [T, W]: the last token ids of every decoded token, the prompt's too; as `used_of` orders them."""
+    """int64 [T, W]: the last token ids up to each decoded token, in the order of `used_of`."""
     if trace.token_ids is None:
         raise UserError("ScoutGate needs a trace with token_ids")
     found = []
-    for name in dict.fromkeys(trace.request[trace.phase == DECODE].tolist()):
-        rows = np.flatnonzero(trace.request == name)
+    for request in dict.fromkeys(trace.request[trace.phase == DECODE].tolist()):
+        rows = np.flatnonzero(trace.request == request)
         ids = np.concatenate([np.full(WINDOW - 1, PADDING), trace.token_ids[rows]])
         of_all = np.lib.stride_tricks.sliding_window_view(ids, WINDOW)
         found.append(of_all[trace.phase[rows] == DECODE])
@@ -66,9 +66,9 @@ class LastTokens:
         self._seen_RT: Tensor | None = None
 
     def add(self, ids_BT: Tensor | None, fresh: bool) -> Tensor | None:
-        """int64 [B, W]: windows that end with the last of these ids; padding on their left does not count.
+        """int64 [B, W]: the windows that end with the last of these ids; `fresh` ids begin new requests.
 
-        None where ids are unknown, and until a row begins anew (`fresh`).
+        None where ids are unknown, and from then on until new requests begin.
         """
         if fresh and ids_BT is not None:
             self._seen_RT = torch.full((len(ids_BT), WINDOW), PADDING)
@@ -87,7 +87,7 @@ def predict_scoutgate(gate: ScoutGate, trace: RoutingTrace) -> np.ndarray:
 
 
 def save_scoutgate(gate: ScoutGate, path: str | os.PathLike, model: str) -> None:
-    """Writes a trained gate without the embeddings, which are the model's own; `model` says whose."""
+    """Writes a trained gate without the embeddings, which are those of `model`."""
     tensors = {name: value.numpy() for name, value in gate.state_dict().items()}
     save_weights(path, NAME, LAYOUT, tensors, {"model": model})
 

@@ -1,4 +1,4 @@
-"""Knows how important each prompt token is to a layer (ODP); does not know what is done about it.
+"""How important each prompt token is to a layer, as ODP measures it.
 
 Letters: B rows, T tokens of a row, H heads, D hidden size.
 """
@@ -19,10 +19,10 @@ EAGER = "eager"
 
 
 class TokenImportance:
-    """Watches attention and hidden states of one forward pass, between `start` and `stop`.
+    """Reads attention and hidden states of one forward pass, between `start` and `stop`.
 
-    The pass runs with eager attention, the only one that says whom it attended to. UserError for a model
-    without attention beside its experts.
+    The pass runs with eager attention, the only one that returns its weights. UserError for a model without
+    attention beside its experts.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer]):

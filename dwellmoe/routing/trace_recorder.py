@@ -1,4 +1,4 @@
-"""Knows how to turn what routers say into a routing trace; does not know who runs the model, or why.
+"""Turns router outputs into a routing trace.
 
 Letters: B rows of a batch, T tokens of a row (padding included), P prompt tokens of a row, L MoE layers,
 E experts, K chosen experts a token, S recorded token steps.
@@ -31,8 +31,8 @@ class TraceRecorder:
     def __init__(self, moe_layers: Iterable[MoeLayer], gate_probs: bool = False):
         self.moe_layers = list(moe_layers)
         self._gate_probs = gate_probs
-        self._pass: dict[int, dict[str, Tensor]] = {}  # of the forward pass under way, by layer
-        self._passes: list[Pieces] = []  # of the batch under way, [L, B * T, K or E]
+        self._pass: dict[int, dict[str, Tensor]] = {}  # of the current forward pass, by layer
+        self._passes: list[Pieces] = []  # of the current batch, [L, B * T, K or E]
         self._batches: list[Pieces] = []  # described and free of padding, [S, ...]
         sizes = {(layer.num_experts, layer.top_k) for layer in self.moe_layers}
         if len(sizes) != 1:
@@ -51,7 +51,7 @@ class TraceRecorder:
     def _finish_pass(self) -> Pieces:
         """The layers of a forward pass in router order and in the trace's types, `[L, B * T, ...]`."""
         weights, experts = router_order(self._stacked("weights"), self._stacked("experts"))
-        # An engine is told of an empty slot by the id behind the last expert.
+        # With experts in a cache, the id after the last expert stands for an empty slot.
         experts = experts.masked_fill(experts >= self.moe_layers[0].num_experts, -1)
         pieces = {"experts": experts.to(torch.int16), "weights": weights.to(torch.float16)}
         if self._gate_probs:
@@ -104,7 +104,7 @@ class TraceRecorder:
         self.add(requests, np.concatenate([prompt, answer], axis=1), decode, tokens)
 
     def trace(self, model: str = "", source: str = "", expert_bytes: Sequence[int] = ()) -> RoutingTrace:
-        """Everything described since the last call, as one trace; the recorder then starts anew."""
+        """Everything described since the last call, as one trace; after it the recorder is empty."""
         batches, self._batches = self._batches, []
         names = set.intersection(*(set(batch) for batch in batches)) if batches else set()
         if not names:
@@ -119,7 +119,7 @@ class TraceRecorder:
         )
 
     def _tokens_seen(self) -> int:
-        """Tokens of all rows, padding included, that ran since the last batch was described."""
+        """Tokens of all rows, padding included, that ran since a batch was last described."""
         return sum(piece["experts"].shape[1] for piece in self._passes)
 
     def _rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

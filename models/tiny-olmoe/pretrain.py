@@ -3,14 +3,12 @@
     python models/tiny-olmoe/pretrain.py --output_dir models/tiny-olmoe --work_dir results/tiny-olmoe
 
 An interrupted run goes on from the last checkpoint in the work folder. Routers are balanced over each batch,
-as those of
-large models are, so that their routing is no more local than theirs.
+as those of large models are, so that their routing is no more local than theirs.
 """
 
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,6 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dwellmoe.data.examples import load_examples
 from dwellmoe.data.task import load_task
@@ -82,7 +78,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def pack(texts: list[str], tokenizer: PreTrainedTokenizerFast, seed: int) -> Dataset:
-    """Shuffled texts, each closed by the end token, cut into rows of ROW_TOKENS."""
+    """Shuffled texts, an end token after each, cut into rows of ROW_TOKENS."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     encoded = tokenizer([texts[i] for i in order], add_special_tokens=False)["input_ids"]
     stream = [token for ids in encoded for token in [*ids, tokenizer.eos_token_id]]
@@ -179,11 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--work_dir", type=Path, default=Path("results/tiny-olmoe"))
-    parser.add_argument("--num_train_epochs", type=float, default=1.0)
-    parser.add_argument("--max_steps", type=int, default=-1)
-    parser.add_argument("--seed", type=int, default=0)
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--output_dir", type=Path, default=here, help="folder of the model [this one]")
+    parser.add_argument("--work_dir", type=Path, default=Path("results/tiny-olmoe"), help="its checkpoints")
+    parser.add_argument("--num_train_epochs", type=float, default=1.0, help="passes over the text [1]")
+    parser.add_argument("--max_steps", type=int, default=-1, help="optimizer steps; -1: all of the epochs")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout [0]")
     args = parser.parse_args()
     set_seed(args.seed)
     train_texts = texts_of("train")

@@ -9,9 +9,7 @@ the one in checksum.json.
 import argparse
 import json
 import math
-import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
 from dwellmoe.data.download import file_sha256
 from dwellmoe.data.download_cache import digest
 from dwellmoe.errors import UserError, run_command
+from dwellmoe.files import replacing_path
 from moe_activations import TwinStream
 from moe_distil import distil
 from moe_files import load_block, load_numbers, save_block, save_numbers
@@ -36,18 +32,19 @@ from moe_router_fit import contribution_norms, fit_router, recall
 from moe_source import HELD_OUT_SETS, ROW_TOKENS, healing_rows, held_out_rows, unpack_dense
 from moe_split import MoeShape, deal_neurons, fill_block, neuron_strength, new_moe
 
-CHECKSUM = HERE / "checksum.json"
+CHECKSUM = Path(__file__).resolve().parent / "checksum.json"
 NUMBERS = "build_numbers.json"
 CLUSTERED_TOKENS = 4096
 CHECK_ROWS = 8
-"""Of the healing rows: not healed on, the block's error is measured there."""
+"""The last of the healing rows: blocks are not healed on them, their errors are measured there."""
 
 
 class Build:
-    """The stages over one work folder; what a stage finished is kept there and not done again."""
+    """The stages of a build; what a stage has finished is kept in the work folder and not done again."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.shape = args, MoeShape(args.num_experts, args.top_k, args.shared_neurons)
+        self.args = args
+        self.shape = MoeShape(args.num_experts, args.top_k, args.shared_neurons)
         self.work = args.work_dir / digest(settings_of(args))
         fresh = {"settings": settings_of(args), "seconds": {}, "perplexity": {}, "blocks": {}}
         self.numbers = load_numbers(self.work / "numbers.json", fresh)
@@ -143,19 +140,16 @@ class Build:
 
     def save(self, moe: Any) -> None:
         """Writes the finished model and measures what was written."""
-        folder = self.args.output_dir
-        beside = folder.with_name(folder.name + ".partial")
-        moe.set_experts_implementation("grouped_mm")
-        moe.to(dtype=torch.bfloat16).save_pretrained(beside)
-        self.tokenizer.save_pretrained(beside)
-        written = AutoModelForCausalLM.from_pretrained(beside, dtype=torch.float32).eval()
-        self.measure("built", written)
-        self.measure_without_routing(written)
-        self.numbers["sha256"] = file_sha256(beside / "model.safetensors")
-        self.keep()
-        shutil.copy(self.work / "numbers.json", beside / NUMBERS)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        with replacing_path(self.args.output_dir) as folder:
+            moe.set_experts_implementation("grouped_mm")
+            moe.to(dtype=torch.bfloat16).save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            self.measure("built", written)
+            self.measure_without_routing(written)
+            self.numbers["sha256"] = file_sha256(folder / "model.safetensors")
+            self.keep()
+            shutil.copy(self.work / "numbers.json", folder / NUMBERS)
 
     def measure_without_routing(self, moe: Any) -> None:
         """How much the routed experts matter: none of them, or random ones."""
@@ -181,7 +175,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """What the result depends on, beside the machine."""
+    """The options that the result depends on."""
     return {name: value for name, value in vars(args).items() if name not in ("output_dir", "work_dir")}
 
 
@@ -200,7 +194,7 @@ def perplexity(model: Any, rows: Tensor) -> float:
 
 
 def compare(numbers: dict, recorded: dict) -> None:
-    """Says whether the result is the recorded one, where its settings are the recorded ones."""
+    """Prints whether the result is the recorded one, if its settings are the recorded ones."""
     if numbers["settings"] != recorded["settings"]:
         print(f"checksum: {numbers['sha256']} (none is recorded for these settings)")
     elif numbers["sha256"] == recorded["sha256"]:
@@ -214,19 +208,20 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output_dir", type=Path, default=Path(".cache/smollm2-moe"))
-    parser.add_argument("--work_dir", type=Path, default=Path(".cache/smollm2-moe-build"))
-    parser.add_argument("--threads", type=int, default=1, help="part of what the checksum holds for")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_experts", type=int, default=40)
-    parser.add_argument("--top_k", type=int, default=6)
-    parser.add_argument("--shared_neurons", type=int, default=896)
-    parser.add_argument("--heal_rows", type=int, default=96, help=f"rows of {ROW_TOKENS} tokens")
-    parser.add_argument("--heal_epochs", type=int, default=1)
-    parser.add_argument("--heal_rate", type=float, default=2e-3)
-    parser.add_argument("--distil_rows", type=int, default=192)
-    parser.add_argument("--distil_rate", type=float, default=6e-4)
-    parser.add_argument("--held_out_rows", type=int, default=8, help="of each held-out data set")
+    add, rows = parser.add_argument, f"rows of {ROW_TOKENS} tokens"
+    add("--output_dir", type=Path, default=Path(".cache/smollm2-moe"), help="folder of the finished model")
+    add("--work_dir", type=Path, default=Path(".cache/smollm2-moe-build"), help="what each stage finished")
+    add("--threads", type=int, default=1, help="of the processor; the checksum holds for the recorded number")
+    add("--seed", type=int, default=0, help="of clusters, text order and batches")
+    add("--num_experts", type=int, default=40, help="routed experts a layer")
+    add("--top_k", type=int, default=6, help="experts chosen for a token")
+    add("--shared_neurons", type=int, default=896, help="neurons of a layer's shared expert")
+    add("--heal_rows", type=int, default=96, help=f"{rows} that each block is fitted to")
+    add("--heal_epochs", type=int, default=1, help="passes over them by gradient")
+    add("--heal_rate", type=float, default=2e-3, help="learning rate of these passes")
+    add("--distil_rows", type=int, default=192, help=f"{rows} that the whole model is trained on at the end")
+    add("--distil_rate", type=float, default=6e-4, help="learning rate of that training")
+    add("--held_out_rows", type=int, default=8, help=f"{rows} of each held-out data set that are measured")
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
-"""Knows what a MoE block reads and ought to give, one layer at a time; changes no weight.
+"""What a MoE block reads and what it should give, one layer after the other.
 
 Two passes of the same text run side by side, one through the dense model, one through the MoE as far as it is
-made. A block is asked for what brings its own model's hidden states to the dense one's: its dense block's
-output, and what the blocks before it got wrong.
+made. A block should give what brings its own model's hidden states to the dense one's: its dense block's
+output, and the errors of the blocks before it.
 
 Letters: R rows of text, S tokens of a row, T = R * S tokens, D hidden size.
 """
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_files import write_beside
+from dwellmoe.files import replacing_path
 
 ROWS_AT_ONCE = 8
 
@@ -46,11 +46,14 @@ class TwinStream:
         """Keeps the states and the number of the next layer in a file."""
         states = {"dense": self.dense_RSD, "moe": self.moe_RSD.clone()}
         metadata = {"layer": str(self.layer)}
-        write_beside(path, lambda beside: save_file(states, beside, metadata))
+        with replacing_path(path) as beside:
+            save_file(states, beside, metadata)
 
     def advance(self, make: Callable[[Tensor, Tensor], Any]) -> None:
-        """PassIndex one layer: `make` is told what the layer's MoE block reads and what it ought to give, both
-        [T, D] in float32, and has the block ready when it returns.
+        """Moves both passes through one layer.
+
+        `make` gets what the layer's MoE block reads and what it should give, both [T, D] in float32; when it
+        returns, the block must be ready.
         """
         dense_layer, layer = (each.model.layers[self.layer] for each in (self.dense, self.moe))
         dense_RSD = self._in_parts(self._whole_layer, dense_layer, self.dense_RSD)

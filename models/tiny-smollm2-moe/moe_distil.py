@@ -1,4 +1,4 @@
-"""Knows how the whole MoE is trained towards the dense model's next-token distribution; no earlier stage.
+"""The last stage: the whole MoE is trained towards the dense model's next-token distribution.
 
 Letters: T tokens, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Knows how one MoE block is brought back to its dense block's output; knows no other block and no text.
+"""One MoE block is brought back to its dense block's output.
 
 First the down projections in closed form, all at once, since the output is linear in them; then every weight
 of the block by gradient. Both weigh a token by its own output, so that the few tokens with outputs a thousand

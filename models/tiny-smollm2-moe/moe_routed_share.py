@@ -1,4 +1,4 @@
-"""Knows how to run a MoE without its routed experts, or with random ones: what that costs is their worth.
+"""Runs a MoE without its routed experts or with random ones, to measure how much they matter.
 
 Letters: T tokens, E routed experts, K chosen experts a token.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""What a router gives (logits [T, E], weights [T, K], indices [T, K]), and what is taken instead."""
+"""From a router's output (logits [T, E], weights [T, K], indices [T, K]) to what takes its place."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Knows how a router learns, in closed form, which experts a token needs; does not train it further.
+"""Fits a router in closed form to which experts contribute most to a token.
 
 Letters: T tokens, D hidden size, E routed experts, M neurons of one of them, K chosen experts.
 """
@@ -31,8 +31,8 @@ def expert_neurons(experts: Any, x_TD: Tensor) -> Tensor:
 def fit_router(x_TD: Tensor, norms_TE: Tensor) -> Tensor:
     """[E, D]: router weights whose logits regress the log of each expert's contribution norm.
 
-    Ridge regression; of the log norms only what tells a token's experts apart is asked for, so that softmax
-    gives each expert the share of the norms that it is expected to have.
+    Ridge regression on the log norms less their mean over a token's experts, so that softmax gives each
+    expert the share of the norms that it is expected to have.
     """
     logs_TE = norms_TE.clamp(min=1e-12).log()
     return ridge(x_TD, logs_TE - logs_TE.mean(1, keepdim=True)).T

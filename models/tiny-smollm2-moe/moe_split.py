@@ -1,4 +1,4 @@
-"""Knows how a dense Llama becomes a Qwen2-MoE that computes the same: which neuron goes to which expert.
+"""A dense Llama as a Qwen2-MoE that computes the same: which neuron goes to which expert.
 
 Qwen2-MoE without biases is Llama but for its feed-forward block: a shared expert behind a sigmoid gate, and
 routed experts weighted by the router's raw softmax. At zero gate and router the sigmoid is 1/2 and the
@@ -48,7 +48,7 @@ def new_moe(dense: LlamaForCausalLM, shape: MoeShape) -> Qwen2MoeForCausalLM:
 
 
 def moe_config(dense: LlamaConfig, shape: MoeShape) -> Qwen2MoeConfig:
-    """Raises UserError for a Llama with biases, which Qwen2-MoE has not."""
+    """Raises UserError for a Llama with biases, which Qwen2-MoE lacks."""
     if dense.attention_bias or dense.mlp_bias:
         raise UserError("a Llama with biases cannot be written as a Qwen2-MoE")
     kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

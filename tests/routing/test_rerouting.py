@@ -68,7 +68,7 @@ def test_every_family_can_be_rerouted(family):
 def test_a_router_of_another_kind_is_named(family):
     model = model_of(family)
     with pytest.raises(
-        UserError, match=r"do not know how router 'model.layers.\d.mlp.(gate|router)' makes weights"
+        UserError, match=r"no rule explains how router 'model.layers.\d.mlp.(gate|router)' makes weights"
     ):
         score_rules(model, find_moe_layers(model))
 
@@ -109,7 +109,7 @@ def test_with_everything_resident_and_no_bonus_the_model_is_itself(family, tmp_p
     for spec in (every | no_bonus | {"mocce": "mocce:strength=0", "max_rank": "max_rank:within=2"}).values():
         strategy = virtual(model, spec, capacity=8, reroute_prefill=True, prefill_handoff="shared")
         for layer in find_moe_layers(model):
-            strategy.split.cache.request(layer.index, range(8))
+            strategy.cache.decode_cache.request(layer.index, range(8))
         described(strategy)
         found = run(model, strategy)[0].logits
         eager = spec.startswith("odp")  # it needs attention weights, and so another implementation
@@ -188,7 +188,7 @@ def test_rows_of_a_decode_step_choose_by_the_same_residency():
     strategy = virtual(model, "constant:share=5,tau=1", capacity=4)
     strategy.describe([0, 1], np.ones((2, 6)), np.zeros((2, 6)))
     _, seen = run(model, strategy, TOKENS_BT[:, :6])
-    before = [strategy.split.cache.resident(layer.index) for layer in layers]
+    before = [strategy.cache.decode_cache.resident(layer.index) for layer in layers]
     _, seen = run(model, strategy, TOKENS_BT[:, 6:7])
     alone = Rerouter(model, layers, "constant:share=5,tau=1")
     for output, plain, resident_E in zip(seen, run(model, None, TOKENS_BT[:, 6:7])[1], before, strict=True):

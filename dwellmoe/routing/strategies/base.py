@@ -1,11 +1,10 @@
-"""Knows what a routing strategy is and the ways of taking experts from a ranking; knows no strategy.
+"""The contract of routing strategies, `RoutingStrategy`, and how experts are taken from a ranking.
 
-A strategy is a frozen dataclass of its options in `strategies/<name>.py`, exported as `strategy`. Its
-`choose(seen) -> indices_TK` is a pure function of a `RoutingContext`: distinct experts a row, in any order, -1 for
-a slot that is left empty; never an expert that the router may not choose while it may choose another. Weights
-are not its business: they are made from the router's original scores (`routing/router_scores.py`).
+A strategy is a frozen dataclass whose keyword-only fields are its options, in `strategies/<name>.py` under
+the name `strategy` or registered from a user's file. Its choice needs no weights: they are made from the
+router's original scores (`routing/router_scores.py`).
 
-Letters: T rows (tokens that choose at the same moment), E experts, K chosen experts a token.
+Letters: T rows (tokens that choose together), E experts, K chosen experts a token.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import numpy as np
 from dwellmoe.errors import UserError
 
 NEVER = 1 << 30
-"""Lag of an expert that was not used yet."""
+"""Lag of an expert that was never used."""
 EMPTY = -1
 
 
@@ -30,7 +29,7 @@ class RoutingContext(NamedTuple):
     own_TK: np.ndarray
     """int: the router's own choice, best rank first."""
     resident_E: np.ndarray
-    """bool: who was in memory before these rows."""
+    """bool: the experts that were in memory before these rows."""
     lag_E: np.ndarray
     """int: token steps since the last use in this layer, 1 for the step before; NEVER."""
     uses_E: np.ndarray
@@ -41,7 +40,7 @@ class RoutingContext(NamedTuple):
     step: int
     """Token steps of this layer so far: a seed for strategies that draw."""
     importance_T: np.ndarray | None = None
-    """float: of prompt tokens, where somebody knows it (`odp`)."""
+    """float: importance of prompt tokens, only for a strategy with `WANTS_IMPORTANCE`."""
 
     @property
     def top_k(self) -> int:
@@ -49,29 +48,34 @@ class RoutingContext(NamedTuple):
 
 
 class RoutingStrategy(Protocol):
-    """See the module's first lines."""
+    """A pure function of what a router and a cache give to the experts that run."""
 
-    def choose(self, seen: RoutingContext) -> np.ndarray: ...
+    def choose(self, context: RoutingContext) -> np.ndarray:
+        """int [T, K]: distinct experts a row, in any order; -1 is a slot that is left empty.
+
+        Never an expert that the router may not choose, as long as it may choose another.
+        """
+        ...
 
 
-def in_rows(places_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An index of these places of each row: take_along_axis takes more than twice as long on one row,
-    and that is how tokens are taken.
+def in_rows(columns_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An index of these columns of each row. Tokens come one row at a time, on which `take_along_axis` takes
+    more than twice as long.
     """
-    return np.arange(len(places_TK))[:, None], places_TK
+    return np.arange(len(columns_TK))[:, None], columns_TK
 
 
 def ranking(claim_TE: np.ndarray, own_TK: np.ndarray) -> np.ndarray:
     """All experts, largest claim first, int [T, E]; ties go to the router's own choice, in its order."""
-    place_TE = np.full(claim_TE.shape, own_TK.shape[1])
-    place_TE[in_rows(own_TK)] = np.arange(own_TK.shape[1])
-    return np.lexsort((place_TE, -claim_TE), axis=-1)
+    tie_TE = np.full(claim_TE.shape, own_TK.shape[1])
+    tie_TE[in_rows(own_TK)] = np.arange(own_TK.shape[1])
+    return np.lexsort((tie_TE, -claim_TE), axis=-1)
 
 
-def front(order_TE: np.ndarray, preferred_TE: np.ndarray, places: int) -> np.ndarray:
-    """The first `places` of a ranking in which the preferred (bool by expert) go before all others."""
-    liked_TE = preferred_TE[in_rows(order_TE)]
-    moved_TE = np.argsort(~liked_TE, axis=1, kind="stable")[:, :places]
+def front(order_TE: np.ndarray, preferred_TE: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` of a ranking in which the preferred (bool by expert) go before all others."""
+    ranked_TE = preferred_TE[in_rows(order_TE)]
+    moved_TE = np.argsort(~ranked_TE, axis=1, kind="stable")[:, :count]
     return order_TE[in_rows(moved_TE)]
 
 
@@ -88,9 +92,9 @@ def first_of(order_TE: np.ndarray, count: int, experts: int = 0) -> np.ndarray:
     return among_TE
 
 
-def allowed(seen: RoutingContext) -> np.ndarray:
+def allowed(context: RoutingContext) -> np.ndarray:
     """bool [T, E]: residents that the router may choose."""
-    return seen.resident_E & np.isfinite(seen.rank_TE)
+    return context.resident_E & np.isfinite(context.rank_TE)
 
 
 def check(name: str, option: str, value: float, holds: Callable[[float], bool], rule: str) -> None:

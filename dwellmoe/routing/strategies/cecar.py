@@ -15,8 +15,8 @@ class Cecar(ResidentBonus):
     The prediction is the lag: an expert used n steps ago is expected n steps ahead.
     """
 
-    def alpha(self, seen: RoutingContext) -> np.ndarray:
-        distance_E = np.where(seen.resident_E, seen.lag_E, 0).astype(np.float64)
+    def alpha(self, context: RoutingContext) -> np.ndarray:
+        distance_E = np.where(context.resident_E, context.lag_E, 0).astype(np.float64)
         return 1 - distance_E / (distance_E.max() + 1e-5)
 
 

@@ -14,8 +14,8 @@ class Constant(ResidentBonus):
 
     share: float = 0.5
 
-    def alpha(self, seen: RoutingContext) -> np.ndarray:
-        return np.full(seen.rank_TE.shape[1], self.share)
+    def alpha(self, context: RoutingContext) -> np.ndarray:
+        return np.full(context.rank_TE.shape[1], self.share)
 
 
 strategy = Constant

@@ -1,4 +1,4 @@
-"""DES: a token whose weights fall off steeply runs fewer experts; knows nothing of residency."""
+"""DES: a token whose weights fall off steeply runs fewer experts, whatever is resident."""
 
 import functools
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ read_thresholds = functools.cache(Thresholds.load)
 class Des:
     """With w_1 >= ... >= w_K keeps the first j above K/2 with w_j / w_{j+1} > threshold, else K.
 
-    thresholds  file of the medians a layer, made by `simulate.py calibrate`
+    thresholds  file of the medians a layer, made by `dwellmoe simulate calibrate`
     """
 
     thresholds: str = ""
@@ -25,29 +25,29 @@ class Des:
         if not self.thresholds:
             name = type(self).__name__.lower()
             raise UserError(
-                f"routing strategy '{name}' needs {name}:thresholds=FILE, made by simulate.py calibrate"
+                f"routing strategy '{name}' needs {name}:thresholds=FILE, made by dwellmoe simulate calibrate"
             )
         read_thresholds(self.thresholds)
 
-    def choose(self, seen: RoutingContext) -> np.ndarray:
-        weights_TK = seen.score_TE[in_rows(seen.own_TK)]
+    def choose(self, context: RoutingContext) -> np.ndarray:
+        weights_TK = context.score_TE[in_rows(context.own_TK)]
         order = in_rows(np.argsort(-weights_TK, axis=1, kind="stable"))
-        counts_T = kept_counts(weights_TK[order], self._medians(seen))
-        counts_T = np.where(self._spared(seen), seen.top_k, counts_T)
-        return emptied(seen.own_TK[order], np.arange(seen.top_k) < counts_T[:, None])
+        counts_T = kept_counts(weights_TK[order], self._medians(context))
+        counts_T = np.where(self._spared(context), context.top_k, counts_T)
+        return emptied(context.own_TK[order], np.arange(context.top_k) < counts_T[:, None])
 
-    def _medians(self, seen: RoutingContext):
+    def _medians(self, context: RoutingContext):
         found = read_thresholds(self.thresholds)
-        if found.top_k != seen.top_k or seen.layer >= len(found.median_LN):
+        if found.top_k != context.top_k or context.layer >= len(found.median_LN):
             raise UserError(
                 f"thresholds '{self.thresholds}' are for {len(found.median_LN)} layers that choose "
-                f"{found.top_k}: this model's choose {seen.top_k}"
+                f"{found.top_k} experts: layer {context.layer} of this model chooses {context.top_k}"
             )
-        return found.median_LN[seen.layer]
+        return found.median_LN[context.layer]
 
-    def _spared(self, seen: RoutingContext) -> np.ndarray:
+    def _spared(self, context: RoutingContext) -> np.ndarray:
         """bool [T]: rows that keep all their experts."""
-        return np.zeros(len(seen.own_TK), np.bool_)
+        return np.zeros(len(context.own_TK), np.bool_)
 
 
 strategy = Des

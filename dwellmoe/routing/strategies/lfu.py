@@ -12,8 +12,8 @@ from dwellmoe.routing.strategies.bonus import ResidentBonus
 class Lfu(ResidentBonus):
     """alpha_e = uses / most uses of a resident."""
 
-    def alpha(self, seen: RoutingContext) -> np.ndarray:
-        uses_E = np.where(seen.resident_E, seen.uses_E, 0)
+    def alpha(self, context: RoutingContext) -> np.ndarray:
+        uses_E = np.where(context.resident_E, context.uses_E, 0)
         return uses_E / max(uses_E.max(), 1)
 
 

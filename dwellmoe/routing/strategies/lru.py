@@ -1,4 +1,4 @@
-"""A bonus for residents by how late they were used."""
+"""A bonus for residents by how recently they were used."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from dwellmoe.routing.strategies.bonus import ResidentBonus
 class Lru(ResidentBonus):
     """alpha_e = last use / latest last use of a resident, counted in token steps of the layer."""
 
-    def alpha(self, seen: RoutingContext) -> np.ndarray:
-        last_E = np.where(seen.resident_E, np.maximum(seen.step + 1 - seen.lag_E, 0), 0)
+    def alpha(self, context: RoutingContext) -> np.ndarray:
+        last_E = np.where(context.resident_E, np.maximum(context.step + 1 - context.lag_E, 0), 0)
         return last_E / max(last_E.max(), 1)
 
 

@@ -21,10 +21,10 @@ class Mocce:
         check("mocce", "strength", self.strength, lambda v: v >= 0, "at least 0")
         check("mocce", "always", self.always, lambda v: v >= 0, "at least 0")
 
-    def choose(self, seen: RoutingContext) -> np.ndarray:
-        best_TE = first_of(ranking(seen.rank_TE, seen.own_TK), self.always)
-        claim_TE = seen.rank_TE + self.strength * seen.spread * (seen.resident_E | best_TE)
-        return ranking(claim_TE, seen.own_TK)[:, : seen.top_k]
+    def choose(self, context: RoutingContext) -> np.ndarray:
+        best_TE = first_of(ranking(context.rank_TE, context.own_TK), self.always)
+        claim_TE = context.rank_TE + self.strength * context.spread * (context.resident_E | best_TE)
+        return ranking(claim_TE, context.own_TK)[:, : context.top_k]
 
 
 strategy = Mocce

@@ -11,8 +11,8 @@ from dwellmoe.routing.strategies.base import RoutingContext
 class Own:
     """What the router chose."""
 
-    def choose(self, seen: RoutingContext) -> np.ndarray:
-        return seen.own_TK
+    def choose(self, context: RoutingContext) -> np.ndarray:
+        return context.own_TK
 
 
 strategy = Own

@@ -23,11 +23,11 @@ class Odp(Des):
         super().__post_init__()
         check("odp", "protect", self.protect, lambda v: 0 <= v <= 1, "between 0 and 1")
 
-    def _spared(self, seen: RoutingContext) -> np.ndarray:
-        spared_T = np.zeros(len(seen.own_TK), np.bool_)
-        if seen.importance_T is not None:
+    def _spared(self, context: RoutingContext) -> np.ndarray:
+        spared_T = np.zeros(len(context.own_TK), np.bool_)
+        if context.importance_T is not None:
             count = int(np.ceil(self.protect * len(spared_T)))
-            spared_T[np.argsort(-seen.importance_T, kind="stable")[:count]] = True
+            spared_T[np.argsort(-context.importance_T, kind="stable")[:count]] = True
         return spared_T
 
 

@@ -14,8 +14,8 @@ class Random(ResidentBonus):
 
     seed: int = 0
 
-    def alpha(self, seen: RoutingContext) -> np.ndarray:
-        return np.random.default_rng((self.seed, seen.layer, seen.step)).random(seen.rank_TE.shape)
+    def alpha(self, context: RoutingContext) -> np.ndarray:
+        return np.random.default_rng((self.seed, context.layer, context.step)).random(context.rank_TE.shape)
 
 
 strategy = Random
