@@ -4,7 +4,7 @@
 
 All other options are those of inference.py; without an adapter (`--use_lora False`) training has no points.
 With `--control_path` what is not trained for locality is the control, which saw the same data, not the base.
-Reference text only: the same tokens for all, one pass a measurement, decode counted in a virtual cache.
+Reference text only: the same tokens for all, one pass a measurement, decode counted in a simulated cache.
 """
 
 import argparse
@@ -17,18 +17,16 @@ sys.path.insert(0, str(ROOT))
 
 from dwellmoe.data.task import load_task
 from dwellmoe.errors import UserError, run_command
-from dwellmoe.evaluation.evaluated_model import EvaluatedModel
+from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel, ReroutingSettings
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import Options
 from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.report.cache_rows import rerouting_row
 from dwellmoe.evaluation.report.comparison import perplexity_ratio, switch_rate_ratio
-from dwellmoe.evaluation.report.folder import write_json
-from dwellmoe.evaluation.report.rerouting_rows import rerouting_row
-from dwellmoe.evaluation.requests import load_requests
-from dwellmoe.evaluation.rerouting_settings import NONE, ReroutingSettings
-from dwellmoe.evaluation.sample_spec import sample_spec_of
+from dwellmoe.evaluation.report.output import write_json
+from dwellmoe.evaluation.requests import load_requests, sample_spec_of
 from dwellmoe.loading import BASE, active_variant, quiet
-from dwellmoe.plots import methods as methods
+from dwellmoe.plots import methods
 from dwellmoe.plots.style import save
 from inference import parse
 from model_loader import load_evaluated_model
@@ -47,10 +45,10 @@ STRATEGIES = (
 def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> Iterator[ReroutingSettings]:
     """Every policy without re-routing, and every strategy under the first of them."""
     for budget in budgets:
-        pairs = [(NONE, policy) for policy in policies] + [(each, policies[0]) for each in strategies]
-        yield from (
-            ReroutingSettings(strategy, budget, policy, "recent:tokens=8") for strategy, policy in pairs
-        )
+        pairs = [(NO_REROUTING, policy) for policy in policies]
+        pairs += [(strategy, policies[0]) for strategy in strategies]
+        for strategy, policy in pairs:
+            yield ReroutingSettings(strategy, budget, policy, prefill_handoff="recent:tokens=8")
 
 
 def load_work(options: Options, evaluated: EvaluatedModel) -> Workload:
@@ -63,32 +61,41 @@ def load_work(options: Options, evaluated: EvaluatedModel) -> Workload:
 def point(
     evaluated: EvaluatedModel,
     variant: str,
-    setup: ReroutingSettings,
+    rerouting: ReroutingSettings,
     found: Measured,
     base: Measured,
     resamples: int,
 ) -> dict:
-    """One point of the figure: which method, what it bought and what it cost."""
-    rerouted = setup.strategy != NONE
-    method = methods.METHODS[2 * (variant == TUNED) + rerouted]
-    row = rerouting_row(found, base, "teacher_forced", evaluated.expert_bytes, resamples)
-    row |= switch_rate_ratio(found, base, resamples) | perplexity_ratio(found, base, resamples)
-    about = {"method": method, "name": setup.strategy if rerouted else setup.policy, "variant": variant}
-    about |= {"budget_percent": float(setup.budget.removesuffix("%")), "strategy": setup.strategy}
-    return about | setup.fields(evaluated) | row
+    """One point of the figure: the method, what it gained and what it cost."""
+    rerouted = rerouting.strategy != NO_REROUTING
+    return {
+        "method": methods.METHODS[2 * (variant == TUNED) + rerouted],
+        "name": rerouting.strategy if rerouted else rerouting.policy,
+        "variant": variant,
+        "budget_percent": float(rerouting.budget.removesuffix("%")),
+        "strategy": rerouting.strategy,
+        **rerouting.fields(evaluated),
+        **rerouting_row(found, base, "teacher_forced", evaluated.expert_bytes, resamples).as_dict(),
+        **switch_rate_ratio(found, base, resamples).as_dict("switch_rate_ratio"),
+        **perplexity_ratio(found, base, resamples).as_dict("perplexity_ratio"),
+    }
 
 
 def run(options: Options, evaluated: EvaluatedModel, *levels: list[str]) -> list[dict]:
     """All points, each printed as soon as it is measured."""
-    work, points, bases = load_work(options, evaluated), [], {}
+    work = load_work(options, evaluated)
+    points: list[dict] = []
+    bases: dict[str, Measured] = {}
     names = list(options.adapters)
     for variant in names if CONTROL in names else (BASE, *names):
-        for setup in setups(*levels):
+        for rerouting in setups(*levels):
+            title = f"{variant} {rerouting.strategy} {rerouting.policy}"
             with active_variant(evaluated.model, variant):
-                found = measure(evaluated, work, Ranks(), f"{variant} {setup.strategy} {setup.policy}", setup)
+                found = measure(evaluated, work, Ranks(), title, rerouting)
             assert found is not None, "there is one rank"
-            base = bases.setdefault(setup.budget, found)
-            points.append(point(evaluated, variant, setup, found, base, options.evaluation.bootstrap_samples))
+            base = bases.setdefault(rerouting.budget, found)
+            resamples = options.evaluation.bootstrap_samples
+            points.append(point(evaluated, variant, rerouting, found, base, resamples))
             print(line(points[-1]), flush=True)
     return points
 
@@ -109,9 +116,7 @@ def _between(row: dict) -> str:
 
 
 def at_equal_quality(points: list[dict], most: float) -> list[str]:
-    """Of each budget and method the point that misses least among those of at most `most` times the
-    perplexity.
-    """
+    """For each budget and method the point with the fewest misses at up to `most` times the perplexity."""
     best: dict[tuple[float, str], dict] = {}
     for point in sorted(points, key=lambda point: point["misses_ratio"]):
         if point["perplexity_ratio"] <= most:
@@ -126,7 +131,12 @@ def main() -> None:
     )
     parser.add_argument("--json", required=True, type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--most_perplexity", type=float, default=1.02, help="at which methods are compared")
+    parser.add_argument(
+        "--most_perplexity",
+        type=float,
+        default=1.02,
+        help="perplexity ratio up to which methods are compared",
+    )
     parser.add_argument("--budgets", nargs="+", default=["12.5%", "25%", "50%"])
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="POLICY")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="STRATEGY")
@@ -138,7 +148,7 @@ def main() -> None:
     evaluated = load_evaluated_model(options)
     levels = {name: getattr(arguments, name) for name in ("budgets", "policies", "strategies")}
     points = run(options, evaluated, *levels.values())
-    print(f"least misses at up to {arguments.most_perplexity:g}x the perplexity:")
+    print(f"fewest misses at up to {arguments.most_perplexity:g}x the perplexity:")
     print(*at_equal_quality(points, arguments.most_perplexity), sep="\n", flush=True)
     settings = options.fields() | {"levels": levels}
     report = {"schema_version": 1, "command": "methods", "settings": settings, "points": points}

@@ -32,7 +32,7 @@ def test_without_lora_only_the_base_is_reported(workspace):
         ({"lora_save_path": "{}/tuned/checkpoint-99"}, "choose from .*checkpoint-10"),
         (
             {"device_profile": "abacus.toml"},
-            "no device profile at 'abacus.toml': choose from configs/devices/",
+            "--device_profile abacus.toml: .*choose from configs/devices/",
         ),
         ({"policies": "lru,nearest"}, "unknown policy 'nearest': choose from"),
         ({"split": "exam"}, "--split exam: choose from "),

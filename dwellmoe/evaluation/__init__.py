@@ -1,1 +1,1 @@
-"""Measures what training bought: quality, locality and cache hits of several adapters on one loaded model."""
+"""Measures quality, routing locality and cache hits of several adapters on one loaded model."""

@@ -1,6 +1,6 @@
-"""Knows how CECAR's commands name their options and says the same in ours; reads no setting.
+"""Translates command lines of CECAR into the options of this project.
 
-Nothing given is dropped in silence: what has no counterpart is told in a line or refused.
+Nothing given is dropped in silence: an option without a counterpart is named in a warning, or refused.
 """
 
 import sys
@@ -31,31 +31,29 @@ MODES = ("none", "des", "odp")
 BONUSES = {name: name for name in ("cecar", "mocce", "none", "random", "constant", "lfu", "lru")} | {
     "const": "constant"
 }
-_OF_BONUS = {"topk_threshold": "tau", "margin_topk_idx": "m"}
+_BONUS_FIELDS = {"topk_threshold": "tau", "margin_topk_idx": "m"}
 BONUS_OPTIONS: dict[str, dict[str, str]] = {
     "mocce": {"lambda_cache": "strength", "top_J": "always"},
-    **dict.fromkeys(("cecar", "random", "constant", "lfu", "lru"), _OF_BONUS),
+    **dict.fromkeys(("cecar", "random", "constant", "lfu", "lru"), _BONUS_FIELDS),
 }
-"""Strategy -> CECAR's option beside it -> its name inside ours (`mocce:strength=0.2`)."""
+"""Strategy -> CECAR's option for it -> our option of the strategy (`mocce:strength=0.2`)."""
 ROUTING = ("mode", "bonus_strategy", "bonus", "lambda_cache", "top_J", "topk_threshold", "margin_topk_idx")
-_WHOLE, _SPEC = (
-    "a checkpoint is read as published",
-    "it goes with the name, as in --decode_policy ml_cecar:...",
-)
+_CHECKPOINT = "a checkpoint is read as published"
+_SPEC = "give it with the name, as in --decode_policy ml_cecar:..."
 NEEDLESS = {
-    **dict.fromkeys(("expert_path", "shared_expert_path", "non_expert_model"), _WHOLE),
+    **dict.fromkeys(("expert_path", "shared_expert_path", "non_expert_model"), _CHECKPOINT),
     **dict.fromkeys(("ffn_model_path", "des_thresholds_path", "mcmoe_threshold_path"), _SPEC),
     "allow_code_execution": "programs always run, in a sandbox",
 }
 FLAGS = {"use_chat_template": "on", "allow_code_execution": ""}
-"""Options that CECAR gives without a value -> the value they then have."""
+"""Options that CECAR takes without a value -> the value they then have."""
 OWN = {*RENAMED, *ROUTING, *NEEDLESS} - {"mode"}
 
 
-def in_our_names(arguments: Sequence[str]) -> list[str]:
-    """The command line with CECAR's options replaced by ours; as it is where it has none of them.
+def translate(arguments: Sequence[str]) -> list[str]:
+    """The command line with CECAR's options replaced by ours; unchanged if it has none of them.
 
-    Raises UserError for a value CECAR has not. Says what has no counterpart on standard error.
+    Raises UserError for a value that CECAR does not know. Options without a counterpart are named in a warning.
     """
     pairs = _pairs(arguments)
     if not {name for name, _ in pairs} & {*OWN, "mode"}:
@@ -88,7 +86,7 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _strategy(given: Mapping[str, str]) -> str:
-    """`--mode`, `--bonus_strategy` and the options beside them as one routing strategy of ours."""
+    """Our routing strategy for `--mode`, `--bonus_strategy` and their options."""
     mode, bonus = given.get("mode", "none"), given.get("bonus_strategy", given.get("bonus", "none"))
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
@@ -99,9 +97,9 @@ def _strategy(given: Mapping[str, str]) -> str:
             f"warning: --mode {mode} takes no bonus: --bonus_strategy {bonus} has no effect", file=sys.stderr
         )
     name = mode if mode != "none" else BONUSES[bonus]
-    places = BONUS_OPTIONS.get(name, {})
+    renamed = BONUS_OPTIONS.get(name, {})
     extra = [key for key in given if key not in ("mode", "bonus_strategy", "bonus")]
-    if stray := [key for key in extra if key not in places]:
-        raise UserError(f"--{stray[0]} belongs to no option of '{name}': leave it out")
-    options = ",".join(f"{places[key]}={given[key]}" for key in extra)
+    if stray := [key for key in extra if key not in renamed]:
+        raise UserError(f"--{stray[0]}: strategy '{name}' has no such option: leave it out")
+    options = ",".join(f"{renamed[key]}={given[key]}" for key in extra)
     return f"{name}:{options}" if options else name

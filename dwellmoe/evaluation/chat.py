@@ -1,4 +1,4 @@
-"""Knows how to talk with a loaded model line by line and what each reply did to a cache; loads nothing.
+"""Chats with a loaded model line by line; each reply shows its routing locality and its cache hits.
 
 Letters: K experts chosen, E routed experts a layer.
 """
@@ -14,7 +14,7 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.recording import Recording, has_pairs
-from dwellmoe.evaluation.report.engine_rows import reply_cost
+from dwellmoe.offload import engine_of
 
 
 class _Printer(TextStreamer):
@@ -22,7 +22,8 @@ class _Printer(TextStreamer):
 
     def __init__(self, tokenizer, out: TextIO) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.out, self.begun = out, False
+        self.out = out
+        self.begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = text if self.begun else text.lstrip()
@@ -37,41 +38,63 @@ def chat(
     out: TextIO = sys.stdout,
     temperature: float = 0.0,
 ) -> None:
-    """Answers each line until they end, or Ctrl-C, word by word; behind a reply stand its decode ECR and LRU
-    hit rate, and what an offloading engine did for it.
+    """Replies to each line, token by token, until the lines end or Ctrl-C is pressed.
 
-    The conversation is the prompt, as the tokenizer's chat template words it (without one: plain lines).
+    After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is one.
+    The whole conversation is the prompt, in the tokenizer's chat template (without one: as plain lines).
     """
-    turns: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
     try:
-        for line in lines:
-            if line.strip():
-                turns.append({"role": "user", "content": line.strip()})
-                prompt, printer = _prompt_ids(evaluated, turns), _Printer(evaluated.tokenizer, out)
-                how = {"temperature": temperature, "streamer": printer}
-                answers, recording = generate(evaluated, [0], [prompt], max_new_tokens, **how)
-                turns.append({"role": "assistant", "content": answers[0].text.strip()})
-                print(f"\n[{what_it_cost(recording)}{reply_cost(evaluated)}]", file=out, flush=True)
+        for line in filter(str.strip, lines):
+            messages.append({"role": "user", "content": line.strip()})
+            generated = generate(
+                evaluated,
+                [0],
+                [_prompt_ids(evaluated, messages)],
+                max_new_tokens,
+                temperature=temperature,
+                streamer=_Printer(evaluated.tokenizer, out),
+            )
+            messages.append({"role": "assistant", "content": generated.answers[0].text.strip()})
+            cost = locality_of_reply(generated.recording) + engine_work(evaluated)
+            print(f"\n[{cost}]", file=out, flush=True)
     except KeyboardInterrupt:
         print("\nchat ended", file=out)
 
 
-def what_it_cost(recording: Recording) -> str:
+def locality_of_reply(recording: Recording) -> str:
     """ECR of a reply's generated tokens, and the hit rate of a cold LRU cache over them."""
     trace = recording.trace
     if not has_pairs(trace, "decode"):
         return "too short for an ECR"
     slots = max(trace.top_k, trace.num_experts // 4)
-    row = replay(trace, "lru", slots, phase="decode")
+    hit_rate = replay(trace, "lru", slots, phase="decode").hit_rate
     ecr = metrics.ecr(trace, "decode").value
     chance = trace.top_k / trace.num_experts
     cache = f"{slots} of {trace.num_experts} experts a layer, cold"
-    return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {row.hit_rate:.3f} ({cache})"
+    return f"ECR {ecr:.3f} (chance {chance:.3f}), LRU hit rate {hit_rate:.3f} ({cache})"
 
 
-def _prompt_ids(evaluated: EvaluatedModel, turns: list[dict[str, str]]) -> list[int]:
+def engine_work(evaluated: EvaluatedModel) -> str:
+    """What the engine did for the last reply; empty where all experts are in memory. Resets its counts."""
+    engine = engine_of(evaluated.model)
+    if engine is None:
+        return ""
+    statistics = engine.statistics
+    first_seconds = sum(statistics.first_token_seconds[-1:])
+    megabytes = (statistics.prefill.disk_bytes + statistics.decode.disk_bytes) / 1e6
+    work = (
+        f"; engine: first token {first_seconds:.2f} s, then {statistics.token_seconds or 0.0:.3f} s a token, "
+        f"{megabytes:.0f} MB read, hit rate {statistics.decode.device_hit_rate:.3f}"
+    )
+    engine.reset_counts()
+    return work
+
+
+def _prompt_ids(evaluated: EvaluatedModel, messages: list[dict[str, str]]) -> list[int]:
     tokenizer = evaluated.tokenizer
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return tokenizer("\n".join(turn["content"] for turn in turns) + "\n")["input_ids"]
+        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return found["input_ids"]
+    return tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]

@@ -1,4 +1,4 @@
-"""Knows how a task's questions are put to a model: plainly or through its chat template; asks nothing."""
+"""Formats the prompts of a task, or of a user, with the model's chat template."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,11 @@ from dwellmoe.data.task import Task
 from dwellmoe.data.tokenised import beginning
 from dwellmoe.errors import UserError
 
-CHOICES = ("auto", "on", "off")
 
+def uses_chat_template(choice: str, task: Task, tokenizer: Any) -> bool:
+    """Whether the chat template is used; `auto`: where the task requests it and the model has one.
 
-def asked_in_chat(choice: str, task: Task, tokenizer: Any) -> bool:
-    """Whether the chat template is used; `auto`: where the task asks for it and the model has one.
-
-    Raises UserError for `on` without a template, or for a mix, whose members are worded apart.
+    Raises UserError for `on` without a template, or with a mix, whose members have prompts of their own.
     """
     if choice == "on" and (not tokenizer.chat_template or task.mix):
         why = f"'{task.name}' is a mix" if task.mix else "the tokenizer has no chat template"
@@ -23,19 +21,19 @@ def asked_in_chat(choice: str, task: Task, tokenizer: Any) -> bool:
 
 
 def chat_task(task: Task) -> Task:
-    """The task in the words it has for a chat, where a reply ends by itself and needs no stop word."""
+    """The task with its prompt and answer for a chat, where a reply ends by itself and needs no stop word."""
     prompt, answer = task.chat_prompt or task.prompt.strip(), task.chat_answer or task.answer.strip()
     return dataclasses.replace(task, prompt=prompt, answer=answer, stop=())
 
 
 def as_message(text: str, tokenizer: Any) -> str:
-    """What the model reads when a user says `text`, ready for its reply; thinking aloud is not asked for."""
-    turns = [{"role": "user", "content": text}]
-    shown = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    """A user's message in the chat template, ready for the reply; without reasoning where that is an option."""
+    messages = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    # Where the tokenizer puts BOS before every text, the template's own would be a second one.
-    return shown.removeprefix(tokenizer.bos_token) if beginning(tokenizer) else shown
+    # Where the tokenizer puts BOS before every text, that of the template would be a second one.
+    return prompt.removeprefix(tokenizer.bos_token) if beginning(tokenizer) else prompt
 
 
 def as_messages(examples: list[Example], tokenizer: Any) -> list[Example]:

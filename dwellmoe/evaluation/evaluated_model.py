@@ -1,4 +1,4 @@
-"""Knows the loaded model that is measured and the size of its parts; does not know its adapters.
+"""The loaded model that is evaluated, the size of its parts, and how its routing is changed.
 
 Letters: L MoE layers, E routed experts a layer.
 """
@@ -9,26 +9,35 @@ from typing import Any
 
 from torch import nn
 
+from dwellmoe.cache.budget import Budget, ModelSizes, budget_of
+from dwellmoe.cache.policies.base import check_live_policy
+from dwellmoe.cache.tiers.prefill_decode import parse_prefill_handoff
+from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import shape_of, unwrap
-from dwellmoe.offload import LiveRerouting
+from dwellmoe.offload import LiveRerouting, engine_of
 from dwellmoe.routing import SimulatedCache
+from dwellmoe.routing.strategies import load_strategy
+
+NO_REROUTING = "none"
+"""The routing strategy that keeps the router's own choice."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model in evaluation mode with its tokenizer and the places of its MoE layers."""
+    """A model in evaluation mode with its tokenizer and its MoE layers."""
 
     model: Any
     tokenizer: Any
     moe_layers: list[MoeLayer]
     name: str
-    virtual: SimulatedCache | LiveRerouting | None = None
-    """Where there is one, it routes: as if only what it holds were in memory, or by what an engine holds."""
+    rerouting: SimulatedCache | LiveRerouting | None = None
+    """Chooses the experts by what a simulated cache, or an engine's, holds. None: the router's own choice."""
 
     @property
     def pad_token_id(self) -> int:
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id
+        end = self.tokenizer.eos_token_id
         return pad if pad is not None else end if end is not None else 0
 
     @property
@@ -40,17 +49,17 @@ class EvaluatedModel:
 
     @cached_property
     def expert_bytes(self) -> tuple[int, ...]:
-        """Bytes of one routed expert a layer, [L], as loaded; adapters are not counted."""
+        """Bytes of one routed expert of each layer, [L], as loaded; adapters are not counted."""
         return tuple(_expert_bytes(self.model, layer) for layer in self.moe_layers)
 
     @cached_property
     def resident_bytes(self) -> int:
         """Bytes of everything but the routed experts: what every token needs and no cache evicts."""
-        every = sum(_bytes(weight) for name, weight in self.model.named_parameters() if not _is_adapter(name))
+        total = sum(_bytes(weight) for name, weight in self.model.named_parameters() if not _is_adapter(name))
         routed = sum(
             size * layer.num_experts for size, layer in zip(self.expert_bytes, self.moe_layers, strict=True)
         )
-        return every - routed
+        return total - routed
 
     def fields(self) -> dict:
         """The model as a report states it."""
@@ -81,3 +90,69 @@ def _bytes(weight: nn.Parameter) -> int:
 
 def _is_adapter(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
+
+
+@dataclass(frozen=True)
+class ReroutingSettings:
+    """A routing strategy, and the cache whose resident experts it prefers: simulated, or that of an engine."""
+
+    strategy: str
+    budget: str
+    policy: str
+    prefill_handoff: str
+    reroute_prefill: bool = False
+
+    def check(self) -> None:
+        """Finds every mistake that can be found before a model is loaded. Raises UserError."""
+        load_strategy(self.strategy)
+        parse_prefill_handoff(self.prefill_handoff)
+        check_live_policy(self.policy, f"--decode_policy {self.policy}")
+
+    def budget_for(self, evaluated: EvaluatedModel) -> Budget:
+        """The size of the decode cache. UserError for one that does not hold the experts of one token."""
+        if engine := engine_of(evaluated.model):
+            return engine.budget
+        first = evaluated.moe_layers[0]
+        sizes = ModelSizes(len(evaluated.moe_layers), first.num_experts, evaluated.expert_bytes)
+        budget = budget_of(sizes, "layer", self.budget)
+        if budget.capacity < first.top_k:
+            raise UserError(
+                f"--expert_budget {self.budget} leaves {budget.capacity} slots a layer: a token needs "
+                f"{first.top_k} of {first.num_experts} experts"
+            )
+        return budget
+
+    def start(self, evaluated: EvaluatedModel) -> SimulatedCache | LiveRerouting:
+        """Re-routing by an empty simulated cache; or, where the model has an engine, by that one's cache."""
+        if engine := engine_of(evaluated.model):
+            return LiveRerouting(
+                evaluated.model,
+                evaluated.moe_layers,
+                engine,
+                self.strategy,
+                reroute_prefill=self.reroute_prefill,
+            )
+        return SimulatedCache(
+            evaluated.model,
+            evaluated.moe_layers,
+            self.strategy,
+            policy=self.policy,
+            capacity=self.budget_for(evaluated).capacity,
+            prefill_handoff=self.prefill_handoff,
+            reroute_prefill=self.reroute_prefill,
+        )
+
+    def fields(self, evaluated: EvaluatedModel) -> dict[str, Any]:
+        """How the cache counts, as a report states it."""
+        return {
+            "scope": "layer",
+            "access": "atomic",
+            "phase": "decode",
+            "start": "warm:prefill",
+            "policy": self.policy,
+            "prefill_handoff": self.prefill_handoff,
+            "reset": "never",
+            "residency": "engine" if engine_of(evaluated.model) else "simulated",
+            **self.budget_for(evaluated).fields(),
+            "reroute_prefill": self.reroute_prefill,
+        }

@@ -1,77 +1,152 @@
-"""Knows how answers are generated and their routing recorded; does not judge them.
+"""Generates answers to a batch of prompts, with their routing recorded and their speed timed.
 
-Letters: B rows, P prompt tokens of a row (padding included).
+Letters: B rows, P prompt tokens of a row (padding included), T tokens so far (prompt included).
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
-from dwellmoe.evaluation.stopping import StopWords, before_stop
-from dwellmoe.evaluation.timing import Clock, Timing
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder, generated_lengths
 
 NGRAM = 4
+SPARE_TOKENS = 8
+"""Decoded beside the tokens that a stop word can span, since a tokenizer may treat the first one apart."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one request."""
+    """What a model wrote in answer to one request."""
 
-    number: int
+    request_id: int
     text: str
     token_ids: list[int]
     """Without the end token; a stop word is among them, but not in the text."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of one batch: the prompt tokens up to the first new one, and all tokens after that one."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decoded_tokens: int
+    decode_seconds: float
+    rows: int
+
+
+class Generated(NamedTuple):
+    """The answers to one batch, their routing, and how long they took."""
+
+    answers: list[Answer]
+    recording: Recording
+    timing: Timing
+
+
 def generate(
     evaluated: EvaluatedModel,
-    numbers: Sequence[int],
+    request_ids: Sequence[int],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    timings: list[Timing] | None = None,
     temperature: float = 0.0,
     streamer: Any = None,
-) -> tuple[list[Answer], Recording]:
-    """Answers to a batch of prompts, greedy at temperature 0; prompt tokens are prefill, generated tokens
-    decode.
+) -> Generated:
+    """Answers a batch of prompts, greedily at temperature 0; prompt tokens are prefill, generated ones decode.
 
-    An answer ends before the first of the texts in `stop`. What it took is added to `timings`. `streamer`
-    hears of each token of a single prompt as it comes.
+    An answer ends before the first of the texts in `stop`. `streamer` receives each token of a single prompt.
     """
     prompt_ids, mask = _left_padded(prompts, evaluated.pad_token_id)
     recorder = TraceRecorder(evaluated.moe_layers, gate_probs=True)
-    if evaluated.virtual:
-        evaluated.virtual.describe(numbers, mask.numpy(), torch.zeros_like(mask).numpy())
-    with RouterTap(evaluated.model, evaluated.moe_layers, [recorder], evaluated.virtual):
-        words = StopWords(evaluated.tokenizer, stop, prompt_ids.shape[1], len(prompts))
-        clock = Clock()
-        config = _config(evaluated, max_new_tokens, temperature)
-        more = {"stopping_criteria": [clock, *([words] if stop else [])], "streamer": streamer}
-        sequences = _run(evaluated, prompt_ids, mask, config, more)
+    stop_words = StopWords(evaluated.tokenizer, stop, prompt_ids.shape[1], len(prompts))
+    clock = Clock()
+    if evaluated.rerouting:
+        evaluated.rerouting.describe(request_ids, mask.numpy(), torch.zeros_like(mask).numpy())
+    with RouterTap(evaluated.model, evaluated.moe_layers, [recorder], evaluated.rerouting):
+        sequences = _run(
+            evaluated,
+            prompt_ids,
+            mask,
+            generation_config=_config(evaluated, max_new_tokens, temperature),
+            stopping_criteria=[clock, stop_words] if stop else [clock],
+            streamer=streamer,
+        )
     lengths = generated_lengths(sequences, prompt_ids.shape[1], evaluated.end_token_ids)
-    lengths = np.minimum(lengths, words.lengths)
-    if timings is not None:
-        timings.append(clock.timing(int(mask.sum()), lengths.tolist()))
-    recorder.add_generated(list(numbers), mask, sequences, lengths)
-    new = sequences[:, prompt_ids.shape[1] :].tolist()
-    said = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
-    answers = [_answer(evaluated, number, ids, stop) for number, ids in zip(numbers, said, strict=True)]
-    return answers, recording_of(recorder.trace(evaluated.name, "generated", evaluated.expert_bytes))
+    lengths = np.minimum(lengths, stop_words.lengths)
+    timing = clock.timing(int(mask.sum()), lengths.tolist())
+    recorder.add_generated(list(request_ids), mask, sequences, lengths)
+    trace = recorder.trace(evaluated.name, "generated", evaluated.expert_bytes)
+    new_ids = sequences[:, prompt_ids.shape[1] :].tolist()
+    answers = [
+        _answer(evaluated, request_id, ids[:length], stop)
+        for request_id, ids, length in zip(request_ids, new_ids, lengths, strict=True)
+    ]
+    return Generated(answers, recording_of(trace), timing)
+
+
+class StopWords(StoppingCriteria):
+    """Ends each row with the token that completes a stop word, and keeps the position of that token."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str], prompt_tokens: int, rows: int):
+        self._tokenizer = tokenizer
+        self._words = tuple(words)
+        self._prompt_tokens = prompt_tokens
+        self._window = max(map(len, self._words), default=0) + SPARE_TOKENS
+        self.lengths = np.full(rows, np.iinfo(np.int64).max)
+        """Generated tokens of a row up to its stop word [B]; huge for a row without one."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:  # type: ignore[override]
+        """bool [B]: the rows that have ended."""
+        generated = input_ids.shape[1] - self._prompt_tokens
+        tails = input_ids[:, -min(self._window, generated) :].tolist()
+        for row, text in enumerate(self._tokenizer.batch_decode(tails)):
+            if self.lengths[row] > generated and any(word in text for word in self._words):
+                self.lengths[row] = generated
+        return torch.from_numpy(self.lengths <= generated).to(input_ids.device)
+
+
+def before_stop(text: str, words: Sequence[str]) -> str:
+    """The text up to the first of the words."""
+    return text[: min((i for word in words if (i := text.find(word)) >= 0), default=len(text))]
+
+
+class Clock(StoppingCriteria):
+    """Stops nothing: `generate` calls it after every token, and it notes the time."""
+
+    def __init__(self):
+        self._seconds = [time.perf_counter()]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:  # type: ignore[override]
+        """bool [B]: False for every row."""
+        if input_ids.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self._seconds.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def timing(self, prefill_tokens: int, lengths: Sequence[int]) -> Timing:
+        """`prefill_tokens` of all rows without padding; `lengths`: tokens generated in each row."""
+        start, first, *_ = [*self._seconds, self._seconds[-1]]
+        return Timing(
+            prefill_tokens=prefill_tokens,
+            prefill_seconds=first - start,
+            decoded_tokens=sum(lengths) - len(lengths),
+            decode_seconds=self._seconds[-1] - first,
+            rows=len(lengths),
+        )
 
 
 def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
-    """Share of the n-grams of token ids that their own text has had before; 0 where none is long enough."""
-    grams = [[tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)] for ids in texts]
+    """Share of n-grams of token ids that occurred earlier in the same text; 0 where no text is long enough."""
+    grams = [[tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)] for ids in texts]
     total = sum(map(len, grams))
     return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
 
@@ -87,27 +162,21 @@ def _config(evaluated: EvaluatedModel, max_new_tokens: int, temperature: float) 
     )
 
 
-def _run(
-    evaluated: EvaluatedModel,
-    prompt_ids: Tensor,
-    mask: Tensor,
-    config: GenerationConfig,
-    more: dict[str, Any],
-) -> Tensor:
+def _run(evaluated: EvaluatedModel, prompt_ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
     device = evaluated.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
     with torch.inference_mode():
-        return evaluated.model.generate(**inputs, generation_config=config, **more).cpu()
+        return evaluated.model.generate(**inputs, **options).cpu()
 
 
-def _answer(evaluated: EvaluatedModel, number: int, ids: list[int], stop: Sequence[str]) -> Answer:
+def _answer(evaluated: EvaluatedModel, request_id: int, ids: list[int], stop: Sequence[str]) -> Answer:
     kept = ids[:-1] if ids and ids[-1] in evaluated.end_token_ids else ids
     text = evaluated.tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(number, before_stop(text, stop), kept)
+    return Answer(request_id, before_stop(text, stop), kept)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """`(ids, mask)` [B, P] with the padding on the left, where generation wants it."""
+    """`(ids, mask)` [B, P] with the padding on the left, where generation needs it."""
     longest = max(map(len, prompts))
     ids = [[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]

@@ -1,25 +1,24 @@
-"""Knows in what order a variant is measured and what that leaves behind; makes no numbers of a report."""
+"""Measures one variant of the model on all requests: scores, generated answers, likelihood of choices, routing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from dwellmoe.evaluation.answers.choices import chosen_rightly
-from dwellmoe.evaluation.evaluated_model import EvaluatedModel
-from dwellmoe.evaluation.generation import Answer, generate
+from dwellmoe.evaluation.answers.choices import ChoiceRow, ChoiceScore, likeliest_is_right
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, ReroutingSettings
+from dwellmoe.evaluation.generation import Answer, Timing, generate
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import Recording, join
 from dwellmoe.evaluation.requests import Request, in_batches
-from dwellmoe.evaluation.rerouting_settings import ReroutingSettings
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
-from dwellmoe.evaluation.timing import Timing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Tallies = dict[int, np.ndarray]
+"""Request id -> what a cache counted for it, int [L, 6] as in `routing/simulated_cache.py`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Workload:
 
     scored: list[list[Request]]
     generated: list[list[Request]]
-    choices: list[list[tuple[int, dict]]]
+    choices: list[list[ChoiceRow]]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
@@ -40,45 +39,61 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measured:
-    """One variant: recordings by text (`teacher_forced`, `generated`), the rest by request number."""
+    """One variant: recordings by text (`teacher_forced`, `generated`), the rest by request id."""
 
     recordings: dict[str, Recording]
     scores: dict[int, Score]
-    rightly: dict[int, float]
+    choice_right: dict[int, float]
+    """1.0 where the reference is likelier than every other choice, else 0.0."""
     answers: dict[int, Answer]
-    tallies: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """Text -> what a virtual cache counted a request, where there was one."""
+    tallies: dict[str, Tallies] = field(default_factory=dict)
+    """By text, for a variant that was routed by a cache."""
     timings: list[Timing] = field(default_factory=list)
-    """Of each batch that was answered; beside everything else, as two runs never agree in them."""
+    """Of each batch of answers; the only part in which two runs differ."""
+
+
+class _ScoredBatch(NamedTuple):
+    scores: dict[int, Score]
+    recording: Recording
+    tallies: Tallies
+
+
+class _GeneratedBatch(NamedTuple):
+    answers: list[Answer]
+    recording: Recording
+    tallies: Tallies
+    timing: Timing
 
 
 def workload(
     requests: Sequence[Request],
-    choices: Sequence[tuple[int, dict]],
+    choices: Sequence[ChoiceRow],
     batch_size: int,
     generate_limit: int,
     max_new_tokens: int,
     stop: tuple[str, ...] = (),
 ) -> Workload:
-    """Batches of like length; the first `generate_limit` requests are answered too."""
-    lengths = [len(request.row["input_ids"]) for request in requests]
+    """Batches of like length; answers are generated to the first `generate_limit` requests."""
     answered = requests[:generate_limit]
     return Workload(
-        in_batches(requests, lengths, batch_size),
-        in_batches(answered, [len(request.prompt_ids) for request in answered], batch_size),
-        in_batches(choices, [len(row["input_ids"]) for _, row in choices], batch_size),
-        max_new_tokens,
-        stop,
+        scored=in_batches(requests, [len(request.row["input_ids"]) for request in requests], batch_size),
+        generated=in_batches(answered, [len(request.prompt_ids) for request in answered], batch_size),
+        choices=in_batches(choices, [len(choice.row["input_ids"]) for choice in choices], batch_size),
+        max_new_tokens=max_new_tokens,
+        stop=stop,
     )
 
 
 def one_after_the_other(work: Workload) -> Workload:
     """The same work in the order of the requests, answered one at a time: as one cache serves them."""
-    requests = sorted((request for batch in work.scored for request in batch), key=lambda r: r.number)
+    requests = _in_order(work.scored)
     size = max(map(len, work.scored))
-    scored = [requests[at : at + size] for at in range(0, len(requests), size)]
-    answered = sorted((request for batch in work.generated for request in batch), key=lambda r: r.number)
-    return replace(work, scored=scored, generated=[[request] for request in answered])
+    scored = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
+    return replace(work, scored=scored, generated=[[request] for request in _in_order(work.generated)])
+
+
+def _in_order(batches: Sequence[Sequence[Request]]) -> list[Request]:
+    return sorted((request for batch in batches for request in batch), key=lambda r: r.request_id)
 
 
 def measure(
@@ -86,69 +101,77 @@ def measure(
     work: Workload,
     ranks: Ranks,
     variant: str,
-    setup: ReroutingSettings | None = None,
+    rerouting: ReroutingSettings | None = None,
 ) -> Measured | None:
     """Everything about the variant that is active now; None on every rank but the first.
 
-    `setup`: route as if memory were small, each kind of text through an empty cache of its own.
+    With `rerouting` the model routes as if memory were small, each kind of text through an empty cache of its own.
     """
-    evaluated_models = [
-        replace(evaluated, virtual=setup.cache(evaluated) if setup else None) for _ in range(3)
-    ]
+    scoring, generating, ranking = (
+        replace(evaluated, rerouting=rerouting.start(evaluated) if rerouting else None) for _ in range(3)
+    )
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
-        scored = _shared(ranks, bar, work.scored, lambda batch: _score(evaluated_models[0], batch))
-        generated = _shared(
-            ranks, bar, work.generated, lambda batch: _generate(evaluated_models[1], batch, work)
-        )
-        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(evaluated_models[2], batch))
+        scored = _shared(ranks, bar, work.scored, lambda batch: _score(scoring, batch))
+        generated = _shared(ranks, bar, work.generated, lambda batch: _generate(generating, batch, work))
+        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(ranking, batch))
     return _merged(scored, generated, ranked) if ranks.first else None
 
 
-def _score(evaluated: EvaluatedModel, batch: list[Request]) -> tuple[dict[int, Score], Recording, Tallies]:
-    scores, recording = score_and_record(evaluated, batch)
-    numbers = [request.number for request in batch]
-    return dict(zip(numbers, scores, strict=True)), recording, _tallies(evaluated, numbers)
+def _score(evaluated: EvaluatedModel, batch: list[Request]) -> _ScoredBatch:
+    scored = score_and_record(evaluated, batch)
+    request_ids = [request.request_id for request in batch]
+    scores = dict(zip(request_ids, scored.scores, strict=True))
+    return _ScoredBatch(scores, scored.recording, _tallies(evaluated, request_ids))
 
 
-def _generate(
-    evaluated: EvaluatedModel, batch: list[Request], work: Workload
-) -> tuple[list[Answer], Recording, Tallies, list[Timing]]:
-    numbers, prompts = [r.number for r in batch], [r.prompt_ids for r in batch]
-    timings: list[Timing] = []
-    answered = generate(evaluated, numbers, prompts, work.max_new_tokens, work.stop, timings)
-    return *answered, _tallies(evaluated, numbers), timings
+def _generate(evaluated: EvaluatedModel, batch: list[Request], work: Workload) -> _GeneratedBatch:
+    request_ids = [request.request_id for request in batch]
+    prompts = [request.prompt_ids for request in batch]
+    generated = generate(evaluated, request_ids, prompts, work.max_new_tokens, work.stop)
+    return _GeneratedBatch(
+        answers=generated.answers,
+        recording=generated.recording,
+        tallies=_tallies(evaluated, request_ids),
+        timing=generated.timing,
+    )
 
 
-def _tallies(evaluated: EvaluatedModel, numbers: Sequence[int]) -> Tallies:
-    return {number: evaluated.virtual.tallies[number] for number in numbers} if evaluated.virtual else {}
+def _tallies(evaluated: EvaluatedModel, request_ids: Sequence[int]) -> Tallies:
+    if evaluated.rerouting is None:
+        return {}
+    return {request_id: evaluated.rerouting.tallies[request_id] for request_id in request_ids}
 
 
-def _rank(evaluated: EvaluatedModel, batch: list[tuple[int, dict]]) -> list[tuple[int, Score]]:
-    scores = score_rows(evaluated, [row for _, row in batch])
-    return [(number, score) for (number, _), score in zip(batch, scores, strict=True)]
+def _rank(evaluated: EvaluatedModel, batch: list[ChoiceRow]) -> list[ChoiceScore]:
+    scores = score_rows(evaluated, [choice.row for choice in batch])
+    return [ChoiceScore(choice.request_id, score) for choice, score in zip(batch, scores, strict=True)]
 
 
 def _shared(ranks: Ranks, bar: Any, batches: Sequence[Item], run: Callable[[Item], Result]) -> list[Result]:
-    """What `run` made of all batches, on the first rank, in the batches' order."""
+    """The results of `run` for all batches, on the first rank, in the batches' order."""
     results = []
-    for place, batch in ranks.share(batches):
-        results.append((place, run(batch)))
-        bar.update(ranks.of)
+    for index, batch in ranks.share(batches):
+        results.append((index, run(batch)))
+        bar.update(ranks.world_size)
     return ranks.gather(results)
 
 
-def _merged(scored: list, generated: list, ranked: list) -> Measured:
-    scores = {number: score for part, _, _ in scored for number, score in sorted(part.items())}
-    results = {"teacher_forced": scored} | ({"generated": generated} if generated else {})
-    recordings = {text: join([part[1] for part in parts]) for text, parts in results.items()}
-    tallies = {text: _joined([part[2] for part in parts]) for text, parts in results.items()}
-    answers = {answer.number: answer for part, *_ in generated for answer in part}
-    timings = [timing for *_, part in generated for timing in part]
-    rightly = chosen_rightly(scores, [pair for part in ranked for pair in part])
-    in_order = dict(sorted(scores.items())), rightly, dict(sorted(answers.items()))
-    counted = {text: found for text, found in tallies.items() if found}
-    return Measured(recordings, *in_order, counted, timings)
+def _merged(
+    scored: list[_ScoredBatch], generated: list[_GeneratedBatch], ranked: list[list[ChoiceScore]]
+) -> Measured:
+    scores = {request_id: score for batch in scored for request_id, score in batch.scores.items()}
+    answers = {answer.request_id: answer for batch in generated for answer in batch.answers}
+    batches = {"teacher_forced": scored} | ({"generated": generated} if generated else {})
+    tallies = {text: _joined([batch.tallies for batch in found]) for text, found in batches.items()}
+    return Measured(
+        recordings={text: join([batch.recording for batch in found]) for text, found in batches.items()},
+        scores=dict(sorted(scores.items())),
+        choice_right=likeliest_is_right(scores, [score for batch in ranked for score in batch]),
+        answers=dict(sorted(answers.items())),
+        tallies={text: found for text, found in tallies.items() if found},
+        timings=[batch.timing for batch in generated],
+    )
 
 
 def _joined(parts: Sequence[Tallies]) -> Tallies:
-    return dict(sorted((number, tally) for part in parts for number, tally in part.items()))
+    return dict(sorted((request_id, tally) for part in parts for request_id, tally in part.items()))

@@ -1,6 +1,6 @@
-"""Knows how several processes share batches and bring results together; does not know what is measured.
+"""Shares batches among the processes of a run and gathers their results on the first one.
 
-Only Python objects travel, over gloo, once a variant: shares may be unequal or empty, and no GPU is involved.
+Only Python objects are sent, over gloo, once a variant: shares may be unequal or empty, and no GPU is involved.
 """
 
 import os
@@ -13,31 +13,31 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 Item = TypeVar("Item")
-ARRIVAL, PATIENCE = timedelta(minutes=5), timedelta(minutes=60)
-"""How long a rank waits for the others to start, and for the slowest one to finish its share. Neither is
-needed when one dies: torchrun ends the others, and a rank ends with its torchrun.
-"""
+START_TIMEOUT = timedelta(minutes=5)
+"""How long a rank waits for the others to start."""
+GATHER_TIMEOUT = timedelta(minutes=60)
+"""How long a rank waits for the slowest one. A rank that dies is not waited for: torchrun ends the others."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of a run."""
+    """This process among all processes of a run."""
 
-    number: int = 0
-    of: int = 1
+    rank: int = 0
+    world_size: int = 1
     group: Any = None
 
     @property
     def first(self) -> bool:
-        return self.number == 0
+        return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
-        """This rank's items, each with its place among all."""
-        return list(enumerate(items))[self.number :: self.of]
+        """This rank's items, each with its index among all."""
+        return list(enumerate(items))[self.rank :: self.world_size]
 
     def gather(self, results: list[tuple[int, Item]]) -> list[Item]:
-        """On the first rank the results of all in the order of their places, on the others nothing."""
-        parts: list = [None] * self.of if self.first else []
+        """On the first rank the results of all ranks in the order of their indices, on the others nothing."""
+        parts: list = [None] * self.world_size if self.first else []
         if self.group is None:
             parts = [results]
         else:
@@ -47,15 +47,18 @@ class Ranks:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, or a single one. They part at the end, whoever joined them first
-    (accelerate may have, as options were read): gloo's threads can abort a process that ends with them.
+    """The ranks that torchrun started, or a single one.
+
+    The process group is destroyed at the end, even if accelerate opened it earlier: a process that ends with
+    gloo's threads running can abort.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=ARRIVAL)
+        dist.init_process_group("gloo", timeout=START_TIMEOUT)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+        group = dist.new_group(backend="gloo", timeout=GATHER_TIMEOUT)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), group)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Knows how batches of recorded routing become one trace and its gate similarities; does not run a model.
+"""Recorded routing without the gates' distributions: a trace, and the sums that gate similarity (GDS) needs.
 
 Letters: L MoE layers, R requests.
 """
@@ -25,20 +25,20 @@ class GateSums:
 
 @dataclass(frozen=True)
 class Recording:
-    """Routing of some requests without the gates' distributions: of those only what GDS needs is kept."""
+    """Routing of some requests; of the gates' distributions only what GDS needs is kept."""
 
     trace: RoutingTrace
     gates: dict[str, GateSums]
 
 
 def recording_of(trace: RoutingTrace) -> Recording:
-    """Reduces a trace that has `gate_probs`, so that memory does not grow by them."""
+    """The recording of a trace that has `gate_probs`, which take much memory and are dropped."""
     gates = {phase: _gate_sums(trace, phase) for phase in PHASES if has_pairs(trace, phase)}
     return Recording(dataclasses.replace(trace, gate_probs=None), gates)
 
 
 def join(recordings: Sequence[Recording]) -> Recording:
-    """One recording of all, request after request in the order of their numbers."""
+    """One recording of all, in the order of the request ids."""
     traces = [recording.trace for recording in recordings]
     order = np.argsort(np.concatenate([trace.request for trace in traces]), kind="stable")
     present = [name for name in LAYOUT if getattr(traces[0], name) is not None]
@@ -49,7 +49,7 @@ def join(recordings: Sequence[Recording]) -> Recording:
 
 
 def has_pairs(trace: RoutingTrace, phase: str) -> bool:
-    """Whether any request has two tokens in this phase."""
+    """Whether any request has two tokens or more in this phase."""
     requests = np.sort(trace.request[trace.phase == PHASES[phase]])
     return bool((requests[1:] == requests[:-1]).any())
 

@@ -82,13 +82,13 @@ class Request:
 
 
 def load_requests(
-    task: Task, split: str, tokenizer: Any, sample_spec: SampleSpec, seed: int, in_chat: bool = False
+    task: Task, split: str, tokenizer: Any, sample_spec: SampleSpec, seed: int, chat_template: bool = False
 ) -> list[Request]:
     """The measured examples of a split as numbered requests. Raises UserError."""
     examples = sample_spec.choose(load_examples(task, split, seed=seed), seed)
     if not examples:
         raise UserError(f"{task.name}: the split '{split}' is empty")
-    examples = as_messages(examples, tokenizer) if in_chat else examples
+    examples = as_messages(examples, tokenizer) if chat_template else examples
     prompted = [example for example in examples if example.prompt]
     rows = encode_examples(prompted, tokenizer, sample_spec.row_tokens) if prompted else []
     texts = [example.prompt for example in prompted]
@@ -126,4 +126,6 @@ def in_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int) -
     Which items run together depends on nothing else, so numbers do not change with the number of ranks.
     """
     order = sorted(range(len(items)), key=lambda i: -lengths[i])
-    return [[items[i] for i in order[begin : begin + batch_size]] for begin in range(0, len(order), batch_size)]
+    return [
+        [items[i] for i in order[begin : begin + batch_size]] for begin in range(0, len(order), batch_size)
+    ]

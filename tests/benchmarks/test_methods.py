@@ -1,4 +1,4 @@
-"""Levers are compared where they cost the same."""
+"""Methods are compared where they cost the same perplexity."""
 
 from benchmarks.methods import at_equal_quality
 
@@ -12,7 +12,7 @@ def point(method, misses, perplexity, budget=25.0):
     return others | numbers | {"method": method, "variant": "x", "name": "y", "budget_percent": budget}
 
 
-def test_the_least_misses_within_the_price_of_each_lever_and_budget():
+def test_the_fewest_misses_within_the_allowed_perplexity_of_each_method_and_budget():
     points = [
         point("re-routing", 0.5, 1.01),
         point("re-routing", 0.4, 1.02),

@@ -33,8 +33,7 @@ def evaluated(workspace, one_thread):
 @pytest.fixture(scope="session")
 def requests(workspace, evaluated):
     from dwellmoe.data.task import load_task
-    from dwellmoe.evaluation.requests import load_requests
-    from dwellmoe.evaluation.sample_spec import SampleSpec
+    from dwellmoe.evaluation.requests import SampleSpec, load_requests
 
     task = load_task(str(workspace / "task" / "task.toml"))
     return load_requests(task, "test", evaluated.tokenizer, SampleSpec(0, 3, 6, 64), 42)

@@ -11,16 +11,14 @@ from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.data.examples import Example
 from dwellmoe.data.task import Task, load_task
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.answers.programs import program_of
-from dwellmoe.evaluation.chat_template import as_message, asked_in_chat, chat_task
-from dwellmoe.evaluation.generation import generate
+from dwellmoe.evaluation.answers.judge import program_of
+from dwellmoe.evaluation.chat_template import as_message, chat_task, uses_chat_template
+from dwellmoe.evaluation.generation import StopWords, Timing, before_stop, generate
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.ranks import Ranks
-from dwellmoe.evaluation.requests import load_requests
-from dwellmoe.evaluation.sample_spec import EVERY, SampleSpec, sample_spec_of
+from dwellmoe.evaluation.report.speed import measured_speed_row
+from dwellmoe.evaluation.requests import ALL, SampleSpec, load_requests, sample_spec_of
 from dwellmoe.evaluation.settings import EvaluationSettings
-from dwellmoe.evaluation.stopping import StopWords, before_stop
-from dwellmoe.evaluation.timing import Timing, speed_row
 from inference import answer_one, evaluate, parse
 from tests.data.stand_ins import word_tokenizer, words, write_task
 from tests.evaluation.workspace import make_workspace, options
@@ -71,7 +69,7 @@ def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(place, capsys):
     row, speed = report["quality"][0], report["measured_speed"][0]
     assert (report["data"]["requests"], row["answered_requests"]) == (5, 5)
     assert row["pass_at_1"] == 0 and sum(row["verdicts"].values()) == 5
-    assert "at most 5 tokens" in shown and "pass_at_1 0.0000" in shown and not report["data"]["in_chat"]
+    assert "at most 5 tokens" in shown and "pass_at_1 0.0000" in shown and not report["data"]["chat_template"]
     assert (report["data"]["row_tokens"], report["data"]["new_tokens"]) == (64, 5)
     assert speed["prefill_tokens_per_second"] > 0 and speed["decode_tokens_per_second"] > 0 and speed["warm"]
     assert RoutingTrace.load(folder / "trace-base-generated.safetensors").token_ids is None
@@ -107,8 +105,8 @@ def test_one_request_and_ones_own_prompt(place, capsys):
         (["--task_num", "9"], "--task_num 9: the last request is number 4"),
         (["--input", " "], "--input: the prompt is empty"),
         (["--input", "a", "--use_chat_template", "on"], "no chat template; choose from auto, off"),
-        (["--task_num", "1", "--input", "a"], "--task_num asks for one answer: leave out --input"),
-        (["--input", "a", "--limit", "2"], "--input asks for one answer: leave out --limit"),
+        (["--task_num", "1", "--input", "a"], "--task_num .* leave out --input"),
+        (["--input", "a", "--limit", "2"], "--input .* leave out --limit"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--use_chat_template", "maybe"], "choose from auto, on, off"),
     ],
@@ -123,28 +121,29 @@ def test_what_is_measured():
     plain = Task("t", None, ())  # type: ignore[arg-type]
     benchmark = dataclasses.replace(plain, benchmark=True, answer_tokens=99)
     assert sample_spec_of(settings, plain, 64) == SampleSpec(256, 24, 48, 64)
-    assert sample_spec_of(settings, benchmark, 64) == SampleSpec(0, EVERY, 99, 64, 0)
+    assert sample_spec_of(settings, benchmark, 64) == SampleSpec(0, ALL, 99, 64, 0)
     some = EvaluationSettings(limit=2, limit_start=3, max_new_tokens=7)
-    assert sample_spec_of(some, plain, 64) == SampleSpec(2, EVERY, 7, 64, 3)
-    assert sample_spec_of(some, plain, 64).of(range(10), 0) == [3, 4]
-    assert sample_spec_of(EvaluationSettings(limit_start=8), benchmark, 64).of(range(10), 0) == [8, 9]
-    assert len(sample_spec_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).of(range(10), 0)) == 4
+    assert sample_spec_of(some, plain, 64) == SampleSpec(2, ALL, 7, 64, 3)
+    assert sample_spec_of(some, plain, 64).choose(range(10), 0) == [3, 4]
+    assert sample_spec_of(EvaluationSettings(limit_start=8), benchmark, 64).choose(range(10), 0) == [8, 9]
+    assert (
+        len(sample_spec_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).choose(range(10), 0)) == 4
+    )
     with pytest.raises(UserError, match="give one"):
         sample_spec_of(EvaluationSettings(limit=2, limit_evaluation=3), plain, 64)
 
 
 def test_an_answer_ends_before_its_stop_word(evaluated, requests):
     prompts = [request.prompt_ids for request in requests[:3]]
-    free, _ = generate(evaluated, [0, 1, 2], prompts, 8)
+    free = generate(evaluated, [0, 1, 2], prompts, 8).answers
     word = evaluated.tokenizer.decode(free[1].token_ids[2])
-    timings: list[Timing] = []
-    stopped, recording = generate(evaluated, [0, 1, 2], prompts, 8, [word], timings)
+    stopped, recording, timing = generate(evaluated, [0, 1, 2], prompts, 8, [word])
     assert stopped[1].text == before_stop(free[1].text, [word]) and len(stopped[1].token_ids) <= 3
     for number, answer in enumerate(stopped):
         assert answer.token_ids == free[number].token_ids[: len(answer.token_ids)] and word not in answer.text
         ran = recording.trace.phase[recording.trace.request == number].sum()
         assert ran == max(0, len(answer.token_ids) - 1) or len(answer.token_ids) == 8
-    assert timings[0].rows == 3 and timings[0].prefill_tokens == sum(map(len, prompts))
+    assert timing.rows == 3 and timing.prefill_tokens == sum(map(len, prompts))
 
 
 def test_a_row_that_has_stopped_stays_stopped():
@@ -183,13 +182,13 @@ def test_pass_at_1_is_a_share():
     assert found["pass_at_1"] == 0.5 and found["verdicts"] == {"passed": 2, "failed": 2} and found["sandbox"]
 
 
-def test_the_chat_template_is_asked_for_by_task_or_user():
+def test_the_chat_template_is_requested_by_task_or_user():
     tokenizer = word_tokenizer(with_bos=True)
     task = Task("t", None, (), prompt="p ", answer=" a", chat=True, chat_answer="b", stop=("x",))  # type: ignore[arg-type]
-    assert not asked_in_chat("auto", task, tokenizer)
+    assert not uses_chat_template("auto", task, tokenizer)
     tokenizer.chat_template = "<bos>{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    assert asked_in_chat("auto", task, tokenizer) and not asked_in_chat("off", task, tokenizer)
-    assert not asked_in_chat("auto", dataclasses.replace(task, chat=False), tokenizer)
+    assert uses_chat_template("auto", task, tokenizer) and not uses_chat_template("off", task, tokenizer)
+    assert not uses_chat_template("auto", dataclasses.replace(task, chat=False), tokenizer)
     worded = chat_task(task)
     assert (worded.prompt, worded.answer, worded.stop) == ("p", "b", ())
     assert as_message("w1", tokenizer) == "[w1]", "the tokenizer itself puts BOS before it"
@@ -199,7 +198,7 @@ def test_the_chat_template_is_asked_for_by_task_or_user():
 def test_a_chat_is_scored_and_continued_in_its_own_words(place):
     task = chat_task(load_task(str(place / "code" / "task.toml")))
     tokenizer = word_tokenizer_with("{% for m in messages %}w90 {{ m['content'] }} w91{% endfor %}")
-    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, in_chat=True)[0]
+    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, chat_template=True)[0]
     assert tokenizer.decode(asked.prompt_ids) == "w90 w1 w32 w91"
     assert tokenizer.decode(asked.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
 
@@ -218,7 +217,7 @@ def word_tokenizer_with(template):
 
 def test_speed_leaves_the_first_batch_out():
     timings = [Timing(10, 5.0, 10, 5.0, 2), Timing(10, 1.0, 8, 2.0, 2)]
-    row = speed_row("base", timings)
-    assert (row["prefill_tokens_per_second"], row["decode_tokens_per_second"]) == (10.0, 4.0)
-    assert not speed_row("base", timings[:1])["warm"]
-    assert speed_row("base", [])["decode_tokens_per_second"] is None
+    row = measured_speed_row("base", timings)
+    assert (row.prefill_tokens_per_second, row.decode_tokens_per_second) == (10.0, 4.0)
+    assert not measured_speed_row("base", timings[:1]).warm
+    assert measured_speed_row("base", []).decode_tokens_per_second is None

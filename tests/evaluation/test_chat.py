@@ -12,9 +12,9 @@ def talk(evaluated, lines):
 
 
 def test_each_reply_shows_what_it_cost(evaluated):
-    said = talk(evaluated, ["w1 w2 w3\n", "\n", "w4 w5\n"])
-    assert said.count("ECR 0.") == 2 and said.count("LRU hit rate 0.") == 2
-    assert "chance 0.250" in said and "2 of 8 experts a layer, cold" in said
+    output = talk(evaluated, ["w1 w2 w3\n", "\n", "w4 w5\n"])
+    assert output.count("ECR 0.") == 2 and output.count("LRU hit rate 0.") == 2
+    assert "chance 0.250" in output and "2 of 8 experts a layer, cold" in output
 
 
 def test_ctrl_c_ends_it(evaluated):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwellmoe.evaluation.answers.expressions import Unreadable, worth
+from dwellmoe.evaluation.answers.expressions import Unreadable, evaluate
 from dwellmoe.evaluation.answers.judge import Verdict, extract_answer, judge
 from dwellmoe.evaluation.answers.maths import boxed, same_result
 
@@ -79,7 +79,7 @@ def test_results_that_differ(one, other):
 def test_any_text_is_compared_without_harm(text):
     assert same_result(text, text)
     with contextlib.suppress(Unreadable):
-        worth(text)
+        evaluate(text)
 
 
 def test_the_last_box_counts_and_its_braces_match():

@@ -1,11 +1,11 @@
-"""Scoring, recording and generation against slow, obvious backends of doing the same."""
+"""Scoring, recording and generation against slow, obvious code that does the same."""
 
 import numpy as np
 import pytest
 import torch
 
 from dwellmoe.cache import metrics
-from dwellmoe.evaluation.answers.choices import choice_rows, chosen_rightly, other_answers
+from dwellmoe.evaluation.answers.choices import ChoiceScore, choice_rows, likeliest_is_right, other_answers
 from dwellmoe.evaluation.generation import generate, repeated_share
 from dwellmoe.evaluation.recording import has_pairs, join
 from dwellmoe.evaluation.requests import in_batches
@@ -34,19 +34,19 @@ def test_a_padded_batch_scores_and_routes_like_single_rows(evaluated, requests, 
             answer = losses[request.row["prompt_tokens"] - 1 :]
             assert score.tokens == len(answer)
             assert score.nll == pytest.approx(float(answer.sum()), rel=1e-4)
-            assert (recording.trace.experts[recording.trace.request == request.number] == experts).all()
+            assert (recording.trace.experts[recording.trace.request == request.request_id] == experts).all()
 
 
 def test_prompt_is_prefill_and_answer_is_decode(evaluated, requests):
-    trace = score_and_record(evaluated, requests[:2])[1].trace
+    trace = score_and_record(evaluated, requests[:2]).recording.trace
     for request in requests[:2]:
-        phase = trace.phase[trace.request == request.number]
+        phase = trace.phase[trace.request == request.request_id]
         prompt = request.row["prompt_tokens"]
         assert phase.tolist() == [0] * prompt + [1] * (len(request.row["input_ids"]) - prompt)
 
 
 def test_joined_batches_are_in_request_order_with_the_gds_of_all(evaluated, requests):
-    parts = [score_and_record(evaluated, requests[2:5])[1], score_and_record(evaluated, requests[:2])[1]]
+    parts = [score_and_record(evaluated, some).recording for some in (requests[2:5], requests[:2])]
     joined = join(parts)
     assert (np.diff(joined.trace.request) >= 0).all()
     assert joined.gates["decode"].pairs.sum() == metrics.ecr(joined.trace, "decode").pairs
@@ -55,14 +55,14 @@ def test_joined_batches_are_in_request_order_with_the_gds_of_all(evaluated, requ
 
 def test_a_batch_generates_what_each_prompt_generates_alone(evaluated, requests):
     prompts = [request.prompt_ids for request in requests[:3]]
-    together, recording = generate(evaluated, [0, 1, 2], prompts, 5)
+    together, recording, _ = generate(evaluated, [0, 1, 2], prompts, 5)
     for number, prompt in enumerate(prompts):
-        answer, single = generate(evaluated, [number], [prompt], 5)
+        answer, single, _ = generate(evaluated, [number], [prompt], 5)
         assert answer[0].token_ids == together[number].token_ids
         assert (single.trace.experts == recording.trace.experts[recording.trace.request == number]).all()
 
 
-def test_repeated_share_counts_what_a_text_said_before():
+def test_repeated_share_counts_what_a_text_had_before():
     assert repeated_share([[1, 2, 3, 4, 5]]) == 0
     assert repeated_share([[7] * 7]) == pytest.approx(3 / 4)
     assert repeated_share([[1, 2]]) == 0
@@ -79,17 +79,18 @@ def test_every_other_choice_is_ranked(workspace, evaluated, requests):
 
     task = load_task(str(workspace / "task" / "task.toml"))
     rows = choice_rows(task, requests, evaluated.tokenizer, 64, 2)
-    assert [number for number, _ in rows] == [0, 0, 1, 1]
+    assert [choice.request_id for choice in rows] == [0, 0, 1, 1]
     assert len(other_answers(task, requests[0].example)) == 2
-    assert len(score_rows(evaluated, [row for _, row in rows])) == 4
+    assert len(score_rows(evaluated, [choice.row for choice in rows])) == 4
 
 
 def test_the_reference_must_beat_every_other_answer_a_token():
     reference = {0: Score(2.0, 2), 1: Score(2.0, 2)}
     others = [(0, Score(6.0, 3)), (0, Score(4.0, 2)), (1, Score(6.0, 3)), (1, Score(1.0, 2))]
-    assert chosen_rightly(reference, others) == {0: 1.0, 1: 0.0}
+    others = [ChoiceScore(*other) for other in others]
+    assert likeliest_is_right(reference, others) == {0: 1.0, 1: 0.0}
 
 
 def test_a_single_token_has_no_pair(evaluated, requests):
-    _, recording = generate(evaluated, [0], [requests[0].prompt_ids], 2)
-    assert not has_pairs(recording.trace, "decode")
+    generated = generate(evaluated, [0], [requests[0].prompt_ids], 2)
+    assert not has_pairs(generated.recording.trace, "decode")

@@ -57,7 +57,7 @@ def test_ranks_part_at_the_end_whoever_joined_them(tmp_path, fails):
         "dist.init_process_group('gloo')\n"
         "try:\n"
         "    with joined_ranks() as ranks:\n"
-        "        ranks.gather([(ranks.number, 'kept')])\n"
+        "        ranks.gather([(ranks.rank, 'kept')])\n"
         f"        assert not {fails}, 'wanted'\n"
         "except AssertionError as error:\n"
         "    assert str(error) == 'wanted', error\n"

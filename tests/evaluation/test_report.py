@@ -11,8 +11,9 @@ from dwellmoe.cache.metrics import ecr
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.report.cache_rows import at_share, policy_list
-from dwellmoe.evaluation.report.folder import choose_folder
+from dwellmoe.evaluation.options import policy_list
+from dwellmoe.evaluation.report.comparison import at_share
+from dwellmoe.evaluation.report.output import choose_folder
 from dwellmoe.evaluation.report.quality import _finite
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.files import written_whole

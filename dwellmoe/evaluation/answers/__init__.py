@@ -1,1 +1,1 @@
-"""Judges answers: extracts what was answered and compares it with the reference."""
+"""Judges answers: extracts the answer from generated text and compares it with the reference."""

@@ -1,7 +1,7 @@
-"""Knows what a small LaTeX expression comes to at fixed values of its letters; runs no code of anybody's.
+"""Evaluates a small LaTeX expression at fixed values of its letters, by a parser of its own; runs no code.
 
-A recursive-descent reader over its own grammar: numbers, letters, + - * / ^ !, fractions, roots, brackets,
-a few functions. Length, depth and the size of exact numbers are bounded, so no input is expensive.
+Recursive descent over a small grammar: numbers, letters, + - * / ^ !, fractions, roots, brackets, a few functions.
+Length, depth and the size of exact numbers are bounded, so no input is expensive.
 """
 
 import cmath
@@ -17,7 +17,8 @@ MOST_BITS = 10_000
 POINTS = 3
 TOLERANCE = 1e-9
 Value = Fraction | complex
-Worth = tuple[Value, ...]
+Values = tuple[Value, ...]
+"""An expression's value at each of the fixed points."""
 
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+)|([a-zA-Z])|([-+*/^!()\[\]{}|]))")
 _TIMES, _OVER = {"*", r"\cdot", r"\times"}, {"/", r"\div"}
@@ -34,19 +35,19 @@ _LETTERS = {rf"\{name}" for name in ("alpha", "beta", "gamma", "theta", "lambda"
 
 
 class Unreadable(ValueError):
-    """Not an expression of this grammar, or one that comes to no number."""
+    """Not an expression of this grammar, or one without a value."""
 
 
-def worth(text: str) -> Worth:
-    """What an expression comes to at each of the fixed points. Raises Unreadable."""
+def evaluate(text: str) -> Values:
+    """The values of an expression at the fixed points. Raises Unreadable."""
     try:
-        return tuple(_Reader(_tokens(text), point).whole() for point in range(POINTS))
+        return tuple(_Parser(_tokens(text), point).parse() for point in range(POINTS))
     except (ArithmeticError, ValueError) as error:
         raise Unreadable(str(error)) from None
 
 
-def same_worth(one: Worth, other: Worth) -> bool:
-    """Exact where both are exact, else within 1e-9 of the larger."""
+def same_values(one: Values, other: Values) -> bool:
+    """Whether all values are equal: exactly where both are exact, else within 1e-9, relative above 1."""
     return all(map(_close, one, other))
 
 
@@ -57,30 +58,31 @@ def _close(one: Value, other: Value) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    # A word is no product of its letters.
+    # Three letters and more are a word, not a product.
     if len(text) > LONGEST or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{3}", text):
         raise Unreadable
-    tokens, at = [], 0
+    tokens = []
+    position = 0
     text = text.rstrip()
-    while at < len(text):
-        found = _TOKEN.match(text, at)
+    while position < len(text):
+        found = _TOKEN.match(text, position)
         if found is None or len(found[0]) > MOST_DIGITS:
             raise Unreadable
         tokens.append(found[0].strip())
-        at = found.end()
+        position = found.end()
     return tokens
 
 
-class _Reader:
+class _Parser:
     """One pass over the tokens, with the letters' values at one point."""
 
     def __init__(self, tokens: list[str], point: int):
         self._tokens = tokens
-        self._at = 0
+        self._position = 0
         self._depth = 0
         self._point = point
 
-    def whole(self) -> Value:
+    def parse(self) -> Value:
         value = self._sum()
         if self._next is not None:
             raise Unreadable
@@ -88,13 +90,13 @@ class _Reader:
 
     @property
     def _next(self) -> str | None:
-        return self._tokens[self._at] if self._at < len(self._tokens) else None
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
 
     def _take(self, wanted: str | None = None) -> str:
         token = self._next
         if token is None or wanted not in (None, token):
             raise Unreadable
-        self._at += 1
+        self._position += 1
         return token
 
     def _sum(self) -> Value:
@@ -138,10 +140,10 @@ class _Reader:
         return value
 
     def _argument(self) -> Value:
-        """What a command or `^` takes: a group in braces, or one digit or letter."""
+        """The argument of a command or of `^`: a group in braces, or one digit or letter."""
         token = self._next
         if token is not None and re.fullmatch(r"\d{2,}", token):
-            self._tokens = [*self._tokens[: self._at], *token, *self._tokens[self._at + 1 :]]
+            self._tokens = [*self._tokens[: self._position], *token, *self._tokens[self._position + 1 :]]
         if token == "-":
             self._take()
             return -self._argument()
@@ -156,8 +158,8 @@ class _Reader:
             self._take(_CLOSING[token])
             return Fraction(abs(value)) if token == "|" and isinstance(value, Fraction) else value
         if token == r"\frac":
-            above = self._argument()
-            return above / self._argument()
+            numerator = self._argument()
+            return numerator / self._argument()
         if token == r"\sqrt":
             return self._root()
         if token in _FUNCTIONS:
@@ -166,7 +168,7 @@ class _Reader:
 
     def _number(self, token: str) -> Value:
         value = Fraction(token)
-        mixed = self._tokens[self._at : self._at + 7]
+        mixed = self._tokens[self._position : self._position + 7]
         form = [r"\frac", "{", None, "}", "{", None, "}"]
         if token.isdigit() and len(mixed) == len(form) and all(map(_fits, mixed, form)):
             return value + self._atom()

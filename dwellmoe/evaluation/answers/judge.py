@@ -1,22 +1,24 @@
-"""Knows how an answer is found in what a model wrote, by the form its task asks for; never runs what it
-reads.
+"""Finds the answer in generated text, in the form that the task asks for, and judges it. Runs no code.
 
 The forms are those of a task file: true_false, option_number, option_letter, final_letter, choice_text,
-rationale, boxed, free_text. Code is not judged by its text (see code_sandbox.py).
+rationale, boxed, free_text. An answer in code becomes a program (`program_of`), judged by running it in the
+sandbox.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from enum import Enum
 
-from dwellmoe.data.fields import LETTERS
+from dwellmoe.data.examples import Example
+from dwellmoe.data.fields import LETTERS, fill
+from dwellmoe.data.task import Task
 from dwellmoe.errors import unknown_name
 from dwellmoe.evaluation.answers.maths import boxed, same_result
 from dwellmoe.evaluation.answers.number_answers import parse_number, same_number
 
 
 class Verdict(Enum):
-    """What a model's answer is worth: no answer at all is told apart from a wrong one."""
+    """Whether an answer is right; no answer at all differs from a wrong one."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -24,9 +26,7 @@ class Verdict(Enum):
 
 
 def judge(written: str, reference: str, form: str, choices: Sequence[str] = ()) -> Verdict:
-    """Whether what a model wrote holds the answer that the reference holds. Raises UserError for an unknown
-    form.
-    """
+    """Whether generated text gives the answer of the reference. Raises UserError for an unknown form."""
     found = extract_answer(written, form, choices)
     if found is None:
         return Verdict.NO_ANSWER
@@ -35,10 +35,10 @@ def judge(written: str, reference: str, form: str, choices: Sequence[str] = ()) 
 
 
 def extract_answer(written: str, form: str, choices: Sequence[str] = ()) -> str | None:
-    """The answer in what a model wrote, or None. `choices`, where known, bound what counts as an option.
+    """The answer in generated text, or None. `choices`, where known, bound what counts as an option.
 
-    Gives `true` / `false`, an option's number or letter, a choice's text, what follows `####`, what stands in
-    the last box, or the whole text. Raises UserError for an unknown form.
+    By form: `true` / `false`, an option's number or letter, a choice's text, the text after `####`, the content
+    of the last box, or the whole text. Raises UserError for an unknown form.
     """
     if form not in EXTRACTORS:
         raise unknown_name("answer form", form, EXTRACTORS)
@@ -56,13 +56,13 @@ def _same(found: str, expected: str, form: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without case, punctuation at the ends or doubled blanks."""
+    """The text without case, punctuation at the ends and doubled blanks."""
     return " ".join(text.casefold().strip(" \t\n.,;:!?()[]\"'*").split())
 
 
 def _true_false(written: str, choices: Sequence[str]) -> str | None:
-    told = re.sub(r"\btrue\s*(?:or|/)\s*false\b", "", written.casefold())
-    found = re.search(r"\b(not\s+)?(true|false)\b", told) or re.match(r"()(yes|no)(?=\s*$|\s*[.,:;!])", told)
+    text = re.sub(r"\btrue\s*(?:or|/)\s*false\b", "", written.casefold())
+    found = re.search(r"\b(not\s+)?(true|false)\b", text) or re.match(r"()(yes|no)(?=\s*$|\s*[.,:;!])", text)
     if found is None:
         return None
     means_true = (found[2] in ("true", "yes")) != bool(found[1])
@@ -96,7 +96,7 @@ def _option_letter(written: str, choices: Sequence[str]) -> str | None:
 
 
 def _final_letter(written: str, choices: Sequence[str]) -> str | None:
-    """The letter announced last, as thought comes before it; without one as `option_letter`."""
+    """The letter announced last, since reasoning comes before it; without one as `option_letter`."""
     letters = LETTERS[: len(choices) or len(LETTERS)]
     announced = _ANNOUNCED + rf"([{letters}])(?![\w'])" + rf"|\\boxed\{{(?:\\text\{{)?\(?([{letters}])\)?\}}"
     found = [one or other for one, other in re.findall(announced, written)]
@@ -134,3 +134,14 @@ EXTRACTORS: dict[str, Callable[[str, Sequence[str]], str | None]] = {
     "boxed": _boxed,
     "free_text": _free_text,
 }
+
+_BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def program_of(task: Task, example: Example, written: str) -> str:
+    """The task's program with the answer in it: its first code block that defines something, else all of it."""
+    blocks = _BLOCK.findall(written)
+    defining = [block for block in blocks if re.search(r"^[ \t]*(?:def|class) ", block, re.MULTILINE)]
+    # A code block starts on a line of its own, whatever the program has before it.
+    code = "\n" + (defining or blocks)[0] if blocks else written
+    return fill(task.program, example.fields | {"code": code})

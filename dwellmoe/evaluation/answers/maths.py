@@ -1,32 +1,32 @@
-"""Knows when two results written in LaTeX are the same; evaluates nothing but a small grammar of its own.
+"""Tells whether two mathematical results written in LaTeX are the same.
 
-Expressions are the same if they come to the same at fixed values of their letters, so `x(x+1)` is `x^2+x`
-without any algebra. What is no expression is compared as text without layout.
+Expressions are the same if they have the same values at fixed values of their letters, so `x(x+1)` is `x^2+x`
+without any algebra. What is not an expression is compared as text without layout.
 """
 
 import re
 
-from dwellmoe.evaluation.answers.expressions import LONGEST, Unreadable, same_worth, worth
+from dwellmoe.evaluation.answers.expressions import LONGEST, Unreadable, evaluate, same_values
 
 MOST_UNORDERED = 12
-"""Members of a set or list that are matched in any order; longer ones must have the same order."""
+"""Sets and lists up to this length are matched in any order; longer ones must have the same order."""
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|[bB]ig[lr]?|limits|quad|qquad)(?![a-zA-Z])"
     r"|(?<!\\)\\[!,;: ]|\\?\$|~"
 )
 _WORDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_UNIT_BEHIND = re.compile(r"(?<=[\d}\s])\s*\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$")
+_UNIT_AFTER = re.compile(r"(?<=[\d}\s])\s*\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$")
 _DEGREES_PERCENT = re.compile(r"\^?\{?\\circ\}?|\\degree|°|\\?%")
 _NAME_IN_FRONT = re.compile(r"^[a-zA-Z](?:_\w|\([a-z]\))?\s*(?:=|\\in(?![a-z]))")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _SET = ("\u27e8", "\u27e9")
-"""Stand for the braces of a set, which LaTeX escapes, beside those that only group."""
+"""Stand for the escaped braces of a set, apart from the braces that only group."""
 _DEPTH = {**dict.fromkeys("([{" + _SET[0], 1), **dict.fromkeys(")]}" + _SET[1], -1)}
 _MATRIX = re.compile(r"^\\begin\{([a-z]*matrix)\}(.*)\\end\{\1\}$", re.DOTALL)
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` (or `\boxed 5`) of a text; None if there is none."""
+    r"""The content of the last `\boxed{...}` (or `\boxed 5`) of a text; None if there is none."""
     *_, last = re.split(r"\\f?boxed|\\fbox", "\0" + text)
     if last.startswith("\0") or not last.strip():
         return None
@@ -34,18 +34,18 @@ def boxed(text: str) -> str | None:
     if last[0] != "{":
         return re.split(r"[\s$]", last)[0] or None
     depth = 0
-    for place, sign in enumerate(last):
+    for i, sign in enumerate(last):
         depth += (sign == "{") - (sign == "}")
         if depth == 0:
-            return last[1:place].strip() or None
+            return last[1:i].strip() or None
     return None
 
 
 def same_result(one: str, other: str) -> bool:
     """Whether two results are the same number, expression, tuple, interval, set, matrix or word.
 
-    Units behind a number, degree and per-cent signs and `x =` in front do not count; brackets do, and so does
-    order but in sets, unions and bare lists (the roots of an equation).
+    A unit after a number, degree and percent signs, and `x =` in front are ignored. Brackets count, and so does
+    the order, except in sets, unions and bare lists (the roots of an equation).
     """
     if max(len(one), len(other)) > LONGEST:
         return one.split() == other.split()
@@ -57,7 +57,7 @@ def _plain(text: str) -> str:
     text = re.sub(r",\\!\s*", ",", text)
     text = _LAYOUT.sub("", text).strip()
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text).replace("\u2212", "-")
-    text = _WORDS.sub(r"\1", _UNIT_BEHIND.sub("", text))
+    text = _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text))
     text = _NAME_IN_FRONT.sub("", _DEGREES_PERCENT.sub("", text)).strip()
     return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
 
@@ -70,13 +70,13 @@ def _same(one: str, other: str) -> bool:
         if parts or others:
             return _match(parts, others, one[0] != _SET[0] if ordered is None else ordered)
     try:
-        return same_worth(worth(one), worth(other))
+        return same_values(evaluate(one), evaluate(other))
     except Unreadable:
         return False
 
 
 def _bare(text: str) -> str:
-    """Without blanks and without braces around one sign; words without case."""
+    """The text without blanks and without braces around one sign; words without case."""
     text = re.sub(r"\{(\w)\}", r"\1", "".join(text.split()))
     return text.casefold() if text.isalpha() and len(text) > 1 else text
 
@@ -88,10 +88,10 @@ def _match(parts: list[str], others: list[str], ordered: bool) -> bool:
         return all(map(_same, parts, others))
     left = list(others)
     for part in parts:
-        place = next((at for at, each in enumerate(left) if _same(part, each)), None)
-        if place is None:
+        match = next((i for i, candidate in enumerate(left) if _same(part, candidate)), None)
+        if match is None:
             return False
-        del left[place]
+        del left[match]
     return True
 
 
@@ -110,11 +110,11 @@ def _matrix(text: str) -> list[str]:
 
 
 def _members(text: str) -> list[str]:
-    """The brackets and what stands between their commas: tuples, intervals, sets. [] of `(x)` or `(x)(y)`."""
+    """The brackets and the members of a tuple, interval or set; [] for `(x)` and `(x)(y)`."""
     if text[:1] not in tuple("([" + _SET[0]) or text[-1:] not in tuple(")]" + _SET[1]):
         return []
     parts = _split(text[1:-1], ",")
-    closed_early = any(sum(_DEPTH.get(sign, 0) for sign in text[:at]) < 1 for at in range(1, len(text)))
+    closed_early = any(sum(_DEPTH.get(sign, 0) for sign in text[:i]) < 1 for i in range(1, len(text)))
     if closed_early or (len(parts) == 1 and text[0] != _SET[0]):
         return []
     return [f"brackets {text[0]} {text[-1]}", *(_signs(parts) if text[0] == _SET[0] else parts)]
@@ -133,11 +133,13 @@ def _signs(parts: list[str]) -> list[str]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The parts between separators that stand in no bracket."""
-    parts, depth, start = [], 0, 0
-    for at, sign in enumerate(text):
+    """The parts of a text between separators outside all brackets."""
+    parts = []
+    depth = 0
+    start = 0
+    for i, sign in enumerate(text):
         depth += _DEPTH.get(sign, 0)
-        if depth == 0 and text.startswith(separator, at):
-            parts.append(text[start:at])
-            start = at + len(separator)
+        if depth == 0 and text.startswith(separator, i):
+            parts.append(text[start:i])
+            start = i + len(separator)
     return [part.strip() for part in [*parts, text[start:]]]

@@ -1,4 +1,4 @@
-"""Knows how a number written in an answer is read, exactly and without evaluating anything."""
+"""Reads the number in an answer, exactly and without evaluating code."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from fractions import Fraction
 MAX_DIGITS = 50
 MAX_EXPONENT = 300
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
-"""For results that are no whole numbers: references round them to different lengths."""
+"""For results that are not whole numbers, which references round to different lengths."""
 
 _SIGN = r"[-+\u2212\u2013]?"
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
@@ -29,10 +29,9 @@ class Number:
 
 
 def parse_number(text: str) -> Number | None:
-    """The first number in a text: `1,234.5`, `3/4`, `1 1/2`, `$-7`, `12 %`, `1.2e-3`, `5 x 10^4`; None if
-    none.
+    """The first number in a text, or None: `1,234.5`, `3/4`, `1 1/2`, `$-7`, `12 %`, `1.2e-3`, `5 x 10^4`.
 
-    A number beyond 50 digits or 10^300, or over zero, counts as none.
+    None also for a number beyond 50 digits or 10^300, or with a denominator of zero.
     """
     found = _NUMBER.search(text)
     value = _value(found) if found else None
@@ -43,7 +42,7 @@ def parse_number(text: str) -> Number | None:
 
 
 def same_number(one: Number, other: Number) -> bool:
-    """Equal if whole, else within 0.01 %; where only one has a per cent sign, `50 %` is 50 and 0.5 alike."""
+    """Equal if whole, else within 0.01 %; where only one has a percent sign, `50 %` equals both 50 and 0.5."""
     if one.is_percentage == other.is_percentage:
         return _close(one.value, other.value)
     percentage, plain = (one, other) if one.is_percentage else (other, one)

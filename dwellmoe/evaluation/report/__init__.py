@@ -1,1 +1,1 @@
-"""Turns what was measured into rows, a report and its figures."""
+"""The report of an evaluation: its rows, its figures, its page and its files."""

@@ -1,9 +1,11 @@
-"""Knows what one variant gained or lost against another; does not measure either.
+"""Compares variants: ratios of switches, cache misses and perplexity on the same requests.
 
-Letters: R requests. Both saw the same requests, so a resample draws them together (paired bootstrap).
+Letters: R requests. A resample draws the same requests for both variants (paired bootstrap).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +14,6 @@ from dwellmoe.cache.intervals import ratio_interval
 from dwellmoe.cache.replay.replay import misses_by_request
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.recording import has_pairs
-from dwellmoe.evaluation.report.cache_rows import at_share
 
 PAIRS = (
     ("tuned", "control"),
@@ -27,37 +28,64 @@ PAIRS = (
 )
 
 
-def comparisons(measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int) -> dict[str, dict]:
-    """`tuned_vs_control` and so on -> ratios on identical reference tokens (decode); below 1 is less of it.
+class Ratio(NamedTuple):
+    """A ratio of sums over requests and its 95 % interval; None where there is nothing to divide by."""
 
-    `switch_rate_ratio` (of 1 - ECR), `lru_misses_25_ratio` (LRU misses at 25 % of the experts, a cache a
-    layer) and `perplexity_ratio`, each with `_ci95`.
-    """
+    value: float | None
+    ci95: list[float] | None
+
+    @classmethod
+    def of(cls, parts_R: np.ndarray, whole_R: np.ndarray, resamples: int) -> "Ratio":
+        """sum(parts) / sum(whole)."""
+        if not whole_R.sum():
+            return cls(None, None)
+        interval = ratio_interval(parts_R, whole_R, resamples)
+        return cls(float(parts_R.sum() / whole_R.sum()), interval)
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        return {name: self.value, f"{name}_ci95": self.ci95}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One variant against another on identical reference tokens in decode; below 1 is less of it."""
+
+    switch_rate_ratio: Ratio
+    """Of 1 - ECR: choices that change from token to token."""
+    lru_misses_25_ratio: Ratio
+    """LRU misses at 25 % of the experts, a cache a layer."""
+    perplexity_ratio: Ratio
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as one JSON object."""
+        row: dict[str, Any] = {"text": "teacher_forced", "phase": "decode"}
+        for name, ratio in vars(self).items():
+            row |= ratio.as_dict(name)
+        return row
+
+
+def comparisons(
+    measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int
+) -> dict[str, Comparison]:
+    """`tuned_vs_control` and so on, for every pair that was measured; `cache`: the hit-rate rows of the report."""
     return {
-        f"{one}_vs_{other}": _compare(one, other, measured, cache, resamples)
+        f"{one}_vs_{other}": Comparison(
+            switch_rate_ratio=switch_rate_ratio(measured[one], measured[other], resamples),
+            lru_misses_25_ratio=_miss_ratio(measured[one], measured[other], cache, resamples),
+            perplexity_ratio=perplexity_ratio(measured[one], measured[other], resamples),
+        )
         for one, other in PAIRS
         if one in measured and other in measured
     }
 
 
-def _compare(
-    one: str, other: str, measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int
-) -> dict:
-    return (
-        {"text": "teacher_forced", "phase": "decode"}
-        | switch_rate_ratio(measured[one], measured[other], resamples)
-        | _miss_ratio(measured[one], measured[other], cache, resamples)
-        | perplexity_ratio(measured[one], measured[other], resamples)
-    )
-
-
-def switch_rate_ratio(one: Measured, other: Measured, resamples: int) -> dict:
-    """Choices that change from token to token against another variant's; below 1 is fewer of them."""
-    return _ratio("switch_rate_ratio", _switches(one), _switches(other), resamples)
+def switch_rate_ratio(one: Measured, other: Measured, resamples: int) -> Ratio:
+    """Choices that change from token to token against those of another variant."""
+    return Ratio.of(_switches(one), _switches(other), resamples)
 
 
 def _switches(measured: Measured) -> np.ndarray:
-    """Choices that were not made a token before, a request, in units of K [R]."""
+    """Choices of each request that the token before had not made, in units of K [R]."""
     trace = measured.recordings["teacher_forced"].trace
     if not has_pairs(trace, "decode"):
         return np.empty(0)
@@ -65,30 +93,37 @@ def _switches(measured: Measured) -> np.ndarray:
     return found.pairs_by_request - found.by_request.mean(axis=1)
 
 
-def _ratio(name: str, one: np.ndarray, other: np.ndarray, resamples: int) -> dict:
-    if not other.sum():
-        return {name: None, f"{name}_ci95": None}
-    interval = ratio_interval(one, other, resamples)
-    return {name: float(one.sum() / other.sum()), f"{name}_ci95": interval}
-
-
-def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples: int) -> dict:
+def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples: int) -> Ratio:
     row = at_share(cache, policy="lru")
     if row is None:
-        return {"lru_misses_25_ratio": None, "lru_misses_25_ratio_ci95": None}
-    convention = {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
-    traces = [found.recordings["teacher_forced"].trace for found in (one, other)]
-    missed = [misses_by_request(trace, "lru", row["capacity"], **convention) for trace in traces]
-    return _ratio("lru_misses_25_ratio", missed[0], missed[1], resamples)
+        return Ratio(None, None)
+    setup = {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
+    traces = [measured.recordings["teacher_forced"].trace for measured in (one, other)]
+    missed = [misses_by_request(trace, "lru", row["capacity"], **setup) for trace in traces]
+    return Ratio.of(missed[0], missed[1], resamples)
 
 
-def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> dict:
-    """`perplexity_ratio` of reference answers with its `_ci95`, paired over requests."""
-    losses = [np.array([score.nll for score in found.scores.values()]) for found in (one, other)]
+def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> Ratio:
+    """Perplexity of the reference answers against that of another variant."""
+    losses = [np.array([score.nll for score in measured.scores.values()]) for measured in (one, other)]
     tokens = np.array([score.tokens for score in one.scores.values()])
     change = losses[0] - losses[1]
     interval = ratio_interval(change, tokens, resamples)
-    return {
-        "perplexity_ratio": float(np.exp(change.sum() / tokens.sum())),
-        "perplexity_ratio_ci95": interval and np.exp(interval).tolist(),
-    }
+    return Ratio(float(np.exp(change.sum() / tokens.sum())), interval and np.exp(interval).tolist())
+
+
+def at_share(rows: Sequence[dict], percent: float = 25.0, **wanted: str) -> dict | None:
+    """Of hit-rate rows the one with the most slots within `percent` of the experts, else the smallest.
+
+    `wanted` narrows further, or replaces, scope layer, phase decode and text teacher_forced. None without rows.
+    """
+    found = rows_where(rows, **{"scope": "layer", "phase": "decode", "text": "teacher_forced"} | wanted)
+    if not found:
+        return None
+    within = [row for row in found if row["capacity_percent"] <= percent]
+    return max(within, key=lambda r: r["capacity"]) if within else min(found, key=lambda r: r["capacity"])
+
+
+def rows_where(rows: Sequence[dict], **wanted: str) -> list[dict]:
+    """The rows of a report with these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]

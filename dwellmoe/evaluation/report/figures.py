@@ -1,4 +1,4 @@
-"""Knows which figures a report has and picks their numbers out of it; does not draw."""
+"""The figures of a report: which there are, and which of its numbers each shows."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from dwellmoe.cache.trace import PREFILL, RoutingTrace
 from dwellmoe.evaluation.measure import Measured
+from dwellmoe.evaluation.report.comparison import rows_where
 from dwellmoe.plots import ecr_per_layer, hit_rate_curve, memory_throughput, routing_over_time
 from dwellmoe.plots.style import save
 
@@ -17,33 +18,28 @@ SPEED_POLICIES = ("lru", "opt")
 
 
 def write_figures(folder: Path, report: Mapping, measured: Mapping[str, Measured]) -> dict[str, str]:
-    """Writes a PNG a figure; gives file name -> caption, in the order of the report."""
-    drawn: dict[str, tuple[str, Callable[[], Figure | None]]] = {
+    """Writes a PNG for each figure; returns file name -> caption, in the order of the report."""
+    figures: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "hit_rate.png": ("Hit rate against capacity", lambda: _hit_rate(report)),
         "memory_throughput.png": ("Decoding speed against memory", lambda: _memory(report)),
         "ecr_per_layer.png": ("Expert consistency rate of each layer", lambda: _ecr(report)),
         "routing_over_time.png": ("Routing over time", lambda: _routing(report, measured)),
     }
     captions = {}
-    for name, (caption, draw) in drawn.items():
+    for name, (caption, draw) in figures.items():
         if (figure := draw()) is not None:
             save(figure, folder / name)
             captions[name] = caption
     return captions
 
 
-def _rows(report: Mapping, **wanted: str) -> list[dict]:
-    wanted = {"scope": "layer", "phase": "decode", "text": TEXT} | wanted
-    return [row for row in report["cache"] if all(row[name] == value for name, value in wanted.items())]
-
-
 def _hit_rate(report: Mapping) -> Figure | None:
-    rows = _rows(report)
+    rows = rows_where(report["cache"], scope="layer", phase="decode", text=TEXT)
     return hit_rate_curve.draw(rows) if rows else None
 
 
 def _ecr(report: Mapping) -> Figure | None:
-    rows = [row for row in report["locality"] if row["text"] == TEXT]
+    rows = rows_where(report["locality"], text=TEXT)
     return ecr_per_layer.draw(rows) if rows else None
 
 
@@ -52,7 +48,7 @@ def _memory(report: Mapping) -> Figure | None:
         (variant, policy): [(row["memory_bytes"], row["tokens_per_second"]) for row in rows]
         for variant in report["variants"]
         for policy in SPEED_POLICIES
-        if (rows := [r for r in report["speed"] if (r["variant"], r["policy"]) == (variant, policy)])
+        if (rows := rows_where(report["speed"], variant=variant, policy=policy))
     }
     device = report["device"]
     return memory_throughput.draw(points, device["name"], device["about"]) if points else None
@@ -61,17 +57,20 @@ def _memory(report: Mapping) -> Figure | None:
 def _routing(report: Mapping, measured: Mapping[str, Measured]) -> Figure:
     traces = {name: found.recordings[TEXT].trace for name, found in measured.items()}
     first = next(iter(traces.values()))
-    request, layer = _longest_request(first), first.layers // 2
-    rows = np.flatnonzero(first.request == request)[-SHOWN_TOKENS:]
-    routing = {name: trace.experts[rows, layer] for name, trace in traces.items()}
-    prompt_tokens = int((first.phase[rows] == PREFILL).sum())
-    about = f"text {TEXT}, request {request}, its last {len(rows)} tokens"
-    layer_id = (first.layer_ids or ())[layer]
-    return routing_over_time.draw(routing, first.num_experts, layer_id, prompt_tokens, about)
+    request_id = _longest_request(first)
+    layer = first.layers // 2
+    rows = np.flatnonzero(first.request == request_id)[-SHOWN_TOKENS:]
+    return routing_over_time.draw(
+        {name: trace.experts[rows, layer] for name, trace in traces.items()},
+        experts=first.num_experts,
+        layer_id=(first.layer_ids or ())[layer],
+        prompt_tokens=int((first.phase[rows] == PREFILL).sum()),
+        about=f"text {TEXT}, request {request_id}, its last {len(rows)} tokens",
+    )
 
 
 def _longest_request(trace: RoutingTrace) -> int:
     """The request with the most decoded tokens; the first of several."""
     decoded = trace.request[trace.phase != PREFILL]
-    numbers, counts = np.unique(decoded if len(decoded) else trace.request, return_counts=True)
-    return int(numbers[counts.argmax()])
+    request_ids, counts = np.unique(decoded if len(decoded) else trace.request, return_counts=True)
+    return int(request_ids[counts.argmax()])

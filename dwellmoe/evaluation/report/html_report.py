@@ -1,4 +1,4 @@
-"""Knows how a report becomes one page that needs no other file; computes no result."""
+"""The report as one HTML page with its figures inside."""
 
 import base64
 import csv
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dwellmoe.evaluation.report.comparison import rows_where
 from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows
 
 TEMPLATE = "report.html.jinja"
@@ -15,7 +16,7 @@ SHOWN_SAMPLES = 8
 
 
 def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> None:
-    """Writes `report.html` beside the figures and samples it takes in."""
+    """Writes `report.html` into the folder that holds its figures and samples."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -43,15 +44,17 @@ def _embedded(path: Path) -> str:
 
 
 def _kinds(report: Mapping) -> list[tuple[str, str, str]]:
-    """(text, phase, scope) of every hit-rate table."""
+    """Text, phase and scope of every hit-rate table."""
     return list(dict.fromkeys((row["text"], row["phase"], row["scope"]) for row in report["cache"]))
 
 
 def _hit_rate_table(report: Mapping, text: str, phase: str, scope: str) -> dict:
-    """A line a variant and policy, a column a share of the experts; the largest cache within that share."""
-    rows = [r for r in report["cache"] if (r["text"], r["phase"], r["scope"]) == (text, phase, scope)]
+    """A line for each policy and variant, a column for each share of the experts: the largest cache within it."""
+    rows = rows_where(report["cache"], text=text, phase=phase, scope=scope)
     groups = dict.fromkeys((row["policy"], row["variant"]) for row in rows)
-    lines = {group: [r for r in rows if (r["policy"], r["variant"]) == group] for group in groups}
+    lines = {
+        (policy, variant): rows_where(rows, policy=policy, variant=variant) for policy, variant in groups
+    }
     return {
         "title": f"{text}, {phase}, scope {scope}",
         "convention": ", ".join(f"{name} {rows[0][name]}" for name in ("access", "start", "reset")),

@@ -1,9 +1,10 @@
-"""Knows the locality rows of a report: ECR, GDS and LAL with intervals; does not know how they are recorded.
+"""Locality rows of a report: ECR, GDS and LAL of each phase, with intervals.
 
 Letters: L MoE layers, R requests.
 """
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,50 +13,84 @@ from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
 from dwellmoe.evaluation.recording import PHASES, GateSums, Recording, has_pairs
 
 
-def locality_rows(variant: str, text: str, recording: Recording, resamples: int) -> list[dict]:
+@dataclass(frozen=True)
+class LayerLocality:
+    """ECR and GDS of one layer."""
+
+    layer_id: int
+    ecr: float
+    ecr_ci95: list[float] | None
+    gds: float
+    gds_ci95: list[float] | None
+
+
+@dataclass(frozen=True)
+class LocalityRow:
+    """ECR, GDS and LAL of one phase, with 95 % intervals over requests (None with fewer than two)."""
+
+    phase: str
+    pairs: int
+    chance_ecr: float
+    ecr: float
+    ecr_ci95: list[float] | None
+    gds: float
+    gds_ci95: list[float] | None
+    lal: float
+    lal_ci95: list[float] | None
+    lal_unnormalised: float
+    per_layer: list[LayerLocality]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
+        return asdict(self)
+
+
+def locality_rows(recording: Recording, resamples: int) -> list[LocalityRow]:
     """A row for each phase in which any request has two tokens."""
-    return [
-        {"variant": variant, "text": text} | _row(recording, phase, resamples)
-        for phase in PHASES
-        if has_pairs(recording.trace, phase)
-    ]
+    return [_row(recording, phase, resamples) for phase in PHASES if has_pairs(recording.trace, phase)]
 
 
-def _row(recording: Recording, phase: str, resamples: int) -> dict:
+def _row(recording: Recording, phase: str, resamples: int) -> LocalityRow:
     trace = recording.trace
-    ecr = metrics.ecr(trace, phase)
-    pairs = GateSums(ecr.by_request, ecr.pairs_by_request)
-    summary = {"phase": phase, "pairs": ecr.pairs, "chance_ecr": trace.top_k / trace.num_experts}
-    columns = _summary("ecr", pairs, resamples) | _summary("gds", recording.gates[phase], resamples)
-    lal = metrics.layer_weighted(ecr.per_layer)
+    found = metrics.ecr(trace, phase)
+    ecr = _means(GateSums(found.by_request, found.pairs_by_request), resamples)
+    gds = _means(recording.gates[phase], resamples)
+    lal = metrics.layer_weighted(found.per_layer)
     weights = np.arange(1, trace.layers + 1)
-    lal_sums = ecr.by_request @ weights / weights.sum()
-    summary |= {name: columns[name] for name in ("ecr", "ecr_ci95", "gds", "gds_ci95")}
-    summary |= {
-        "lal": lal,
-        "lal_ci95": ratio_interval(lal_sums, ecr.pairs_by_request, resamples),
-        "lal_unnormalised": lal * (trace.layers + 1) / 2,
-    }
-    return summary | {"per_layer": _per_layer(trace.layer_ids or (), columns)}
+    lal_sums = found.by_request @ weights / weights.sum()
+    layers = zip(
+        trace.layer_ids or (),
+        ecr.per_layer,
+        ecr.per_layer_ci95,
+        gds.per_layer,
+        gds.per_layer_ci95,
+        strict=True,
+    )
+    return LocalityRow(
+        phase=phase,
+        pairs=found.pairs,
+        chance_ecr=trace.top_k / trace.num_experts,
+        ecr=ecr.value,
+        ecr_ci95=ecr.ci95,
+        gds=gds.value,
+        gds_ci95=gds.ci95,
+        lal=lal,
+        lal_ci95=ratio_interval(lal_sums, found.pairs_by_request, resamples),
+        lal_unnormalised=lal * (trace.layers + 1) / 2,
+        per_layer=[LayerLocality(*layer) for layer in layers],
+    )
 
 
-def _summary(name: str, found: GateSums, resamples: int) -> dict:
+class _Means(NamedTuple):
+    value: float
+    ci95: list[float] | None
+    per_layer: list[float]
+    per_layer_ci95: list[list[float] | None]
+
+
+def _means(found: GateSums, resamples: int) -> _Means:
     """Mean over pairs of all layers together and of each layer, with their intervals."""
-    every = np.column_stack([found.sums.mean(axis=1), found.sums])
-    means = (every.sum(axis=0) / found.pairs.sum()).tolist()
-    intervals = ratio_intervals(every, found.pairs, resamples)
-    return {
-        name: means[0],
-        f"{name}_ci95": intervals[0],
-        f"{name}_per_layer": means[1:],
-        f"{name}_ci95_per_layer": intervals[1:],
-    }
-
-
-def _per_layer(layer_ids: Sequence[int], columns: dict) -> list[dict]:
-    names = ("ecr", "ecr_ci95", "gds", "gds_ci95")
-    parts = [columns[f"{name}_per_layer"] for name in names]
-    return [
-        {"layer_id": layer_id} | dict(zip(names, values, strict=True))
-        for layer_id, *values in zip(layer_ids, *parts, strict=True)
-    ]
+    sums = np.column_stack([found.sums.mean(axis=1), found.sums])
+    means = (sums.sum(axis=0) / found.pairs.sum()).tolist()
+    intervals = ratio_intervals(sums, found.pairs, resamples)
+    return _Means(means[0], intervals[0], means[1:], intervals[1:])

@@ -1,17 +1,28 @@
-"""Knows every file a report leaves in its folder; does not know what the numbers mean."""
+"""The files of a report: `report.json`, the page, figures, samples and traces, in a folder of their own."""
 
+import csv
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from dwellmoe.cache import metrics
+from dwellmoe.cache.trace import DECODE
 from dwellmoe.evaluation.measure import Measured
+from dwellmoe.evaluation.recording import has_pairs
 from dwellmoe.evaluation.report.figures import write_figures
-from dwellmoe.evaluation.report.folder import REPORT, as_json, choose_folder, write_json
 from dwellmoe.evaluation.report.html_report import write_html
-from dwellmoe.evaluation.report.samples import write_samples
 from dwellmoe.evaluation.requests import Request
-from dwellmoe.files import written_whole
+from dwellmoe.files import replacing, written_whole
+
+REPORT = "report.json"
+TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
+"""Variant -> its name in the samples."""
 
 
 def write_results(
@@ -21,10 +32,10 @@ def write_results(
     requests: Sequence[Request],
     undisclosed: bool = False,
 ) -> Path:
-    """Writes report, page, figures, samples and traces; gives the folder they are in.
+    """Writes report, page, figures, samples and traces; returns their folder.
 
-    A folder that holds a report of other settings is left alone, and the next numbered one is used. Where the
-    data are `undisclosed`, neither their text nor their tokens are written.
+    A folder with a report of other settings is left alone, and the next numbered one is used. For `undisclosed`
+    data neither text nor tokens are written.
     """
     target = choose_folder(wanted, report["settings"])
     with written_whole(target, last=REPORT) as folder:
@@ -40,9 +51,84 @@ def write_results(
     return target
 
 
-def write_also(destination: str | None, report: dict) -> None:
-    """The report once more where `--json` wants it: a path, or `-` for standard output."""
+def choose_folder(wanted: Path, settings: dict[str, Any]) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first without a report of other settings."""
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([wanted], numbered) if _is_free(folder, settings))
+
+
+def _is_free(folder: Path, settings: dict[str, Any]) -> bool:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("settings") == json.loads(json.dumps(settings))
+
+
+def write_json_also(destination: str | None, report: Mapping[str, Any]) -> None:
+    """Writes the report to the file of `--json`; `-` is standard output."""
     if destination == "-":
         sys.stdout.write(as_json(report))
     elif destination:
         write_json(Path(destination), report)
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes `as_json(report)`; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(as_json(report).encode())
+
+
+def as_json(report: Mapping[str, Any]) -> str:
+    """One JSON object, each row of a table (a list of objects) on its line: they may be thousands. No NaN."""
+    entries = ",\n".join(f" {json.dumps(name)}: {_entry(value)}" for name, value in report.items())
+    return f"{{\n{entries}\n}}\n"
+
+
+def _entry(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n  " + ",\n  ".join(json.dumps(row, allow_nan=False) for row in value) + "\n ]"
+    return json.dumps(value, allow_nan=False)
+
+
+def write_samples(
+    path: Path, requests: Sequence[Request], measured: Mapping[str, Measured], undisclosed: bool = False
+) -> None:
+    """CSV of `Input`, then `Output_*` and `ECR_*` of each variant; no ECR for an answer of one token.
+
+    `undisclosed` texts are left out: a request then has its number as input.
+    """
+    variants = [name for name in TITLES if name in measured]
+    ecr = {name: _ecr_by_request(measured[name]) for name in variants}
+    inputs = {request.request_id: _input(request, undisclosed) for request in requests}
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        titles = [f"{kind}_{TITLES[name]}" for name in variants for kind in ("Output", "ECR")]
+        table.writerow(["Input", *titles])
+        for request_id in measured[variants[0]].answers:
+            cells = [inputs[request_id]]
+            for name in variants:
+                cells.append("" if undisclosed else measured[name].answers[request_id].text)
+                cells.append(ecr[name].get(request_id, ""))
+            table.writerow(cells)
+
+
+def _input(request: Request, undisclosed: bool) -> str:
+    if undisclosed:
+        return f"request {request.request_id}, not shown"
+    return request.example.prompt or request.example.answer
+
+
+def _ecr_by_request(measured: Measured) -> dict[int, Any]:
+    """Decode ECR of each generated answer."""
+    recording = measured.recordings.get("generated")
+    if recording is None or not has_pairs(recording.trace, "decode"):
+        return {}
+    found = metrics.ecr(recording.trace, "decode")
+    decoded = recording.trace.request[recording.trace.phase == DECODE]
+    request_ids, tokens = np.unique(decoded, return_counts=True)
+    means = found.by_request.mean(axis=1) / found.pairs_by_request
+    return dict(zip(request_ids[tokens > 1].tolist(), means.tolist(), strict=True))

@@ -1,20 +1,53 @@
-"""Knows which metrics a task is judged by and gives them what they need; does not define them.
-
-The metrics are the `evaluate` modules of `evaluation/metrics`.
-"""
+"""Quality rows of a report: perplexity, choice accuracy, and the metric of the task on generated answers."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dwellmoe.cache.intervals import bootstrap_ci
 from dwellmoe.data.task import Task
 from dwellmoe.evaluation.answers.choices import task_of
-from dwellmoe.evaluation.answers.programs import program_of
+from dwellmoe.evaluation.answers.judge import program_of
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.sandbox.confine import BACKENDS
+
+
+@dataclass(frozen=True)
+class ChoiceAccuracy:
+    """Share of multiple-choice requests whose reference is the likeliest choice."""
+
+    choice_accuracy: float
+    choice_accuracy_ci95: list[float] | None
+    ranked_requests: int
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """Quality of one variant. Metrics that are not finite are None in `as_dict`."""
+
+    variant: str
+    scored_requests: int
+    scored_tokens: int
+    perplexity: float
+    perplexity_ci95: list[float] | None
+    choices: ChoiceAccuracy | None
+    generated: Mapping[str, Any]
+    """`answered_requests` and the fields of the task's metric; empty for a mix, or without answers."""
+    by_task: Mapping[str, Mapping[str, Any]] | None
+    """For a mix: the same for each member."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object, without what was not measured."""
+        row = dict(vars(self))
+        choices = row.pop("choices")
+        generated = row.pop("generated")
+        by_task = row.pop("by_task")
+        row |= vars(choices) if choices else {}
+        row |= generated if by_task is None else {"by_task": by_task}
+        return _finite(row)
 
 
 def quality_row(
@@ -24,67 +57,75 @@ def quality_row(
     measured: Measured,
     resamples: int,
     backends: Sequence[str] = BACKENDS,
-) -> dict:
-    """Perplexity of all reference answers, and what the task's metric says of the generated ones.
+) -> QualityRow:
+    """Perplexity of all reference answers, and the task's metric on the generated ones.
 
-    A mix has its members' metrics apart, under `by_task`. A metric that is not finite is None. `backends`: how
-    programs may be fenced (code_sandbox.py).
+    `backends`: the sandboxes in which generated programs may run.
     """
     scores = list(measured.scores.values())
-    tokens = [score.tokens for score in scores]
-    row: dict[str, Any] = {"variant": variant, "scored_requests": len(scores), "scored_tokens": sum(tokens)}
     nll = [score.nll for score in scores]
-    row |= load_metric("perplexity").compute(nll=nll, tokens=tokens, resamples=resamples) or {}
-    row |= _choice_accuracy(measured.rightly, resamples)
+    tokens = [score.tokens for score in scores]
+    perplexity = load_metric("perplexity").compute(nll=nll, tokens=tokens, resamples=resamples) or {}
     groups = _groups(task, requests, measured)
-    by_task = {name: _judged(rule, some, measured, backends, resamples) for name, rule, some in groups}
-    row |= {"by_task": by_task} if task.mix else by_task.get(task.name, {})
-    return _finite(row)
+    by_task = {group.name: _judged(group, measured, backends, resamples) for group in groups}
+    return QualityRow(
+        variant=variant,
+        scored_requests=len(scores),
+        scored_tokens=sum(tokens),
+        perplexity=perplexity["perplexity"],
+        perplexity_ci95=perplexity["perplexity_ci95"],
+        choices=_choice_accuracy(measured.choice_right, resamples),
+        generated={} if task.mix else by_task.get(task.name, {}),
+        by_task=by_task if task.mix else None,
+    )
 
 
-def _choice_accuracy(rightly: dict[int, float], resamples: int) -> dict:
-    if not rightly:
+def _choice_accuracy(choice_right: Mapping[int, float], resamples: int) -> ChoiceAccuracy | None:
+    if not choice_right:
+        return None
+    right = list(choice_right.values())
+    return ChoiceAccuracy(sum(right) / len(right), bootstrap_ci(right, resamples=resamples), len(right))
+
+
+class _Group(NamedTuple):
+    """The answered requests of one task."""
+
+    name: str
+    task: Task
+    requests: list[Request]
+
+
+def _groups(task: Task, requests: Sequence[Request], measured: Measured) -> list[_Group]:
+    """A group for every task that the answered requests come from."""
+    by_name: dict[str, list[Request]] = {}
+    for request in requests:
+        if request.request_id in measured.answers and request.has_prompt:
+            by_name.setdefault(request.example.task or task.name, []).append(request)
+    return [_Group(name, task_of(task, found[0].example), found) for name, found in by_name.items()]
+
+
+def _judged(group: _Group, measured: Measured, backends: Sequence[str], resamples: int) -> dict[str, Any]:
+    task, requests = group.task, group.requests
+    if task.metric not in ("accuracy", "pass_at_1", "rouge"):
         return {}
-    right = list(rightly.values())
-    return {
-        "choice_accuracy": sum(right) / len(right),
-        "choice_accuracy_ci95": bootstrap_ci(right, resamples=resamples),
-        "ranked_requests": len(right),
-    }
-
-
-def _groups(
-    task: Task, requests: Sequence[Request], measured: Measured
-) -> list[tuple[str, Task, list[Request]]]:
-    """`(name, task, answered requests)` of every task the answered requests come from."""
-    answered = [request for request in requests if request.number in measured.answers and request.has_prompt]
-    names = dict.fromkeys(request.example.task or task.name for request in answered)
-    parts = [(name, [r for r in answered if (r.example.task or task.name) == name]) for name in names]
-    return [(name, task_of(task, some[0].example), some) for name, some in parts]
-
-
-def _judged(
-    rule: Task, requests: Sequence[Request], measured: Measured, backends: Sequence[str], resamples: int
-) -> dict:
-    if rule.metric not in ("accuracy", "pass_at_1", "rouge"):
-        return {}
-    written = [measured.answers[request.number].text for request in requests]
-    texts: dict[str, Any] = {
+    written = [measured.answers[request.request_id].text for request in requests]
+    inputs: dict[str, Any] = {
         "predictions": written,
         "references": [request.example.answer for request in requests],
-        "resamples": resamples,
     }
-    if rule.metric == "pass_at_1":
+    if task.metric == "pass_at_1":
         pairs = zip(requests, written, strict=True)
-        programs = [program_of(rule, request.example, text) for request, text in pairs]
-        texts = {"predictions": programs, "backends": tuple(backends), "resamples": resamples}
-    if rule.metric == "accuracy":
+        programs = [program_of(task, request.example, text) for request, text in pairs]
+        inputs = {"predictions": programs, "backends": tuple(backends)}
+    if task.metric == "accuracy":
         choices = [tuple(request.example.fields.get("choices", ())) for request in requests]
-        texts |= {"form": rule.form, "choices": choices}
-    return {"answered_requests": len(requests)} | (load_metric(rule.metric).compute(**texts) or {})
+        inputs |= {"form": task.form, "choices": choices}
+    found = load_metric(task.metric).compute(**inputs, resamples=resamples) or {}
+    return {"answered_requests": len(requests)} | found
 
 
 def _finite(value: Any) -> Any:
+    """The value with None in place of each number that is not finite, as JSON has no such number."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -1,39 +1,49 @@
-"""Knows what a report says and in which words each number was counted; does not know how it looks.
+"""Builds the whole report of an evaluation, with the conventions by which its numbers were counted.
 
-Its rows (`locality`, `cache`, `quality`) hold plain floats, and None where there is nothing to say.
+Its tables hold plain numbers, and None where there is no number.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from dwellmoe.cache.device import DeviceProfile
+from dwellmoe.data.task import Task
+from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel
 from dwellmoe.evaluation.generation import repeated_share
 from dwellmoe.evaluation.measure import Measured
-from dwellmoe.evaluation.report.cache_rows import ACCESS, cache_rows
+from dwellmoe.evaluation.options import Options
+from dwellmoe.evaluation.report.cache_rows import ACCESS, hit_rate_rows, rerouting_rows
 from dwellmoe.evaluation.report.comparison import comparisons
 from dwellmoe.evaluation.report.locality_rows import locality_rows
+from dwellmoe.evaluation.report.quality import quality_row
+from dwellmoe.evaluation.report.speed import device_note, measured_speed_row, speed_rows
+from dwellmoe.evaluation.requests import Request
+from dwellmoe.loading import BASE
 
 SCHEMA_VERSION = 1
 CONVENTION = {
     "teacher_forced": "prompt and reference answer in one causal pass: prompt tokens are prefill, answer "
     "tokens (end token included) decode; the same tokens for every variant: only the routers differ",
     "generated": "each variant's own greedy answer: the prompt is prefill, generated tokens are decode; "
-    "repetition alone raises ECR, so repeated_4grams (share of 4-grams the answer had before) is beside it",
+    "repetition alone raises ECR, so repeated_4grams (share of 4-grams that occurred earlier in the answer) is "
+    "reported beside it",
     "locality": "mean over pairs of consecutive tokens of one request and phase, and over layers; no padding",
     "access": dict(ACCESS),
     "start": "cold",
     "reset": "never",
     "order": "one request after the other through one cache; prefill layer-major, a prompt is one chunk",
-    "rerouting": "a virtual cache: every expert is in memory, the routing strategy sees what a cache of the "
-    "budget would hold; decode tokens counted, prompts hand over to the cache; requests in order through one "
+    "rerouting": "a simulated cache: every expert is in memory, and the routing strategy is given what a cache of "
+    "the budget would hold; decode tokens counted, prompts hand over to the cache; requests in order through one "
     "cache (one a rank), each kind of text through its own; agreement: share of the router's own choice that "
     "ran; kl_next_token: KL in nats from the own choice's to the re-routed next-token distribution",
     "scope": "layer: capacity is slots a layer; global: slots for all layers together",
-    "ci95": "percentile bootstrap over requests; of a cache over what each request met in the one "
-    "cache that all went through (more than 1,024 requests in so many bundles)",
+    "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the one "
+    "cache that serves all of them (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
     "accuracy": "answer extracted from the generated text",
-    "pass_at_1": "share of answers whose program, the task's tests at its end, runs through in a sandbox; "
-    "one greedy answer a request",
+    "pass_at_1": "share of answers whose program, with the task's tests at its end, runs to its end in a "
+    "sandbox; one greedy answer a request",
     "choice_accuracy": "the reference has the highest mean log-likelihood a token of all allowed answers",
     "rouge": "F1 of generated against reference text",
     "miss_bytes_per_token": "bytes of experts fetched for a token of the phase, weights as loaded",
@@ -41,35 +51,74 @@ CONVENTION = {
 
 
 def build_report(
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
+    *,
+    options: Options,
+    task: Task,
+    chat_template: bool,
+    evaluated: EvaluatedModel,
+    device: DeviceProfile,
+    requests: Sequence[Request],
+    new_tokens: int,
     measured: Mapping[str, Measured],
-    quality: Sequence[dict],
-    rerouting: Sequence[dict] = (),
-) -> dict:
-    """The whole report; `about` is merged in as it is (model, data, device)."""
-    resamples = settings["bootstrap_samples"]
-    policies = settings["policies"]
-    cache = [row for name, found in measured.items() for row in _cache(name, found, policies, resamples)]
-    return {
+    engine_rows: Sequence[dict],
+) -> dict[str, Any]:
+    """The whole report as one JSON object; `engine_rows`: what the offloading engine did, if there is one."""
+    resamples = options.evaluation.bootstrap_samples
+    cache = [
+        row for name, found in measured.items() for row in _cache(name, found, options.policies, resamples)
+    ]
+    quality = [
+        quality_row(name, task, requests, found, resamples, options.backends)
+        for name, found in measured.items()
+    ]
+    compared = comparisons(measured, cache, resamples)
+    report = {
         "schema_version": SCHEMA_VERSION,
         "command": "inference",
-        "settings": dict(settings),
+        "settings": options.fields(),
         "convention": CONVENTION,
-        **about,
+        "model": evaluated.fields(),
+        "data": _data(options, task, requests, measured)
+        | {
+            "chat_template": chat_template,
+            "row_tokens": options.row_tokens(task, evaluated.model),
+            "new_tokens": new_tokens,
+        },
+        "device": asdict(device) | {"about": device_note(device)},
         "variants": list(measured),
         "locality": [row for name, found in measured.items() for row in _locality(name, found, resamples)],
         "cache": cache,
-        "quality": list(quality),
-        "rerouting": list(rerouting),
-        "comparison": comparisons(measured, cache, resamples),
+        "quality": [row.as_dict() for row in quality],
+        "rerouting": _rerouting(options, evaluated, measured),
+        "comparison": {name: comparison.as_dict() for name, comparison in compared.items()},
+        "measured_speed": [
+            measured_speed_row(name, found.timings).as_dict() for name, found in measured.items()
+        ],
+        "speed": [row.as_dict() for row in speed_rows(device, measured, cache, evaluated.resident_bytes)],
+    }
+    return report | ({"engine": list(engine_rows)} if engine_rows else {})
+
+
+def _data(
+    options: Options, task: Task, requests: Sequence[Request], measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    return {
+        "dataset": task.name,
+        "split": options.evaluation.split,
+        "requests": len(requests),
+        "tokens": sum(len(request.row["input_ids"]) for request in requests),
+        "generated_requests": len(measured[BASE].answers),
+        "cut_prompts": sum(request.row["cut_prompt_tokens"] > 0 for request in requests),
+        "cut_answers": sum(request.row["cut_answer_tokens"] > 0 for request in requests),
     }
 
 
 def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
     rows = []
     for text, recording in measured.recordings.items():
-        found = locality_rows(variant, text, recording, resamples)
+        found = [
+            {"variant": variant, "text": text} | row.as_dict() for row in locality_rows(recording, resamples)
+        ]
         if text == "generated":
             repeated = repeated_share([answer.token_ids for answer in measured.answers.values()])
             found = [row | {"repeated_4grams": repeated} for row in found]
@@ -79,7 +128,18 @@ def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
 
 def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples: int) -> list[dict]:
     return [
-        row
+        {"variant": variant, "text": text} | row.as_dict()
         for text, recording in measured.recordings.items()
-        for row in cache_rows(variant, text, recording.trace, policies, resamples)
+        for row in hit_rate_rows(recording.trace, policies, resamples)
     ]
+
+
+def _rerouting(options: Options, evaluated: EvaluatedModel, measured: Mapping[str, Measured]) -> list[dict]:
+    if options.rerouting is None:
+        return []
+    strategies = {
+        name: rerouting.strategy if rerouting else NO_REROUTING
+        for name, rerouting in options.variants.items()
+    }
+    rows = rerouting_rows(measured, strategies, evaluated.expert_bytes, options.evaluation.bootstrap_samples)
+    return [row | options.rerouting.fields(evaluated) for row in rows]

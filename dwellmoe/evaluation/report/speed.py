@@ -1,55 +1,109 @@
-"""Knows the rows of speed against memory that a report has; does not know how a device is modelled."""
+"""Speed rows of a report: as measured on this machine, and as a device's bandwidths allow at each cache size."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dwellmoe.cache.device import DeviceProfile, load_device
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation.generation import Timing
 from dwellmoe.evaluation.measure import Measured
+from dwellmoe.evaluation.report.comparison import rows_where
 from dwellmoe.files import data_file
 
 TEXT = "teacher_forced"
+MEASURED = "wall clock of generate() on this machine, as the model was loaded here, routing recorded"
+
+
+@dataclass(frozen=True)
+class MeasuredSpeedRow:
+    """Tokens a second of generation on this machine; None where nothing was timed."""
+
+    variant: str
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    batches_timed: int
+    rows_together: int
+    warm: bool
+    """Whether a batch before those that are timed warmed the machine up."""
+    convention: str = MEASURED
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
+        return dict(vars(self))
+
+
+def measured_speed_row(variant: str, timings: Sequence[Timing]) -> MeasuredSpeedRow:
+    """The speed over all batches but the first, which warms the machine up; over that one if it is the only one."""
+    timed = timings[1:] or timings
+    prefill_seconds = sum(timing.prefill_seconds for timing in timed)
+    decode_seconds = sum(timing.decode_seconds for timing in timed)
+    prefilled = sum(timing.prefill_tokens for timing in timed)
+    decoded = sum(timing.decoded_tokens for timing in timed)
+    return MeasuredSpeedRow(
+        variant=variant,
+        prefill_tokens_per_second=prefilled / prefill_seconds if prefill_seconds else None,
+        decode_tokens_per_second=decoded / decode_seconds if decode_seconds else None,
+        batches_timed=len(timed),
+        rows_together=max((timing.rows for timing in timed), default=0),
+        warm=len(timings) > 1,
+    )
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Memory and decoded tokens a second of one cache on a device: bandwidth and latency, no computation."""
+
+    variant: str
+    policy: str
+    capacity: int
+    memory_bytes: int
+    tokens_per_second: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
+        return dict(vars(self))
 
 
 def find_device(path: str) -> DeviceProfile:
-    """The device of a profile, seen from here or from the project's folder. Raises UserError."""
-    places = (Path(path), data_file(path))
-    file = next((place for place in places if place.is_file()), None)
+    """The device of a profile, from the current folder or from the project's files. Raises UserError."""
+    candidates = (Path(path), data_file(path))
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         known = sorted(data_file("configs/devices").glob("*.toml"))
         names = ", ".join(f"configs/devices/{found.name}" for found in known)
-        raise UserError(f"no device profile at '{path}': choose from {names}")
+        raise UserError(f"--device_profile {path}: no such device profile: choose from {names}")
     return load_device(file)
 
 
 def speed_rows(
     device: DeviceProfile, measured: Mapping[str, Measured], cache: Sequence[dict], resident_bytes: int
-) -> list[dict]:
-    """Memory and decoded tokens a second at every capacity: reference text, decode, a cache a layer.
+) -> list[SpeedRow]:
+    """A row a variant, policy and capacity: reference text, decode, a cache a layer.
 
-    `resident_bytes`: what is in memory beside the routed experts.
+    `cache`: the hit-rate rows of the report; `resident_bytes`: of everything but the routed experts.
     """
-    wanted = {"text": TEXT, "phase": "decode", "scope": "layer"}
-    rows = [row for row in cache if all(row[name] == value for name, value in wanted.items())]
     traces = {variant: found.recordings[TEXT].trace for variant, found in measured.items()}
+    rows = rows_where(cache, text=TEXT, phase="decode", scope="layer")
     return [_speed_row(device, traces[row["variant"]], row, resident_bytes) for row in rows]
 
 
-def _speed_row(device: DeviceProfile, trace: RoutingTrace, row: dict, resident_bytes: int) -> dict:
+def _speed_row(device: DeviceProfile, trace: RoutingTrace, row: dict, resident_bytes: int) -> SpeedRow:
     read_bytes = resident_bytes + trace.top_k * sum(trace.expert_bytes or ())
     misses = row["misses"] / int((trace.phase == DECODE).sum())
     seconds = device.seconds_per_token(read_bytes, trace.layers, row["miss_bytes_per_token"], misses)
-    return {
-        "variant": row["variant"],
-        "policy": row["policy"],
-        "capacity": row["capacity"],
-        "memory_bytes": resident_bytes + row["capacity_bytes"],
-        "tokens_per_second": 1 / seconds,
-    }
+    return SpeedRow(
+        variant=row["variant"],
+        policy=row["policy"],
+        capacity=row["capacity"],
+        memory_bytes=resident_bytes + row["capacity_bytes"],
+        tokens_per_second=1 / seconds,
+    )
 
 
 def device_note(device: DeviceProfile) -> str:
-    """One line below the figure: the bandwidths and what the model leaves out."""
+    """One line below the figure: the bandwidths, and how the speed is counted."""
     speeds = f"memory {device.memory_gb_per_second:g} GB/s, storage {device.storage_gb_per_second:g} GB/s"
     return f"{speeds}; a floor without computation; {TEXT}, decode, cache a layer, atomic, cold"

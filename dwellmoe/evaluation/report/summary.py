@@ -1,31 +1,32 @@
-"""Knows the few numbers a reader looks at first, one row a variant; reads a report, computes nothing."""
+"""The main numbers of a report, one row a variant, and how they are printed."""
 
 from collections.abc import Mapping, Sequence
 
-from dwellmoe.evaluation.report.cache_rows import at_share
+from rich.console import Console
+from rich.table import Table
+
+from dwellmoe.evaluation.report.comparison import at_share
 
 HEADINGS = ("variant", "perplexity", "ECR", "LRU hit rate at 25 %", "miss bytes a token")
+SCORES = ("pass_at_1", "accuracy", "no_answer", "rouge_l")
+CONVENTION = "reference text, decode, cache a layer, cold, atomic"
 
 
 def summary_rows(report: Mapping) -> list[dict]:
-    """Variant -> its numbers on the reference text in decode; None where the report has none."""
+    """A row for each variant: its numbers on the reference text in decode; None where the report has none."""
     return [_row(variant, report) for variant in report["variants"]]
 
 
 def _row(variant: str, report: Mapping) -> dict:
     wanted = {"variant": variant, "text": "teacher_forced", "phase": "decode"}
     cache = at_share(report["cache"], variant=variant, policy="lru") or {}
-    locality, quality = _first(report["locality"], wanted), _first(report["quality"], {"variant": variant})
+    locality = _first(report["locality"], wanted)
+    quality = _first(report["quality"], {"variant": variant})
     return {
         "variant": variant,
-        "perplexity": quality.get("perplexity"),
-        "perplexity_ci95": quality.get("perplexity_ci95"),
-        "ecr": locality.get("ecr"),
-        "ecr_ci95": locality.get("ecr_ci95"),
-        "hit_rate": cache.get("hit_rate"),
-        "hit_rate_ci95": cache.get("hit_rate_ci95"),
-        "capacity": cache.get("capacity"),
-        "capacity_percent": cache.get("capacity_percent"),
+        **{name: quality.get(name) for name in ("perplexity", "perplexity_ci95")},
+        **{name: locality.get(name) for name in ("ecr", "ecr_ci95")},
+        **{name: cache.get(name) for name in ("hit_rate", "hit_rate_ci95", "capacity", "capacity_percent")},
         "miss_bytes_per_token": cache.get("miss_bytes_per_token"),
     }
 
@@ -34,8 +35,52 @@ def _first(rows: Sequence[dict], wanted: Mapping) -> dict:
     return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), {})
 
 
+def print_summary(report: Mapping, console: Console) -> None:
+    """Prints a table with a row a variant, then re-routing, then the ratios between variants."""
+    data = report["data"]
+    title = f"{data['dataset']} {data['split']}, {data['requests']} requests; {CONVENTION}"
+    table = Table(*HEADINGS, title=title, title_justify="left")
+    for row in summary_rows(report):
+        numbers = [four_digits(row[name]) for name in ("perplexity", "ecr", "hit_rate")]
+        table.add_row(row["variant"], *numbers, readable_bytes(row["miss_bytes_per_token"]))
+    console.print(table)
+    for row in report["rerouting"]:
+        console.print(_rerouting(row), highlight=False)
+    for name, comparison in report["comparison"].items():
+        ratios = {key: value for key, value in comparison.items() if key.endswith("_ratio")}
+        parts = [f"{key.removesuffix('_ratio')} {four_digits(value)}x" for key, value in ratios.items()]
+        console.print(f"{name.replace('_', ' ')}: {', '.join(parts)}", highlight=False)
+
+
+def _rerouting(row: Mapping) -> str:
+    quality = f", perplexity {four_digits(row['perplexity'])}" if "perplexity" in row else ""
+    return (
+        f"{row['variant']} ({row['strategy']}), {row['text']}, {row['policy']}, {row['capacity']} slots: "
+        f"hits {four_digits(row['hit_rate'])}, {readable_bytes(row['miss_bytes_per_token'])} a token, misses "
+        f"{four_digits(row['misses_ratio'])}x{quality}, agreement {four_digits(row['agreement'])}"
+    )
+
+
+def print_answers(report: Mapping, console: Console) -> None:
+    """Prints a line a variant: the scores of its answers, and their speed."""
+    for quality, speed in zip(report["quality"], report["measured_speed"], strict=True):
+        scores = [f"{name} {four_digits(quality[name])}" for name in SCORES if name in quality]
+        speeds = [
+            f"{phase} {four_digits(speed[f'{phase}_tokens_per_second'])} tokens/s"
+            for phase in ("prefill", "decode")
+        ]
+        parts = [f"{quality['answered_requests']} answers", *scores, *speeds] if scores else speeds
+        if speed["batches_timed"]:
+            console.print(f"{quality['variant']}: {', '.join(parts)}", highlight=False)
+
+
+def four_digits(value: float | None) -> str:
+    """`0.1234`, or `-` for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def readable_bytes(size: float | None) -> str:
-    """`1.25 MB`; decimal units, as storage is sold."""
+    """`1.25 MB`, in decimal units; `-` for None."""
     if size is None:
         return "-"
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -1,4 +1,4 @@
-"""Knows what share of programs run through to their end; how they are run is the sandbox's business."""
+"""pass@1: the share of programs, run in the sandbox, that reach their end."""
 
 from collections import Counter
 from types import MappingProxyType
@@ -6,17 +6,17 @@ from types import MappingProxyType
 from tqdm import tqdm
 
 from dwellmoe.cache.intervals import RESAMPLES, bootstrap_ci
-from dwellmoe.evaluation.metrics import base
+from dwellmoe.evaluation import metrics
 from dwellmoe.evaluation.sandbox.confine import BACKENDS
 from dwellmoe.evaluation.sandbox.run import Verdict, check_sandbox, run_program
 
 
-class PassAt_1(base.RequestMetric):
+class PassAt_1(metrics.RequestMetric):
     """`pass_at_1` with its interval, `verdicts` (how many programs passed, failed, timed out, ...) and
-    `sandbox`, the way files were fenced.
+    `sandbox`, the backend that confined them.
 
     `compute(predictions=, backends=)`: whole programs, one a request, which raise unless the answer is right.
-    Raises UserError where none may be run.
+    Raises UserError where this machine cannot isolate them.
     """
 
     COLUMNS = MappingProxyType({"predictions": "string"})

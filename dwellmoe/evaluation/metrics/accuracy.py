@@ -1,20 +1,17 @@
-"""Knows what share of answers is right; answers are found by their task's form, not compared letter by
-letter.
-"""
+"""Accuracy: the share of right answers, each extracted in the form of its task."""
 
 from types import MappingProxyType
 
 from dwellmoe.cache.intervals import RESAMPLES, bootstrap_ci
 from dwellmoe.evaluation.answers.judge import Verdict, judge
-from dwellmoe.evaluation.metrics import base
+from dwellmoe.evaluation import metrics
 
 
-class Accuracy(base.RequestMetric):
-    """`accuracy` and `no_answer`, the share in which no answer was found (which counts as wrong), with
-    intervals.
+class Accuracy(metrics.RequestMetric):
+    """`accuracy`, and `no_answer`: the share without an answer, which counts as wrong; both with intervals.
 
-    `compute(predictions=, references=, form=, choices=)`: texts as written by the model, reference answers,
-    the form of the task file and, optionally, each request's choices.
+    `compute(predictions=, references=, form=, choices=)`: generated texts, reference answers, the form of the
+    task file and, optionally, each request's choices.
     """
 
     COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})

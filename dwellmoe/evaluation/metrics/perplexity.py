@@ -1,18 +1,17 @@
-"""Knows perplexity from summed negative log-likelihoods; runs no model."""
+"""Perplexity from summed negative log-likelihoods."""
 
 import math
 from types import MappingProxyType
 
 from dwellmoe.cache.intervals import RESAMPLES, ratio_interval
-from dwellmoe.evaluation.metrics import base
+from dwellmoe.evaluation import metrics
 
 
-class Perplexity(base.RequestMetric):
+class Perplexity(metrics.RequestMetric):
     """`perplexity` = exp(sum of nats / sum of tokens) of the reference answers, prompts masked, with its
     interval.
 
-    `compute(nll=, tokens=)`: for each request the summed negative log-likelihood in nats and the tokens it is
-    over.
+    `compute(nll=, tokens=)`: of each request the summed negative log-likelihood in nats, and its tokens.
     """
 
     COLUMNS = MappingProxyType({"nll": "float64", "tokens": "int64"})

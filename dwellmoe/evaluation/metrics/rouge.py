@@ -1,19 +1,19 @@
-"""Knows how much of a reference an answer shares: ROUGE-1, -2 and -L as F1 (Lin, 2004), with stemming."""
+"""ROUGE-1, -2 and -L of an answer against its reference, as F1 (Lin, 2004), with stemming."""
 
 from types import MappingProxyType
 
 from rouge_score.rouge_scorer import RougeScorer
 
 from dwellmoe.cache.intervals import RESAMPLES, bootstrap_ci
-from dwellmoe.evaluation.metrics import base
+from dwellmoe.evaluation import metrics
 
 VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
-class Rouge(base.RequestMetric):
+class Rouge(metrics.RequestMetric):
     """`rouge_1`, `rouge_2`, `rouge_l`: mean F1 over samples in [0, 1], each with its interval.
 
-    `compute(predictions=, references=)`: texts as written by the model, reference texts.
+    `compute(predictions=, references=)`: generated texts, reference texts.
     """
 
     COLUMNS = MappingProxyType({"predictions": "string", "references": "string"})
