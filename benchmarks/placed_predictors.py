@@ -19,11 +19,11 @@ from dwellmoe.cache.device import DeviceProfile, load_device
 from dwellmoe.cache.formats import read_trace
 from dwellmoe.cache.progress import progress_bar
 from dwellmoe.cache.replay.stall import stall, stall_lines
-from dwellmoe.cache.tiers.tier_policy import room_on
+from dwellmoe.cache.tiers.tier_policy import tier_budget
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import run_command
 
-MANAGERS = ("placement", "placement+prefetch")
+TIER_POLICIES = ("placement", "placement+prefetch")
 
 
 def main() -> None:
@@ -43,17 +43,22 @@ def main() -> None:
 
 
 def rows_on(device: DeviceProfile, trace: RoutingTrace, args: argparse.Namespace) -> list[dict]:
-    """A row a predictor and manager, printed as a table too."""
+    """A row for each predictor and tier policy, printed as a table too."""
     ram = args.ram_capacity if device.ram_gb else "0"
-    room, constants, found = room_on(trace, device, 0, args.capacity, ram), device.placement, []
-    told = [replace(constants, ahead=""), constants]
-    told += [replace(constants, ahead=f"recorded:file={path}", eta=args.eta) for path in args.predictions]
-    for each in told:
-        named = {"device": device.name, "predictor": each.predictor, "ahead": each.ahead}
+    budget, constants, found = tier_budget(trace, device, 0, args.capacity, ram), device.placement, []
+    settings = [replace(constants, lookahead=""), constants]
+    settings += [
+        replace(constants, lookahead=f"recorded:file={path}", eta=args.eta) for path in args.predictions
+    ]
+    for each in settings:
+        named = {"device": device.name, "predictor": each.predictor, "lookahead": each.lookahead}
         changed = replace(device, placement=each)
-        rows = [stall(trace, changed, room, name, progress=progress_bar(each.ahead)) for name in MANAGERS]
-        print(f"{device.name}: ahead '{each.ahead}'", *stall_lines(rows), sep="\n", file=sys.stderr)
-        found += [named | row for row in rows]
+        rows = [
+            stall(trace, changed, budget, name, progress=progress_bar(each.lookahead))
+            for name in TIER_POLICIES
+        ]
+        print(f"{device.name}: lookahead '{each.lookahead}'", *stall_lines(rows), sep="\n", file=sys.stderr)
+        found += [named | row.as_dict() for row in rows]
     return found
 
 

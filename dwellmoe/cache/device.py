@@ -1,4 +1,4 @@
-"""Knows what limits decoding on a device and how a profile says so (TOML); plans and replays nothing."""
+"""What limits decoding on a device: bandwidths, latencies and memory, from a profile (TOML)."""
 
 import os
 import tomllib
@@ -10,7 +10,7 @@ from dwellmoe.errors import UserError
 
 GIGA = 1e9
 NEEDED = ("name", "memory_gb_per_second", "storage_gb_per_second")
-TEXTS = ("name", "predictor", "ahead")
+TEXTS = ("name", "predictor", "lookahead")
 MAY_BE_ZERO = ("eta", "gamma", "hysteresis")
 
 
@@ -18,10 +18,12 @@ MAY_BE_ZERO = ("eta", "gamma", "hysteresis")
 class PlacementConstants:
     """How watermark placement weighs experts: the table `[placement]` of a profile."""
 
-    predictor: str = "habits"  # of expert_cache/predictors/: of the next time each layer runs
-    ahead: str = "transition"  # another one, which knows more of the layers that run next; empty: none
-    eta: float = 0.9  # its share there
-    gamma: float = 0.02  # a layer further away
+    predictor: str = "habits"  # of use the next time each layer runs (dwellmoe/cache/predictors/)
+    lookahead: str = (
+        "transition"  # a second one, which knows more of the layers that run next; "": none
+    )
+    eta: float = 0.9  # share of the second predictor within its horizon
+    gamma: float = 0.02  # a use is worth exp(-gamma) less for each layer until then
     window: int = 8  # runs of each layer that count
     hysteresis: float = 0.1
 
@@ -30,7 +32,7 @@ class PlacementConstants:
 class DeviceProfile:
     """What limits decoding on a device; decimal gigabytes. `memory_gb` None: memory is no limit.
 
-    Where RAM lies between the device's memory and storage, `ram_gb` says how much of it is for experts and
+    Where RAM lies between the device's memory and storage, `ram_gb` is what experts may take of it and
     `ram_gb_per_second` how fast it fills the device.
     """
 
@@ -86,7 +88,7 @@ def load_device(path: str | os.PathLike) -> DeviceProfile:
     if ("ram_gb" in table) != ("ram_gb_per_second" in table):
         raise UserError(f"{path}: give ram_gb and ram_gb_per_second together")
     if placement.get("eta", 0) > 1:
-        raise UserError(f"{path}: 'eta' is a share, got {placement['eta']}")
+        raise UserError(f"{path}: 'eta' must be at most 1, got {placement['eta']}")
     if placement.get("window", 1) % 1:
         raise UserError(f"{path}: 'window' must be a whole number, got {placement['window']}")
     return DeviceProfile(**table, placement=PlacementConstants(**placement))

@@ -1,4 +1,4 @@
-"""Knows how good predictions of use are, and how two are fused; makes none.
+"""How good predictions of use are, and how two predictors are fused.
 
 Letters: N pairs of a token and a layer, T tokens, L layers, E experts a layer, K chosen.
 """
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dwellmoe.cache.predictors import make_predictor
+from dwellmoe.cache.predictors import Predictor, make_predictor
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 
-LEAST = 1e-4  # probabilities are held this far from 0 and 1: a sure mistake costs 9 nats, not infinitely many
+MARGIN = 1e-4  # probabilities stay this far from 0 and 1: a sure mistake costs 9 nats, not infinitely many
 BINS = 10
 ETAS = np.linspace(0, 1, 21)
 
@@ -25,64 +25,63 @@ def used_of(trace: RoutingTrace) -> list[np.ndarray]:
 
 
 def predictions(spec: str, learned: RoutingTrace, requests: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [T, L, E]: what a predictor that learned from `learned` says of each token of `requests`.
+    """float64 [T, L, E]: the prediction for each token of `requests`, after learning from `learned`.
 
-    A layer is watched after it was predicted, so nothing is told in advance.
+    A layer is watched only after it was predicted.
     """
-    found = make_predictor(spec, learned.layers, learned.num_experts)
-    found.learn(np.concatenate(used_of(learned)))
-    said = []
+    predictor = make_predictor(spec, learned.layers, learned.num_experts)
+    predictor.learn(np.concatenate(used_of(learned)))
+    predicted = []
     for used_TLE in requests:
-        found.start()
+        predictor.start()
         for used_LE in used_TLE:
-            said.append([_ask_and_tell(found, layer, used_E) for layer, used_E in enumerate(used_LE)])
-    return np.array(said)
+            predicted.append([_predict_then_watch(predictor, *each) for each in enumerate(used_LE)])
+    return np.array(predicted)
 
 
-def _ask_and_tell(predictor, layer: int, used_E: np.ndarray) -> np.ndarray:
-    said_E = predictor.predict(layer)
+def _predict_then_watch(predictor: Predictor, layer: int, used_E: np.ndarray) -> np.ndarray:
+    predicted_E = predictor.predict(layer)
     predictor.watch(layer, used_E)
-    return said_E
+    return predicted_E
 
 
-def quality(said_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
+def quality(predicted_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
     """`log_loss` (nats an expert), `recall_at_k` (share of a token's K among the K likeliest) and
-    `calibration_error` (mean distance of a probability from what came true, in ten bins weighed by size).
+    `calibration_error` (mean distance of predicted and actual share, in ten bins weighed by size).
     """
-    p = np.clip(said_TLE, LEAST, 1 - LEAST)
+    p = np.clip(predicted_TLE, MARGIN, 1 - MARGIN)
     chosen_TL = used_TLE.sum(axis=2)
     rank_TLE = np.argsort(np.argsort(-p, axis=2, kind="stable"), axis=2)
     recalled = (used_TLE & (rank_TLE < chosen_TL[..., None])).sum() / chosen_TL.sum()
-    place = np.minimum((p * BINS).astype(int), BINS - 1).ravel()
-    size, told, came = (
-        np.bincount(place, weights, BINS) for weights in (None, p.ravel(), used_TLE.ravel().astype(float))
-    )
-    error = np.abs(told - came).sum() / size.sum()
+    bins = np.minimum((p * BINS).astype(int), BINS - 1).ravel()
+    size = np.bincount(bins, None, BINS)
+    predicted = np.bincount(bins, p.ravel(), BINS)
+    actual = np.bincount(bins, used_TLE.ravel().astype(float), BINS)
+    error = np.abs(predicted - actual).sum() / size.sum()
     return {
-        "log_loss": log_loss(said_TLE, used_TLE),
+        "log_loss": log_loss(predicted_TLE, used_TLE),
         "recall_at_k": float(recalled),
         "calibration_error": float(error),
     }
 
 
-def log_loss(said_TLE: np.ndarray, used_TLE: np.ndarray) -> float:
+def log_loss(predicted_TLE: np.ndarray, used_TLE: np.ndarray) -> float:
     """Nats an expert."""
-    p = np.clip(said_TLE, LEAST, 1 - LEAST)
+    p = np.clip(predicted_TLE, MARGIN, 1 - MARGIN)
     return float(-np.log(np.where(used_TLE, p, 1 - p)).mean())
 
 
 class Calibration:
-    """From a score to a probability: how often what scored alike came true, a layer at a time.
+    """From a score to a probability: the actual share of use among experts of a similar score, layer by layer.
 
-    Scores of a layer are cut into `PARTS` of equal size; between their middles the share that came true is
-    drawn straight, and it never falls as the score rises. Where a layer has no scores (NaN) each expert has
-    its usual share.
+    Scores of a layer are cut into `PARTS` of equal size; the actual share is interpolated between their means
+    and never falls as the score rises. Where a layer has no scores (NaN) each expert has its prior.
     """
 
     PARTS = 64
 
     def __init__(self, score_TLE: np.ndarray, used_TLE: np.ndarray) -> None:
-        self.usual_LE = used_TLE.mean(axis=0)
+        self.prior_LE = used_TLE.mean(axis=0)
         self.curves = [
             self._curve(score_TLE[:, layer].ravel(), used_TLE[:, layer].ravel())
             for layer in range(score_TLE.shape[1])
@@ -98,10 +97,13 @@ class Calibration:
 
     def __call__(self, score_TLE: np.ndarray) -> np.ndarray:
         """float64 [T, L, E]"""
-        said = np.empty(score_TLE.shape)
+        predicted_TLE = np.empty(score_TLE.shape)
         for layer, curve in enumerate(self.curves):
-            said[:, layer] = self.usual_LE[layer] if curve is None else np.interp(score_TLE[:, layer], *curve)
-        return said
+            if curve is None:
+                predicted_TLE[:, layer] = self.prior_LE[layer]
+            else:
+                predicted_TLE[:, layer] = np.interp(score_TLE[:, layer], *curve)
+        return predicted_TLE
 
 
 def fuse(

@@ -1,26 +1,24 @@
-"""Knows how to show that long work goes on; shows nothing for short work, or when nobody watches."""
+"""A progress bar on standard error, shown only on a terminal and only for work that takes over a second."""
 
-import sys
-import time
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 1.0
-WIDTH = 30
+from tqdm import tqdm
+
+Progress = Callable[[int, int], None]
+"""Takes (done, of)."""
 
 
-def progress_bar(label: str) -> Callable[[int, int], None] | None:
-    """A function to be told (done, of), or None where standard error is not a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    begun = time.monotonic()
+def progress_bar(label: str) -> Progress:
+    """A function that shows (done, of); work that starts anew begins a new bar."""
+    bar: tqdm | None = None
 
     def show(done: int, of: int) -> None:
-        seconds = time.monotonic() - begun
-        if seconds < PATIENCE_SECONDS:
-            return
-        filled = WIDTH * done // of
-        left = seconds / done * (of - done)
-        end = "\n" if done == of else ""
-        print(f"\r{label} [{'#' * filled:<{WIDTH}}] {left:5.0f} s left", end=end, file=sys.stderr, flush=True)
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=label, total=of, delay=1, disable=None)
+        bar.update(done - bar.n)
+        if done >= of:
+            bar.close()
+            bar = None
 
     return show

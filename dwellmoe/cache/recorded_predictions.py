@@ -1,4 +1,4 @@
-"""Knows files of predictions made beside a trace, and of which trace each is; makes no predictions.
+"""Files of predictions that were computed beside a trace, and the check that they belong to it.
 
 Letters: D decoded tokens of the trace, in its order, L layers, E experts a layer.
 """
@@ -14,22 +14,22 @@ from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
 
 FORMAT, VERSION = "moe-use-predictions", "1"
-LAYOUT = {"usual": ("LE", True), "early": ("DLE", False), "late": ("DLE", False)}  # shape, must be present
-FACTS = ("format", "version", "trace_digest", "predictor")
+LAYOUT = {"prior": ("LE", True), "early": ("DLE", False), "late": ("DLE", False)}  # shape, must be present
+METADATA = ("format", "version", "trace_digest", "predictor")
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedPredictions:
     """Probabilities of use, float32 in [0, 1], of every decoded token of one trace.
 
-    usual         [L, E]     each expert's usual share, said where nothing else is known
+    prior         [L, E]     each expert's share of all tokens, predicted where nothing else is known
     early         [D, L, E]  known when the token's first layer begins, or None
     late          [D, L, E]  known when the layer before the one it is about begins, or None
-    trace_digest  of the trace they are about (`digest_of`); predictor: who made them
+    trace_digest  of the trace they are about (`digest_of`); predictor: its name
     UserError for a wrong shape, a value that is no probability, and where both `early` and `late` are None.
     """
 
-    usual: np.ndarray
+    prior: np.ndarray
     early: np.ndarray | None
     late: np.ndarray | None
     trace_digest: str
@@ -37,10 +37,10 @@ class RecordedPredictions:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in LAYOUT if getattr(self, name) is not None}
-        if len(given) < 2 or self.usual.ndim != 2:
-            raise UserError("not predictions of use: 'usual' [layers, experts] and 'early' or 'late' needed")
-        tokens = next(len(value) for name, value in given.items() if name != "usual")
-        sizes = dict(zip("DLE", (tokens, *self.usual.shape), strict=True))
+        if len(given) < 2 or self.prior.ndim != 2:
+            raise UserError("not predictions of use: 'prior' [layers, experts] and 'early' or 'late' needed")
+        tokens = next(len(value) for name, value in given.items() if name != "prior")
+        sizes = dict(zip("DLE", (tokens, *self.prior.shape), strict=True))
         for name, value in given.items():
             shape = [sizes[letter] for letter in LAYOUT[name][0]]
             if value.dtype != np.float32 or list(value.shape) != shape:
@@ -53,14 +53,14 @@ class RecordedPredictions:
         return len(next(each for each in (self.early, self.late) if each is not None))
 
     @property
-    def reach(self) -> int:
-        """How many layers ahead of the one that is running they say more than the usual."""
-        return 1 if self.early is None else len(self.usual)
+    def horizon(self) -> int:
+        """For so many layers after the running one they have more than the prior."""
+        return 1 if self.early is None else len(self.prior)
 
     def check_trace(self, trace: RoutingTrace) -> None:
-        """UserError where these are not of `trace`."""
+        """UserError where these predictions are about another trace."""
         wanted = (int((trace.phase == DECODE).sum()), trace.layers, trace.num_experts)
-        found = (self.tokens, *self.usual.shape)
+        found = (self.tokens, *self.prior.shape)
         if found != wanted:
             raise UserError(
                 f"predictions of {_shape(found)} are not of this trace, which has {_shape(wanted)}"
@@ -85,19 +85,19 @@ class RecordedPredictions:
         if found != (FORMAT, VERSION):
             raise UserError(f"{path}: format and version must be {FORMAT} 1, got {found[0]} {found[1]}")
         unknown = sorted(set(tensors) - set(LAYOUT))
-        absent = [name for name in FACTS if name not in facts]
-        if unknown or absent or "usual" not in tensors:
-            wrong = unknown or absent or ["usual"]
+        absent = [name for name in METADATA if name not in facts]
+        if unknown or absent or "prior" not in tensors:
+            wrong = unknown or absent or ["prior"]
             raise UserError(f"{path}: not predictions of use: '{wrong[0]}' is unknown or missing")
         try:
-            parts = tensors["usual"], tensors.get("early"), tensors.get("late")
+            parts = tensors["prior"], tensors.get("early"), tensors.get("late")
             return cls(*parts, facts["trace_digest"], facts["predictor"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
 
 def digest_of(trace: RoutingTrace) -> str:
-    """Of what a trace says of its tokens: experts, phases and requests. Not of names and sizes."""
+    """SHA-256 of the experts, phases and requests of a trace; names and sizes do not count."""
     digest = hashlib.sha256()
     for rows in trace.blocks():
         for array in (trace.experts, trace.phase, trace.request):

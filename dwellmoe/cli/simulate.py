@@ -103,7 +103,10 @@ def run_plan(arguments: argparse.Namespace) -> None:
         from dwellmoe.plots import device_plan
         from dwellmoe.plots.style import save
 
-        save(device_plan.draw([row.as_dict() for row in found.rows], device.name, arguments.tokens_per_second), arguments.plot)
+        save(
+            device_plan.draw([row.as_dict() for row in found.rows], device.name, arguments.tokens_per_second),
+            arguments.plot,
+        )
     report(arguments, found.as_dict() | {"cache": rows}, plan_lines(found))
 
 
@@ -111,14 +114,14 @@ def run_stall(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.budget import parse_bytes
     from dwellmoe.cache.device import load_device
     from dwellmoe.cache.replay.stall import stall, stall_lines
-    from dwellmoe.cache.tiers.tier_policy import room_on, settings_of
+    from dwellmoe.cache.tiers.tier_policy import tier_budget, with_scopes
 
     device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
     trace = read(arguments)
-    room = room_on(trace, device, resident_bytes, arguments.capacity, arguments.ram_capacity)
+    budget = tier_budget(trace, device, resident_bytes, arguments.capacity, arguments.ram_capacity)
     rows = [
-        stall(trace, device, room, each, scope=scope, resident_bytes=resident_bytes, progress=bar(each))
-        for each, scope in settings_of(arguments.managers)
+        stall(trace, device, budget, name, scope=scope, resident_bytes=resident_bytes, progress=bar(name))
+        for name, scope in with_scopes(arguments.tier_policies)
     ]
     report(arguments, {"device": asdict(device), "stall": rows}, stall_lines(rows))
 
@@ -144,11 +147,11 @@ def run_predict(arguments: argparse.Namespace) -> None:
     trace, learned = read(arguments), read_trace(arguments.learn)
     model = load_model(ModelSettings(model_name=arguments.model_name))
     source = Source.of(model, learned, trace)
-    said, gate, facts = record(arguments.predictor, source, arguments.beside, bar("scoutgate"))
+    predictions, gate, facts = record(arguments.predictor, source, arguments.beside, bar("scoutgate"))
     if gate and arguments.scoutgate_out:
         save_scoutgate(gate, arguments.scoutgate_out, trace.model)
-    said.save(arguments.out)
-    lines = [f'predictor = "{arguments.beside}"', f'ahead = "recorded:file={arguments.out}"']
+    predictions.save(arguments.out)
+    lines = [f'predictor = "{arguments.beside}"', f'lookahead = "recorded:file={arguments.out}"']
     report(arguments, facts, ["[placement]", *lines, f"eta = {facts['eta']:.2f}"])
 
 
@@ -192,7 +195,7 @@ def convention(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bar(label: str):
-    """A progress bar on stderr, if a person is watching."""
+    """A progress bar on standard error, if that is a terminal."""
     from dwellmoe.cache.progress import progress_bar
 
     return progress_bar(label)

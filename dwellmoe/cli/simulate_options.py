@@ -84,15 +84,15 @@ def _add_plan(commands) -> None:
 
 
 def _add_stall(commands) -> None:
-    about = "time a decoded token waits for experts over device, RAM and disk, by who keeps the tiers"
+    about = "time a decoded token waits for experts that are in RAM or on disk, for each tier policy"
     command = _command(commands, "stall", about)
     command.add_argument(
         "--device", required=True, type=Path, help="profile, e.g. configs/devices/gpu_8gb.toml"
     )
     command.add_argument(
-        "--managers",
+        "--tier_policies",
         nargs="+",
-        metavar="M",
+        metavar="POLICY",
         default=["disk", "ram", "lru", "lrfu:decay=0.95", "ml_habits", "placement", "placement+prefetch"],
         help="disk, ram, eviction policies, placement, placement+prefetch [those and three policies]",
     )

@@ -1,1 +1,1 @@
-"""Fits the weights of learned eviction to recorded traces; `expert_cache` serves what it writes."""
+"""Fits the weights of learned eviction policies and predictors to recorded traces."""

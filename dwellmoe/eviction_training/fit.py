@@ -1,4 +1,4 @@
-"""Knows how a learned policy is fitted, judged on the validation requests and written; knows no net."""
+"""Fits a learned policy to a trace, evaluates it on the validation requests and writes its weights."""
 
 import tempfile
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import numpy as np
 
 from dwellmoe.cache.learned.weights import save_weights
 from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.rows import HitRateRow
-from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.eviction_training import fitters
@@ -19,16 +19,19 @@ from dwellmoe.eviction_training.requests import Split, split_by_request
 from dwellmoe.registry import Registry
 
 FITTERS = Registry("learned policy", fitters.__name__, None)
-BESIDE = ("lru", "lfu", "lrfu:decay=0.95", "opt")
+COMPARED = ("lru", "lfu", "lrfu:decay=0.95", "opt")
+"""Policies whose hit rates on the validation requests are reported beside the fitted one's."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a policy is fitted. `capacity`: at which the validation requests are replayed."""
+    """How a policy is fitted."""
 
     phase: str = "decode"
     capacity: int | str = "25%"
+    """Of the cache through which the validation requests are replayed."""
     validation: float = 0.2
+    """Share of the requests."""
     seed: int = 0
     epochs: int = 40
 
@@ -41,7 +44,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Weights, what else serving must know, and how the fit went."""
+    """The outcome of a fit: weights, what else the policy needs with them, and the log."""
 
     tensors: dict[str, np.ndarray]
     facts: dict
@@ -58,8 +61,8 @@ def fit(
 ) -> dict:
     """Fits `policy` on most requests of `trace` and writes its weights to `out`.
 
-    Returns the log of the fit and hit-rate rows of the validation requests, the policy's own beside those of
-    BESIDE. UserError for an unknown policy or a trace with too few requests.
+    Returns the log of the fit and hit-rate rows of the validation requests, of the policy and of `COMPARED`.
+    UserError for an unknown policy or a trace with too few requests.
     """
     fitter = FITTERS.get(policy)
     layout = parse_policy(policy)[0].LAYOUT
@@ -67,7 +70,7 @@ def fit(
     found: Fitted = fitter.fit(split, settings, progress)
     facts = {"model": trace.model, "source": trace.source, **asdict(settings), **found.facts}
     save_weights(out, policy, layout, found.tensors, facts)
-    rows = validation_rows(split, [*BESIDE, f"{policy}:weights={out}"], settings)
+    rows = validation_rows(split, [*COMPARED, f"{policy}:weights={out}"], settings)
     return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
 
 
@@ -79,7 +82,7 @@ def validation_rows(split: Split, policies: Sequence[str], settings: FitSettings
 def validation_hit_rate(
     split: Split, policy: str, layout: str, tensors: dict[str, np.ndarray], settings: FitSettings
 ) -> float:
-    """Hit rate that a policy would have with these weights."""
+    """Hit rate of a policy with these weights on the validation requests."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         save_weights(path, policy, layout, tensors, {})

@@ -1,4 +1,4 @@
-"""Knows how small nets, one a layer, are trained side by side and when to stop; does not know on what.
+"""Small nets, one for each MoE layer, trained together until the validation loss stops falling.
 
 Letters: L layers, B rows of a batch, I inputs, H hidden units, O outputs.
 """
@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.progress import Progress
 
-BATCH_ROWS, LEARNING_RATE, PATIENCE = 256, 2e-3, 4
+BATCH_ROWS = 256
+LEARNING_RATE = 2e-3
+PATIENCE = 4
+"""Epochs without a lower validation loss before training stops."""
 KNOWN_HORIZONS = {64: 48, 128: 98}
 
 
@@ -37,15 +40,15 @@ class LayerNets(nn.Module):
         self.biases = nn.ParameterList(_drawn((layers, size[0]), size[1], generator) for size in sizes)
 
     def forward(self, x_LBI: Tensor) -> Tensor:
-        for at, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x_LBI = torch.baddbmm(bias[:, None], x_LBI, weight.transpose(1, 2))
-            x_LBI = x_LBI.abs() if at == 2 else nn.functional.silu(x_LBI)
+            x_LBI = x_LBI.abs() if i == 2 else nn.functional.silu(x_LBI)
         return x_LBI
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights under the names of `dwellmoe.cache.learned.nets`."""
         kinds = {"weight": self.weights, "bias": self.biases}
-        return {f"{at}.{kind}": kinds[kind][at].detach().numpy() for at in range(3) for kind in kinds}
+        return {f"{i}.{kind}": kinds[kind][i].detach().numpy() for i in range(3) for kind in kinds}
 
 
 def _drawn(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> nn.Parameter:
@@ -53,10 +56,12 @@ def _drawn(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> n
 
 
 class Batches:
-    """Random batches of rows, the same rows in all layers: x [L, N, I], y [L, N, O]."""
+    """At most `most` random batches of rows, the same in all layers: x [L, N, I], y [L, N, O]."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, most: int, seed: int) -> None:
-        self.x, self.y, self.most = torch.from_numpy(x), torch.from_numpy(y), most
+        self.x = torch.from_numpy(x)
+        self.y = torch.from_numpy(y)
+        self.most = most
         self.generator = torch.Generator().manual_seed(seed)
 
     def __iter__(self):
@@ -75,18 +80,18 @@ def train(
 ) -> list[dict]:
     """AdamW until the validation loss has not fallen for some epochs; leaves the best weights in `module`."""
     optimizer = torch.optim.AdamW(module.parameters(), LEARNING_RATE)
-    judged = list(validation)
+    validation_batches = list(validation)
     best, best_loss, log = copy.deepcopy(module.state_dict()), float("inf"), []
     for epoch in range(epochs):
         losses = [_step(optimizer, loss(batch)) for batch in data]
         with torch.no_grad():
-            found = float(np.mean([float(loss(batch)) for batch in judged]))
+            found = float(np.mean([float(loss(batch)) for batch in validation_batches]))
         log.append({"epoch": epoch, "train_loss": float(np.mean(losses)), "validation_loss": found})
         if found < best_loss:
             best, best_loss = copy.deepcopy(module.state_dict()), found
         if progress:
             progress(epoch + 1, epochs)
-        if epoch - min(range(len(log)), key=lambda at: log[at]["validation_loss"]) >= PATIENCE:
+        if epoch - min(range(len(log)), key=lambda i: log[i]["validation_loss"]) >= PATIENCE:
             break
     module.load_state_dict(best)
     return log

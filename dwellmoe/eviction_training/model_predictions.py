@@ -1,5 +1,4 @@
-"""Knows how predictions of use that take the model are made for a trace, what they learn from, and how two
-are fused; does not know the predictors themselves.
+"""Predictions of expert use that need the model, made for every decoded token of a trace.
 
 Letters: T tokens, L layers, E experts a layer.
 """
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dwellmoe.cache.prediction import Calibration, fit_eta, fuse, predictions, used_of
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.recorded_predictions import RecordedPredictions, digest_of
-from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.eviction_training.requests import split_by_request
@@ -27,7 +26,7 @@ NAMES = (GATE_AHEAD, SCOUTGATE, FUSED)
 
 @dataclass(frozen=True)
 class Source:
-    """A model, the requests to learn from, those to tune shares on, and those that are asked about."""
+    """A model, the requests to learn from, those to tune shares on, and the trace to make predictions for."""
 
     model: Any
     train: RoutingTrace
@@ -40,68 +39,69 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Said:
-    """float [T, L, E] for the decoded tokens of a source's trace and of its validation requests."""
+class Predicted:
+    """Predictions, float [T, L, E], for the decoded tokens of a source's trace and validation requests."""
 
     trace: np.ndarray
     validation: np.ndarray
 
 
 def whole_requests(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace]:
-    """The split of `split_by_request` with the prompts left in, whose token ids are wanted."""
+    """The split of `split_by_request` with the prompts left in, for their token ids."""
     held_out = set(split_by_request(trace, "decode", 0.2, seed=0).validation.request.tolist())
     inside = np.isin(trace.request, list(held_out))
     return trace.take(~inside), trace.take(inside)
 
 
-def gate_ahead(source: Source) -> Said:
-    """What each layer's gate says one layer early, as probabilities."""
+def gate_ahead(source: Source) -> Predicted:
+    """Predictions of each layer's own gate, run one layer early, as probabilities."""
     layers = find_moe_layers(source.model)
 
     def margins(trace: RoutingTrace) -> np.ndarray:
         return margins_ahead(source.model, layers, trace)
 
     probability = Calibration(margins(source.train), np.concatenate(used_of(source.train)))
-    return Said(probability(margins(source.trace)), probability(margins(source.validation)))
+    return Predicted(probability(margins(source.trace)), probability(margins(source.validation)))
 
 
-def scoutgate(source: Source, progress: Progress | None = None) -> tuple[Said, ScoutGate, list[dict]]:
-    """What a gate trained here says, the gate, and the log of its training."""
+def scoutgate(source: Source, progress: Progress | None = None) -> tuple[Predicted, ScoutGate, list[dict]]:
+    """Predictions of a ScoutGate that is trained here, the gate, and the log of its training."""
     embedding = source.model.get_input_embeddings().weight.detach()
     gate, log = train_scoutgate(embedding, source.train, source.validation, progress=progress)
-    said = Said(predict_scoutgate(gate, source.trace), predict_scoutgate(gate, source.validation))
-    return said, gate, log
+    predicted = Predicted(predict_scoutgate(gate, source.trace), predict_scoutgate(gate, source.validation))
+    return predicted, gate, log
 
 
-def fused(one: Said, other: Said, used_validation: np.ndarray) -> tuple[Said, float]:
-    """Both with the share of `other` that fits the validation requests best, and that share."""
+def fused(one: Predicted, other: Predicted, used_validation: np.ndarray) -> tuple[Predicted, float]:
+    """Both, weighted by the share of `other` that fits the validation requests best, and that share."""
     eta = fit_eta(one.validation, other.validation, used_validation)
-    return Said(fuse(one.trace, other.trace, eta), fuse(one.validation, other.validation, eta)), eta
+    return Predicted(fuse(one.trace, other.trace, eta), fuse(one.validation, other.validation, eta)), eta
 
 
 def record(
     name: str, source: Source, beside: str, progress: Progress | None = None
 ) -> tuple[RecordedPredictions, ScoutGate | None, dict]:
-    """The predictions of `name` for a source's trace, the gate that was trained for them, and facts: `eta`
-    is the share that fits validation requests best beside the predictor `beside`.
+    """The predictions of `name` for a source's trace, the ScoutGate that was trained for them, and facts.
 
-    UserError for an unknown name, and for a trace of another model or without token ids.
+    The fact `eta` is the share that fits the validation requests best when they are fused with the predictor
+    `beside`. UserError for an unknown name, and for a trace of another model or without token ids.
     """
     if name not in NAMES:
         raise unknown_name("predictor of a model", name, NAMES)
     _check_model(source)
-    used, facts, gate = np.concatenate(used_of(source.validation)), {}, None
-    early = late = None
+    used = np.concatenate(used_of(source.validation))
+    facts: dict[str, Any] = {}
+    gate = early = late = None
     if name != GATE_AHEAD:
         early, gate, facts["log"] = scoutgate(source, progress)
     if name != SCOUTGATE:
         late = gate_ahead(source)
     if early and late:
         late, facts["eta_scoutgate"] = fused(late, early, used)
-    said = late or early
-    assert said is not None
-    usual = predictions(beside, source.train, used_of(source.validation))
-    facts |= {"beside": beside, "eta": fit_eta(usual, said.validation, used)}
+    predicted = late or early
+    assert predicted is not None
+    prior = predictions(beside, source.train, used_of(source.validation))
+    facts |= {"beside": beside, "eta": fit_eta(prior, predicted.validation, used)}
     share_LE = np.concatenate(used_of(source.train)).mean(axis=0).astype(np.float32)
     of_trace = [None if each is None else _in_order(each.trace, source.trace) for each in (early, late)]
     found = RecordedPredictions(share_LE, of_trace[0], of_trace[1], digest_of(source.trace), name)
@@ -121,11 +121,11 @@ def _check_model(source: Source) -> None:
             raise UserError("predicting from a model needs traces with token_ids")
 
 
-def _in_order(said: np.ndarray, trace: RoutingTrace) -> np.ndarray:
+def _in_order(predicted_TLE: np.ndarray, trace: RoutingTrace) -> np.ndarray:
     """float32: from the order of `used_of`, request after request, to that of the trace's decoded rows."""
-    request = trace.request[trace.phase == DECODE]
-    first = {name: place for place, name in enumerate(dict.fromkeys(request.tolist()))}
-    grouped = np.argsort([first[name] for name in request.tolist()], kind="stable")
-    ordered = np.empty(said.shape, np.float32)
-    ordered[grouped] = said
+    requests = trace.request[trace.phase == DECODE].tolist()
+    rank = {request: i for i, request in enumerate(dict.fromkeys(requests))}
+    grouped = np.argsort([rank[request] for request in requests], kind="stable")
+    ordered = np.empty(predicted_TLE.shape, np.float32)
+    ordered[grouped] = predicted_TLE
     return ordered

@@ -1,7 +1,6 @@
-"""Knows how ScoutGate is trained on a recorded trace; does not know what it looks like inside.
+"""Trains ScoutGate on a recorded trace: binary cross-entropy, and a term that pulls sum_e p towards K.
 
-By binary cross-entropy and a cardinality term that pulls sum_e p towards K. Letters: R rows (tokens), L
-layers, E experts a layer, K chosen.
+Letters: R rows (tokens), L layers, E experts a layer, K chosen.
 """
 
 import copy
@@ -12,11 +11,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dwellmoe.cache.prediction import used_of
-from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.routing.scoutgate import ScoutGate, windows
 
-BATCH_ROWS, LEARNING_RATE, PATIENCE, CARDINALITY = 128, 2e-3, 2, 0.01
+BATCH_ROWS = 128
+LEARNING_RATE = 2e-3
+PATIENCE = 2
+"""Epochs without a lower validation loss before training stops."""
+CARDINALITY = 0.01
+"""Weight of the term on the number of experts."""
 
 
 def train_scoutgate(
@@ -31,7 +35,8 @@ def train_scoutgate(
     torch.manual_seed(seed)
     gate = ScoutGate(embedding, train.layers, train.num_experts)
     optimizer = torch.optim.AdamW([p for p in gate.parameters() if p.requires_grad], LEARNING_RATE)
-    data, judging = _tensors(train), _tensors(validation)
+    data = _tensors(train)
+    judging = _tensors(validation)
     best, log = copy.deepcopy(gate.state_dict()), []
     for epoch in range(epochs):
         for rows in torch.randperm(len(data[0])).split(BATCH_ROWS):
@@ -41,7 +46,7 @@ def train_scoutgate(
         with torch.no_grad():
             found = float(loss(gate(judging[0]), judging[1], train.top_k))
         log.append({"epoch": epoch, "validation_loss": found})
-        lowest = min(range(len(log)), key=lambda at: log[at]["validation_loss"])
+        lowest = min(range(len(log)), key=lambda i: log[i]["validation_loss"])
         if lowest == epoch:
             best = copy.deepcopy(gate.state_dict())
         if progress:
@@ -53,7 +58,7 @@ def train_scoutgate(
 
 
 def loss(logits_RLE: Tensor, used_RLE: Tensor, top_k: int) -> Tensor:
-    """Cross-entropy an expert, and how far the expected number of experts is from K, squared."""
+    """Mean cross-entropy of all experts, and the squared distance of their expected number from K."""
     too_many_RL = logits_RLE.sigmoid().sum(dim=2) - top_k
     return (
         binary_cross_entropy_with_logits(logits_RLE, used_RLE) + CARDINALITY * (too_many_RL**2).mean() / top_k

@@ -1,4 +1,4 @@
-"""Knows the features and labels of every step of a trace, made by the code that serves them; fits nothing.
+"""Features and labels of every step of a trace, made by the code that computes them in the policies.
 
 Letters: T token steps, E experts a layer, F features, I inputs of a net.
 """
@@ -15,8 +15,8 @@ from dwellmoe.cache.trace import EMPTY, RoutingTrace
 NEVER_AGAIN = 1 << 30
 
 
-def asked(trace: RoutingTrace, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, starts): step t asks for ids[starts[t] : starts[t + 1]]; empty slots are left out."""
+def requested(trace: RoutingTrace, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, starts): step t needs ids[starts[t] : starts[t + 1]]; empty slots are left out."""
     chosen = trace.experts[:, layer]
     present = chosen != EMPTY
     return chosen[present].astype(np.int32), np.append(0, np.cumsum(present.sum(axis=1))).astype(np.int64)
@@ -30,14 +30,14 @@ def distances(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
 
 
 def recency_and_frequency(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
-    """float32 [T, 2E], laid out as `ml_flashmoe` serves them; column e and column E + e are one expert's."""
+    """float32 [T, 2E], laid out as `ml_flashmoe` reads them; columns e and E + e are those of expert e."""
     x_TI = np.zeros((len(starts) - 1, 2 * experts), np.float32)
     _recency_and_frequency(Uses.allocate(1, experts), ids, starts, experts, x_TI)
     return x_TI
 
 
 def habit_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
-    """float64 [T, E, F], as `ml_habits` serves them."""
+    """float64 [T, E, F], as `ml_habits` reads them."""
     x_TEF = np.zeros((len(starts) - 1, experts, len(NAMES)))
     _habit_features(RoutingStatistics.allocate(1, experts, 1), ids, starts, x_TEF)
     return x_TEF
@@ -50,8 +50,8 @@ def _distances(ids, starts, found):
         for expert in range(found.shape[1]):
             known = following[expert] >= 0
             found[step, expert] = following[expert] - step if known else NEVER_AGAIN
-        for at in range(starts[step], starts[step + 1]):
-            following[ids[at]] = step
+        for i in range(starts[step], starts[step + 1]):
+            following[ids[i]] = step
 
 
 @compiled

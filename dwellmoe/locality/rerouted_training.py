@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from dwellmoe.cache.budget import ModelSizes, budget_of, check_capacity
-from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.policies.base import check_live_policy
+from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer, expert_bytes
-from dwellmoe.locality.pairs import IGNORED_LABEL
 from dwellmoe.routing import SimulatedCache
 from dwellmoe.routing.strategies import load_strategy
 
@@ -51,8 +51,7 @@ def parse_cache(text: str) -> tuple[str, str]:
     policy, _, capacity = text.rpartition("@")
     if not policy:
         raise UserError(f"--train_rerouting_cache {text}: expected POLICY@CAPACITY, e.g. lru@25%")
-    if parse_policy(policy)[0].lookahead != "none":
-        raise UserError(f"--train_rerouting_cache {text}: {policy} looks into the future, it cannot run live")
+    check_live_policy(policy, f"--train_rerouting_cache {text}")
     check_capacity(capacity)
     return policy, capacity
 

@@ -22,7 +22,7 @@ from dwellmoe.cache.policies.base import policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import EMPTY
 from dwellmoe.errors import UserError
-from dwellmoe.eviction_training.tables import asked, distances, habit_features, recency_and_frequency
+from dwellmoe.eviction_training.tables import requested, distances, habit_features, recency_and_frequency
 from tests.cache.traces import random_trace
 
 LEARNED = [name for name in policy_names() if name.startswith("ml_")]
@@ -91,7 +91,7 @@ def slow_uses(trace, layer):
 def test_features_of_training_are_the_definition():
     trace = random_trace(0, steps=80)
     for layer in range(LAYERS):
-        x_TI = recency_and_frequency(*asked(trace, layer), EXPERTS)
+        x_TI = recency_and_frequency(*requested(trace, layer), EXPERTS)
         assert np.allclose(x_TI, np.concatenate(slow_uses(trace, layer), axis=1), rtol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_ml_flashmoe_serves_the_layout_it_was_trained_with(tmp_path):
     spec = written(tmp_path, "ml_flashmoe", ml_flashmoe.LAYOUT, tensors)
     live = live_evictions(trace, spec)
     for layer in range(LAYERS):
-        x_TI = recency_and_frequency(*asked(trace, layer), EXPERTS)
+        x_TI = recency_and_frequency(*requested(trace, layer), EXPERTS)
         keep = -evaluate(nets_of(tensors), x_TI, layer)
         assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=keep: keep[t, e])
         blocked = x_TI.reshape(-1, 2, EXPERTS)
@@ -163,14 +163,14 @@ def test_ml_habits_serves_the_features_it_was_trained_with(tmp_path):
     weight = np.array([0.7, 0.4, 1.1, -0.3, 0.8], np.float32)
     live = live_evictions(trace, written(tmp_path, "ml_habits", LAYOUT, {"weight": weight}))
     for layer in range(LAYERS):
-        x_TEF = habit_features(*asked(trace, layer), EXPERTS)
+        x_TEF = habit_features(*requested(trace, layer), EXPERTS)
         assert np.allclose(x_TEF, slow_habits(trace, layer))
         assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=x_TEF @ weight: keep[t, e])
 
 
 def test_labels_count_from_after_the_step():
     trace = random_trace(4, steps=50)
-    found = distances(*asked(trace, 1), EXPERTS)
+    found = distances(*requested(trace, 1), EXPERTS)
     for step in range(trace.steps):
         for e in range(EXPERTS):
             later = [t for t in range(step + 1, trace.steps) if e in trace.experts[t, 1]]

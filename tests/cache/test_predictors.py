@@ -27,7 +27,7 @@ def test_contract(name, traces, tmp_path):
     spec = noisy(held_out, tmp_path / "p.safetensors") if name == "recorded" else name
     found = make_predictor(spec, learned.layers, learned.num_experts)
     found.follow(held_out)
-    assert 1 <= found.reach <= learned.layers
+    assert 1 <= found.horizon <= learned.layers
     said = predictions(spec, learned, requests)
     used = np.concatenate(requests)
     assert said.shape == used.shape and (said >= 0).all() and (said <= 1).all()
@@ -69,9 +69,9 @@ def test_ewma_is_its_formula():
 def test_transition_is_the_counted_share():
     rng = np.random.default_rng(0)
     used = rng.random((50, 2, 4)) < 0.4
-    found = make_predictor("transition:doubt=1e-9", 2, 4)
+    found = make_predictor("transition:pseudocount=1e-9", 2, 4)
     found.learn(used)
-    watched = make_predictor("transition:doubt=1e-9", 2, 4)
+    watched = make_predictor("transition:pseudocount=1e-9", 2, 4)
     for used_LE in used:
         for layer in range(2):
             watched.watch(layer, used_LE[layer])
@@ -115,6 +115,6 @@ def test_fusion_and_its_share():
 def test_unknown_predictors_and_options_are_refused():
     with pytest.raises(UserError, match="unknown predictor 'oracle': choose from ewma"):
         make_predictor("oracle", 1, 2)
-    for wrong in ("ewma:alpha=0", "transition:doubt=0", "last:x=1"):
+    for wrong in ("ewma:alpha=0", "transition:pseudocount=0", "last:x=1"):
         with pytest.raises(UserError):
             make_predictor(wrong, 1, 2)

@@ -1,4 +1,4 @@
-"""Predictions beside a trace: their file, nothing said before it is known, what placement makes of them."""
+"""Predictions beside a trace: their file, nothing predicted before it is known, what placement makes of them."""
 
 import dataclasses
 import subprocess
@@ -13,7 +13,7 @@ from dwellmoe.cache.predictors import make_predictor
 from dwellmoe.cache.recorded_predictions import RecordedPredictions, digest_of
 from dwellmoe.cache.replay.stall import stall
 from dwellmoe.cache.tensor_file import write_tensors
-from dwellmoe.cache.tiers.tier_policy import Room
+from dwellmoe.cache.tiers.tier_policy import TierBudget
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
@@ -27,17 +27,17 @@ def traced(seed=0, **options) -> RoutingTrace:
 
 
 def sure(trace: RoutingTrace, **parts: Any) -> RecordedPredictions:
-    """What came true, said in advance."""
+    """The actual use, predicted in advance."""
     rows = np.flatnonzero(trace.phase == DECODE)
     used = np.zeros((len(rows), LAYERS, EXPERTS), np.float32)
     np.put_along_axis(used, trace.experts[rows].astype(int), 1, axis=2)
-    given: dict[str, Any] = {"usual": used.mean(axis=0), "early": used, "late": None, "predictor": "sure"}
+    given: dict[str, Any] = {"prior": used.mean(axis=0), "early": used, "late": None, "predictor": "sure"}
     given |= {"trace_digest": digest_of(trace), **parts}
     return RecordedPredictions(**given)
 
 
 def truth(trace: RoutingTrace) -> np.ndarray:
-    """What `sure` says early."""
+    """What `sure` predicts early."""
     early = sure(trace).early
     assert early is not None
     return early
@@ -57,7 +57,7 @@ def test_a_file_reads_back_as_written(tmp_path, names):
     back = RecordedPredictions.load(tmp_path / "p.safetensors")
     for field in dataclasses.fields(found):
         assert np.array_equal(getattr(back, field.name), getattr(found, field.name)), field.name
-    assert back.reach == (LAYERS if "early" in names else 1) and back.tokens == len(early)
+    assert back.horizon == (LAYERS if "early" in names else 1) and back.tokens == len(early)
     back.check_trace(traced())
 
 
@@ -71,26 +71,26 @@ def test_the_digest_is_of_what_ran_and_not_of_names():
 
 
 @pytest.mark.parametrize("names", [("early",), ("late",), ("early", "late")])
-def test_nothing_is_said_before_it_is_known(tmp_path, names):
-    """Of layers that ran, their usual share; of later ones, as far as the file knows by then."""
+def test_nothing_is_predicted_before_it_is_known(tmp_path, names):
+    """Of layers that ran, their prior; of later ones, as far as the file knows by then."""
     trace = traced(prefill=0.0)
     early, late = truth(trace) * np.float32(0.5), truth(trace)
     parts = {"early": early if "early" in names else None, "late": late if "late" in names else None}
     found = make_predictor(recorded(tmp_path, sure(trace, **parts)), LAYERS, EXPERTS)
     found.follow(trace)
-    usual, next_said = sure(trace).usual, late if "late" in names else early
-    far_said = np.broadcast_to(usual, late.shape) if names == ("late",) else early
+    prior, next_predicted = sure(trace).prior, late if "late" in names else early
+    far_predicted = np.broadcast_to(prior, late.shape) if names == ("late",) else early
     for token in range(trace.steps):
-        assert np.array_equal(found.predict(0), next_said[token, 0])
+        assert np.array_equal(found.predict(0), next_predicted[token, 0])
         for layer in range(LAYERS):
             found.watch(layer, late[token, layer] > 0)
             for other in range(LAYERS):
                 if other == layer + 1:
-                    expected = next_said[token, other]
+                    expected = next_predicted[token, other]
                 elif other > layer:
-                    expected = far_said[token, other]
+                    expected = far_predicted[token, other]
                 else:
-                    expected = usual[other]
+                    expected = prior[other]
                 if layer + 1 < LAYERS or other:
                     assert np.array_equal(found.predict(other), expected.astype(float))
 
@@ -106,18 +106,18 @@ def test_of_tokens_that_run_together_any_may_use_an_expert(tmp_path):
             found.watch(layer, half[first, layer] > 0)
 
 
-@pytest.mark.parametrize("manager", ["placement", "placement+prefetch"])
-def test_placement_waits_less_the_more_it_is_told(tmp_path, manager):
+@pytest.mark.parametrize("tier_policy", ["placement", "placement+prefetch"])
+def test_placement_waits_less_the_more_it_is_told(tmp_path, tier_policy):
     trace = traced(prefill=0.2, steps=300)
     late = sure(trace, early=None, late=truth(trace))
     waited = []
     for number, found in enumerate((None, late, sure(trace))):
-        ahead, folder = "", tmp_path / str(number)
+        lookahead, folder = "", tmp_path / str(number)
         if found:
             folder.mkdir()
-            ahead = recorded(folder, found)
-        told = dataclasses.replace(DEVICE_1, placement=PlacementConstants(ahead=ahead, eta=1.0))
-        waited.append(stall(trace, told, Room(10_000, 9_000), manager)["stall_seconds"])
+            lookahead = recorded(folder, found)
+        device = dataclasses.replace(DEVICE_1, placement=PlacementConstants(lookahead=lookahead, eta=1.0))
+        waited.append(stall(trace, device, TierBudget(10_000, 9_000), tier_policy).stall_seconds)
     assert waited[0] > waited[1] > waited[2]
 
 
@@ -129,21 +129,21 @@ def test_what_is_no_file_of_predictions_is_told(tmp_path):
     with pytest.raises(UserError, match="format and version must be moe-use-predictions 1, got moe-routing"):
         RecordedPredictions.load(path)
     whole = {"format": "moe-use-predictions", "version": "1", "trace_digest": "0", "predictor": "p"}
-    early, usual = truth(trace), sure(trace).usual
+    early, prior = truth(trace), sure(trace).prior
     wrong = [
-        ({"usual": usual}, whole, "'early' or 'late' needed"),
-        ({"early": early}, whole, "'usual' is unknown or missing"),
-        ({"usual": usual, "early": early, "x": usual}, whole, "'x' is unknown"),
-        ({"usual": usual, "early": early}, {**whole, "trace_digest": None}, "'trace_digest' is unknown or m"),
+        ({"prior": prior}, whole, "'early' or 'late' needed"),
+        ({"early": early}, whole, "'prior' is unknown or missing"),
+        ({"prior": prior, "early": early, "x": prior}, whole, "'x' is unknown"),
+        ({"prior": prior, "early": early}, {**whole, "trace_digest": None}, "'trace_digest' is unknown or m"),
         (
-            {"usual": usual, "early": early[:, :1]},
+            {"prior": prior, "early": early[:, :1]},
             whole,
             r"early must be float32 \[\d+, 3, 12\], got float32",
         ),
-        ({"usual": usual, "early": early, "late": early[1:]}, whole, "late must be float32"),
-        ({"usual": usual.astype(np.float64), "early": early}, whole, "usual must be float32"),
-        ({"usual": usual, "early": early * 2}, whole, "early holds values that are no probabilities"),
-        ({"usual": usual, "early": early * np.nan}, whole, "early holds values that are no probabilities"),
+        ({"prior": prior, "early": early, "late": early[1:]}, whole, "late must be float32"),
+        ({"prior": prior.astype(np.float64), "early": early}, whole, "prior must be float32"),
+        ({"prior": prior, "early": early * 2}, whole, "early holds values that are no probabilities"),
+        ({"prior": prior, "early": early * np.nan}, whole, "early holds values that are no probabilities"),
     ]
     for tensors, facts, said in wrong:
         write_tensors(path, tensors, {name: value for name, value in facts.items() if value is not None})
@@ -172,8 +172,16 @@ def test_simulate_leaves_with_two_and_one_line(tmp_path, wrong):
     spec = recorded(tmp_path, sure(traced(1, steps=60, prefill=0.3)))
     spec = spec if wrong == "other" else f"recorded:file={wrong}"
     speeds = "memory_gb_per_second = 1.0\nstorage_gb_per_second = 1.0"
-    device.write_text(f'name = "d"\n{speeds}\n[placement]\nahead = "{spec}"\n')
-    words = ["stall", "--trace", tmp_path / "t.safetensors", "--device", device, "--managers", "placement"]
+    device.write_text(f'name = "d"\n{speeds}\n[placement]\nlookahead = "{spec}"\n')
+    words = [
+        "stall",
+        "--trace",
+        tmp_path / "t.safetensors",
+        "--device",
+        device,
+        "--tier_policies",
+        "placement",
+    ]
     words = [*map(str, words), "--capacity", "40%", "--json", str(tmp_path / "o.json")]
     command = [sys.executable, "-m", "dwellmoe", "simulate", *words]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -116,7 +116,7 @@ def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
 def test_stall(trace_path, capsys):
     words = ("stall", "--trace", trace_path, "--device", "configs/devices/gpu_8gb.toml")
     found = result(
-        capsys, *words, "--capacity", "40%", "--ram_capacity", "30%", "--managers", "lru", "placement"
+        capsys, *words, "--capacity", "40%", "--ram_capacity", "30%", "--tier_policies", "lru", "placement"
     )
     assert [(row["manager"], row["scope"]) for row in found["stall"]] == [
         ("lru", "global"),
@@ -160,11 +160,11 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
         ),
         (
             ["replay", "--policy", "opt", "--capacity", "6", "--prefill_handoff", "none"],
-            "looks ahead: hand-over",
+            "looks into the future",
         ),
         (
             ["replay", "--policy", "lopt", "--capacity", "6", "--prefill_handoff", "none"],
-            "looks ahead: hand-over",
+            "looks into the future",
         ),
         (
             [*LRU, "6", "--prefill_handoff", "none", "--prefill_buffer", "-1"],

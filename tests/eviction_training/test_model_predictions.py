@@ -79,7 +79,7 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
     simulate.run([*map(str, words), "--json", "-"])
     facts = json.loads(capsys.readouterr().out)
     found = RecordedPredictions.load(out)
-    assert found.predictor == "gate_ahead+scoutgate" and found.reach == source.trace.layers
+    assert found.predictor == "gate_ahead+scoutgate" and found.horizon == source.trace.layers
     found.check_trace(source.trace)
     embedding = source.model.get_input_embeddings().weight.detach()
     shape = source.trace.layers, source.trace.num_experts
@@ -92,9 +92,9 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
     assert np.allclose(found.late, (1 - share) * alone.late + share * scout, atol=1e-6)
     device = tmp_path / "d.toml"
     speeds = "memory_gb_per_second = 1.0\nstorage_gb_per_second = 1.0"
-    device.write_text(f'name = "d"\n{speeds}\n[placement]\nahead = "recorded:file={out}"\neta = 1.0\n')
+    device.write_text(f'name = "d"\n{speeds}\n[placement]\nlookahead = "recorded:file={out}"\neta = 1.0\n')
     simulate.run(["stall", "--trace", str(trace), "--device", str(device), "--capacity", "50%",
-                  "--managers", "placement", "--json", "-"])  # fmt: skip
+                  "--tier_policies", "placement", "--json", "-"])  # fmt: skip
     assert json.loads(capsys.readouterr().out)["stall"][0]["tokens"] == found.tokens
     with pytest.raises(UserError, match="ScoutGate of another model"):
         load_scoutgate(str(tmp_path / "s.safetensors"), embedding[:, :8], *shape)

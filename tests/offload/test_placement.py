@@ -9,14 +9,14 @@ from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.cache.trace import DECODE
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings
-from dwellmoe.offload.attach import check_settings
-from tests.offload.workbench import engine_of, on_the_books, present, prompt, resident
+from dwellmoe.offload.load import check_settings
+from tests.offload.workbench import cached, engine_of, present, prompt, resident
 
 
 def in_ram(engine):
-    """Numbers: by the books, and with their weights there."""
-    books = np.concatenate([engine.live.in_ram(layer) for layer in range(engine.live.layers)])
-    return set(np.flatnonzero(books).tolist()), set(engine.cached_experts.residents.ram_slot_of)
+    """Flat ids of the experts in RAM: by the caches, and by their weights."""
+    by_cache = np.concatenate([engine.in_ram(layer.index) for layer in engine.layers])
+    return set(np.flatnonzero(by_cache).tolist()), set(np.flatnonzero(engine.loaded_in_ram()).tolist())
 
 
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
@@ -34,24 +34,25 @@ def test_text_and_books(family, settings, rows):
             ids = prompt(9, rows, seed)
             options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
             assert torch.equal(model.generate(ids, **options), resident(family).generate(ids, **options))
-            assert present(engine) == on_the_books(engine)
-            books, there = in_ram(engine)
-            assert books == there
-            assert bool(there) or "ram_budget" not in settings
+            assert present(engine) == cached(engine)
+            by_cache, by_weights = in_ram(engine)
+            assert by_cache == by_weights
+            assert bool(by_weights) or "ram_budget" not in settings
         slots = sum(map(len, present(engine)))
-        assert slots <= engine.live.layers * engine.budget.capacity
-        engine.live.reset()
+        assert slots <= len(engine.layers) * engine.budget.capacity
+        engine.reset()
+        assert not any(present(engine)) and not any(cached(engine))
 
 
 def test_the_simulator_makes_the_same_moves(monkeypatch):
-    log, decide = [], LiveCache.decode
+    log, decide = [], LiveCache.request
 
     def spy(self, layer, experts):
-        orders = decide(self, layer, experts)
-        log.append((list(orders.loads), set(orders.promoted), set(orders.leaving), set(orders.demoted)))
-        return orders
+        plan = decide(self, layer, experts)
+        log.append((list(plan.load), set(plan.promote), set(plan.evict), set(plan.demote)))
+        return plan
 
-    monkeypatch.setattr(LiveCache, "decode", spy)
+    monkeypatch.setattr(LiveCache, "request", spy)
     model, engine = engine_of("olmoe", decode_policy="placement", prefill_handoff="none", ram_budget="6")
     with engine:
         engine.record()

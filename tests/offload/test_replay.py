@@ -16,16 +16,16 @@ LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "n
 
 
 @pytest.fixture
-def orders_log(monkeypatch):
+def plans(monkeypatch):
     """Every (layer, loads, evictions) of decode steps, in order."""
-    log, decide = [], LiveCache.decode
+    log, decide = [], LiveCache.request
 
     def spy(self, layer, experts):
-        orders = decide(self, layer, experts)
-        log.append((layer, list(orders.loads), sorted(orders.leaving)))
-        return orders
+        plan = decide(self, layer, experts)
+        log.append((layer, list(plan.load), sorted(plan.evict)))
+        return plan
 
-    monkeypatch.setattr(LiveCache, "decode", spy)
+    monkeypatch.setattr(LiveCache, "request", spy)
     return log
 
 
@@ -36,7 +36,7 @@ def _run(engine, model, rows=1, requests=3):
 
 
 @pytest.mark.parametrize("policy", LIVE)
-def test_loads_and_evictions_in_order(policy, orders_log):
+def test_loads_and_evictions_in_order(policy, plans):
     model, engine = engine_of("olmoe", expert_budget="3", decode_policy=policy, prefill_handoff="none")
     with engine:
         _run(engine, model)
@@ -46,8 +46,8 @@ def test_loads_and_evictions_in_order(policy, orders_log):
     for row in np.flatnonzero(trace.phase == DECODE):
         for layer in range(trace.layers):
             step = cache.request(layer, trace.experts[row, layer])
-            replayed.append((layer, step.load, sorted(step.evict)))
-    assert orders_log == replayed
+            replayed.append((layer, list(step.load), sorted(step.evict)))
+    assert plans == replayed
     row = replay(trace, policy, 3, phase="decode")
     counts = engine.fields()["decode_cache"]
     assert all(counts[name] == getattr(row, name) for name in ("hits", "misses", "evictions", "hit_rate"))
@@ -61,7 +61,7 @@ def test_loads_and_evictions_in_order(policy, orders_log):
     {"expert_budget": "100%"},
 ])  # fmt: skip
 @pytest.mark.parametrize("rows", [1, 2])
-def test_both_phases(settings, rows, orders_log):
+def test_both_phases(settings, rows, plans):
     model, engine = engine_of("qwen3_moe", **{"expert_budget": "4", **settings})
     with engine:
         _run(engine, model, rows)

@@ -1,4 +1,4 @@
-"""A moving average of use: p <- (1 - alpha) * p + alpha * [used]; unseen is 0."""
+"""A moving average of use: p <- (1 - alpha) * p + alpha * [used]; 0 for an expert that was never used."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from dwellmoe.errors import UserError
 
 
 class Ewma:
-    """Each layer's own clock; a new request goes on where the last one ended."""
+    """Each layer counts its own runs; a new request goes on where the last one ended."""
 
-    reach = 1
+    horizon = 1
 
     def __init__(self, layers: int, experts: int, *, alpha: float = 0.5) -> None:
         if not 0 < alpha <= 1:

@@ -1,4 +1,4 @@
-"""The last token's experts again: as likely as recorded tokens repeated theirs, others as the rest was."""
+"""The last token's experts are used again: repeated ones and others each with their share in recorded tokens."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from dwellmoe.cache.trace import RoutingTrace
 
 
 class Last:
-    reach = 1
+    horizon = 1
 
     def __init__(self, layers: int, experts: int) -> None:
         self.last_LE = np.zeros((layers, experts), np.bool_)

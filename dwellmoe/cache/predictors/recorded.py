@@ -1,4 +1,4 @@
-"""What a file says of the decoded tokens of one trace: predictions that took the model to make."""
+"""Recorded predictions: probabilities that took the model to compute, read from a file about one trace."""
 
 import numpy as np
 
@@ -9,20 +9,24 @@ from dwellmoe.errors import UserError
 
 
 class Recorded:
-    """Says no more at any time than was known by then: of layers that the running token has still to come to
-    what the file has, of all others their usual shares.
+    """Predicts no more at any time than was known by then: for layers that the running token has still to
+    reach what the file has, for all others their prior.
     """
 
     def __init__(self, layers: int, experts: int, *, file: str = "") -> None:
         if not file:
-            raise UserError("predictor 'recorded' needs a file of `simulate.py predict`: recorded:file=PATH")
-        self.file, self.found = file, RecordedPredictions.load(file)
-        if self.found.usual.shape != (layers, experts):
-            has = " x ".join(map(str, self.found.usual.shape))
+            raise UserError(
+                "predictor 'recorded' needs a file of `dwellmoe simulate predict`: recorded:file=PATH"
+            )
+        self.file = file
+        self.found = RecordedPredictions.load(file)
+        if self.found.prior.shape != (layers, experts):
+            has = " x ".join(map(str, self.found.prior.shape))
             raise UserError(f"{file}: predictions for {has} experts, not for {layers} x {experts}")
-        self.reach = self.found.reach
+        self.horizon = self.found.horizon
         self.early, self.late, self.passes = self.found.early, self.found.late, self.found.tokens
-        self.running, self.following = 0, 0  # the pass, and the layer of it that runs next
+        self.running = 0  # the pass
+        self.following = 0  # the layer of it that runs next
 
     def learn(self, used_TLE: np.ndarray) -> None: ...
 
@@ -39,27 +43,29 @@ class Recorded:
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        said = self._warned(layer)
-        known = said is not None and self.running < self.passes
-        return (said[self.running, layer] if known else self.found.usual[layer]).astype(np.float64)
+        predicted = self._known(layer)
+        if predicted is None or self.running >= self.passes:
+            return self.found.prior[layer].astype(np.float64)
+        return predicted[self.running, layer].astype(np.float64)
 
-    def _warned(self, layer: int) -> np.ndarray | None:
+    def _known(self, layer: int) -> np.ndarray | None:
+        """The predictions of `layer` that are known by now; None: no more than the prior."""
         if layer == self.following:
             return self.early if self.late is None else self.late
         return self.early if 0 < self.following < layer else None
 
     def watch(self, layer: int, used_E: np.ndarray) -> None:
-        if layer + 1 < len(self.found.usual):
+        if layer + 1 < len(self.found.prior):
             self.following = layer + 1
         else:
             self.running, self.following = self.running + 1, 0
 
 
-def _of_passes(said: np.ndarray | None, begin: np.ndarray) -> np.ndarray | None:
-    """Of tokens that run together: that any of them uses an expert."""
-    if said is None or len(begin) == len(said):
-        return said
-    return 1 - np.multiply.reduceat(1 - said, begin, axis=0)
+def _of_passes(predicted: np.ndarray | None, begin: np.ndarray) -> np.ndarray | None:
+    """For tokens that run together: the probability that any of them uses an expert."""
+    if predicted is None or len(begin) == len(predicted):
+        return predicted
+    return 1 - np.multiply.reduceat(1 - predicted, begin, axis=0)
 
 
 predictor = Recorded

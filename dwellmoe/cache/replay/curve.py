@@ -9,10 +9,11 @@ from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import Budget, budget_of, check_room
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.replay import CacheRun
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.stack import StackRun, is_stack
-from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of, sweep
+from dwellmoe.cache.replay.sweep import Lanes, lanes_of, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 

@@ -2,8 +2,8 @@
 
 from dwellmoe.cache.access import PHASES
 from dwellmoe.cache.metrics import locality_row
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.reuse import describe_reuse, segment_coverage
-from dwellmoe.cache.replay.sweep import Progress
 from dwellmoe.cache.trace import DECODE, PREFILL, RoutingTrace
 from dwellmoe.errors import UserError
 

@@ -11,8 +11,8 @@ from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
 from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
 from dwellmoe.cache.policies.base import Shape, parse_policy
-from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.progress import Progress
+from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.sweep import Lanes, lanes_of, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
@@ -32,9 +32,7 @@ class CacheRun:
         def fresh() -> CacheState:
             limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
             return CacheState(
-                policy.allocate(
-                    Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers), **options
-                ),
+                policy.allocate(Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers), **options),
                 Residency.allocate(limits, budget.sizes, *shape),
             )
 

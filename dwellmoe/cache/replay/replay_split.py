@@ -7,10 +7,11 @@ import numpy as np
 from dwellmoe.cache.budget import budget_of, check_room
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.base import parse_policy
+from dwellmoe.cache.policies.base import check_live_policy
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
-from dwellmoe.cache.replay.sweep import Lanes, Progress, lanes_of
-from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache
+from dwellmoe.cache.replay.sweep import Lanes, lanes_of
+from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache, prefill_cache_of
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -45,17 +46,17 @@ def replay_split(
     """
     lanes = lanes_of(trace, CacheSetup(access=access, start="warm:prefill"), by_request=True)
     budget = budget_of(trace, "layer", capacity)
-    if parse_policy(policy)[0].lookahead != "none":
-        raise UserError(f"policy '{policy}' looks ahead: hand-over is replayed step by step, as if run live")
+    check_live_policy(policy, "--prefill_handoff is replayed as if run live")
     slots = budget.capacity - prefill_buffer
     if prefill_buffer < 0:
         raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
     check_room(slots, lanes.convention.least(trace.top_k))
     if prefill_buffer and prefill_handoff == SHARED:
-        raise UserError("hand-over 'shared' has no streaming buffer: leave out the buffer")
+        raise UserError("prefill_handoff shared has no streaming buffer: leave out prefill_buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
-    split = PrefillDecodeCache(cache, prefill_handoff, passing_cache(trace, prefill_policy, prefill_slots))
-    prefill_loads, counts = _run(lanes, split, progress)
+    prefill_cache = prefill_cache_of(trace, prefill_policy, prefill_slots)
+    both = PrefillDecodeCache(cache, prefill_handoff, prefill_cache)
+    prefill_loads, counts = _run(lanes, both, progress)
     prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
     (row,) = hit_rate_rows(policy, [budget], lanes, counts[None])
     return PrefillDecodeRow(
@@ -67,46 +68,33 @@ def replay_split(
     )
 
 
-def passing_cache(sizes, policy: str | None, slots: int) -> ExpertCache | None:
-    """The cache of a prefill buffer of so many slots; `sizes` has `layers` and `num_experts`."""
-    if policy is None:
-        return None
-    return ExpertCache(
-        policy,
-        layers=sizes.layers,
-        experts=sizes.num_experts,
-        capacity=slots,
-        scope="global",
-        access="sequential",
-    )
-
-
-def _run(lanes: Lanes, split: PrefillDecodeCache, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+def _run(lanes: Lanes, cache: PrefillDecodeCache, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
     """int64 [L]: experts fetched in prefill; int64 [L, groups, 3] as `_counts`, of what is counted."""
     trace, passes = lanes.trace, lanes.passes
-    loads, before = np.zeros(trace.layers, np.int64), _counts(split.cache)
+    loads = np.zeros(trace.layers, np.int64)
+    before = _counts(cache.decode_cache)
     counts = np.zeros((trace.layers, lanes.groups, before.shape[1]), np.int64)
-    for number, group in enumerate(lanes.group):
-        rows = trace.experts[passes.begin[number] : passes.end[number]]
-        loads += _run_pass(split, rows, passes.phase[number])
-        if number + 1 == len(passes) or lanes.group[number + 1] != group:
-            after = _counts(split.cache)
+    for i, group in enumerate(lanes.group):
+        rows = trace.experts[passes.begin[i] : passes.end[i]]
+        loads += _run_pass(cache, rows, passes.phase[i])
+        if i + 1 == len(passes) or lanes.group[i + 1] != group:
+            after = _counts(cache.decode_cache)
             counts[:, group] += after - before
             before = after
         if progress:
-            progress(number + 1, len(passes))
+            progress(i + 1, len(passes))
     return loads, counts[:, :-1]
 
 
-def _run_pass(split: PrefillDecodeCache, rows: np.ndarray, phase: int) -> np.ndarray:
-    """int64 [L]: experts fetched, where it is prefill."""
+def _run_pass(cache: PrefillDecodeCache, rows: np.ndarray, phase: int) -> np.ndarray:
+    """int64 [L]: experts fetched, in prefill."""
     loads = np.zeros(rows.shape[1], np.int64)
     for layer in range(rows.shape[1]):
-        asked = rows[:, layer]
+        experts = rows[:, layer]
         if phase == DECODE:
-            split.decode(layer, asked[asked != EMPTY])
+            cache.request(layer, experts[experts != EMPTY])
         else:
-            loads[layer] = len(split.prefill(layer, asked).loads)
+            loads[layer] = len(cache.prefill(layer, experts).load)
     return loads
 
 

@@ -151,7 +151,9 @@ def segment_coverage(
         np.add.at(covered_RCL[:, :, layer], request, np.cumsum(-np.sort(-uses, axis=1), axis=1)[:, best])
         np.add.at(uses_RL[:, layer], request, uses.sum(axis=1))
     shares = rates(covered_RCL, uses_RL, uses_RL.sum(axis=1))
-    return [SegmentCoverage(tokens, phase, ratio, *share) for ratio, share in zip(ratios, shares, strict=True)]
+    return [
+        SegmentCoverage(tokens, phase, ratio, *share) for ratio, share in zip(ratios, shares, strict=True)
+    ]
 
 
 def _uses(chosen: np.ndarray, experts: int) -> np.ndarray:

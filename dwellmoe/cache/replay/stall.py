@@ -1,28 +1,36 @@
-"""Knows how long decoding waits for experts over device, RAM and disk, by whoever keeps the tiers; decides
-nothing itself.
+"""How long decoding waits for experts over device, RAM and disk, under a tier policy.
 
 An expert on the device costs nothing, one in RAM a copy, one on disk a read and a copy, one after the other.
-What is brought up ahead moves only while layers compute and in nobody's way: whoever asks for an expert under
-way waits for the rest of it. Expert e of layer l is number l * E + e.
+What is prefetched moves only while layers compute, so that it delays nothing; a request for an expert under
+way waits for the rest of its transfer.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import numpy as np
 
 from dwellmoe.cache.access import passes_of
 from dwellmoe.cache.device import DeviceProfile
-from dwellmoe.cache.replay.sweep import Progress
-from dwellmoe.cache.replay.transfer_channel import Link
-from dwellmoe.cache.tiers.tier_policy import PREFETCHING, RAM_ALONE, Room, make_manager
-from dwellmoe.cache.tiers.tier_stack import TierStep
+from dwellmoe.cache.flat_id import FlatId, layer_and_expert
+from dwellmoe.cache.progress import Progress
+from dwellmoe.cache.tiers.tier_policy import (
+    PREFETCHING,
+    RAM_ONLY,
+    TierBudget,
+    TierPolicy,
+    make_tier_policy,
+)
+from dwellmoe.cache.tiers.watermark.watermark_cache import Prefetched, WatermarkCache
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
+from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError
 
 
 @dataclass
-class Tally:
+class StallCounts:
     """What a replay counts; seconds in all."""
 
     tokens: int = 0
@@ -33,146 +41,227 @@ class Tally:
     copied_bytes: int = 0  # RAM -> device
     read_bytes: int = 0  # disk -> RAM or device
     prefetches: int = 0
-    prefetch_hits: int = 0  # asked for while, or after, it came up to the device ahead
-    prefetches_wasted: int = 0  # left before anybody asked
-    in_flight_waits: int = 0  # asked for while it was under way
+    prefetch_hits: int = 0  # requested while, or after, it came up to the device
+    prefetches_wasted: int = 0  # left the device before they were requested
+    in_flight_waits: int = 0  # requested while under way
+
+
+@dataclass(frozen=True)
+class StallRow:
+    """How long a decoded token waits for experts under one tier policy, and why."""
+
+    tier_policy: str
+    scope: str
+    device_bytes: int
+    ram_bytes: int
+    fits: bool
+    tokens: int
+    device_hits: int
+    ram_hits: int
+    disk_loads: int
+    stall_seconds: float
+    copied_bytes: int
+    read_bytes: int
+    prefetches: int
+    prefetch_hits: int
+    prefetches_wasted: int
+    in_flight_waits: int
+    device_share: float
+    ram_share: float
+    disk_share: float
+    stall_ms_per_token: float
+    copied_bytes_per_token: float
+    read_bytes_per_token: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
+        return dict(vars(self))
 
 
 def stall(
     trace: RoutingTrace,
     device: DeviceProfile,
-    room: Room,
-    manager: str,
+    budget: TierBudget,
+    tier_policy: str,
     *,
     scope: str = "global",
     resident_bytes: int = 0,
     progress: Progress | None = None,
-) -> dict:
-    """One row: how long a decoded token waits for experts under `manager`, from cold caches.
+) -> StallRow:
+    """Replays decoding from cold caches.
 
-    manager  a policy for both tiers; `placement` for watermark placement, `placement+prefetch` for it with
-             experts brought up ahead; `disk`: nothing is kept; `ram`: everything is in RAM (`fits` says
-             whether it does), nothing on the device
-    scope    of a policy's caches: one for all layers, or one a layer
+    tier_policy  an eviction policy, for both tiers; "placement": watermark placement; "placement+prefetch":
+                 the same with experts prefetched; "disk": nothing is kept; "ram": every expert is in RAM
+                 (`fits` states whether it has room), none on the device
+    scope        of an eviction policy's caches: "global", one for all layers, or "layer", one a layer
     UserError where a step does not fit, and for a trace without `expert_bytes`.
     """
     if min(trace.expert_bytes) <= 0:
-        raise UserError("stall time needs a trace that says expert_bytes")
-    whole = sum(trace.expert_bytes) * trace.num_experts
-    fits = manager != RAM_ALONE or room.ram_bytes >= whole
-    compute = trace.top_k * sum(trace.expert_bytes) + resident_bytes
-    compute_seconds = device.seconds_per_token(compute, trace.layers, 0, 0) / trace.layers
-    run = _Run(trace, device, make_manager(trace, device, room, manager, scope), compute_seconds)
-    tally = run.replay(manager == PREFETCHING, progress)
-    return {"manager": manager, "scope": scope, **asdict(room), "fits": fits} | _per_token(tally)
+        raise UserError("stall time needs a trace with expert_bytes, the size of one expert of each layer")
+    all_bytes = sum(trace.expert_bytes) * trace.num_experts
+    token_bytes = trace.top_k * sum(trace.expert_bytes) + resident_bytes
+    compute_seconds = device.seconds_per_token(token_bytes, trace.layers, 0, 0) / trace.layers
+    policy = make_tier_policy(trace, device, budget, tier_policy, scope)
+    prefetching = policy if tier_policy == PREFETCHING and isinstance(policy, WatermarkCache) else None
+    found = _Replay(trace, device, policy, prefetching, compute_seconds).run(progress)
+    requested = found.device_hits + found.ram_hits + found.disk_loads
+    return StallRow(
+        tier_policy=tier_policy,
+        scope=scope,
+        device_bytes=budget.device_bytes,
+        ram_bytes=budget.ram_bytes,
+        fits=tier_policy != RAM_ONLY or budget.ram_bytes >= all_bytes,
+        **vars(found),
+        device_share=found.device_hits / requested,
+        ram_share=found.ram_hits / requested,
+        disk_share=found.disk_loads / requested,
+        stall_ms_per_token=1e3 * found.stall_seconds / found.tokens,
+        copied_bytes_per_token=found.copied_bytes / found.tokens,
+        read_bytes_per_token=found.read_bytes / found.tokens,
+    )
 
 
-def _per_token(tally: Tally) -> dict:
-    asked = tally.device_hits + tally.ram_hits + tally.disk_loads
-    names = ("device_hits", "ram_hits", "disk_loads")
-    found = asdict(tally) | {f"{name.split('_')[0]}_share": getattr(tally, name) / asked for name in names}
-    per_token = {
-        "stall_ms_per_token": 1e3 * tally.stall_seconds / tally.tokens,
-        "copied_bytes_per_token": tally.copied_bytes / tally.tokens,
-        "read_bytes_per_token": tally.read_bytes / tally.tokens,
-    }
-    return found | per_token
+class TransferChannel:
+    """The bus between two tiers while nothing waits for it: prefetches use it first come, first served."""
+
+    def __init__(self, transfer_seconds: float) -> None:
+        self.transfer_seconds = transfer_seconds
+        self.seconds_left: dict[FlatId, float] = {}  # of each expert under way
+
+    def free_transfers(self, seconds: float) -> int:
+        """How many more transfers can begin in the next `seconds`."""
+        free = seconds - sum(self.seconds_left.values())
+        return ceil(free / self.transfer_seconds) if free > 0 and self.transfer_seconds > 0 else 0
+
+    def start(self, flat_id: FlatId, seconds: float) -> None:
+        self.seconds_left[flat_id] = seconds
+
+    def run(self, seconds: float) -> None:
+        """Transfers for so much time."""
+        for flat_id in list(self.seconds_left):
+            done = min(seconds, self.seconds_left[flat_id])
+            seconds -= done
+            self.seconds_left[flat_id] -= done
+            if self.seconds_left[flat_id] <= 0:
+                del self.seconds_left[flat_id]
+
+    def take(self, flat_id: FlatId) -> float:
+        """Ends a transfer; the seconds that were left of it, 0 for an expert that is not under way."""
+        return self.seconds_left.pop(flat_id, 0.0)
 
 
-class _Run:
-    """A replay under way."""
+class _Replay:
+    """A replay under way. `prefetching` is the tier policy where it prefetches, or None."""
 
-    def __init__(self, trace: RoutingTrace, device: DeviceProfile, keeper, compute_seconds: float) -> None:
-        self.trace, self.keeper, self.compute_seconds = trace, keeper, compute_seconds
-        self.copy_L = [device.ram_seconds(size) for size in trace.expert_bytes]
-        self.read_L = [device.disk_seconds(size) for size in trace.expert_bytes]
-        self.tally = Tally()
-        self.links = Link(max(self.copy_L) or max(self.read_L)), Link(max(self.read_L))  # to device, to RAM
-        self._ahead: set[int] = set()  # on the device, or on their way, and not yet asked for
+    def __init__(
+        self,
+        trace: RoutingTrace,
+        device: DeviceProfile,
+        policy: TierPolicy,
+        prefetching: WatermarkCache | None,
+        compute_seconds: float,
+    ) -> None:
+        self.trace = trace
+        self.policy = policy
+        self.prefetching = prefetching
+        self.compute_seconds = compute_seconds
+        self.copy_seconds_L = [device.ram_seconds(size) for size in trace.expert_bytes]
+        self.read_seconds_L = [device.disk_seconds(size) for size in trace.expert_bytes]
+        self.counts = StallCounts()
+        self.to_device = TransferChannel(max(self.copy_seconds_L) or max(self.read_seconds_L))
+        self.to_ram = TransferChannel(max(self.read_seconds_L))
+        self._unused: set[FlatId] = set()  # prefetched to the device, or on their way, and not yet requested
 
-    def replay(self, prefetching: bool, progress: Progress | None) -> Tally:
+    def run(self, progress: Progress | None) -> StallCounts:
         passes = passes_of(self.trace, "decode")
-        for number in range(len(passes)):
-            rows = self.trace.experts[passes.begin[number] : passes.end[number]]
-            self.tally.tokens += len(rows)
+        for i in range(len(passes)):
+            rows = self.trace.experts[passes.begin[i] : passes.end[i]]
+            self.counts.tokens += len(rows)
             for layer in range(self.trace.layers):
-                asked = rows[:, layer]
-                asked = np.unique(asked[asked != EMPTY]).astype(np.int64)
-                if prefetching:
-                    self._layer_with_prefetch(layer, asked)
-                else:
-                    self._count(layer, self.keeper.step(layer, asked))
+                experts = rows[:, layer]
+                self._run_layer(layer, np.unique(experts[experts != EMPTY]).astype(np.int64))
             if progress:
-                progress(number + 1, len(passes))
-        return self.tally
+                progress(i + 1, len(passes))
+        return self.counts
 
-    def _count(self, layer: int, step: TierStep) -> None:
-        tally, size = self.tally, self.trace.expert_bytes[layer]
-        from_ram, from_disk = len(step.from_ram), len(step.from_disk)
-        tally.device_hits += step.hits
-        tally.ram_hits += from_ram
-        tally.disk_loads += from_disk
-        tally.stall_seconds += (from_ram + from_disk) * self.copy_L[layer] + from_disk * self.read_L[layer]
-        tally.copied_bytes += (from_ram + from_disk * (self.copy_L[layer] > 0)) * size
-        tally.read_bytes += from_disk * size
+    def _run_layer(self, layer: int, experts: np.ndarray) -> None:
+        if self.prefetching is None:
+            self._count(layer, self.policy.request(layer, experts))
+        else:
+            self._run_layer_with_prefetch(self.prefetching, layer, experts)
 
-    def _layer_with_prefetch(self, layer: int, asked: np.ndarray) -> None:
-        numbers = asked + layer * self.trace.num_experts
-        self._wait_for(numbers.tolist())
-        before, rooms = self.keeper.placement.tier, [link.room(self.compute_seconds) for link in self.links]
-        step = self.keeper.step(layer, asked, tuple(rooms))
-        self._count(layer, step)
-        self._leave([*step.demoted, *step.dropped])
-        self._bring_up(self.keeper.rose(before, numbers.tolist()))
-        for link in self.links:
-            link.run(self.compute_seconds)
+    def _count(self, layer: int, plan: TransferPlan) -> None:
+        counts, size = self.counts, self.trace.expert_bytes[layer]
+        copy_seconds, read_seconds = self.copy_seconds_L[layer], self.read_seconds_L[layer]
+        from_ram = len(plan.promote)
+        from_disk = len(plan.load) - from_ram
+        counts.device_hits += plan.hits
+        counts.ram_hits += from_ram
+        counts.disk_loads += from_disk
+        counts.stall_seconds += (from_ram + from_disk) * copy_seconds + from_disk * read_seconds
+        counts.copied_bytes += (from_ram + from_disk * (copy_seconds > 0)) * size
+        counts.read_bytes += from_disk * size
 
-    def _wait_for(self, numbers: list[int]) -> None:
-        """Those asked for that are still under way are waited for; what came ahead has been of use."""
-        for number in numbers:
-            used = number in self._ahead
-            self._ahead.discard(number)
-            self.tally.prefetch_hits += used
-            left = sum(link.take(number) for link in self.links)
-            self.tally.in_flight_waits += left > 0
-            self.tally.stall_seconds += left
-
-    def _leave(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self.tally.prefetches_wasted += number in self._ahead
-            self._ahead.discard(number)
-            for link in self.links:
-                link.take(number)
-
-    def _bring_up(self, risen: tuple[list[int], list[int]]) -> None:
-        to_device, to_ram = risen
-        tally, size = self.tally, self.trace.expert_bytes
-        for number in to_device:
-            layer = number // self.trace.num_experts
-            self.links[0].add(number, self.copy_L[layer] or self.read_L[layer])
-            tally.copied_bytes += size[layer] * (self.copy_L[layer] > 0)
-            tally.read_bytes += size[layer] * (self.copy_L[layer] == 0)
-        for number in to_ram:
-            layer = number // self.trace.num_experts
-            self.links[1].add(number, self.read_L[layer])
-            tally.read_bytes += size[layer]
-        self._ahead.update(to_device)
-        tally.prefetches += len(to_device)
-
-
-def stall_lines(rows: Sequence[dict]) -> list[str]:
-    """A table for people, least stall first."""
-    lines = []
-    for row in sorted(rows, key=lambda row: (not row["fits"], row["stall_ms_per_token"])):
-        shares = " ".join(f"{name} {row[f'{name}_share']:.3f}" for name in ("device", "ram", "disk"))
-        ahead = (
-            f"   ahead {row['prefetches']}, of use {row['prefetch_hits']}, wasted {row['prefetches_wasted']}"
-            if row["prefetches"]
-            else ""
+    def _run_layer_with_prefetch(self, cache: WatermarkCache, layer: int, experts: np.ndarray) -> None:
+        requested = (experts + layer * self.trace.num_experts).tolist()
+        self._wait_for(requested)
+        before = cache.placement.tier
+        limits = (
+            self.to_device.free_transfers(self.compute_seconds),
+            self.to_ram.free_transfers(self.compute_seconds),
         )
+        plan = cache.request(layer, experts, limits)
+        self._count(layer, plan)
+        self._cancel([*plan.evict, *plan.drop])
+        self._prefetch(cache.prefetched(before, requested))
+        self.to_device.run(self.compute_seconds)
+        self.to_ram.run(self.compute_seconds)
+
+    def _take(self, flat_id: FlatId) -> float:
+        """Ends the transfers of an expert; the seconds that were left of them."""
+        return self.to_device.take(flat_id) + self.to_ram.take(flat_id)
+
+    def _wait_for(self, requested: Sequence[FlatId]) -> None:
+        for flat_id in requested:
+            self.counts.prefetch_hits += flat_id in self._unused
+            self._unused.discard(flat_id)
+            seconds_left = self._take(flat_id)
+            self.counts.in_flight_waits += seconds_left > 0
+            self.counts.stall_seconds += seconds_left
+
+    def _cancel(self, leaving: Sequence[FlatId]) -> None:
+        for flat_id in leaving:
+            self.counts.prefetches_wasted += flat_id in self._unused
+            self._unused.discard(flat_id)
+            self._take(flat_id)
+
+    def _prefetch(self, risen: Prefetched) -> None:
+        for flat_id in risen.to_device:
+            layer, _ = layer_and_expert(flat_id, self.trace.num_experts)
+            copied = self.copy_seconds_L[layer] > 0
+            self.to_device.start(flat_id, self.copy_seconds_L[layer] or self.read_seconds_L[layer])
+            self.counts.copied_bytes += self.trace.expert_bytes[layer] * copied
+            self.counts.read_bytes += self.trace.expert_bytes[layer] * (not copied)
+        for flat_id in risen.to_ram:
+            layer, _ = layer_and_expert(flat_id, self.trace.num_experts)
+            self.to_ram.start(flat_id, self.read_seconds_L[layer])
+            self.counts.read_bytes += self.trace.expert_bytes[layer]
+        self._unused.update(risen.to_device)
+        self.counts.prefetches += len(risen.to_device)
+
+
+def stall_lines(rows: Sequence[StallRow]) -> list[str]:
+    """The rows as a table, least stall first."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (not row.fits, row.stall_ms_per_token)):
+        shares = f"device {row.device_share:.3f} ram {row.ram_share:.3f} disk {row.disk_share:.3f}"
+        prefetched = ""
+        if row.prefetches:
+            used = f"used {row.prefetch_hits}, wasted {row.prefetches_wasted}"
+            prefetched = f"   prefetched {row.prefetches}, {used}"
         lines.append(
-            f"{row['manager']:<20}{row['scope']:<8}{row['stall_ms_per_token']:10.3f} ms/token   {shares}   "
-            f"{row['read_bytes_per_token'] / 1e6:9.2f} MB/token read{ahead}"
-            f"{'' if row['fits'] else '   does not fit'}"
+            f"{row.tier_policy:<20}{row.scope:<8}{row.stall_ms_per_token:10.3f} ms/token   {shares}   "
+            f"{row.read_bytes_per_token / 1e6:9.2f} MB/token read{prefetched}"
+            f"{'' if row.fits else '   does not fit'}"
         )
     return lines

@@ -7,7 +7,7 @@ for the future's sake, the first use of every expert from its start on.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,13 +19,13 @@ from dwellmoe.cache import trace as trace_module
 from dwellmoe.cache.access import PassIndex, Stream, gather
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.policies.base import NEVER
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.future import look_back
 from dwellmoe.cache.trace import RoutingTrace, release
 
 PARTS = 32  # of a block: small ones stay in the processor's caches, but each costs a look ahead
 MOST_APART = 1024  # requests counted apart: what is counted stays small beside what is mapped
 FUTURE_PARTS = 4  # of a block, where one cache is asked for all of it and each access carries its next use
-Progress = Callable[[int, int], None]  # done, of
 
 
 class Simulation(Protocol):

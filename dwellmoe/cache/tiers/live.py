@@ -1,112 +1,79 @@
-"""Knows how the caches of a live engine act together, phases and tiers, and what each request therefore
-moves; moves nothing itself.
-"""
+"""The caches of a live engine together: prefill and decode on the device, RAM below."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
-from dwellmoe.cache.tiers.tier_stack import TierStack
-from dwellmoe.errors import UserError
-
-PLACEMENT = "placement"  # by watermarks (`placed_live.py`), not by a policy
-NOBODY: frozenset[int] = frozenset()
-
-
-class TransferPlan(NamedTuple):
-    """What one request moves; expert e of layer l is number l * E + e."""
-
-    loads: list[int]
-    """To be on the device for this request and not there by the cache's books, in order."""
-    leaving: frozenset[int] = NOBODY
-    """Leave the device: at once, or, if this request asks for them, once it has used them."""
-    demoted: frozenset[int] = NOBODY
-    """Those of `leaving` that go to RAM."""
-    forgotten: Sequence[int] = ()
-    """Leave RAM for good."""
-    promoted: frozenset[int] = NOBODY
-    """Those of `loads` that are in RAM, and leave it."""
+from dwellmoe.cache.tiers.tier_stack import RamMoves, TierStack
+from dwellmoe.cache.tiers.watermark.live import WatermarkRam
+from dwellmoe.cache.transfer_plan import TransferPlan
 
 
 class LiveCache:
-    """Every cache of an engine: `split` for the device, by phase, and `ram` below it, or None.
+    """Every cache of an engine: `device`, by phase, and `ram` below it, or None.
 
-    RAM takes what the decode cache evicts. What only passes through the prefill buffer is not worth a place
-    there; where RAM has it, it is copied and stays.
+    RAM takes what the decode cache evicts. An expert that only passes through the prefill buffer is not worth
+    a slot there; one that RAM holds is then copied and stays.
     """
 
-    def __init__(self, split: PrefillDecodeCache, ram: ExpertCache | None = None) -> None:
-        self.split, self.ram = split, ram
-        self.layers, self.experts = split.cache.layers, split.cache.experts
-        self._tiers = None if ram is None else TierStack(split.cache, ram)
+    def __init__(self, device: PrefillDecodeCache, ram: ExpertCache | WatermarkRam | None = None) -> None:
+        self.device = device
+        self.ram = ram
+        self.layers = device.decode_cache.layers
+        self.experts = device.decode_cache.experts
+        # The plan of a watermark cache has the moves of RAM already.
+        self._tiers = TierStack(device.decode_cache, ram) if isinstance(ram, ExpertCache) else None
 
-    def decode(self, layer: int, experts: Sequence[int]) -> TransferPlan:
-        """One token's experts, or those of some rows of a batch one after the other."""
-        step = self.split.decode(layer, experts)
-        if not step.load:
-            return TransferPlan([])
-        if self._tiers is None:
-            return TransferPlan(list(step.load), frozenset(step.evict))
-        moved = self.split.moved
-        fetched = [n for n in step.load if n not in moved] if moved else step.load
-        tiers = self._tiers.settle(step.hits, fetched, step.evict)
-        return self._in_tiers(list(step.load), step.evict, tiers)
+    def request(self, layer: int, experts: Sequence[int]) -> TransferPlan:
+        """One decoded token's experts, or those of some rows of a batch, one row after the other."""
+        buffered_E = self._in_prefill_cache(layer)
+        plan = self.device.request(layer, experts)
+        if self._tiers is None or not plan.load:
+            return plan
+        first = layer * self.experts
+        fetched = plan.load if buffered_E is None else [e for e in plan.load if not buffered_E[e - first]]
+        ram = self._tiers.ram_moves(fetched, plan.evict)
+        return TransferPlan(plan.hits, plan.load, plan.evict, ram.promote, ram.demote, ram.drop)
+
+    def _in_prefill_cache(self, layer: int) -> np.ndarray | None:
+        """bool [E], where it matters: RAM gives up what comes from there, not what the device has already."""
+        cache = self.device.prefill_cache
+        return None if cache is None or self._tiers is None else cache.resident(layer)
 
     def prefill(self, layer: int, experts_TK: np.ndarray) -> TransferPlan:
-        """One layer of a chunk."""
-        step = self.split.prefill(layer, experts_TK)
-        kept, loads, evicted = frozenset(step.kept.tolist()), step.loads.tolist(), step.evictions.tolist()
-        leaving = (frozenset(evicted) | frozenset(step.released.tolist())) - kept
-        if self.split.passing is None:
-            leaving |= frozenset(loads) - kept
-        if self._tiers is None:
-            return TransferPlan(loads, leaving)
-        # One that was evicted and loaded again in the same chunk never moved.
-        staying = [n for n in loads if n in kept and n not in evicted]
-        gone = [n for n in evicted if n not in kept]
-        tiers = self._tiers.settle(step.hits, staying, gone)
-        return self._in_tiers(loads, gone, tiers)._replace(leaving=leaving)
-
-    @staticmethod
-    def _in_tiers(loads: list[int], evictions: Sequence[int], tiers) -> TransferPlan:
-        demoted = frozenset(tiers.demoted) - frozenset(tiers.dropped)
-        forgotten = [number for number in tiers.dropped if number not in tiers.demoted]
-        promoted = frozenset(tiers.from_ram)
-        return TransferPlan(loads, frozenset(evictions), demoted, forgotten, promoted)
+        """One layer of a prefill chunk; experts of it that are in `evict` leave once they were used."""
+        chunk = self.device.prefill(layer, experts_TK)
+        kept = frozenset(chunk.kept)
+        evict = [each for each in chunk.decode.evict if each not in kept]
+        ram = RamMoves(chunk.decode.promote, chunk.decode.demote, chunk.decode.drop)
+        if self._tiers is not None:
+            # An expert that was evicted and loaded again in the same chunk never moved.
+            evicted = frozenset(chunk.decode.evict)
+            ram = self._tiers.ram_moves([e for e in chunk.load if e in kept and e not in evicted], evict)
+        passing = chunk.released if self.device.prefill_cache else chunk.load
+        leaving = dict.fromkeys([*evict, *(each for each in passing if each not in kept)])
+        return TransferPlan(chunk.hits, chunk.load, list(leaving), ram.promote, ram.demote, ram.drop)
 
     def on_device(self, layer: int) -> np.ndarray:
-        """bool [E]: who of `layer` is on the device by the books."""
-        buffer = self.split.passing
-        resident = self.split.cache.resident(layer)
-        return resident if buffer is None else resident | buffer.resident(layer)
+        """bool [E]: experts of `layer` that are on the device."""
+        resident_E = self.device.decode_cache.resident(layer)
+        buffer = self.device.prefill_cache
+        return resident_E if buffer is None else resident_E | buffer.resident(layer)
 
     def in_ram(self, layer: int) -> np.ndarray:
-        """bool [E]"""
+        """bool [E]: experts of `layer` that are in RAM."""
         return np.zeros(self.experts, np.bool_) if self.ram is None else self.ram.resident(layer)
 
-    def lose(self, layer: int, expert: int) -> None:
-        """Takes an expert off the books wherever it stands, because its weights are not there."""
-        for cache in (self.split.cache, self.split.passing, self.ram):
+    def invalidate(self, layer: int, expert: int) -> None:
+        """Removes an expert from every cache, because its weights could not be brought."""
+        for cache in (self.device.decode_cache, self.device.prefill_cache, self.ram):
             if cache is not None:
                 cache.remove(layer, expert)
 
     def reset(self) -> None:
         """Every cache back to cold."""
-        self.split.reset()
+        self.device.reset()
         if self.ram is not None:
             self.ram.reset()
-
-
-def live_policy(policy: str, option: str) -> str:
-    """The policy itself, if it decides without knowing the future. UserError that names the option."""
-    if policy == PLACEMENT:
-        return policy
-    if parse_policy(policy)[0].lookahead != "none":
-        raise UserError(
-            f"--{option} {policy}: it needs to know the future: it can be simulated, but not run live"
-        )
-    return policy

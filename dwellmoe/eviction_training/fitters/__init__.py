@@ -1,4 +1,4 @@
-"""One file a learned policy, of the policy's name; the folder is the registry. A file has
+"""One file for each learned policy, of the policy's name; the folder is the registry. A file has
 
 fit(split, settings, progress) -> Fitted     weights under the names that the policy reads
 """

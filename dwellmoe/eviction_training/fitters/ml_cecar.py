@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.eviction_training.fit import FitSettings, Fitted
 from dwellmoe.eviction_training.mlp import Batches, LayerNets, horizon_label, long_horizon, train
 from dwellmoe.eviction_training.requests import Split
-from dwellmoe.eviction_training.tables import asked, distances, recency_and_frequency
+from dwellmoe.eviction_training.tables import distances, recency_and_frequency, requested
 
 HIDDEN, C0 = 32, 36
 BATCHES_AN_EPOCH = 300
@@ -25,7 +25,7 @@ def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -
     def loss(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         x, y = batch
         guesses = [pair[name](x)[..., 0] for name in ("short", "long")]
-        return sum(((guess - y[..., at]) ** 2).mean() for at, guess in enumerate(guesses))  # type: ignore[return-value]
+        return sum(((guess - y[..., i]) ** 2).mean() for i, guess in enumerate(guesses))  # type: ignore[return-value]
 
     data, judging = (
         Batches(*table(part, short, long), BATCHES_AN_EPOCH, settings.seed)
@@ -40,7 +40,7 @@ def table(trace: RoutingTrace, short: int, long: int) -> tuple[np.ndarray, np.nd
     """(x, y), both [L, T * E, 2]: features of each expert after each step, labels of both horizons."""
     x, y = [], []
     for layer in range(trace.layers):
-        ids, starts = asked(trace, layer)
+        ids, starts = requested(trace, layer)
         both = recency_and_frequency(ids, starts, trace.num_experts).reshape(-1, 2, trace.num_experts)
         distance = distances(ids, starts, trace.num_experts).ravel()
         x.append(both.transpose(0, 2, 1).reshape(-1, 2))

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from dwellmoe.cache.replay.sweep import Progress
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.eviction_training.fit import FitSettings, Fitted
 from dwellmoe.eviction_training.mlp import Batches, LayerNets, horizon_label, long_horizon, train
 from dwellmoe.eviction_training.requests import Split
-from dwellmoe.eviction_training.tables import asked, distances, recency_and_frequency
+from dwellmoe.eviction_training.tables import distances, recency_and_frequency, requested
 
 HIDDEN, BATCHES_AN_EPOCH = 64, 150
 
@@ -34,7 +34,7 @@ def table(trace: RoutingTrace, long: int) -> tuple[np.ndarray, np.ndarray]:
     """(x [L, T, 2E], y [L, T, E])."""
     x, y = [], []
     for layer in range(trace.layers):
-        ids, starts = asked(trace, layer)
+        ids, starts = requested(trace, layer)
         x.append(recency_and_frequency(ids, starts, trace.num_experts))
         y.append(horizon_label(distances(ids, starts, trace.num_experts), long))
     return np.stack(x), np.stack(y)

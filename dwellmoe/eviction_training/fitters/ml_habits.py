@@ -10,12 +10,14 @@ from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.eviction_training.fit import FitSettings, Fitted, validation_hit_rate
 from dwellmoe.eviction_training.requests import Split
-from dwellmoe.eviction_training.tables import asked, distances, habit_features
+from dwellmoe.eviction_training.tables import distances, habit_features, requested
 
 HORIZONS = (2, 3, 4, 6, 8)
-MOST_ROWS = 400_000  # in all; there are only so many weights
-MOST_STEPS, PATIENCE, RIDGE = 12, 1, 1e-3
-COLD_STEPS = 128  # half of the rows come from caches that know no more than so many steps
+MOST_ROWS = 400_000  # of all layers; there are only few weights
+MOST_STEPS = 12
+PATIENCE = 1
+RIDGE = 1e-3
+COLD_STEPS = 128  # half of the rows come from caches that have seen no more steps than that
 
 
 def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -> Fitted:
@@ -24,26 +26,26 @@ def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -
     x_NF, distance_N = rows(split.train, rng)
     judge_NF, judge_distance_N = rows(split.validation, rng)
     tried, log = {}, []
-    for number, horizon in enumerate(HORIZONS):
+    for done, horizon in enumerate(HORIZONS, start=1):
         weight, loss = regress(x_NF, distance_N <= horizon, judge_NF, judge_distance_N <= horizon)
         tried[horizon] = {"weight": weight}
         rate = validation_hit_rate(split, "ml_habits", LAYOUT, tried[horizon], settings)
         log.append({"horizon": horizon, "validation_log_loss": loss, "validation_hit_rate": rate})
         if progress:
-            progress(number + 1, len(HORIZONS))
+            progress(done, len(HORIZONS))
     best = max(log, key=lambda row: row["validation_hit_rate"])
     return Fitted(tried[best["horizon"]], {"horizon": best["horizon"]}, log)
 
 
 def rows(trace: RoutingTrace, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(features [N, F], steps to the next use [N]) of experts that the step itself does not ask for."""
+    """(features [N, F], steps to the next use [N]) of experts that the step itself does not need."""
     kept = [_layer_rows(trace, layer, MOST_ROWS // trace.layers, rng) for layer in range(trace.layers)]
     features, distance = zip(*kept, strict=True)
     return np.concatenate(features), np.concatenate(distance)
 
 
 def _layer_rows(trace: RoutingTrace, layer: int, most: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    ids, starts = asked(trace, layer)
+    ids, starts = requested(trace, layer)
     distance_TE = distances(ids, starts, trace.num_experts)
     waiting_TE = np.ones(distance_TE.shape, np.bool_)
     waiting_TE[np.repeat(np.arange(len(starts) - 1), np.diff(starts)), ids] = False
@@ -56,14 +58,14 @@ def _layer_rows(trace: RoutingTrace, layer: int, most: int, rng) -> tuple[np.nda
 
 
 def _cold_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
-    """Features of a cache that is forgotten every COLD_STEPS steps, as on a short trace."""
+    """Features of a cache that starts cold every COLD_STEPS steps, as on a short trace."""
     begins = range(0, len(starts) - 1, COLD_STEPS)
     pieces = [starts[begin : begin + COLD_STEPS + 1] for begin in begins]
     return np.concatenate([habit_features(ids, piece, experts) for piece in pieces])
 
 
 def regress(x_NF, y_N, judge_NF, judge_y_N) -> tuple[np.ndarray, float]:
-    """(weights [F], log-loss on the judging rows) by Newton's method; stops where that no longer falls."""
+    """(weights [F], log-loss on the validation rows) by Newton's method, until that loss no longer falls."""
     mean, spread = x_NF.mean(axis=0), x_NF.std(axis=0) + 1e-9
     z, judge = _standard(x_NF, mean, spread), _standard(judge_NF, mean, spread)
     weight = best = np.zeros(z.shape[1])
