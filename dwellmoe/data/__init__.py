@@ -1,1 +1,1 @@
-"""From a data set's folder to tokenised examples; knows nothing of models."""
+"""From a data set's task file to tokenised examples and batches."""

@@ -1,4 +1,4 @@
-"""Knows how tokenised rows become a batch, padded or packed; knows no model. B rows, T tokens.
+"""Tokenised rows as a batch, padded or packed. B rows, T tokens.
 
 Both collators give `segment_ids` [B, T]: 0 on padding, n on the n-th request of a row. They mark where one
 request ends, which the locality loss needs and the model does not take: pop it before the call.
@@ -18,8 +18,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """One request a row, each as long as the longest of the batch, rounded up to `multiple`; padding on the
-    right.
+    """One request a row, padded on the right to the longest of the batch, rounded up to `multiple`.
 
     Gives `input_ids`, `attention_mask`, `labels`, `segment_ids`, all int64 [B, T].
     """
@@ -58,13 +57,13 @@ def pack_examples(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     room: list[int] = []
     for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
         length = len(row["input_ids"])
-        place = next((i for i, free in enumerate(room) if free >= length), None)
-        if place is None:
+        first = next((i for i, free in enumerate(room) if free >= length), None)
+        if first is None:
             packs.append([row])
             room.append(max_tokens - length)
         else:
-            packs[place].append(row)
-            room[place] -= length
+            packs[first].append(row)
+            room[first] -= length
     return packs
 
 
@@ -76,20 +75,20 @@ def _stack(packs: list[list[Row]], pad_token_id: int, multiple: int) -> dict[str
 
 
 def _flatten(pack: list[Row], width: int, pad_token_id: int) -> Segment:
-    segments = [_segment(row, number) for number, row in enumerate(pack, start=1)]
+    segments = [_segment(row, segment_id) for segment_id, row in enumerate(pack, start=1)]
     missing = width - sum(len(segment["input_ids"]) for segment in segments)
     segments.append(_padding(missing, pad_token_id))
     return {name: [value for segment in segments for value in segment[name]] for name in segments[0]}
 
 
-def _segment(row: Row, number: int) -> Segment:
+def _segment(row: Row, segment_id: int) -> Segment:
     length = len(row["input_ids"])
     return {
         "input_ids": list(row["input_ids"]),
         # The first token of a request would be predicted from the request before it.
         "labels": [IGNORED_LABEL, *row["labels"][1:]],
         "position_ids": list(range(length)),
-        "segment_ids": [number] * length,
+        "segment_ids": [segment_id] * length,
     }
 
 

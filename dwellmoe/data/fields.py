@@ -1,5 +1,4 @@
-"""Knows how a raw record becomes the fields a task names; declared in the task file, so no data set needs
-code.
+"""A raw record as the fields that a task names, by rules in the task file: no data set needs code.
 
 A rule is a dotted path (`"doc.goal"`), a list of paths, or a table: `{from = "label", offset = -1}` an
 integer shifted; `{from = "key", index_of = ["A", "B"]}` a position in a list; `{from = "query", match =
@@ -21,9 +20,7 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def map_record(raw: Mapping, rules: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one raw record. Raises KeyError naming the path that the record lacks, UserError on a bad
-    value.
-    """
+    """The fields of one raw record. KeyError names a path that the record lacks, UserError a bad value."""
     if not rules:
         return dict(raw)
     return {name: _apply(rule, raw) for name, rule in rules.items()}
@@ -96,11 +93,10 @@ def _value_at(raw: Any, path: str) -> Any:
 
 
 def with_options(fields: dict[str, Any]) -> dict[str, Any]:
-    """Adds what a prompt may name of a multiple-choice record: options, option_numbers, choice, letter,
-    number.
+    """Adds the fields `options`, `option_numbers`, `choice`, `letter` and `number` to a multiple-choice record.
 
-    Raises UserError if `choices` is no list (a JSON list inside a CSV cell is read) or `gold` is out of its
-    range.
+    Raises UserError if `choices` is no list (a JSON list inside a CSV cell is read), or `gold` none of its
+    positions.
     """
     if "choices" not in fields:
         return fields
@@ -127,7 +123,7 @@ def shuffle_choices(fields: dict[str, Any], seed: int) -> dict[str, Any]:
     fields = with_options(fields)
     order = list(range(len(fields["choices"])))
     random.Random("\n".join([str(seed), *fields["choices"]])).shuffle(order)
-    choices = [fields["choices"][place] for place in order]
+    choices = [fields["choices"][i] for i in order]
     return fields | {"choices": choices, "gold": order.index(fields["gold"])}
 
 
@@ -152,8 +148,7 @@ def _integer(value: Any) -> int:
 def fill(template: str, fields: Mapping[str, Any]) -> str:
     """The template with each `{name}` replaced; only plain names, so a data file cannot reach into objects.
 
-    Raises KeyError for a field that is not there, UserError for one that is neither text nor number nor true
-    / false.
+    KeyError for a field that is missing, UserError for one that is neither text nor number nor true / false.
     """
     return re.sub(r"\{(\w+)\}", lambda found: _text(found.group(1), fields[found.group(1)]), template)
 

@@ -1,6 +1,4 @@
-"""Knows how a local JSON, JSONL, CSV or Parquet file becomes records, each with the place to name in an
-error.
-"""
+"""Local JSON, JSONL, CSV and Parquet files as records, each with its file and line for error messages."""
 
 import csv
 import json
@@ -12,16 +10,14 @@ from dwellmoe.errors import UserError, unknown_name
 
 
 class Record(NamedTuple):
-    """A raw row and where it stands, such as `train.jsonl:12`."""
+    """A raw row and where it is from, such as `train.jsonl:12`."""
 
     where: str
     row: dict[str, Any]
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Records of a local file, told by its ending. Raises UserError naming the file, and the line if there is
-    one.
-    """
+    """Records of a local file, read by its ending. UserError names the file and, if it has lines, the line."""
     if path.suffix not in READERS:
         raise unknown_name(f"ending of '{path}'", path.suffix, READERS)
     try:
@@ -32,9 +28,9 @@ def read_file(path: Path) -> Iterator[Record]:
 
 def _json_lines(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             if line.strip():
-                yield _record(f"{path}:{number}", _parse(line.strip(), str(path), number))
+                yield _record(f"{path}:{line_number}", _parse(line.strip(), str(path), line_number))
 
 
 def _json_list(path: Path) -> Iterator[Record]:
@@ -68,7 +64,7 @@ def _csv_rows(path: Path) -> Iterator[Record]:
                 raise UserError(
                     f"{where}: more cells than the {len(rows.fieldnames or ())} columns of the first line"
                 )
-            # A short line lacks its last keys, which is then said of the key that is needed.
+            # A short line lacks its last keys: the error names the first of them that is needed.
             yield Record(where, {key: cell for key, cell in row.items() if cell is not None})
 
 

@@ -1,4 +1,4 @@
-"""Knows how raw records are had: local files each time, packages and the hub once, then from the cache."""
+"""Raw records of a source: local files are read each time, packages and the hub once, then the cache."""
 
 import json
 import random
@@ -16,15 +16,15 @@ from dwellmoe.errors import UserError
 
 
 def read_records(task: Task, source: Source, raw_split: str) -> list[Record]:
-    """Records of one raw split, each with the place to name in an error. Raises UserError."""
+    """Records of one raw split. Raises UserError."""
     if source.kind == "file":
         records = list(_prepared(read_file(task.folder / source.files[raw_split]), source))
     else:
         make_ready(task, source, raw_split)
-        place = f"{task.name}, {source.kind} split '{raw_split}'"
-        with open(_kept_at(task, source, raw_split), encoding="utf-8") as lines:
+        where = f"{task.name}, {source.kind} split '{raw_split}'"
+        with open(_cached_at(task, source, raw_split), encoding="utf-8") as lines:
             rows = enumerate(map(json.loads, lines), start=1)
-            records = [Record(f"{place}, record {number}", row) for number, row in rows]
+            records = [Record(f"{where}, record {i}", row) for i, row in rows]
     if source.shuffle_seed is not None:
         random.Random(source.shuffle_seed).shuffle(records)
     return records
@@ -43,7 +43,7 @@ def make_ready(task: Task, source: Source, raw_split: str) -> None:
             for record in _prepared(rows, source):
                 file.write(json.dumps(record.row, ensure_ascii=False) + "\n")
 
-    target = _kept_at(task, source, raw_split)
+    target = _cached_at(task, source, raw_split)
     build_once(target.parent.name, target.name, build)
 
 
@@ -51,10 +51,10 @@ def is_ready(task: Task, source: Source, raw_split: str) -> bool:
     """Whether the raw split can be read without any network."""
     if source.kind == "file":
         return (task.folder / source.files[raw_split]).exists()
-    return _kept_at(task, source, raw_split).exists()
+    return _cached_at(task, source, raw_split).exists()
 
 
-def _kept_at(task: Task, source: Source, raw_split: str) -> Path:
+def _cached_at(task: Task, source: Source, raw_split: str) -> Path:
     about_rows = asdict(source) | {"files": source.files[raw_split]}
     for name in ("map", "splits", "note", "shuffle_seed"):
         del about_rows[name]

@@ -1,4 +1,4 @@
-"""Knows how raw rows are read out of a package or the hub; keeps nothing."""
+"""Raw rows out of a package or the hub."""
 
 import csv
 import gzip
@@ -47,9 +47,7 @@ def _member_rows(archive: zipfile.ZipFile, member: str) -> Iterator[dict]:
 
 
 def read_hub(source: Source, raw_split: str) -> Iterator[dict]:
-    """Rows of a hub split. Raises SourceUnreachable at once if the hub is; its own cache serves when it is
-    offline.
-    """
+    """Rows of a hub split. Raises SourceUnreachable; offline (HF_HUB_OFFLINE) the hub's own cache is read."""
     import datasets
 
     if not (_offline() or hub_answers()):
@@ -61,7 +59,7 @@ def read_hub(source: Source, raw_split: str) -> Iterator[dict]:
             split=source.files[raw_split],
             revision=source.revision or None,
         )
-    except Exception as error:  # the hub client raises many kinds; each means: not from here
+    except Exception as error:  # of many kinds; each means that the rows cannot be had
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SourceUnreachable(f"the hub's '{source.hub_path}' cannot be loaded: {reason}") from None
     yield from rows  # type: ignore[misc]
@@ -69,7 +67,7 @@ def read_hub(source: Source, raw_split: str) -> Iterator[dict]:
 
 @lru_cache(maxsize=1)
 def hub_answers() -> bool:
-    """Whether the hub can be reached; asked once and briefly, as a user without it must not wait."""
+    """Whether the hub can be reached: tried once and briefly, as a user without it must not wait."""
     try:
         return requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=3).ok
     except requests.RequestException:

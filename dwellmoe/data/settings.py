@@ -1,4 +1,4 @@
-"""Settings of the data: which data set, and how its examples are cut."""
+"""Settings of the data: which data set, and how its examples become rows of tokens."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,21 @@ from dwellmoe.options import check_at_least, option
 
 @dataclass
 class DataSettings:
-    """Which data, cut how."""
+    """The data set and how its examples become rows of tokens."""
 
-    dataset_name: str = option("mmlu", "a folder of datasets/, or a path to a task.toml of your own")
-    max_words_len: int = option(512, "tokens an example: a longer prompt is cut on its left, and counted")
-    packing: bool = option(False, "put several requests into one row instead of padding")
-    data_preprocess_only: bool = option(False, "tokenise, cache, print the counts and stop")
-    limit_train: int | None = option(None, "use only so many training examples")
-    limit_validation: int | None = option(256, "use only so many validation examples; 0 is all")
+    dataset_name: str = option(
+        "mmlu",
+        "name of a data set (python data_preparer.py list shows them), or path to a task.toml of your own",
+    )
+    max_words_len: int = option(
+        512, "most tokens of an example; a longer prompt loses its beginning, and how many did is printed"
+    )
+    packing: bool = option(
+        False, "put several examples into one row of max_words_len tokens instead of padding"
+    )
+    data_preprocess_only: bool = option(False, "only tokenise the data set, print the counts and stop")
+    limit_train: int | None = option(None, "train on a random sample of so many examples; default: all")
+    limit_validation: int | None = option(256, "validate on a random sample of so many examples; 0: all")
 
     def __post_init__(self):
         check_at_least("max_words_len", self.max_words_len, 8)

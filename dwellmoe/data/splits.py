@@ -1,4 +1,4 @@
-"""Knows how train, validation and test are cut out of what a source offers: `"dev + validation[:90%]"`."""
+"""How train, validation and test are cut out of a source's own splits: `"dev + validation[:90%]"`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ _PART = re.compile(r"^(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?$")
 
 
 def select(expression: str, rows_of: Callable[[str], Sequence[Any]]) -> list[Any]:
-    """Rows of a split expression, in order. `rows_of` reads a raw split. Raises UserError if malformed."""
+    """Rows of a split expression, in order; `rows_of` reads a raw split. UserError for a malformed one."""
     rows: list[Any] = []
     for part in expression.split("+"):
         rows.extend(_slice(part.strip(), rows_of))

@@ -1,4 +1,4 @@
-"""Settings of the model: which checkpoint, in which type."""
+"""Settings of the model: which checkpoint, in which number type."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,25 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass
 class ModelSettings:
-    """Which model, under which label."""
+    """Which model, and how it is loaded."""
 
     model_name: str = option("models/tiny-olmoe", "folder of a checkpoint, or its name on the hub")
-    model_key: str = option("", "label in the folders of logs and results, e.g. _deepseek_16b")
+    model_key: str = option(
+        "", "label of the model in the names of log and result folders, e.g. _deepseek_16b"
+    )
     moe_module_name: str | None = option(
-        None, "attribute of the MoE block in a decoder layer, checked if given"
+        None,
+        "name of the MoE block in a decoder layer, such as mlp; only checked, since it is found by shape",
     )
     dtype: str = option(
-        "auto", f"type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, float32 on a CPU"
+        "auto",
+        f"number type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, but float32 on a CPU",
     )
     experts_implementation: str | None = option(
-        None, "transformers' way to run the experts: eager, grouped_mm, ..."
+        None,
+        "implementation of transformers that computes the experts: eager, grouped_mm, ...; default: its own",
     )
-    trust_remote_code: bool = option(False, "run modelling code that the checkpoint brings along")
+    trust_remote_code: bool = option(False, "allow modelling code that comes with the checkpoint to run")
 
     def __post_init__(self):
         check_choice("dtype", self.dtype, DTYPES)
