@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, and the project's own data files.
 
-What is written stands under another name beside its place until it is whole, then it is renamed.
+What is written has another name in the same folder until it is whole; then it is renamed.
 """
 
 import os
@@ -23,6 +23,12 @@ def data_file(name: str) -> Path:
     """
     beside = _PACKAGE.parent / name
     return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "shipped" / name
+
+
+def find_file(path: str | os.PathLike) -> Path:
+    """The file of that path or, if there is none, the project's own of that name, as `data_file` finds it."""
+    own = data_file(os.fspath(path))
+    return own if own.is_file() and not Path(path).exists() else Path(path)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from dwellmoe.errors import UserError
+from dwellmoe.files import find_file
 
 GIGA = 1e9
 NEEDED = ("name", "memory_gb_per_second", "storage_gb_per_second")
@@ -69,9 +70,9 @@ class DeviceProfile:
 
 
 def load_device(path: str | os.PathLike) -> DeviceProfile:
-    """Reads a profile. UserError names the key that is missing, unknown or wrong."""
+    """Reads a profile, a user's or the project's. UserError names a key that is missing, unknown or wrong."""
     try:
-        with open(path, "rb") as file:
+        with open(find_file(path), "rb") as file:
             table = tomllib.load(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

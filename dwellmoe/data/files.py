@@ -17,7 +17,7 @@ class Record(NamedTuple):
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Records of a local file, read by its ending. UserError names the file and, if it has lines, the line."""
+    """Records of a local file, read by its ending. UserError names the file, and the line if there is one."""
     if path.suffix not in READERS:
         raise unknown_name(f"ending of '{path}'", path.suffix, READERS)
     try:
@@ -37,8 +37,8 @@ def _json_list(path: Path) -> Iterator[Record]:
     rows = _parse(path.read_text(encoding="utf-8"), str(path), 1)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of records, found {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        yield _record(f"{path}, record {number}", row)
+    for i, row in enumerate(rows, start=1):
+        yield _record(f"{path}, record {i}", row)
 
 
 def _parse(text: str, path: str, first_line: int) -> Any:
@@ -58,8 +58,8 @@ def _record(where: str, row: Any) -> Record:
 def _csv_rows(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
-        for number, row in enumerate(rows, start=1):
-            where = f"{path}:{rows.line_num}, record {number}"
+        for i, row in enumerate(rows, start=1):
+            where = f"{path}:{rows.line_num}, record {i}"
             if None in row:
                 raise UserError(
                     f"{where}: more cells than the {len(rows.fieldnames or ())} columns of the first line"
@@ -75,8 +75,8 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        yield Record(f"{path}, record {number}", row)
+    for i, row in enumerate(rows, start=1):
+        yield Record(f"{path}, record {i}", row)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -1,4 +1,4 @@
-"""Knows random contexts for routing strategies and files of thresholds; does not test."""
+"""Random contexts for routing strategies, and files of thresholds."""
 
 import numpy as np
 

@@ -242,7 +242,7 @@ def test_the_running_range_is_cache_priors():
 
     history, ranges = History(4), [3.0, 1.0, 2.0]
     for spread in ranges:
-        history.see(np.array([[0.0, spread, -np.inf, spread / 2]]))
+        history.add_ranks(np.array([[0.0, spread, -np.inf, spread / 2]]))
     assert history.spread == pytest.approx(0.99 * (0.99 * 3.0 + 0.01 * 1.0) + 0.01 * 2.0)
 
 
@@ -250,7 +250,7 @@ def test_a_dropped_expert_is_no_use_and_a_lag_counts_token_steps():
     from dwellmoe.routing.rerouter import History
 
     history = History(4)
-    history.use(np.array([[2, 0]]))
-    history.use(np.array([[1, -1], [1, 0]]))  # two rows of one step
+    history.add_uses(np.array([[2, 0]]))
+    history.add_uses(np.array([[1, -1], [1, 0]]))  # two rows of one step
     assert history.uses_E.tolist() == [2, 2, 1, 0]
     assert history.lag_E.tolist()[:3] == [1, 1, 2] and history.lag_E[3] == NEVER

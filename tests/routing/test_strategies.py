@@ -236,7 +236,7 @@ def test_mistakes_are_told(spec, message):
 
 def test_thresholds_of_another_model_are_refused(tmp_path):
     file = thresholds_file(tmp_path, 1.0, top_k=6)
-    with pytest.raises(UserError, match="choose 6: this model's choose 4"):
+    with pytest.raises(UserError, match="^thresholds .*: layer 1 of this model"):
         load_strategy(f"des:thresholds={file}").choose(context())
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match="not a file of thresholds"):
