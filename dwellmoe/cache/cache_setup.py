@@ -1,4 +1,4 @@
-"""Knows the words that say how a hit rate was counted; does not count."""
+"""How a hit rate is counted: the options of every simulation, printed beside every number."""
 
 from dataclasses import asdict, dataclass
 
@@ -13,10 +13,10 @@ CHOICES = {"scope": ("layer", "global"), "access": ("atomic", "sequential"), "re
 
 @dataclass(frozen=True)
 class CacheSetup:
-    """What a hit rate means; printed beside every number.
+    """What a hit rate means.
 
     scope   "layer": a cache for each layer, "global": one for all
-    access  "atomic": a layer's experts are asked for at once, "sequential": one after the other
+    access  "atomic": a layer's experts are requested at once, "sequential": one after the other
     phase   "decode", "prefill" or "all": what is replayed and counted
     start   "cold"; "warm:prefill": prefill goes through the cache, uncounted; "warm:N": the first N passes
     reset   "never": one cache across requests; "request": emptied when the request changes
@@ -40,7 +40,7 @@ class CacheSetup:
         if self.start == "warm:prefill" and self.phase != "decode":
             raise UserError(f"start 'warm:prefill' needs phase 'decode', got '{self.phase}'")
 
-    def least(self, top_k: int) -> int:
+    def min_capacity(self, top_k: int) -> int:
         """Slots without which no token of K = `top_k` experts can be served."""
         return top_k if self.access == "atomic" else 1
 

@@ -22,7 +22,7 @@ from dwellmoe.cache.policies.base import policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import EMPTY
 from dwellmoe.errors import UserError
-from dwellmoe.eviction_training.tables import requested, distances, habit_features, recency_and_frequency
+from dwellmoe.eviction_training.tables import distances, habit_features, recency_and_frequency, requested
 from tests.cache.traces import random_trace
 
 LEARNED = [name for name in policy_names() if name.startswith("ml_")]

@@ -9,7 +9,7 @@ from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import parse_policy, policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.errors import UserError
-from tests.cache.traces import random_trace
+from tests.cache.traces import random_trace, used
 
 EXPERTS = 8
 LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead != "all"]
@@ -57,7 +57,7 @@ def test_moves_are_lawful(spec, asked, capacity, scope):
             assert len(part) <= capacity
             assert len(part) == capacity or not evictions or scope == "layer"
     tracked = np.concatenate([cache.resident(0), cache.resident(1)])
-    assert set(np.flatnonzero(tracked)) == resident and cache.used() == len(resident)
+    assert set(np.flatnonzero(tracked)) == resident and used(cache) == len(resident)
     assert moves(spec, asked, capacity, scope)[1] == found
 
 

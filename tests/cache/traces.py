@@ -1,7 +1,9 @@
-"""Small random traces for the tests."""
+"""Small random traces for the tests, and what a live cache counts as taken."""
 
 import numpy as np
 
+from dwellmoe.cache.expert_cache import ExpertCache
+from dwellmoe.cache.kernel.step import USED
 from dwellmoe.cache.trace import RoutingTrace
 
 
@@ -21,3 +23,9 @@ def random_trace(seed=0, steps=60, layers=3, top_k=3, experts=12, requests=3, pr
     length = np.bincount(request, minlength=requests)[request]
     phase = (np.arange(steps) - first >= prefill * length).astype(np.uint8)
     return RoutingTrace(chosen, phase, request, experts, **fields)
+
+
+def used(cache: ExpertCache) -> int:
+    """Slots or bytes that a live cache counts as taken, in all layers together."""
+    taken = cache._residency.totals[:, USED]
+    return sum(int(one) for one, cold in zip(taken, cache._cold, strict=True) if not cold)

@@ -87,7 +87,7 @@ def widest_request(lanes: Lanes) -> int:
     """The least capacity that the convention allows: K, or the largest union of a prefill chunk or decode
     batch.
     """
-    passes, least = lanes.passes, lanes.convention.least(lanes.trace.top_k)
+    passes, least = lanes.passes, lanes.convention.min_capacity(lanes.trace.top_k)
     if lanes.convention.access == "sequential" or (passes.end - passes.begin).max() == 1:
         return least
     widest = _Widest()

@@ -112,7 +112,7 @@ def _run(
 ) -> tuple[CacheRun, Lanes]:
     lanes = lanes_of(trace, convention, by_request=True)
     budget = budget_of(trace, convention.scope, capacity)
-    check_room(budget.capacity, convention.least(trace.top_k))
+    check_room(budget.capacity, convention.min_capacity(trace.top_k))
     run = CacheRun(policy, budget, lanes)
     sweep(lanes, [run], progress)
     return run, lanes
