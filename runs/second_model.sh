@@ -3,7 +3,7 @@
 # (control) and once with it (tuned), with three seeds, and measured on BoolQ and PIQA, of which no training has
 # seen anything: all as running text, since an answer of one letter has no consecutive tokens to measure.
 # Besides, once with a little of it (light), which runs/second_model_methods.sh measures under re-routing.
-# An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, DISTILLATION (holds control and tuned alike to
+# An interrupted run goes on where it was. SMOOTH, OBJECTIVE, WEIGHT, DISTILLATION (a KL of control and tuned alike to
 # the reference model), LIGHT (no: without it), STEPS, SEEDS and OUT may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."

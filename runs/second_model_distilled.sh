@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second model held to what it was: runs/second_model.sh with next-token distillation from the reference model
+# The second model trained with distillation: runs/second_model.sh with a next-token KL towards the reference model
 # for control and tuned alike, so that neither learns more of the training text than it has to. On text of other
 # data sets locality then costs less; both learn less, too (docs/dev/LOG.md). Half an hour a training on a core.
 set -euo pipefail
