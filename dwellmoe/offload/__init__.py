@@ -1,23 +1,33 @@
-"""Runs a MoE bigger than memory: its experts in a budgeted cache over device, RAM and disk. Moves bytes and
-decides nothing: residency is `expert_cache`'s.
+"""Runs MoE models that are larger than memory: their experts are in a cache of limited size over device, RAM
+and disk.
+
+This folder moves bytes; the caches of dwellmoe/cache/ decide which.
 """
 
-from dwellmoe.offload.attach import attach, load_with_cache
-from dwellmoe.offload.engine import Engine, engine_of
+# `dwellmoe.offload` names this module and also a public function: dwellmoe.offload("PATH", budget="25%")
+# calls the function `offload` below.
+
+from dwellmoe.offload.engine import Engine, ExpertMemory, engine_of
 from dwellmoe.offload.expert_lora import take_expert_adapters, weightless_experts
 from dwellmoe.offload.io.storage import ReadFault, Storage
+from dwellmoe.offload.load import load_with_cache, offload
 from dwellmoe.offload.rerouting import LiveRerouting
 from dwellmoe.offload.settings import EngineSettings
+from dwellmoe.offload.statistics import HitCounts, PhaseCounts, Statistics
 
 __all__ = [
     "Engine",
     "EngineSettings",
+    "ExpertMemory",
+    "HitCounts",
     "LiveRerouting",
+    "PhaseCounts",
     "ReadFault",
+    "Statistics",
     "Storage",
-    "attach",
     "engine_of",
     "load_with_cache",
+    "offload",
     "take_expert_adapters",
     "weightless_experts",
 ]

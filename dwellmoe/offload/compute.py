@@ -1,9 +1,8 @@
-"""Knows how the outputs of experts are computed one expert at a time, in any order, with the same result;
-does not know where weights come from.
+"""Outputs of experts, computed one expert at a time in any order, with the same result.
 
-Each expert's output goes to the places of the (token, chosen) pairs that asked for it; the sum over a token's
-experts is taken at the end, as transformers' own implementations take it. So a result does not depend on
-which expert came first. Letters: T tokens, K chosen experts a token, D hidden size.
+Each expert's output is kept for every (token, chosen expert) pair it belongs to. The sum over a token's
+experts is taken at the end, as transformers' own implementations take it: a result does not depend on which
+expert was computed first. Letters: T tokens, K chosen experts a token, D hidden size.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from dwellmoe.offload.slots import Expert
 
 
 def run_expert(module: Any, x_TD: Tensor, expert: Expert) -> Tensor:
-    """What one expert makes of some tokens, by the flags and the gate of its own module."""
+    """The output of one expert for some tokens, with the flags and activation of its own module."""
     up = _project(module, x_TD, expert.up, expert.up_bias)
     hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
     out_TD = _project(module, hidden, expert.down, expert.down_bias)
@@ -35,11 +34,11 @@ class OneToken:
 
     def __init__(self, module: Any, hidden_1D: Tensor, experts: list[int], weights_1K: Tensor) -> None:
         self.module, self.hidden_1D, self.weights_1K = module, hidden_1D, weights_1K
-        self.place = {expert: place for place, expert in enumerate(experts)}
+        self.index_of = {expert: k for k, expert in enumerate(experts)}
         self.outputs: list[Tensor | None] = [None] * len(experts)
 
     def add(self, expert: int, weights: Expert) -> None:
-        self.outputs[self.place[expert]] = run_expert(self.module, self.hidden_1D, weights)
+        self.outputs[self.index_of[expert]] = run_expert(self.module, self.hidden_1D, weights)
 
     def result(self) -> Tensor:
         out_KD = torch.cat(self.outputs)  # type: ignore[arg-type] - every expert was added
@@ -48,7 +47,7 @@ class OneToken:
 
 
 class ManyTokens:
-    """The experts of several tokens; each is asked for once, for all its tokens, which lie in a row."""
+    """The experts of several tokens: each expert is computed once, on all its tokens."""
 
     def __init__(self, module: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, experts: int):
         self.module, self.hidden_TD, self.shape = module, hidden_TD, weights_TK.shape
@@ -60,13 +59,13 @@ class ManyTokens:
         self.begin, self.end = [0, *ends[:-1]], ends
         dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)
         self.out = hidden_TD.new_empty(len(flat), hidden_TD.shape[1], dtype=dtype)
-        self.out[self.begin[experts] :] = 0  # of ids that are no routed expert
+        self.out[self.begin[experts] :] = 0  # pairs whose id is no routed expert
 
     def add(self, expert: int, weights: Expert) -> None:
         rows = slice(self.begin[expert], self.end[expert])
         torch.mul(run_expert(self.module, self.x[rows], weights), self.weights[rows], out=self.out[rows])
 
     def result(self) -> Tensor:
-        place = torch.empty_like(self.order)
-        place[self.order] = torch.arange(len(place), device=place.device)
-        return self.out[place].view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)
+        row_of = torch.empty_like(self.order)
+        row_of[self.order] = torch.arange(len(row_of), device=row_of.device)
+        return self.out[row_of].view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)

@@ -1,10 +1,9 @@
-"""Knows an engine as its user sees it: what it takes, what it counted, what it recorded, how it is closed;
-does not know how experts are served.
-"""
+"""The engine behind a model whose experts are in a cache: its counts, memory, residents, reset, recording."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from dwellmoe.cache.budget import Budget
 from dwellmoe.cache.trace import RoutingTrace
@@ -14,13 +13,33 @@ from dwellmoe.offload.expert_lora import ExpertAdapters
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.live_trace import LiveTrace
 from dwellmoe.offload.settings import EngineSettings
+from dwellmoe.offload.statistics import HitCounts, Statistics
 
 OWNER = "expert_cache_engine"
 """Attribute of a model: its engine."""
 
 
+class ExpertMemory(NamedTuple):
+    """Bytes of all slots that the engine allocated, used or not."""
+
+    device_bytes: int
+    """The decode cache, the prefill buffer and the prefetch slots."""
+    ram_bytes: int
+    staging_bytes: int
+    """Host memory between disk and slots of a GPU or of another type."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self)
+
+
 class Engine:
-    """The expert cache behind one model. A `with` block closes it."""
+    """The expert cache behind one model. Close it when done, or use it as a `with` block.
+
+    layers    the MoE layers of the model
+    settings  as given; `budget` is the decode cache they lead to
+    adapters  LoRA of the experts, which `use_adapter` chooses from
+    """
 
     def __init__(
         self,
@@ -32,11 +51,12 @@ class Engine:
         budget: Budget,
     ) -> None:
         self.name = str(model.config.model_type)
-        self.layers, self.cached_experts, self.storage = layers, cached_experts, storage
-        self.settings, self.budget = settings, budget
-        self.live, self.statistics = cached_experts.live, cached_experts.statistics
+        self.layers, self.settings, self.budget = layers, settings, budget
         self.adapters = ExpertAdapters()
-        cached_experts.residents.merge = self.adapters.merge
+        self._cached_experts, self._storage = cached_experts, storage
+        self._live, self._slot_table = cached_experts.live, cached_experts.slot_table
+        self._slot_table.merge = self.adapters.merge
+        self._counts_at_reset = self._all_hit_counts()
 
     def __enter__(self) -> "Engine":
         return self
@@ -45,56 +65,117 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Ends the readers and closes the checkpoint; the model cannot run any more."""
-        self.cached_experts.forward_pass.close()
-        self.cached_experts.readers.close()
-        self.storage.close()
+        """Ends the reader threads and closes the checkpoint; the model cannot run any more."""
+        self._cached_experts.forward_pass.close()
+        self._cached_experts.readers.close()
+        self._storage.close()
+
+    @property
+    def statistics(self) -> Statistics:
+        """Tokens, seconds, loads and bytes of each phase since the last `reset` or `reset_counts`."""
+        return self._cached_experts.statistics
+
+    @property
+    def hit_counts(self) -> HitCounts:
+        """Hits and misses of the decode cache since the last `reset` or `reset_counts`."""
+        return self._all_hit_counts().minus(self._counts_at_reset)
+
+    @property
+    def memory(self) -> ExpertMemory:
+        """Memory of all slots: the most that the engine ever takes for experts."""
+        table = self._slot_table
+        pools = (table.device, table.ram, table.loads.staging)
+        return ExpertMemory(*(0 if pool is None else pool.nbytes for pool in pools))
+
+    @property
+    def record_bytes(self) -> tuple[int, ...]:
+        """[L]: bytes of one expert in a slot."""
+        return self._slot_table.device.record_bytes
+
+    @property
+    def reads_per_expert(self) -> int:
+        """Reads from the checkpoint that the most scattered expert takes; packed experts take one each."""
+        return max(map(len, self._slot_table.weights.pieces))
+
+    @property
+    def in_prefill(self) -> bool:
+        """Whether the running forward pass, or the last one, is prefill; True before the first."""
+        return self._cached_experts.forward_pass.prefill
+
+    def resident(self, layer: int) -> np.ndarray:
+        """bool [E]: the experts of a layer that are in the decode cache."""
+        return self._live.device.decode_cache.resident(layer)
+
+    def on_device(self, layer: int) -> np.ndarray:
+        """bool [E]: the experts of a layer that are in the decode cache or in the prefill buffer."""
+        return self._live.on_device(layer)
+
+    def in_ram(self, layer: int) -> np.ndarray:
+        """bool [E]: the experts of a layer that are in the RAM tier."""
+        return self._live.in_ram(layer)
+
+    def loaded_on_device(self) -> np.ndarray:
+        """bool [L, E]: the experts whose weights are in a device slot; between requests the same experts as
+        `on_device`, apart from prefetches.
+        """
+        return self._slot_table.on_device()
+
+    def loaded_in_ram(self) -> np.ndarray:
+        """bool [L, E]: the experts whose weights are in a RAM slot; between requests the same as `in_ram`."""
+        return self._slot_table.in_ram()
+
+    def owns(self, weight: Tensor) -> bool:
+        """Whether a parameter of the model has no memory of its own: it is on the meta device, or a view of
+        the engine's slots.
+        """
+        slots = self._slot_table.device.memory
+        return weight.is_meta or 0 <= weight.data_ptr() - slots.data_ptr() < slots.nbytes
+
+    def reset(self) -> None:
+        """Cold caches, and all counts back to zero."""
+        self._cached_experts.empty()
+        self.reset_counts()
+
+    def reset_counts(self) -> None:
+        """All counts back to zero; the caches keep their experts."""
+        self.statistics.reset()
+        self._counts_at_reset = self._all_hit_counts()
 
     def record(self) -> None:
-        """From now on, `trace` knows what the caches are asked. Starts cold, as a replay does."""
-        self.empty()
-        self.cached_experts.recorder = LiveTrace(self.live.layers, self.live.experts)
+        """Resets the engine, and records the requests to its caches from now on."""
+        self.reset()
+        self._cached_experts.recorder = self._new_recorder()
 
     def trace(self) -> RoutingTrace:
-        """What was asked since `record`. UserError where nothing was."""
-        recorder = self.cached_experts.recorder or LiveTrace(self.live.layers, self.live.experts)
-        layer_ids = [layer.layer_id for layer in self.layers]
-        return recorder.trace(self.name, layer_ids, self.cached_experts.residents.device.record_bytes)
+        """The requests since `record`. Raises UserError if there were none."""
+        recorder = self._cached_experts.recorder or self._new_recorder()
+        return recorder.trace(self.name, [layer.layer_id for layer in self.layers], self.record_bytes)
 
-    def empty(self) -> None:
-        """Back to cold caches."""
-        self.cached_experts.residents.empty()
-        if self.cached_experts.prefetch:
-            self.cached_experts.prefetch.forget()
+    def _new_recorder(self) -> LiveTrace:
+        return LiveTrace(self._live.layers, self._live.experts)
 
     def use_adapter(self, name: str | None) -> None:
-        """The experts' LoRA of this name is merged into whatever is read from now on; None: none is. A change
-        leaves the caches cold.
+        """Merges the experts' LoRA of this name, or none, into every expert read from now on. A change leaves
+        the caches cold.
         """
         if name != self.adapters.active:
             self.adapters.active = name
-            self.empty()
-
-    @property
-    def expert_memory_bytes(self) -> int:
-        """Memory of all slots: what the engine can ever take for experts, buffers and RAM tier included."""
-        residents = self.cached_experts.residents
-        pools = (residents.device, residents.ram, residents.staging)
-        return sum(pool.nbytes for pool in pools if pool is not None)
+            self._cached_experts.empty()
 
     def fields(self) -> dict[str, Any]:
-        """Settings, sizes and counts as plain numbers. `decode_cache` is what the simulator counts."""
-        counts = self.live.split.cache.counts()
-        asked = counts["hits"] + counts["misses"]
+        """Settings, sizes and counts as plain numbers, for a report."""
         return {
             "settings": vars(self.settings),
             **self.budget.fields(),
-            "expert_memory_bytes": self.expert_memory_bytes,
-            "decode_cache": counts | {"hit_rate": counts["hits"] / asked if asked else 0.0},
+            "expert_memory_bytes": self.memory.total_bytes,
+            "decode_cache": self.hit_counts.fields(),
             **self.statistics.fields(),
         }
 
+    def _all_hit_counts(self) -> HitCounts:
+        return HitCounts(**self._live.device.decode_cache.counts())
+
 
 def engine_of(model: nn.Module) -> Engine | None:
-    """The engine behind a model, found through PEFT's wrappers, or None where all of it is in memory."""
+    """The engine behind a model, found through PEFT's wrappers too, or None for a model wholly in memory."""
     return next((getattr(module, OWNER) for module in model.modules() if hasattr(module, OWNER)), None)

@@ -1,7 +1,7 @@
-"""Knows the LoRA of routed experts: takes it out of a model that PEFT wrapped, and merges it into an expert's
-weights once they were read; does not know when that is.
+"""LoRA of routed experts: moved out of a model that PEFT wrapped, and merged into an expert's weights when
+they are read.
 
-Letters: E experts, R rank, I and O the width in and out of a matrix.
+Letters: E experts, R rank, I and O the input and output width of a matrix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ class Factors(NamedTuple):
 
 
 class ExpertAdapters:
-    """Every adapter's factors for the experts, and which is on (None: the checkpoint's own weights)."""
+    """The factors of every adapter for the experts; `active` names the one to merge, None for none."""
 
     def __init__(self) -> None:
         self.active: str | None = None
         self._factors: dict[tuple[str, int, str], Factors] = {}
 
     def add(self, layer: int, parameter: str, wrapper: Any) -> None:
-        """Takes what a ParamWrapper holds of a layer's fused parameter."""
+        """Adds all adapters that a ParamWrapper holds for a fused parameter of a layer."""
         for name, a in wrapper.lora_A.items():
             experts, rank = wrapper.num_experts, wrapper.r[name]
             self._factors[name, layer, parameter] = Factors(
@@ -63,8 +63,8 @@ def _delta(factors: Factors, expert: int) -> Tensor:
 
 @contextmanager
 def weightless_experts(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator[None]:
-    """Within the block the experts' parameters look whole, on the model's device, and take no memory: PEFT
-    wraps what it can look at. Afterwards they are what they were.
+    """Within the block the experts' parameters have their full shape on the model's device, without memory
+    behind it, so that PEFT can wrap them. Afterwards they are the same as before.
     """
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
     modules = [unwrap(model.get_submodule(layer.experts)) for layer in layers]
@@ -82,10 +82,11 @@ def weightless_experts(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator
 
 
 def take_expert_adapters(model: nn.Module, layers: Sequence[MoeLayer], adapters: ExpertAdapters) -> None:
-    """Moves the LoRA of routed experts from PEFT's wrappers to `adapters`; the experts are then called bare.
+    """Moves the LoRA of routed experts from PEFT's wrappers to `adapters` and removes the wrappers.
 
-    `layers` as found before PEFT wrapped the model. Raises UserError for an adapter that trains experts in
-    another way.
+    layers  as found before PEFT wrapped the model
+
+    Raises UserError for an adapter that trains experts in another way.
     """
     prefix = "base_model.model."
     for layer in layers:

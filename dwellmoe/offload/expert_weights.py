@@ -1,15 +1,15 @@
-"""Knows where the weights of each routed expert lie in a checkpoint, as pieces of one record an expert; reads
-no weights.
+"""Where the weights of each routed expert lie in a checkpoint: the pieces of one record an expert.
 
 A record holds an expert's parameters one after the other, each as the experts module of transformers holds
-its slice [e] (`gate_up_proj`, `down_proj`, biases), in the order in which the checkpoint has them: where a
-checkpoint keeps an expert together, a record is then one read. transformers' own table of weight conversions
-says which tensors make up a parameter: one tensor an expert, gate and up apart or joined (DeepSeek's
-original layout, Qwen, OLMoE, Mixtral), or one tensor for all experts (GPT-OSS).
+its slice [e] (`gate_up_proj`, `down_proj`, biases), in the checkpoint's own order: where a checkpoint keeps
+an expert together, its record is one read. transformers' table of weight conversions names the tensors that
+make up a parameter: one tensor an expert, gate and up apart or joined (DeepSeek's original layout, Qwen,
+OLMoE, Mixtral), or one tensor for all experts (GPT-OSS).
 
 Letters: L layers, E experts.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,18 +26,19 @@ from transformers.core_model_loading import (
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
-from dwellmoe.offload.io.shards import DTYPES, Shards, TensorPlace
+from dwellmoe.offload.io.shards import DTYPES, Shards, StoredTensor
 
 CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
 
 
 class Piece(NamedTuple):
-    """Bytes of a file that go to one place of a record."""
+    """Consecutive bytes of a file that are a part of a record."""
 
     shard: int
     offset: int
     nbytes: int
-    at: int
+    begin: int
+    """First byte in the record."""
 
 
 class Part(NamedTuple):
@@ -46,27 +47,31 @@ class Part(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: Any
-    """torch.dtype it has in the checkpoint."""
-    at: int
+    """Its torch.dtype in the checkpoint."""
+    begin: int
     """First byte in the record."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ExpertWeights(NamedTuple):
-    """Every routed expert of a model, numbered l * E + e."""
+    """The records of every routed expert of a model."""
 
     shards: Shards
     parts: tuple[tuple[Part, ...], ...]
-    """[L]: what a record of this layer is made of."""
+    """[L]: the parameters of a record of this layer."""
     pieces: tuple[tuple[Piece, ...], ...]
-    """[L * E]: where a record's bytes come from."""
+    """[L * E], by flat id: where the bytes of an expert's record lie."""
     record_bytes: tuple[int, ...]
     """[L]"""
 
 
 class _Source(NamedTuple):
-    """The tensors of a parameter: a list an original name, each with one tensor an expert, or the fused."""
+    """The tensors of a parameter: for each original name one tensor an expert, or the one fused tensor."""
 
-    tensors: tuple[tuple[TensorPlace, ...], ...]
+    tensors: tuple[tuple[StoredTensor, ...], ...]
     fused: bool
 
 
@@ -84,7 +89,7 @@ def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards)
         order = sorted(found, key=lambda name: found[name].tensors[0][0][:2])
         layout = _layout(order, wanted, found)
         parts.append(layout)
-        sizes.append(sum(_nbytes(part) for part in layout))
+        sizes.append(sum(part.nbytes for part in layout))
         pieces += [_pieces(layout, found, expert) for expert in range(layer.num_experts)]
     return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes))
 
@@ -103,7 +108,7 @@ def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
     converters = [entry for entry in table if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     shapes, prefix = model.state_dict(), model.base_model_prefix
-    collected: dict[str, dict[str | None, list[TensorPlace]]] = {}
+    collected: dict[str, dict[str | None, list[StoredTensor]]] = {}
     for key in sorted(shards.tensors, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
         if name not in shapes and key in shapes:
@@ -114,7 +119,7 @@ def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
     }
 
 
-def _source(name: str, lists: dict[str | None, list[TensorPlace]], by_pattern: dict[str, Any]) -> _Source:
+def _source(name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: dict[str, Any]) -> _Source:
     pattern = next(iter(lists))
     if pattern is None:
         return _Source((tuple(lists[None]),), fused=True)
@@ -137,9 +142,9 @@ def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...]) -> 
     for tensors in source.tensors:
         if not source.fused and len(tensors) != shape[0]:
             raise UserError(f"'{name}': {len(tensors)} of {shape[0]} experts are in the checkpoint")
-        if unknown := [place.dtype for place in tensors if place.dtype not in DTYPES]:
+        if unknown := [tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES]:
             raise UserError(f"'{name}' is stored as {unknown[0]}: {CONVERT}")
-        if any((place.shape, place.dtype) != (tensors[0].shape, tensors[0].dtype) for place in tensors):
+        if any((tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype) for tensor in tensors):
             raise UserError(f"'{name}': experts differ in shape or type")
     _check_shape(name, source, shape)
     return source
@@ -150,49 +155,43 @@ def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
     if source.fused:
         found = firsts[0].shape
     else:
-        rows = sum(place.shape[0] for place in firsts)
+        rows = sum(tensor.shape[0] for tensor in firsts)
         found = (shape[0], rows, *firsts[0].shape[1:])
-    if found != shape or len({place.dtype for place in firsts}) > 1:
+    if found != shape or len({tensor.dtype for tensor in firsts}) > 1:
         raise UserError(f"'{name}' has shape {list(found)} in the checkpoint, {list(shape)} in the model")
 
 
 def _layout(
     order: list[str], shapes: dict[str, tuple[int, ...]], found: dict[str, _Source]
 ) -> tuple[Part, ...]:
-    parts, at = [], 0
+    parts: list[Part] = []
+    begin = 0
     for name in order:
-        parts.append(Part(name, shapes[name][1:], DTYPES[found[name].tensors[0][0].dtype], at))
-        at += _nbytes(parts[-1])
+        parts.append(Part(name, shapes[name][1:], DTYPES[found[name].tensors[0][0].dtype], begin))
+        begin += parts[-1].nbytes
     return tuple(parts)
-
-
-def _nbytes(part: Part) -> int:
-    count = part.dtype.itemsize
-    for size in part.shape:
-        count *= size
-    return count
 
 
 def _pieces(layout: tuple[Part, ...], found: dict[str, _Source], expert: int) -> tuple[Piece, ...]:
     """The record of one expert; pieces that follow one another in the file are one."""
     pieces: list[Piece] = []
     for part in layout:
-        at = part.at
-        for shard, offset, nbytes in _ranges(found[part.name], expert, _nbytes(part)):
+        begin = part.begin
+        for shard, offset, nbytes in _ranges(found[part.name], expert, part.nbytes):
             last = pieces[-1] if pieces else None
             if last and (last.shard, last.offset + last.nbytes) == (shard, offset):
                 pieces[-1] = last._replace(nbytes=last.nbytes + nbytes)
             else:
-                pieces.append(Piece(shard, offset, nbytes, at))
-            at += nbytes
+                pieces.append(Piece(shard, offset, nbytes, begin))
+            begin += nbytes
     return tuple(pieces)
 
 
 def _ranges(source: _Source, expert: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
     """(shard, offset, bytes) of the tensors that make up one parameter of one expert."""
     if source.fused:
-        place = source.tensors[0][0]
-        yield place.shard, place.offset + expert * nbytes, nbytes
+        tensor = source.tensors[0][0]
+        yield tensor.shard, tensor.offset + expert * nbytes, nbytes
         return
     for tensors in source.tensors:
         yield tensors[expert].shard, tensors[expert].offset, tensors[expert].nbytes

@@ -1,5 +1,4 @@
-"""Knows what the forward pass under way is, prefill or decode, whose tokens it runs, and how long passes
-take; does not know what happens in them.
+"""The running forward pass: prefill or decode, the requests its tokens belong to, and how long passes take.
 
 Letters: B rows, T tokens of a row.
 """
@@ -13,31 +12,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dwellmoe.offload.statistics import DECODE, PREFILL, Statistics
+from dwellmoe.offload.statistics import Statistics
 from dwellmoe.routing.scoutgate import PADDING
 
 
 class ForwardPass:
-    """Watches a model's forward passes by hooks on it.
+    """Follows a model's forward passes by hooks on it.
 
-    A pass with nothing cached before it begins a request a row; a pass of several tokens a row, or one that
-    begins a request, is prefill, every other decode.
+    A pass without cached keys and values begins a request in every row. A pass that begins requests, or has
+    several tokens a row, is prefill; every other pass is decode.
     """
 
     def __init__(self, model: nn.Module, statistics: Statistics) -> None:
         self.statistics = statistics
         self.prefill = True
         self.fresh = True
-        """Whether this pass begins a request a row."""
+        """Whether this pass begins a request in every row."""
         self.requests = np.zeros(0, np.int32)
         """[B * T]: the request of each token of this pass."""
         self.ids_BT: Tensor | None = None
-        """Token ids, PADDING for padding; None where the model was given embeddings."""
+        """Token ids with PADDING for padding, kept while there are listeners; None for a model that was given
+        embeddings.
+        """
         self.listeners: list[Callable[[ForwardPass], None]] = []
-        """Told when a pass begins."""
+        """Called when a pass begins."""
         self.closing = ExitStack()
-        """What ends with it."""
-        self._first_request, self._next_request = 0, 0
+        """Context managers that `close` leaves."""
+        self._first_request = 0
+        self._next_request = 0
         self._began = self._prompt_seconds = 0.0
         self._handles = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -56,7 +58,8 @@ class ForwardPass:
         cached = options.get("past_key_values")
         fresh = cached is None or cached.get_seq_length() == 0
         if fresh:
-            self._first_request, self._next_request = self._next_request, self._next_request + rows
+            self._first_request = self._next_request
+            self._next_request += rows
             self._prompt_seconds = 0.0
         elif not self.prefill and length > 1:
             self._prompt_seconds = 0.0
@@ -71,13 +74,13 @@ class ForwardPass:
         self._began = perf_counter()
 
     def _close_prompt(self, prefill: bool) -> None:
-        """At the first decode pass the prompt is over: its first token is known."""
+        """Counts the time to the first token, which is known when the first decode pass begins."""
         if self.prefill and not prefill and self._prompt_seconds:
             self.statistics.first_token_seconds.append(self._prompt_seconds)
 
     def _end(self, _model: nn.Module, _inputs: tuple, _options: dict, _output: Any) -> None:
         seconds = perf_counter() - self._began
-        counts = self.statistics.phases[PREFILL if self.prefill else DECODE]
+        counts = self.statistics.phase(self.prefill)
         counts.tokens += len(self.requests)
         counts.passes += 1
         counts.seconds += seconds

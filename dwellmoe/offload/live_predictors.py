@@ -1,8 +1,8 @@
-"""Predictors of use that ask the model while it runs; does not know what is done with what they say.
+"""Predictors of expert use that need the running model: ScoutGate, the next layer's gate, and both together.
 
-They are predictors as those of `expert_cache/predictors/`, of the decode pass under way; of rows that run
-together they say that any of them uses an expert. Prompts they leave alone (`reach` 0).
-Letters: T tokens, L layers, E experts a layer.
+They have the methods of the predictors of cache/predictors/ and predict the running decode pass; for rows
+that run together, the probability that any of them uses an expert. In a prompt they predict nothing (their
+`horizon` is 0). Letters: L layers, E experts a layer, R rows, W tokens of ScoutGate's window.
 """
 
 from collections.abc import Sequence
@@ -19,87 +19,89 @@ from dwellmoe.routing.scoutgate import LastTokens, ScoutGate
 
 
 class LiveScout:
-    """ScoutGate on the token ids of the pass, all layers at once when it begins; learns nothing."""
+    """ScoutGate on the token ids of a pass, for all layers at once when it begins; it learns nothing."""
 
     def __init__(self, gate: ScoutGate, forward_pass: ForwardPass) -> None:
         self.gate, self.tokens = gate, LastTokens()
-        self.said_LE: np.ndarray | None = None
+        self.p_LE: np.ndarray | None = None
         forward_pass.listeners.append(self._pass_begins)
 
     def _pass_begins(self, forward_pass: ForwardPass) -> None:
         windows_RW = self.tokens.add(forward_pass.ids_BT, forward_pass.fresh)
-        self.said_LE = None
+        self.p_LE = None
         if windows_RW is not None and not forward_pass.prefill:
             with torch.inference_mode():
                 p_RLE = self.gate(windows_RW.to(self.gate.bias.device)).sigmoid().double()
-                self.said_LE = (1 - (1 - p_RLE).prod(dim=0)).cpu().numpy()
+                self.p_LE = (1 - (1 - p_RLE).prod(dim=0)).cpu().numpy()
 
     @property
-    def reach(self) -> int:
-        return 0 if self.said_LE is None else len(self.said_LE)
+    def horizon(self) -> int:
+        return 0 if self.p_LE is None else len(self.p_LE)
 
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        """Zeros where it was not told the tokens' ids."""
-        return np.zeros(self.gate.bias.shape[1]) if self.said_LE is None else self.said_LE[layer]
+        """float [E]; zeros where the token ids are unknown."""
+        return np.zeros(self.gate.bias.shape[1]) if self.p_LE is None else self.p_LE[layer]
 
     def watch(self, layer: int, used_E: np.ndarray) -> None: ...
 
 
 class LiveGateAhead:
-    """The next layer's gate on this layer's hidden states: an expert is as likely as those before it that
-    stood in its place of the gate's order were used, counted a layer at a time while the model decodes.
+    """The next layer's gate on this layer's hidden states.
+
+    The gate ranks the experts; the probability of an expert is how often the expert of that rank was used
+    so far, counted for each layer while the model decodes.
     """
 
-    DOUBT = 8
-    """Tokens in which, before any was seen, half of the K first are taken to have been used."""
+    PSEUDOCOUNT = 8
+    """Tokens counted in advance, half of which used each of the K experts of highest rank."""
 
     def __init__(self, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> None:
         self._ahead = forward_pass.closing.enter_context(GateAhead(model, layers))
         self._forward_pass = forward_pass
         self._used_LE = np.zeros((len(layers), layers[0].num_experts))
-        self._used_LE[:, : layers[0].top_k] = self.DOUBT / 2
-        self._tokens_L = np.full(len(layers), float(self.DOUBT))
+        self._used_LE[:, : layers[0].top_k] = self.PSEUDOCOUNT / 2
+        self._tokens_L = np.full(len(layers), float(self.PSEUDOCOUNT))
 
     @property
-    def reach(self) -> int:
+    def horizon(self) -> int:
         return 0 if self._forward_pass.prefill else 1
 
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        """Of the layer after the one that runs; never of the first."""
-        said_E = np.empty(self._used_LE.shape[1])
-        said_E[self._order(layer)] = self._used_LE[layer] / self._tokens_L[layer]
-        return said_E
+        """float [E]: for the layer after the running one; there is no prediction for the first layer."""
+        p_E = np.empty(self._used_LE.shape[1])
+        p_E[self._order(layer)] = self._used_LE[layer] / self._tokens_L[layer]
+        return p_E
 
     def watch(self, layer: int, used_E: np.ndarray) -> None:
-        if layer and self.reach:
+        if layer and self.horizon:
             self._used_LE[layer] += used_E[self._order(layer)]
             self._tokens_L[layer] += 1
 
     def _order(self, layer: int) -> np.ndarray:
-        """[E]: experts as the gate ranks them, best first."""
+        """int [E]: experts in the order of the gate, best first."""
         return self._ahead.margin_of(layer).amax(dim=0).argsort(descending=True, stable=True).cpu().numpy()
 
 
 class FusedLive:
-    """`scout`, and of the next layer a share of it with `gate`."""
+    """`scout` for all layers; for the next layer a mean of both, in which `scout` has weight `share`."""
 
     def __init__(self, gate: LiveGateAhead, scout: LiveScout, share: float) -> None:
         self.gate, self.scout, self.share = gate, scout, share
         self._running = 0
 
     @property
-    def reach(self) -> int:
-        return max(self.scout.reach, self.gate.reach)
+    def horizon(self) -> int:
+        return max(self.scout.horizon, self.gate.horizon)
 
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
         of_scout = self.scout.predict(layer)
-        if layer > self._running + self.gate.reach:
+        if layer > self._running + self.gate.horizon:
             return of_scout
         return fuse(self.gate.predict(layer), of_scout, self.share)
 

@@ -1,9 +1,10 @@
-"""Rewrites the experts of a checkpoint into one file, a page-aligned record an expert, and finds them there.
+"""Packed experts: writes the experts of a checkpoint to one file, a page-aligned record each, and finds them
+in it.
 
     dwellmoe pack MODEL FOLDER
 
-For checkpoints that scatter an expert over several tensors or shards (one fused tensor for all experts): such
-an expert is several reads, a packed one is one. The checkpoint stays needed for all other weights.
+This helps where a checkpoint scatters an expert over several tensors or shards: such an expert takes several
+reads, a packed one takes one. All other weights are still read from the checkpoint.
 """
 
 import json
@@ -49,7 +50,7 @@ def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None
         for pieces in tqdm(weights.pieces, desc="experts", unit="expert"):
             memory[:] = 0
             for piece in pieces:
-                target = memory[piece.at : piece.at + piece.nbytes]
+                target = memory[piece.begin : piece.begin + piece.nbytes]
                 storage.fill(Span(piece.shard, piece.offset, piece.nbytes, target, 0))
             file.write(memory.data)
         file.flush()
@@ -58,7 +59,7 @@ def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None
 
 def _index(weights: ExpertWeights) -> dict[str, Any]:
     layers = [
-        [[part.name, list(part.shape), str(part.dtype).removeprefix("torch."), part.at] for part in parts]
+        [[part.name, list(part.shape), str(part.dtype).removeprefix("torch."), part.begin] for part in parts]
         for parts in weights.parts
     ]
     return {
@@ -71,15 +72,15 @@ def _index(weights: ExpertWeights) -> dict[str, Any]:
 
 
 def _source(shards: Shards) -> list[list[Any]]:
-    """By which a pack is known to be of this checkpoint."""
+    """Names and sizes of the shards, by which a pack is recognised as one of this checkpoint."""
     return sorted([path.name, path.stat().st_size] for path in shards.paths)
 
 
 def locate_packed(
     model: nn.Module, layers: Sequence[MoeLayer], shards: Shards, folder: Path
 ) -> ExpertWeights:
-    """Where the experts lie in a packed file of the checkpoint `shards`. Raises UserError for a file that is
-    none, is of another checkpoint, or is incomplete.
+    """Where the experts lie in the packed file of a checkpoint. Raises UserError for a file that was not
+    written by `pack`, belongs to another checkpoint, or is incomplete.
     """
     try:
         index = json.loads((folder / INDEX).read_text())
@@ -93,7 +94,8 @@ def locate_packed(
     _check_parts(model, layers, parts, folder)
     experts = layers[0].num_experts
     pieces = tuple(
-        (Piece(0, number * stride, sizes[number // experts], 0),) for number in range(experts * len(layers))
+        (Piece(shard=0, offset=flat_id * stride, nbytes=sizes[flat_id // experts], begin=0),)
+        for flat_id in range(experts * len(layers))
     )
     path = folder / RECORDS
     if not path.is_file() or path.stat().st_size != stride * len(pieces):
@@ -101,8 +103,8 @@ def locate_packed(
     return ExpertWeights(Shards((path,), {}), parts, pieces, sizes)
 
 
-def _part(name: str, shape: list[int], dtype: str, at: int) -> Part:
-    return Part(name, tuple(shape), getattr(torch, dtype), at)
+def _part(name: str, shape: list[int], dtype: str, begin: int) -> Part:
+    return Part(name, tuple(shape), getattr(torch, dtype), begin)
 
 
 def _check_parts(

@@ -1,14 +1,14 @@
-"""Knows how to read experts of the next layer ahead; does not know who foresees them, nor what the cache will
-make of them.
+"""Prefetch: begins to read experts that a predictor expects in the next layer.
 
-What is read ahead lies in slots of its own and is in nobody's books: a step that asks for it loads it as
-always, only without waiting. Letters: T tokens, D hidden size.
+A prefetched expert lies in a slot of its own and in no cache: a request that needs it loads it as it would
+any other, only with less waiting. Letters: T tokens, D hidden size.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.prefetch_predictors import PrefetchPredictor
 from dwellmoe.offload.slot_table import ABSENT, SlotTable
@@ -16,81 +16,82 @@ from dwellmoe.offload.statistics import Statistics
 
 
 class Prefetch:
-    """Reads at most `slots` experts ahead. One that was read for nothing is not read ahead again until a step
-    has asked for it.
+    """Reads at most `budget` experts at a time. An expert that was read for nothing is not prefetched again
+    until a request needs it.
     """
 
     def __init__(
         self,
-        residents: SlotTable,
+        slot_table: SlotTable,
         readers: Readers,
-        prefetch_predictor: PrefetchPredictor,
-        slots: int,
+        predictor: PrefetchPredictor,
+        budget: int,
         statistics: Statistics,
     ) -> None:
-        self.residents, self.readers, self.prefetch_predictor = residents, readers, prefetch_predictor
-        self.slots, self.statistics = slots, statistics
-        self._ahead: set[int] = set()
-        self._in_vain: set[int] = set()
+        self.slot_table, self.readers, self.predictor = slot_table, readers, predictor
+        self.budget, self.statistics = budget, statistics
+        self._prefetched: set[FlatId] = set()
+        self._wasted: set[FlatId] = set()
 
-    def turn_to(self, layer: int, hidden_TD: Tensor, asked: Sequence[int]) -> None:
-        """`layer` has claimed what it needs, `asked`: the rest is called off, the next layer is looked at."""
-        if self._ahead:
-            self.drop_others()
-        if predicted := self.prefetch_predictor.look(layer, hidden_TD, asked):
-            first = (layer + 1) * self.residents.experts
-            self._read([first + expert for expert in predicted])
+    def after_request(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> None:
+        """Cancels the prefetches that `layer` did not claim, and begins those of the next layer."""
+        if self._prefetched:
+            self.cancel_all()
+        if predicted := self.predictor.predict_next(layer, hidden_TD, requested):
+            first = (layer + 1) * self.slot_table.experts
+            self._read([FlatId(first + expert) for expert in predicted])
 
-    def _read(self, numbers: Sequence[int]) -> None:
-        """Begins to read the first of `numbers` that are not near, behind all that is urgent."""
-        self.residents.collect()
-        loads = []
-        for number in numbers:
-            if len(self._ahead) + len(self.residents.dropped) == self.slots:
+    def _read(self, flat_ids: Sequence[FlatId]) -> None:
+        """Begins to read the first of these experts that are neither present nor loading; not urgent."""
+        self.slot_table.reclaim()
+        started = []
+        for flat_id in flat_ids:
+            if len(self._prefetched) + len(self.slot_table.loads.cancelled) == self.budget:
                 break
-            if number in self._in_vain or self._is_near(number):
+            if flat_id in self._wasted or self._is_near(flat_id):
                 continue
-            load = self.residents.start(number)
+            load = self.slot_table.start(flat_id)
             if load is None:
                 break
-            self._ahead.add(number)
-            loads.append(load)
-        if loads:
-            self.statistics.prefetch_issued += len(loads)
-            self.readers.submit(loads, urgent=False)
+            self._prefetched.add(flat_id)
+            started.append(load)
+        if started:
+            self.statistics.prefetch_issued += len(started)
+            self.readers.submit(started, urgent=False)
 
-    def _is_near(self, number: int) -> bool:
-        residents = self.residents
+    def _is_near(self, flat_id: FlatId) -> bool:
+        table = self.slot_table
         return (
-            residents.slot_of[number] != ABSENT
-            or number in residents.ram_slot_of
-            or number in residents.loading
+            table.slot_of[flat_id] != ABSENT or flat_id in table.ram_slot_of or flat_id in table.loads.pending
         )
 
-    def claim(self, number: int) -> bool:
-        """Whether `number`, which a step asks for, was read ahead; it is the step's then, and urgent."""
-        self._in_vain.discard(number)
-        if number not in self._ahead:
+    def claim(self, flat_id: FlatId) -> bool:
+        """Makes the prefetch of a requested expert urgent and part of the request; returns whether there was
+        one.
+        """
+        self._wasted.discard(flat_id)
+        if flat_id not in self._prefetched:
             return False
-        self._ahead.discard(number)
-        load = self.residents.loading[number][0]
+        self._prefetched.discard(flat_id)
+        load = self.slot_table.loads.pending[flat_id].load
         self.readers.hurry(load)
         if load.arrived.is_set():
-            self.residents.arrivals.put(load)  # its first arrival may have been passed over
+            # An earlier request that waited may have taken its arrival and passed over it.
+            self.slot_table.loads.arrivals.put(load)
         return True
 
-    def drop_others(self) -> None:
-        """Calls off what was read ahead and not asked for."""
-        for number in sorted(self._ahead):
-            nbytes = self.residents.loading[number][0].nbytes
-            if self.residents.drop(number):
-                self._in_vain.add(number)
+    def cancel_all(self) -> None:
+        """Cancels the prefetches that were not claimed."""
+        for flat_id in sorted(self._prefetched):
+            nbytes = self.slot_table.loads.pending[flat_id].load.nbytes
+            if self.slot_table.cancel(flat_id):
+                self._wasted.add(flat_id)
                 self.statistics.prefetch_wasted += 1
                 self.statistics.prefetch_wasted_bytes += nbytes
             else:
                 self.statistics.prefetch_cancelled += 1
-        self._ahead.clear()
+        self._prefetched.clear()
 
     def forget(self) -> None:
-        """The loads were called off by somebody else."""
-        self._ahead.clear()
+        """The slot table has abandoned all loads."""
+        self._prefetched.clear()

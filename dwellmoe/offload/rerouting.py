@@ -1,4 +1,4 @@
-"""Knows how a model behind an engine is re-routed by what the engine truly holds; moves nothing."""
+"""Re-routing of a model by the experts that its engine holds."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from dwellmoe.routing.strategies.base import EMPTY
 
 
 class LiveRerouting:
-    """A strategy for `RouterTap`: the choices that `routing.SimulatedCache` simulates, with true residency.
+    """A strategy for `RouterTap`: the choices that `SimulatedCache` simulates, by the engine's caches.
 
-    An empty slot is returned as the id behind the last expert, which the engine takes for nobody. `tallies`
-    hold what `SimulatedCache` counts of requests that were described and ran one after the other. Raises
-    UserError as `Rerouter` does.
+    An empty slot is returned as expert id E, which the engine skips. `tallies` are the counts of
+    `SimulatedCache`, for requests that were described and ran one after the other. Raises UserError as
+    `Rerouter` does.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class LiveRerouting:
 
     @property
     def reroutes(self) -> bool:
-        """Whether any choice may be another than the router's own."""
+        """Whether any choice may differ from the router's own."""
         return self.rerouter.spec != "none"
 
     def describe(self, requests: Sequence[int], _valid_BT: np.ndarray, _decode_BT: np.ndarray) -> None:
-        """Whose tokens run from now on; the engine knows itself which of them are decoded."""
+        """Names the requests whose tokens run from now on; the engine itself tells prefill from decode."""
         self._requests = requests
 
     def __call__(self, output: RouterOutput) -> tuple[Tensor, Tensor]:
         layer, rows = output.layer.index, self.rerouter.read(output)
-        resident_E = self.engine.live.split.cache.resident(layer)
-        if not self.engine.cached_experts.forward_pass.prefill:
+        resident_E = self.engine.resident(layer)
+        if not self.engine.in_prefill:
             chosen_TK = self.rerouter.choose(layer, rows, resident_E)
             self.rerouter.use(layer, chosen_TK)
             if self._requests:
@@ -54,8 +54,8 @@ class LiveRerouting:
         else:
             chosen_TK = self.rerouter.prompt(layer, rows, resident_E if self.reroute_prefill else None)
             for request in self._requests[:1]:
-                asked = np.unique(chosen_TK[chosen_TK != EMPTY])
-                loads = len(asked) - self.engine.live.on_device(layer)[asked].sum()
+                requested = np.unique(chosen_TK[chosen_TK != EMPTY])
+                loads = len(requested) - self.engine.on_device(layer)[requested].sum()
                 self.tallies[request][layer, PREFILL_LOADS] += loads
         weights_TK, indices_TK = self.rerouter.replace(output, chosen_TK)
         return weights_TK, torch.where(indices_TK < 0, output.layer.num_experts, indices_TK)

@@ -7,31 +7,54 @@ from dwellmoe.options import option
 
 @dataclass
 class EngineSettings:
-    """The memory for experts of the offloading engine. Sizes: slots (8), percent (25%), or bytes (6GiB)."""
+    """Where and how an offloaded model keeps its experts."""
 
     expert_budget: str = option(
-        "25%", "memory for experts: slots a layer, percent of a layer's experts, or bytes, buffers included"
+        "25%",
+        "memory for experts on the device: experts a layer (8), a share of each layer's experts (25%), or "
+        "bytes (6GiB), which include the prefill buffer and the prefetch slots",
     )
-    decode_policy: str = option("lru", "eviction policy of the decode cache, of expert_cache/policies/")
+    decode_policy: str = option(
+        "lru",
+        "eviction policy of the decode cache: a policy of dwellmoe/cache/policies/, or placement (experts "
+        "placed on the device and in RAM by their probability of use)",
+    )
     prefill_handoff: str = option(
-        "recent:tokens=8", "what a prompt leaves in the decode cache: shared, none, ..."
+        "recent:tokens=8",
+        "which experts of a prompt stay in the decode cache: none (the cache is left alone), recent:tokens=N "
+        "(those that the last N prompt tokens used most), lrfu:decay=D (those used most, a use counting D "
+        "times less with each token since), shared (prompts use the decode cache as decoding does)",
     )
     prefill_policy: str = option(
-        "", "eviction policy of the prefill buffer between chunks; empty: it forgets what was used"
+        "",
+        "eviction policy of the prefill buffer, which then keeps experts from one chunk of the prompt to the "
+        "next; empty: each expert is dropped once it is used",
     )
-    prefill_buffer: int = option(8, "slots that a prompt's experts stream through")
-    prefetch_budget: int = option(2, "slots for experts predicted for the next layer; 0: none")
+    prefill_buffer: int = option(
+        8, "slots beside the decode cache, shared by all layers, through which a prompt's experts pass"
+    )
+    prefetch_budget: int = option(
+        2, "slots for experts that are read before the next layer needs them; 0: no prefetch"
+    )
     prefetch_predictor: str = option(
         "gate_ahead",
-        "who foresees them in decoding: gate_ahead (the next layer's gate), scoutgate:weights=FILE, "
-        "gate_ahead+scoutgate:weights=FILE,share=0.75, or a predictor of expert_cache/predictors/",
+        "what predicts the next layer's experts while decoding: gate_ahead (that layer's gate on this "
+        "layer's hidden states), scoutgate:weights=FILE (a small network on token ids; FILE is written by "
+        "`dwellmoe simulate predict --scoutgate_out FILE`), gate_ahead+scoutgate:weights=FILE,share=0.75 (a "
+        "mean of both), or a predictor of dwellmoe/cache/predictors/",
     )
     placement_predictor: str = option(
         "",
-        "beside habits, who foresees a token's later layers for --decode_policy placement: "
-        "as --prefetch_predictor; empty: nobody",
+        "with --decode_policy placement, what predicts the experts of the running token's later layers; "
+        "same choices as --prefetch_predictor; empty: past routing alone decides",
     )
-    ram_budget: str = option("", "size of a second tier in RAM, below the device; empty: none")
-    io: str = option("direct", "direct: reads past the page cache; buffered: through it")
+    ram_budget: str = option(
+        "",
+        "size of a second tier in RAM for experts evicted from the device: experts in all layers together, "
+        "percent, or bytes; empty: none",
+    )
+    io: str = option("direct", "direct: read past the page cache; buffered: read through it")
     readers: int = option(4, "threads that read experts")
-    packed: str = option("", "folder of `dwellmoe pack`: experts are read there, one read each")
+    packed: str = option(
+        "", "folder written by `dwellmoe pack`, to read experts from there with one read each"
+    )

@@ -1,6 +1,4 @@
-"""Knows how to load a checkpoint without its routed experts, which are never allocated; does not know where
-the experts are kept instead.
-"""
+"""Loads a checkpoint without its routed experts, which are never allocated."""
 
 from contextlib import suppress
 from typing import Any
@@ -13,18 +11,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer, find_moe_layers
-from dwellmoe.offload.io.shards import Shards, TensorPlace
+from dwellmoe.offload.io.shards import Shards, StoredTensor
 from dwellmoe.offload.slots import NAMES
 
 
 def load_without_experts(
     model_name: str, shards: Shards, dtype: str | torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, list[MoeLayer]]:
-    """The causal language model in evaluation mode, everything but its routed experts loaded. Their
-    parameters are there as shapes (meta device).
+    """The causal language model in evaluation mode, with all weights but those of its routed experts, which
+    are on the meta device.
 
-    Raises UserError for a checkpoint that cannot be loaded, whose weights do not cover the rest of the model,
-    or whose experts transformers does not run through its experts interface.
+    Raises UserError for a checkpoint that cannot be loaded or lacks weights of the rest of the model, and for
+    experts that transformers does not run through its experts interface.
     """
     try:
         config = AutoConfig.from_pretrained(model_name)
@@ -61,38 +59,38 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
 
 
 def _other_weights(shards: Shards) -> dict[str, Tensor]:
-    """Every tensor but the routed experts', in memory of its own: mapped weights would end the process
-    (SIGBUS) where a shard shrinks while in use.
+    """Every tensor but those of routed experts, in memory of its own: with mapped weights, a shard that
+    shrinks while in use would end the process (SIGBUS).
     """
     weights = {}
-    for number, path in enumerate(shards.paths):
+    for shard, path in enumerate(shards.paths):
         with safe_open(path, framework="pt", backend="pread") as file:
-            for name, place in shards.tensors.items():
-                if place.shard == number and not _is_routed_expert(name, place):
+            for name, tensor in shards.tensors.items():
+                if tensor.shard == shard and not _is_routed_expert(name, tensor):
                     weights[name] = file.get_tensor(name)
     return weights
 
 
-def _is_routed_expert(name: str, place: TensorPlace) -> bool:
+def _is_routed_expert(name: str, tensor: StoredTensor) -> bool:
     _, within, rest = name.partition(".experts.")
-    return bool(within) and (rest[0].isdigit() or len(place.shape) > 1)
+    return bool(within) and (rest[0].isdigit() or len(tensor.shape) > 1)
 
 
 def _set_generation(model: Any, model_name: str) -> None:
-    """Sampling settings and end tokens, where the checkpoint has any beside its configuration."""
+    """Sampling settings and end tokens, from the checkpoint's generation_config.json if it has one."""
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(model_name)
 
 
 def _model_class(config: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model_type '{config.model_type}' is no causal language model of transformers")
+        raise UserError(f"model_type '{config.model_type}' is not a causal language model of transformers")
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _skeleton_class(model_class: Any) -> Any:
-    """A subclass whose instances lack the experts' parameters; an instance turns into `model_class` proper
-    when they are back. It keeps name and module, by which transformers looks up how to load.
+    """A subclass whose instances lack the experts' parameters; `_put_back_shapes` makes an instance one of
+    `model_class`. It keeps the name and module, by which transformers looks up how to load.
     """
 
     def init(self, config, *inputs, **options):
@@ -118,7 +116,7 @@ def _take_shapes(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         shapes[layer.experts] = dict(experts.named_parameters(recurse=False))
         for name in shapes[layer.experts]:
             experts.register_parameter(name, None)
-        experts._is_hf_initialized = True  # type: ignore[assignment] - nothing is left to initialise
+        experts._is_hf_initialized = True  # type: ignore[assignment] - no parameter is left to initialise
     return shapes
 
 
@@ -133,9 +131,9 @@ def _check_seam(experts: nn.Module, layer: MoeLayer) -> None:
 
 def _put_back_shapes(model: Any) -> None:
     dtype = model.dtype
-    for place, parameters in model._expert_shapes.items():
+    for experts, parameters in model._expert_shapes.items():
         for name, shape in parameters.items():
             empty = torch.empty_like(shape, dtype=dtype, device="meta")
-            setattr(model.get_submodule(place), name, nn.Parameter(empty, requires_grad=False))
+            setattr(model.get_submodule(experts), name, nn.Parameter(empty, requires_grad=False))
     model.__class__ = model._whole_class
     del model._expert_shapes, model._whole_class

@@ -1,21 +1,19 @@
-"""Knows which expert lies in which slot of which tier, and carries out what the cache ordered; decides
-nothing.
+"""Slot table: which expert lies in which slot of the device and of RAM; carries out what the caches decided.
 
-An expert counts as present when its bytes are: whatever breaks off, `reconcile` makes books and slots agree.
-Experts are numbered l * E + e.
+An expert counts as present when its weights are: after any failure `reconcile` makes table and caches agree.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from queue import SimpleQueue
-from typing import Any
 
-import torch
+import numpy as np
 
-from dwellmoe.cache.tiers.live import LiveCache, TransferPlan
+from dwellmoe.cache.flat_id import FlatId, layer_and_expert
+from dwellmoe.cache.tiers.live import LiveCache
+from dwellmoe.offload.expert_copies import ExpertCopies
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
-from dwellmoe.offload.io.storage import ReadFault
-from dwellmoe.offload.slots import Expert, SlotPool, Staging, copy_expert, phase_of
+from dwellmoe.offload.pending_loads import PendingLoads
+from dwellmoe.offload.slots import Expert, SlotPool, Staging, copy_expert
 
 ABSENT = -1
 Merge = Callable[[int, int, Expert], None]
@@ -23,10 +21,10 @@ Merge = Callable[[int, int, Expert], None]
 
 
 class SlotTable:
-    """Device slots, RAM slots below them, and loads on their way to the device.
+    """Device slots, RAM slots below them, and the loads on their way to the device.
 
-    `at_home`: every expert has the slot of its number, so that a layer's experts lie side by side; slots
-    behind them are for what only passes through.
+    all_fit    the device has a slot for every expert: the slot of its flat id, so that a layer's experts are
+               neighbours. The slots behind those hold what only passes through
     """
 
     def __init__(
@@ -37,174 +35,141 @@ class SlotTable:
         ram: SlotPool | None,
         staging: Staging | None,
         readers: Readers,
-        at_home: bool,
+        all_fit: bool,
     ) -> None:
-        self.weights, self.live, self.readers = weights, live, readers
-        self.device, self.ram, self.staging, self.at_home = device, ram, staging, at_home
+        self.weights, self.live = weights, live
+        self.device, self.ram, self.all_fit = device, ram, all_fit
+        self.experts = live.experts
+        self.copies = ExpertCopies(device.device)
+        direct = staging is None and not all_fit
+        self.loads = PendingLoads(
+            weights=weights,
+            experts=live.experts,
+            device=device,
+            staging=staging,
+            readers=readers,
+            copies=self.copies,
+            direct=direct,
+        )
         self.merge: Merge | None = None
-        self.experts, count = live.experts, len(weights.pieces)
-        self.slot_of = [ABSENT] * count
-        self._here: list[Expert | None] = [None] * count
-        self.ram_slot_of: dict[int, int] = {}
-        self.loading: dict[int, tuple[Load, int, int]] = {}  # number -> load, its slot, its staging place
-        self.arrivals: SimpleQueue[Load] = SimpleQueue()
-        self.dropped: list[tuple[Load, int, int]] = []  # called off, but a reader was at it
-        straight = staging is None and not at_home
-        itemsize = device.dtype.itemsize
-        self._phase = [phase_of(pieces, itemsize) if straight else 0 for pieces in weights.pieces]
-        self._gpu = torch.cuda.Stream(device.device) if device.device.type == "cuda" else None
-        self._last_use: dict[int, Any] = {}
-        self._staged: dict[int, Any] = {}
+        self.slot_of = [ABSENT] * len(weights.pieces)
+        """By flat id: the device slot, or ABSENT."""
+        self.ram_slot_of: dict[FlatId, int] = {}
+        self._weights_of: list[Expert | None] = [None] * len(weights.pieces)
         self._list_free_slots()
 
     def _list_free_slots(self) -> None:
         taken = {slot for slot in self.slot_of if slot != ABSENT}
-        first = len(self.slot_of) if self.at_home else 0
+        first = len(self.slot_of) if self.all_fit else 0
         self.free = [slot for slot in range(self.device.slots - 1, first - 1, -1) if slot not in taken]
-        below = set(self.ram_slot_of.values())
-        self.free_ram = [slot for slot in range(self.ram.slots if self.ram else 0) if slot not in below]
-        if self.staging:
-            self.staging.free = list(range(len(self.staging.host.bytes) // self.staging.slot_bytes))
+        taken_in_ram = set(self.ram_slot_of.values())
+        ram_slots = range(self.ram.slots if self.ram else 0)
+        self.free_in_ram = [slot for slot in ram_slots if slot not in taken_in_ram]
 
-    def expert(self, number: int) -> Expert:
+    def expert(self, flat_id: FlatId) -> Expert:
         """The weights of an expert that is present."""
-        found = self._here[number]
+        found = self._weights_of[flat_id]
         assert found is not None
         return found
 
-    def all_here(self, layer: int, experts: Sequence[int]) -> list[Expert] | None:
-        """The weights of some experts of a layer, if all of them are present."""
+    def if_all_present(self, layer: int, experts: Sequence[int]) -> list[Expert] | None:
+        """The weights of some experts of a layer, or None where one of them is not on the device."""
         first = layer * self.experts
-        found = [self._here[first + expert] for expert in experts]
+        found = [self._weights_of[first + expert] for expert in experts]
         return None if None in found else found  # type: ignore[return-value]
 
-    def start(self, number: int, stays: bool = True) -> Load | None:
-        """Begins to bring an expert to the device, but does not submit the load; None when there is no slot
-        for it yet.
-        """
-        slot = self._take_slot(number, stays)
+    def record_bytes(self, flat_id: FlatId) -> int:
+        """Bytes of an expert in the checkpoint."""
+        return self.weights.record_bytes[flat_id // self.experts]
+
+    def start(self, flat_id: FlatId, stays: bool = True) -> Load | None:
+        """A load of an expert, to be submitted to the readers; None while there is no slot for it."""
+        slot = self._take_slot(flat_id, stays)
         if slot is None:
             return None
-        place = ABSENT
-        if self.staging:
-            if not self.staging.free:
-                self._give_back(slot)
-                return None
-            place = self.staging.free.pop()
-            self._wait_for_copy(place)
-        spans = (
-            self.staging.spans(place, self._phase[number], self.weights.pieces[number])
-            if self.staging
-            else self.device.spans(slot, self._phase[number], self.weights.pieces[number])
-        )
-        load = Load(number, spans, self.arrivals)
-        self.loading[number] = load, slot, place
+        load = self.loads.start(flat_id, slot)
+        if load is None:
+            self._give_back(slot)
         return load
 
-    def finish(self, number: int) -> Expert:
-        """The weights of a load that arrived. Raises what its reader met."""
-        load, slot, place = self.loading[number]
-        layer, expert = divmod(number, self.experts)
-        if isinstance(load.error, ReadFault):
-            what = f"expert {expert} of MoE layer {layer}: {load.error.what}"
-            raise ReadFault(load.error.path, what) from load.error
-        if load.error is not None:
-            raise load.error
-        found = self.device.expert(slot, layer, self._phase[number])
-        if self.staging:
-            self._copy_in(self.staging.expert(place, layer, self._phase[number]), found, slot)
-            self._staged_until_copied(place)
-            self.staging.free.append(place)
+    def finish(self, flat_id: FlatId) -> None:
+        """An expert whose load arrived is present from now on. Raises the error of its reader."""
+        slot = self.loads.finish(flat_id)
         if self.merge:
-            self.merge(layer, expert, found)
-        del self.loading[number]
-        self._settle(number, slot)
-        return found
+            self.merge(*layer_and_expert(flat_id, self.experts), self.loads.expert_in(slot, flat_id))
+        self._commit(flat_id, slot)
 
-    def from_ram(self, number: int, stays: bool = True) -> Expert | None:
-        """Copies an expert up; None when there is no slot for it yet."""
-        slot = self._take_slot(number, stays)
+    def cancel(self, flat_id: FlatId) -> bool:
+        """Cancels a load; returns whether a reader had begun it. Its slot is free once the reader is done."""
+        begun = self.loads.cancel(flat_id)
+        self.reclaim()
+        return begun
+
+    def reclaim(self) -> None:
+        """Takes back the slots of cancelled loads that readers are done with."""
+        for slot in self.loads.take_released():
+            self._give_back(slot)
+
+    def copy_from_ram(self, flat_id: FlatId, stays: bool = True) -> bool:
+        """Copies an expert from RAM to the device; returns whether there was a slot for it."""
+        slot = self._take_slot(flat_id, stays)
         if slot is None:
-            return None
+            return False
         assert self.ram is not None
-        if self._gpu:
-            self._gpu.wait_stream(torch.cuda.current_stream())  # it may still be on its way down
-        layer = number // self.experts
-        found = self.device.expert(slot, layer, self._phase[number])
-        self._copy_in(self.ram.expert(self.ram_slot_of[number], layer), found, slot)
-        self._settle(number, slot)
-        return found
+        self.copies.wait_for_computation()  # the expert may still be on its way down
+        in_ram = self.ram.expert(self.ram_slot_of[flat_id], flat_id // self.experts)
+        self.copies.copy_in(in_ram, self.loads.expert_in(slot, flat_id), slot)
+        self._commit(flat_id, slot)
+        return True
 
-    def _settle(self, number: int, slot: int) -> None:
-        self.slot_of[number] = slot
-        self._here[number] = self.device.expert(slot, number // self.experts, self._phase[number])
+    def _commit(self, flat_id: FlatId, slot: int) -> None:
+        self.slot_of[flat_id] = slot
+        self._weights_of[flat_id] = self.loads.expert_in(slot, flat_id)
 
-    def _absent(self, number: int) -> None:
-        self.slot_of[number], self._here[number] = ABSENT, None
+    def _forget(self, flat_id: FlatId) -> None:
+        self.slot_of[flat_id], self._weights_of[flat_id] = ABSENT, None
 
-    def leave(self, number: int, orders: TransferPlan) -> None:
-        """An expert leaves the device, to RAM where that was ordered."""
-        slot = self.slot_of[number]
+    def evict(self, flat_id: FlatId, demote: bool) -> None:
+        """An expert leaves the device, where it is on it: to RAM with `demote`, unless RAM has it."""
+        slot = self.slot_of[flat_id]
         if slot == ABSENT:
             return
-        if number in orders.demoted and number not in self.ram_slot_of and self.free_ram:
-            self._demote(number)
-        self._absent(number)
-        if self._gpu:
-            self._last_use[slot] = torch.cuda.current_stream().record_event()
+        if demote and flat_id not in self.ram_slot_of and self.free_in_ram:
+            self._demote(flat_id)
+        self._forget(flat_id)
+        self.copies.slot_is_free(slot)
         self._give_back(slot)
 
-    def _demote(self, number: int) -> None:
+    def _demote(self, flat_id: FlatId) -> None:
         assert self.ram is not None
-        below = self.free_ram.pop()
-        copy_expert(self.expert(number), self.ram.expert(below, number // self.experts))
-        self.ram_slot_of[number] = below
+        ram_slot = self.free_in_ram.pop()
+        copy_expert(self.expert(flat_id), self.ram.expert(ram_slot, flat_id // self.experts))
+        self.ram_slot_of[flat_id] = ram_slot
 
-    def leave_ram(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            slot = self.ram_slot_of.pop(number, None)
+    def drop_from_ram(self, flat_ids: Iterable[FlatId]) -> None:
+        for flat_id in flat_ids:
+            slot = self.ram_slot_of.pop(flat_id, None)
             if slot is not None:
-                self.free_ram.append(slot)
+                self.free_in_ram.append(slot)
 
-    def _take_slot(self, number: int, stays: bool) -> int | None:
-        if self.at_home and stays:
-            for load, slot, _ in self.dropped:
-                if slot == number:
-                    load.arrived.wait()
-            return number
+    def _take_slot(self, flat_id: FlatId, stays: bool) -> int | None:
+        if self.all_fit and stays:
+            self.loads.wait_for_cancelled(flat_id)
+            return flat_id
         return self.free.pop() if self.free else None
 
     def _give_back(self, slot: int) -> None:
-        if not self.at_home or slot >= len(self.slot_of):
+        if not self.all_fit or slot >= len(self.slot_of):
             self.free.append(slot)
 
-    def drop(self, number: int) -> bool:
-        """Calls off a load; whether a reader had begun with it. Its slot is free once that reader is done."""
-        load, slot, place = self.loading.pop(number)
-        self.readers.cancel([load], wait=False)
-        self.dropped.append((load, slot, place))
-        self.collect()
-        return load.running + load.done > 0
-
-    def collect(self) -> None:
-        """Takes the slots back that readers have left alone by now."""
-        waiting = []
-        for load, slot, place in self.dropped:
-            if not load.arrived.is_set():
-                waiting.append((load, slot, place))
-                continue
-            self._give_back(slot)
-            if place != ABSENT and self.staging:
-                self.staging.free.append(place)
-        self.dropped = waiting
-
     def reconcile(self) -> None:
-        """After anything broke off: no load is under way, and the books hold exactly what is present."""
-        self.readers.cancel([load for load, _, _ in (*self.loading.values(), *self.dropped)])
-        self.loading.clear()
-        self.dropped.clear()
-        if self._gpu:
-            torch.cuda.synchronize(self.device.device)
+        """After any failure: no load is under way, and the caches hold exactly the experts that are present.
+
+        An expert that a cache holds and no slot is taken out of all caches; one that a slot holds and no
+        cache leaves its slot.
+        """
+        self.loads.abandon()
+        self.copies.synchronize()
         for layer in range(self.live.layers):
             on_device, in_ram = self.live.on_device(layer), self.live.in_ram(layer)
             for expert in range(self.experts):
@@ -212,38 +177,29 @@ class SlotTable:
         self._list_free_slots()
 
     def _reconcile_one(self, layer: int, expert: int, on_device: bool, in_ram: bool) -> None:
-        number = layer * self.experts + expert
-        present = self.slot_of[number] != ABSENT and self._here[number] is not None
-        below = number in self.ram_slot_of
+        flat_id = FlatId(layer * self.experts + expert)
+        present = self.slot_of[flat_id] != ABSENT and self._weights_of[flat_id] is not None
+        present_in_ram = flat_id in self.ram_slot_of
         if not (present and on_device):
-            self._absent(number)
-        if below and not in_ram:
-            del self.ram_slot_of[number]
-        if (on_device and not present) or (in_ram and not below):
-            self.live.lose(layer, expert)
-            self._absent(number)
-            self.ram_slot_of.pop(number, None)
+            self._forget(flat_id)
+        if present_in_ram and not in_ram:
+            del self.ram_slot_of[flat_id]
+        if (on_device and not present) or (in_ram and not present_in_ram):
+            self.live.invalidate(layer, expert)
+            self._forget(flat_id)
+            self.ram_slot_of.pop(flat_id, None)
 
     def empty(self) -> None:
-        """Forgets all weights: they were read under another adapter."""
+        """Cold caches and empty slots."""
         self.live.reset()
         self.reconcile()
 
-    def _copy_in(self, source: Expert, target: Expert, slot: int) -> None:
-        if self._gpu is None:
-            copy_expert(source, target)
-            return
-        last_use = self._last_use.pop(slot, None)
-        with torch.cuda.stream(self._gpu):
-            if last_use is not None:
-                self._gpu.wait_event(last_use)
-            copy_expert(source, target)
-        torch.cuda.current_stream().wait_stream(self._gpu)
+    def on_device(self) -> np.ndarray:
+        """bool [L, E]: the experts that are present on the device."""
+        return (np.array(self.slot_of) != ABSENT).reshape(self.live.layers, self.experts)
 
-    def _staged_until_copied(self, place: int) -> None:
-        if self._gpu:
-            self._staged[place] = self._gpu.record_event()
-
-    def _wait_for_copy(self, place: int) -> None:
-        if event := self._staged.pop(place, None):
-            event.synchronize()
+    def in_ram(self) -> np.ndarray:
+        """bool [L, E]: the experts that are present in RAM."""
+        found = np.zeros(len(self.slot_of), np.bool_)
+        found[list(self.ram_slot_of)] = True
+        return found.reshape(self.live.layers, self.experts)

@@ -1,14 +1,37 @@
-"""Knows what an engine counted while it ran; counts nothing by itself and decides nothing."""
+"""Counts of an engine: tokens, hits, loads, bytes and seconds of each phase, and what prefetching read.
+
+The engine's parts add to the fields; `Engine.statistics` hands them out.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-PREFILL, DECODE = "prefill", "decode"
+
+class HitCounts(NamedTuple):
+    """Requests of decoding to the decode cache, counted by the cache as the simulator counts them."""
+
+    hits: int
+    misses: int
+    compulsory_misses: int
+    evictions: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits of all requests; 0 where there was none."""
+        requested = self.hits + self.misses
+        return self.hits / requested if requested else 0.0
+
+    def minus(self, earlier: "HitCounts") -> "HitCounts":
+        return HitCounts(*(now - then for now, then in zip(self, earlier, strict=True)))
+
+    def fields(self) -> dict[str, Any]:
+        """Plain numbers, for a report."""
+        return self._asdict() | {"hit_rate": self.hit_rate}
 
 
 @dataclass
 class PhaseCounts:
-    """One phase. Experts are counted once a layer and pass that needed them."""
+    """One phase, prefill or decode. An expert counts once for each layer and forward pass that needs it."""
 
     tokens: int = 0
     passes: int = 0
@@ -22,38 +45,45 @@ class PhaseCounts:
     stall_seconds: float = 0.0
     """The computation waited for experts."""
     prefetch_hits: int = 0
-    """Of `disk_loads`: read ahead before they were asked for."""
+    """Of `disk_loads`: begun before the expert was requested."""
+
+    @property
+    def device_hit_rate(self) -> float:
+        requested = self.device_hits + self.ram_hits + self.disk_loads
+        return self.device_hits / requested if requested else 0.0
 
     def fields(self) -> dict[str, Any]:
-        asked = self.device_hits + self.ram_hits + self.disk_loads
-        rate = self.device_hits / asked if asked else 0.0
-        return dict(vars(self)) | {"device_hit_rate": rate}
+        return dict(vars(self)) | {"device_hit_rate": self.device_hit_rate}
 
 
 @dataclass
 class Statistics:
-    """Since the engine began, or `reset`."""
+    """Everything counted since the engine began, or since its last `reset`."""
 
-    phases: dict[str, PhaseCounts] = field(
-        default_factory=lambda: {PREFILL: PhaseCounts(), DECODE: PhaseCounts()}
-    )
+    prefill: PhaseCounts = field(default_factory=PhaseCounts)
+    decode: PhaseCounts = field(default_factory=PhaseCounts)
     prefetch_issued: int = 0
     prefetch_wasted: int = 0
-    """Read ahead, at least in part, for nothing."""
+    """Prefetched at least in part, and not requested."""
     prefetch_cancelled: int = 0
-    """Called off before a reader began."""
+    """Cancelled before a reader began."""
     prefetch_wasted_bytes: int = 0
     first_token_seconds: list[float] = field(default_factory=list)
-    """A request: from the start of its prompt's first pass to the end of the last (TTFT)."""
+    """One entry a request: forward passes of its prompt, first to last (time to first token)."""
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Mean seconds of a decoded token's forward pass; None where nothing was decoded."""
+        return self.decode.seconds / self.decode.passes if self.decode.passes else None
+
+    def phase(self, prefill: bool) -> PhaseCounts:
+        return self.prefill if prefill else self.decode
 
     def reset(self) -> None:
+        """All counts back to zero, in place: the engine's parts share this object."""
         self.__init__()
 
     def fields(self) -> dict[str, Any]:
         """Plain numbers, for a report."""
-        plain = {name: value for name, value in vars(self).items() if name != "phases"}
-        decode = self.phases[DECODE]
-        return plain | {
-            **{name: counts.fields() for name, counts in self.phases.items()},
-            "token_seconds": decode.seconds / decode.passes if decode.passes else None,
-        }
+        phases = {"prefill": self.prefill.fields(), "decode": self.decode.fields()}
+        return vars(self) | phases | {"token_seconds": self.token_seconds}

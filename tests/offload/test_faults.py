@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings, ReadFault, Storage, load_with_cache
+from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.pack import pack
 from tests.tiny_models import tiny_model
@@ -200,10 +201,9 @@ def test_ctrl_c_ends_a_request_and_nothing_else(checkpoint, expected, ctrl_c, re
 
 def test_ctrl_c_before_the_reads_begin_leaves_nothing_to_wait_for(checkpoint, expected, ctrl_c, monkeypatch):
     model, engine = load_with_cache(str(checkpoint), SETTINGS)
-    readers = engine.cached_experts.readers
     with engine:
         with monkeypatch.context() as patched:
-            patched.setattr(readers, "submit", lambda *_: signal.raise_signal(signal.SIGINT))
+            patched.setattr(Readers, "submit", lambda *_: signal.raise_signal(signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
                 generate(model)
         torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
@@ -227,7 +227,7 @@ def test_a_shard_that_changes_while_in_use_is_refused(broken):
         generate(model)
         for path in broken.glob("*.safetensors"):
             os.truncate(path, path.stat().st_size // 2)
-        engine.empty()
+        engine.reset()
         with pytest.raises(ReadFault, match="the file changed"):
             generate(model)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dwellmoe.offload import Engine, EngineSettings, load_with_cache
-from tests.offload.workbench import checkpoint, on_the_books, present, prompt, resident
+from tests.offload.workbench import cached, checkpoint, present, prompt, resident
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -24,4 +24,4 @@ def test_every_tier(family, settings):
             ids, options = prompt(seed=seed), {"max_new_tokens": 8, "do_sample": False}
             expected = resident(family).generate(ids, **options)
             assert torch.equal(model.generate(ids.cuda(), **options).cpu(), expected)
-        assert present(engine) == on_the_books(engine)
+        assert present(engine) == cached(engine)

@@ -17,7 +17,7 @@ from dwellmoe.offload import EngineSettings, load_with_cache
 print("imported", flush=True); sys.stdin.readline()
 model, engine = load_with_cache(sys.argv[1], EngineSettings(expert_budget="12.5%", readers=2), torch.float32)
 model.generate(torch.arange(3, 43)[None], max_new_tokens=24, do_sample=False)
-print(engine.expert_memory_bytes, flush=True); sys.stdin.readline()
+print(engine.memory.total_bytes, flush=True); sys.stdin.readline()
 """
 
 

@@ -19,7 +19,7 @@ from tests.tiny_models import tiny_model
         ({"decode_policy": "lopt:horizon=2"}, "--decode_policy lopt:horizon=2: .*simulated"),
         ({"decode_policy": "nearest"}, "unknown policy 'nearest': choose from"),
         ({"prefill_policy": "opt"}, "--prefill_policy opt"),
-        ({"prefill_handoff": "often"}, "unknown hand-over rule 'often'"),
+        ({"prefill_handoff": "often"}, "unknown hand-off rule 'often'"),
         ({"expert_budget": "1"}, "--expert_budget 1 leaves 1 slots a layer: a token needs 2 of 8 experts"),
         ({"expert_budget": "10%"}, "--expert_budget 10%"),
         ({"expert_budget": "9"}, "--expert_budget 9: capacity must be 1 to 8"),
@@ -44,7 +44,7 @@ def test_a_budget_in_bytes_holds_the_buffers_too():
     model, engine = engine_of("olmoe", expert_budget=f"{budget_bytes}B", prefill_buffer=2, prefetch_budget=1)
     with engine:
         assert engine.budget.capacity == 3
-        assert engine.expert_memory_bytes == budget_bytes
+        assert engine.memory.total_bytes == budget_bytes
         model(prompt())
 
 

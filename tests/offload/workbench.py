@@ -1,13 +1,15 @@
-"""Tiny checkpoints and engines over them, for the tests of this room."""
+"""Tiny checkpoints and engines over them, for the tests of offloading."""
 
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM
 from dwellmoe.offload import Engine, EngineSettings, load_with_cache
 from tests.tiny_models import tiny_model
 
@@ -41,14 +43,17 @@ def prompt(tokens: int = 12, rows: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 def present(engine: Engine) -> list[set[int]]:
-    """Who of each layer has its weights on the device."""
-    slot_of = engine.cached_experts.residents.slot_of
-    experts = engine.live.experts
-    return [
-        {expert for expert in range(experts) if slot_of[layer * experts + expert] >= 0}
-        for layer in range(engine.live.layers)
-    ]
+    """The experts of each layer whose weights are on the device."""
+    return [set(on_device_E.nonzero()[0].tolist()) for on_device_E in engine.loaded_on_device()]
 
 
-def on_the_books(engine: Engine) -> list[set[int]]:
-    return [set(engine.live.on_device(layer).nonzero()[0].tolist()) for layer in range(engine.live.layers)]
+def cached(engine: Engine) -> list[set[int]]:
+    """The experts of each layer that the engine's caches hold on the device."""
+    return [set(engine.on_device(layer.index).nonzero()[0].tolist()) for layer in engine.layers]
+
+
+def tiers(engine: Engine) -> np.ndarray:
+    """uint8 [N]: DEVICE, RAM or DISK of every expert, by the engine's caches."""
+    on_device_LE = np.array([engine.on_device(layer.index) for layer in engine.layers])
+    in_ram_LE = np.array([engine.in_ram(layer.index) for layer in engine.layers])
+    return np.where(on_device_LE, DEVICE, np.where(in_ram_LE, RAM, DISK)).astype(np.uint8).ravel()

@@ -1,1 +1,1 @@
-"""Reads experts: shards of a checkpoint, storage, reader threads, host memory."""
+"""Reading of experts: shards of a checkpoint, storage, reader threads, host memory."""

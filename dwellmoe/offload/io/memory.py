@@ -1,4 +1,4 @@
-"""Knows how to get memory that disk, page tables and tensors agree with; does not know what lies in it."""
+"""Host memory that direct reads, huge pages and tensors can share."""
 
 import mmap
 
@@ -16,11 +16,11 @@ def pages(nbytes: int) -> int:
 
 
 class HostMemory:
-    """Page-aligned bytes of the host: `tensor` for computing, `bytes` for reading into. Taken from the system
-    only as far as they are written. `pinned` memory can be copied to a GPU without waiting.
+    """Page-aligned memory of the host: `tensor` to compute with, `bytes` to read into. The system provides a
+    page when it is first written. `pinned` memory can be copied to a GPU without waiting.
 
     Larger memory begins at a huge page: a direct read into scattered small pages is split into small
-    requests, which take up to twice as long, and products with weights there are slower.
+    requests, which take up to twice as long, and matrix products with weights there are slower.
     """
 
     def __init__(self, nbytes: int, pinned: bool = False) -> None:
@@ -30,7 +30,7 @@ class HostMemory:
             self.tensor = self.tensor[shift : shift + pages(nbytes)]
             self.bytes: np.ndarray = self.tensor.numpy()
             return
-        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of shared memory the system makes no huge pages
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory would get no huge pages
         size = max(PAGE_BYTES, pages(nbytes))
         slack = HUGE_PAGE_BYTES if nbytes >= HUGE_PAGE_BYTES else 0
         mapped = mmap.mmap(-1, size + slack, kind)

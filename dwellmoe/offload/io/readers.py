@@ -1,20 +1,24 @@
-"""Knows how to fill memory from storage in several threads, urgent work first, and how to call it off; does
-not know why something is wanted.
-"""
+"""Reader threads: fill memory from storage, urgent loads first; loads can be cancelled."""
 
 import threading
 from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
+from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.offload.io.storage import REQUEST_BYTES, Span, Storage
 
 
 class Load:
-    """One record under way: some spans that readers fill; arrives once, whole, failed or called off."""
+    """One record that is being read. It arrives once: complete, failed or cancelled.
 
-    def __init__(self, number: int, spans: Sequence[Span], arrivals: "SimpleQueue[Load]") -> None:
-        self.number = number
+    flat_id   of the expert
+    spans     what readers fill
+    arrivals  where the load is put when it arrives
+    """
+
+    def __init__(self, flat_id: FlatId, spans: Sequence[Span], arrivals: "SimpleQueue[Load]") -> None:
+        self.flat_id = flat_id
         self.nbytes = sum(span.nbytes for span in spans)
         self.error: BaseException | None = None
         self.cancelled = False
@@ -22,29 +26,30 @@ class Load:
         self.arrivals = arrivals
         self.arrived = threading.Event()
         self.running, self.done = 0, 0
-        """Requests that readers are at, and have finished."""
+        """Requests that readers have begun and not finished, and finished."""
 
 
 def _requests(span: Span) -> list[Span]:
-    """A span cut so that several readers share it; inner borders lie where pages of the file do."""
-    cuts, at = [], 0
-    while at < span.nbytes:
-        end = at + REQUEST_BYTES - (span.offset + at) % REQUEST_BYTES
-        size = min(end, span.nbytes) - at
-        cuts.append(span._replace(offset=span.offset + at, nbytes=size, at=span.at + at))
-        at += size
+    """A span cut so that several readers share it, at multiples of REQUEST_BYTES in the file."""
+    cuts: list[Span] = []
+    begin = 0
+    while begin < span.nbytes:
+        end = begin + REQUEST_BYTES - (span.offset + begin) % REQUEST_BYTES
+        size = min(end, span.nbytes) - begin
+        cuts.append(span._replace(offset=span.offset + begin, nbytes=size, begin=span.begin + begin))
+        begin += size
     return cuts
 
 
 class Readers:
-    """A pool of reader threads over one storage. Requests of urgent loads come first, in order; those of
-    loads read ahead when nothing urgent waits.
+    """A pool of reader threads over one storage. Urgent loads come first, in order; prefetches are read while
+    no urgent load waits.
     """
 
     def __init__(self, storage: Storage, threads: int) -> None:
         self.storage = storage
         self._urgent: deque[tuple[Load, Span]] = deque()
-        self._ahead: deque[tuple[Load, Span]] = deque()
+        self._prefetch: deque[tuple[Load, Span]] = deque()
         self._change = threading.Condition()
         self._closed = False
         self._threads = [
@@ -57,34 +62,36 @@ class Readers:
     def submit(self, loads: Sequence[Load], urgent: bool = True) -> None:
         """Starts reading; each load is put into its `arrivals` when it is done."""
         with self._change:
-            queue = self._urgent if urgent else self._ahead
+            queue = self._urgent if urgent else self._prefetch
             queue.extend([(load, request) for load in loads for request in load.requests])
             self._change.notify(len(self._threads))
 
     def hurry(self, load: Load) -> None:
-        """What was read ahead is needed now."""
+        """Makes a prefetch urgent."""
         with self._change:
-            mine = [entry for entry in self._ahead if entry[0] is load]
-            if mine:
-                self._ahead = deque(entry for entry in self._ahead if entry[0] is not load)
-                self._urgent.extend(mine)
-                self._change.notify(len(mine))
+            entries = [entry for entry in self._prefetch if entry[0] is load]
+            if entries:
+                self._prefetch = deque(entry for entry in self._prefetch if entry[0] is not load)
+                self._urgent.extend(entries)
+                self._change.notify(len(entries))
 
     def cancel(self, loads: Sequence[Load], wait: bool = True) -> None:
-        """Calls loads off. No reader touches the memory of one that arrived; `wait` until all have."""
+        """Cancels loads; with `wait`, returns when all of them arrived. No reader writes to the memory of a
+        load that arrived.
+        """
         with self._change:
             for load in loads:
                 load.cancelled = True
         for load in loads:
-            self._drop(load)
+            self._remove(load)
         for load in loads if wait else ():
             load.arrived.wait()
 
-    def _drop(self, load: Load) -> None:
-        """Takes requests that no reader has begun out of the queues."""
+    def _remove(self, load: Load) -> None:
+        """Removes the requests that no reader has begun from the queues."""
         with self._change:
             self._urgent = deque(entry for entry in self._urgent if entry[0] is not load)
-            self._ahead = deque(entry for entry in self._ahead if entry[0] is not load)
+            self._prefetch = deque(entry for entry in self._prefetch if entry[0] is not load)
             if not load.running:
                 self._arrive(load)
 
@@ -101,7 +108,7 @@ class Readers:
             try:
                 if load.error is None and not load.cancelled:
                     self.storage.fill(request)
-            except BaseException as error:  # handed to whoever waits for the load
+            except BaseException as error:  # raised where the load is waited for
                 load.error = error
             with self._change:
                 load.running -= 1
@@ -116,12 +123,12 @@ class Readers:
 
     def _next(self) -> tuple[Load, Span] | None:
         with self._change:
-            while not self._urgent and not self._ahead:
+            while not self._urgent and not self._prefetch:
                 if self._closed:
                     return None
                 self._change.wait()
             if self._closed:
                 return None
-            entry = self._urgent.popleft() if self._urgent else self._ahead.popleft()
+            entry = self._urgent.popleft() if self._urgent else self._prefetch.popleft()
             entry[0].running += 1
             return entry

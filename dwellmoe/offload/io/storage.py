@@ -1,10 +1,7 @@
-"""Knows how to read bytes of checkpoint files at a place, past the page cache where it can, and how that can
-fail; does not know what the bytes are.
-"""
+"""Storage: reads byte ranges of checkpoint files, past the page cache where the file system can."""
 
 import errno
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dwellmoe.errors import UserError
+from dwellmoe.log import warn_once
 from dwellmoe.offload.io.memory import PAGE_BYTES, HostMemory, pages
 
 DIRECT, BUFFERED = "direct", "buffered"
@@ -24,7 +22,7 @@ PositionedRead = Callable[[int, list, int], int]
 
 
 class ReadFault(UserError):
-    """Bytes of a file that could not be had, after all attempts."""
+    """Bytes of a file that could not be read in any attempt."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: {what}")
@@ -32,26 +30,26 @@ class ReadFault(UserError):
 
 
 class Span(NamedTuple):
-    """A part of a shard and the memory it goes to."""
+    """A part of a shard and the memory it is read to."""
 
     shard: int
     offset: int
     nbytes: int
     memory: np.ndarray
-    """uint8; whole pages around the destination, where direct reads may spill."""
-    at: int
-    """First byte of the destination in `memory`."""
+    """uint8: the target and as much around it as a direct read, which reads whole pages, may overwrite."""
+    begin: int
+    """First byte of the target in `memory`."""
 
 
 class Storage:
     """Open shards. Thread-safe; every reader thread has a bounce buffer of its own.
 
-    io    "direct": O_DIRECT, so that no page cache hides the disk or takes memory; where a file system has
-          none, buffered reads, and one warning. "buffered": through the page cache
-    read  os.preadv, or what a test puts in its place
+    io    "direct": O_DIRECT, so that the page cache takes no memory and hides no disk time; on a file system
+          without direct I/O reads are buffered, with a warning. "buffered": through the page cache
+    read  os.preadv, or a test's replacement
 
-    A read that fails or is short is repeated; then ReadFault names shard and offset. So it does for a shard
-    whose size or time of change is no longer what it was when it was opened.
+    A read that fails or is short is repeated ATTEMPTS times in all; then ReadFault names shard and offset. A
+    shard whose size or time of change differs from when it was opened is a ReadFault too.
     """
 
     def __init__(self, paths: Sequence[Path], io: str = DIRECT, read: PositionedRead = os.preadv) -> None:
@@ -73,9 +71,7 @@ class Storage:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-            print(
-                f"warning: {path.parent} has no direct I/O: reads go through the page cache", file=sys.stderr
-            )
+            warn_once(f"warning: {path.parent} has no direct I/O: reads go through the page cache")
             self.io = BUFFERED
         return os.open(path, os.O_RDONLY)
 
@@ -100,26 +96,29 @@ class Storage:
         raise ReadFault(self.paths[span.shard], what)
 
     def _fill_once(self, span: Span) -> bool:
-        """Whether all bytes came."""
+        """Returns whether all bytes were read."""
         if self.io == BUFFERED:
-            return self._read_all(span.shard, span.memory[span.at :][: span.nbytes], span.offset, span.nbytes)
+            return self._read_all(
+                span.shard, span.memory[span.begin :][: span.nbytes], span.offset, span.nbytes
+            )
         before = span.offset % PAGE_BYTES
-        begin, window = span.at - before, pages(before + span.nbytes)
+        begin, window = span.begin - before, pages(before + span.nbytes)
         if begin >= 0 and begin + window <= len(span.memory) and _aligned(span.memory, begin):
             target = span.memory[begin : begin + window]
             return self._read_all(span.shard, target, span.offset - before, before + span.nbytes)
         return self._bounce(span)
 
     def _bounce(self, span: Span) -> bool:
-        """By way of an aligned buffer, for a destination that is not aligned as the file is."""
-        buffer, done = self._buffer(), 0
+        """Reads through an aligned buffer, for a target that is not aligned as the file is."""
+        buffer = self._buffer()
+        done = 0
         while done < span.nbytes:
             before = (span.offset + done) % PAGE_BYTES
             size = min(REQUEST_BYTES - before, span.nbytes - done)
             window = buffer[: pages(before + size)]
             if not self._read_all(span.shard, window, span.offset + done - before, before + size):
                 return False
-            np.copyto(span.memory[span.at + done :][:size], window[before : before + size])
+            np.copyto(span.memory[span.begin + done :][:size], window[before : before + size])
             done += size
         return True
 
@@ -129,7 +128,7 @@ class Storage:
         return self._local.buffer
 
     def _read_all(self, shard: int, target: np.ndarray, offset: int, needed: int) -> bool:
-        """Fills `target` to `needed` bytes at least; a direct read goes on at a page only."""
+        """Fills at least the first `needed` bytes of `target`; a direct read can only go on at a page."""
         done = 0
         while done < needed:
             count = self.read(self._files[shard], [target[done:]], offset + done)

@@ -1,0 +1,101 @@
+"""Loads a checkpoint with its experts in a cache: `offload`, and `load_with_cache` for given settings."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dwellmoe.cache.policies.base import check_live_policy
+from dwellmoe.cache.tiers.prefill_decode import SHARED, parse_prefill_handoff
+from dwellmoe.cache.tiers.tier_policy import PLACEMENT
+from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.offload.attach import attach
+from dwellmoe.offload.engine import Engine
+from dwellmoe.offload.expert_weights import locate_experts
+from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.offload.io.storage import BUFFERED, DIRECT, Storage
+from dwellmoe.offload.pack import locate_packed
+from dwellmoe.offload.prefetch_predictors import validate_predictor
+from dwellmoe.offload.settings import EngineSettings
+from dwellmoe.offload.skeleton import load_without_experts
+from dwellmoe.options import check_at_least, check_choice
+
+LEAST = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
+"""Setting -> its smallest value."""
+
+
+def offload(
+    path: str | Path,
+    *,
+    budget: str = "25%",
+    policy: str = "lru",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The causal language model of a checkpoint, its routed experts in a cache over the checkpoint's files.
+
+    path     folder of a safetensors checkpoint, or a name on the Hugging Face hub
+    budget   memory for experts: experts a layer ("8"), a share of each layer's experts ("25%"), or bytes
+             ("6GiB")
+    policy   eviction policy of the decode cache; any that needs no knowledge of the future
+    dtype    type to compute in: "auto" for the checkpoint's, "bfloat16", "float32", ...
+    device   None: the first GPU if there is one, else the CPU
+    options  further fields of `EngineSettings`, such as ram_budget="50%" or prefetch_budget=4
+
+    `model.generate(...)` and `model(...)` work as for a model in memory, for inference. `engine_of(model)` is
+    its engine: hit counts, memory, statistics, and `close()`. Raises UserError for a missing folder, settings
+    that cannot work, and a checkpoint whose experts cannot be read in place.
+    """
+    fields = {field.name for field in dataclasses.fields(EngineSettings)} - {"expert_budget", "decode_policy"}
+    for option in options:
+        if option not in fields:
+            raise unknown_name("engine option", option, fields)
+    settings = EngineSettings(expert_budget=str(budget), decode_policy=policy, **options)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_with_cache(str(path), settings, dtype, device)[0]
+
+
+def load_with_cache(
+    model_name: str,
+    settings: EngineSettings,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    storage: Storage | None = None,
+) -> tuple[PreTrainedModel, Engine]:
+    """The model with its experts in a cache over its own checkpoint, and the engine behind it.
+
+    `model.generate` and `model(...)` work as always; close the engine when done, or use it as a `with` block.
+    Raises UserError for settings or a checkpoint that cannot work.
+    """
+    check_settings(settings)
+    shards = find_shards(model_name)
+    model, layers = load_without_experts(model_name, shards, dtype, torch.device(device))
+    if settings.packed:
+        weights = locate_packed(model, layers, shards, Path(settings.packed))
+    else:
+        weights = locate_experts(model, layers, shards)
+    storage = storage or Storage(weights.shards.paths, settings.io)
+    return model, attach(model, layers, weights, storage, settings)
+
+
+def check_settings(settings: EngineSettings) -> None:
+    """Checks everything that needs no model. Raises UserError."""
+    if settings.decode_policy != PLACEMENT:
+        check_live_policy(settings.decode_policy, f"--decode_policy {settings.decode_policy}")
+    if settings.prefill_policy:
+        check_live_policy(settings.prefill_policy, f"--prefill_policy {settings.prefill_policy}")
+    rule, _ = parse_prefill_handoff(settings.prefill_handoff)
+    if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
+        raise UserError("--decode_policy placement: leave out --prefill_policy and --prefill_handoff shared")
+    check_choice("io", settings.io, (DIRECT, BUFFERED))
+    validate_predictor(settings.prefetch_predictor)
+    if settings.placement_predictor:
+        validate_predictor(settings.placement_predictor, "placement_predictor")
+        if settings.decode_policy != PLACEMENT:
+            raise UserError("--placement_predictor has no effect without --decode_policy placement")
+    for name, least in LEAST.items():
+        check_at_least(name, getattr(settings, name), least)
