@@ -137,7 +137,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.formats import read_trace
-    from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record
+    from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record_predictions
     from dwellmoe.families.settings import ModelSettings
     from dwellmoe.loading import load_model
     from dwellmoe.routing.scoutgate import save_scoutgate
@@ -147,12 +147,14 @@ def run_predict(arguments: argparse.Namespace) -> None:
     trace, learned = read(arguments), read_trace(arguments.learn)
     model = load_model(ModelSettings(model_name=arguments.model_name))
     source = Source.of(model, learned, trace)
-    predictions, gate, facts = record(arguments.predictor, source, arguments.beside, bar("scoutgate"))
+    predictions, gate, facts = record_predictions(
+        arguments.predictor, source, arguments.beside, bar("scoutgate")
+    )
     if gate and arguments.scoutgate_out:
         save_scoutgate(gate, arguments.scoutgate_out, trace.model)
     predictions.save(arguments.out)
     lines = [f'predictor = "{arguments.beside}"', f'lookahead = "recorded:file={arguments.out}"']
-    report(arguments, facts, ["[placement]", *lines, f"eta = {facts['eta']:.2f}"])
+    report(arguments, found.facts, ["[placement]", *lines, f"eta = {found.facts['eta']:.2f}"])
 
 
 def run_convert(arguments: argparse.Namespace) -> None:

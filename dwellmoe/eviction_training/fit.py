@@ -51,11 +51,6 @@ class Fitted:
     log: list[dict]
 
 
-def fitted_policies() -> list[str]:
-    """Every policy that can be fitted: the files of `fitters`."""
-    return FITTERS.names()
-
-
 def fit(
     trace: RoutingTrace, policy: str, out: str, settings: FitSettings, progress: Progress | None = None
 ) -> dict:

@@ -4,7 +4,7 @@ Letters: T tokens, L layers, E experts a layer.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,14 @@ class Source:
     @classmethod
     def of(cls, model: Any, learned: RoutingTrace, trace: RoutingTrace) -> "Source":
         return cls(model, *whole_requests(learned), trace)
+
+
+class PredictionsMade(NamedTuple):
+    """Predictions for a trace, the ScoutGate that was trained for them if there is one, and facts of both."""
+
+    predictions: RecordedPredictions
+    gate: ScoutGate | None
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,10 @@ def fused(one: Predicted, other: Predicted, used_validation: np.ndarray) -> tupl
     return Predicted(fuse(one.trace, other.trace, eta), fuse(one.validation, other.validation, eta)), eta
 
 
-def record(
+def record_predictions(
     name: str, source: Source, beside: str, progress: Progress | None = None
-) -> tuple[RecordedPredictions, ScoutGate | None, dict]:
-    """The predictions of `name` for a source's trace, the ScoutGate that was trained for them, and facts.
+) -> PredictionsMade:
+    """The predictions of `name` for a source's trace.
 
     The fact `eta` is the share that fits the validation requests best when they are fused with the predictor
     `beside`. UserError for an unknown name, and for a trace of another model or without token ids.
@@ -103,9 +111,14 @@ def record(
     prior = predictions(beside, source.train, used_of(source.validation))
     facts |= {"beside": beside, "eta": fit_eta(prior, predicted.validation, used)}
     share_LE = np.concatenate(used_of(source.train)).mean(axis=0).astype(np.float32)
-    of_trace = [None if each is None else _in_order(each.trace, source.trace) for each in (early, late)]
-    found = RecordedPredictions(share_LE, of_trace[0], of_trace[1], digest_of(source.trace), name)
-    return found, gate, facts
+    recorded = RecordedPredictions(
+        prior=share_LE,
+        early=_in_order(early.trace, source.trace) if early else None,
+        late=_in_order(late.trace, source.trace) if late else None,
+        trace_digest=digest_of(source.trace),
+        predictor=name,
+    )
+    return PredictionsMade(recorded, gate, facts)
 
 
 def _check_model(source: Source) -> None:

@@ -9,7 +9,7 @@ from dwellmoe.cache.learned.weights import load_weights
 from dwellmoe.cache.policies.base import Shape, parse_policy, policy_names
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.eviction_training.fit import FitSettings, fit, fitted_policies
+from dwellmoe.eviction_training.fit import FITTERS, FitSettings, fit
 from dwellmoe.eviction_training.fitters.ml_habits import log_loss, regress
 from dwellmoe.eviction_training.mlp import horizon_label, long_horizon
 from dwellmoe.eviction_training.requests import split_by_request
@@ -24,10 +24,10 @@ def trace():
 
 
 def test_what_can_be_fitted_is_a_policy():
-    assert set(fitted_policies()) == {name for name in policy_names() if name.startswith("ml_")}
+    assert set(FITTERS.names()) == {name for name in policy_names() if name.startswith("ml_")}
 
 
-@pytest.mark.parametrize("policy", fitted_policies())
+@pytest.mark.parametrize("policy", FITTERS.names())
 def test_a_fit_is_served_at_once(policy, trace, tmp_path):
     out = tmp_path / "w.safetensors"
     found = fit(trace, policy, str(out), FAST)
@@ -43,7 +43,7 @@ def test_a_fit_is_served_at_once(policy, trace, tmp_path):
     assert facts.get("c0") == ("36" if policy == "ml_cecar" else None)
 
 
-@pytest.mark.parametrize("policy", fitted_policies())
+@pytest.mark.parametrize("policy", FITTERS.names())
 def test_shipped_weights_are_read(policy):
     found, options = parse_policy(policy)
     found.allocate(Shape(caches=3, experts=12, capacity=np.full(3, 6), layers=3), **options)

@@ -12,7 +12,7 @@ from dwellmoe.cache.recorded_predictions import RecordedPredictions
 from dwellmoe.cache.trace import DECODE
 from dwellmoe.cli import simulate
 from dwellmoe.errors import UserError
-from dwellmoe.eviction_training.model_predictions import Source, record
+from dwellmoe.eviction_training.model_predictions import Source, record_predictions
 from dwellmoe.families import find_moe_layers
 from dwellmoe.routing import RouterTap, TraceRecorder
 from dwellmoe.routing.gate_ahead import margins_ahead
@@ -49,8 +49,8 @@ def test_rows_are_the_decoded_ones_in_time_order(source):
         name: getattr(source.trace, name)[turns] for name in ("experts", "phase", "request", "token_ids")
     }
     trace = dataclasses.replace(source.trace, weights=None, gate_probs=None, **mixed)
-    found, _, _ = record("gate_ahead", dataclasses.replace(source, trace=trace), "last")
-    straight, _, _ = record("gate_ahead", source, "last")
+    found, _, _ = record_predictions("gate_ahead", dataclasses.replace(source, trace=trace), "last")
+    straight, _, _ = record_predictions("gate_ahead", source, "last")
     assert found.early is None and straight.early is None
     assert found.late is not None and straight.late is not None
     place = np.cumsum(source.trace.phase == DECODE) - 1
@@ -61,7 +61,7 @@ def test_rows_are_the_decoded_ones_in_time_order(source):
 
 
 def test_gate_ahead_is_the_calibrated_margin(source):
-    found, gate, facts = record("gate_ahead", source, "habits")
+    found, gate, facts = record_predictions("gate_ahead", source, "habits")
     layers = find_moe_layers(source.model)
     margins = [margins_ahead(source.model, layers, trace) for trace in (source.train, source.trace)]
     expected = Calibration(margins[0], np.concatenate(used_of(source.train)))(margins[1])
@@ -86,7 +86,7 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
     gate = load_scoutgate(str(tmp_path / "s.safetensors"), embedding, *shape)
     scout = predict_scoutgate(gate, source.trace)
     assert found.early is not None and np.allclose(found.early, scout, atol=1e-6)
-    alone, _, _ = record("gate_ahead", source, "habits")
+    alone, _, _ = record_predictions("gate_ahead", source, "habits")
     share = facts["eta_scoutgate"]
     assert alone.late is not None and found.late is not None
     assert np.allclose(found.late, (1 - share) * alone.late + share * scout, atol=1e-6)
@@ -102,11 +102,13 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
 
 def test_what_cannot_be_predicted_is_told(source):
     with pytest.raises(UserError, match="unknown predictor of a model 'oracle': choose from gate_ahead"):
-        record("oracle", source, "habits")
+        record_predictions("oracle", source, "habits")
     with pytest.raises(UserError, match="unknown predictor 'oracle'"):
-        record("gate_ahead", source, "oracle")
+        record_predictions("gate_ahead", source, "oracle")
     with pytest.raises(UserError, match="needs traces with token_ids"):
-        record("gate_ahead", dataclasses.replace(source, trace=random_trace(0, experts=8, top_k=2)), "last")
+        record_predictions(
+            "gate_ahead", dataclasses.replace(source, trace=random_trace(0, experts=8, top_k=2)), "last"
+        )
     other = random_trace(0, layers=2, experts=8, top_k=2)
     with pytest.raises(UserError, match="2 layers x 8 experts is not of this model, which has 3 x 8"):
-        record("gate_ahead", dataclasses.replace(source, trace=other), "last")
+        record_predictions("gate_ahead", dataclasses.replace(source, trace=other), "last")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dwellmoe.cache.weight_ratios import Thresholds, stopping_places
-from dwellmoe.routing.strategies import strategy_names
+from dwellmoe.routing.strategies import STRATEGIES
 from dwellmoe.routing.strategies.base import NEVER, RoutingContext
 
 EXPERTS, TOP_K, LAYERS = 12, 4, 3
@@ -34,4 +34,4 @@ def specs(folder, threshold: float, top_k=TOP_K, layers=LAYERS) -> dict[str, str
     """Name -> spec of every strategy there is."""
     file = thresholds_file(folder, threshold, top_k, layers)
     needs = {name: f"{name}:thresholds={file}" for name in ("des", "odp")}
-    return {name: needs.get(name, name) for name in strategy_names()}
+    return {name: needs.get(name, name) for name in STRATEGIES.names()}

@@ -5,7 +5,7 @@ import pytest
 
 from dwellmoe.cache.weight_ratios import Thresholds, kept_counts, thresholds_of
 from dwellmoe.errors import UserError
-from dwellmoe.routing.strategies import load_strategy, strategy_names
+from dwellmoe.routing.strategies import STRATEGIES, load_strategy
 from dwellmoe.routing.strategies.base import EMPTY, NEVER
 from tests.cache.traces import random_trace
 from tests.routing.contexts import EXPERTS, TOP_K, context, specs, thresholds_file
@@ -19,7 +19,7 @@ def sets(chosen_TK):
     return [set(row) - {EMPTY} for row in chosen_TK.tolist()]
 
 
-@pytest.fixture(params=strategy_names())
+@pytest.fixture(params=STRATEGIES.names())
 def spec(request, tmp_path):
     return specs(tmp_path, 1.5)[request.param]
 
@@ -39,7 +39,7 @@ def test_a_choice_is_distinct_experts_and_the_same_each_time(spec, resident):
         assert all((one == other).all() for one, other in zip(before, after, strict=True)), "it is pure"
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize("name", STRATEGIES.names())
 def test_all_resident_and_no_bonus_is_the_routers_own_choice(name, tmp_path):
     spec = NO_BONUS.get(name, specs(tmp_path, STEEP)[name])
     for seed in range(5):
@@ -47,7 +47,7 @@ def test_all_resident_and_no_bonus_is_the_routers_own_choice(name, tmp_path):
         assert sets(load_strategy(spec).choose(seen)) == sets(seen.own_TK)
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize("name", STRATEGIES.names())
 def test_ties_go_to_the_routers_own_choice(name, tmp_path):
     spec = NO_BONUS.get(name, specs(tmp_path, STEEP)[name])
     own_TK = np.array([[9, 2, 11, 4]])
@@ -236,7 +236,7 @@ def test_mistakes_are_told(spec, message):
 
 def test_thresholds_of_another_model_are_refused(tmp_path):
     file = thresholds_file(tmp_path, 1.0, top_k=6)
-    with pytest.raises(UserError, match="^thresholds .*: layer 1 of this model"):
+    with pytest.raises(UserError, match=r"^thresholds .*: layer 1 of this model"):
         load_strategy(f"des:thresholds={file}").choose(context())
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match="not a file of thresholds"):

@@ -6,11 +6,6 @@ from dwellmoe.routing.strategies.base import RoutingStrategy
 STRATEGIES = Registry("routing strategy", __name__, "strategy", skip=("base", "bonus"))
 
 
-def strategy_names() -> list[str]:
-    """Names a user may give."""
-    return STRATEGIES.names()
-
-
 def load_strategy(spec: str) -> RoutingStrategy:
     """The strategy `name` or `name:option=value,...`. Raises UserError listing the names or options."""
     kind, options = STRATEGIES.parse(spec)
