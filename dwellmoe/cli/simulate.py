@@ -147,12 +147,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
     trace, learned = read(arguments), read_trace(arguments.learn)
     model = load_model(ModelSettings(model_name=arguments.model_name))
     source = Source.of(model, learned, trace)
-    predictions, gate, facts = record_predictions(
-        arguments.predictor, source, arguments.beside, bar("scoutgate")
-    )
-    if gate and arguments.scoutgate_out:
-        save_scoutgate(gate, arguments.scoutgate_out, trace.model)
-    predictions.save(arguments.out)
+    found = record_predictions(arguments.predictor, source, arguments.beside, bar("scoutgate"))
+    if found.gate and arguments.scoutgate_out:
+        save_scoutgate(found.gate, arguments.scoutgate_out, trace.model)
+    found.predictions.save(arguments.out)
     lines = [f'predictor = "{arguments.beside}"', f'lookahead = "recorded:file={arguments.out}"']
     report(arguments, found.facts, ["[placement]", *lines, f"eta = {found.facts['eta']:.2f}"])
 
