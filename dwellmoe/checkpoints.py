@@ -1,6 +1,4 @@
-"""Knows the folder of a training run: which checkpoints in it are whole, which one to go on from, and how a
-failed write is told; does not know what a checkpoint holds.
-"""
+"""The checkpoints in the folder of a training run: which are whole, and which one to go on from."""
 
 import json
 import shutil
@@ -14,7 +12,7 @@ from safetensors import SafetensorError
 from dwellmoe.errors import UserError, first_line
 
 _TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
-"""How torch.save words a write that failed; it raises a bare RuntimeError."""
+"""Words in the bare RuntimeError that torch.save raises for a failed write."""
 
 
 def make_run_folder(folder: Path) -> None:
@@ -46,19 +44,19 @@ def _has_state(folder: Path) -> bool:
         return False
 
 
-def checkpoint_to_resume(folder: Path, asked: str | None, overwrite: bool) -> Path | None:
-    """The checkpoint asked for (a path, or `auto` for the last), or None for a new run.
+def checkpoint_to_resume(folder: Path, requested: str | None, overwrite: bool) -> Path | None:
+    """The requested checkpoint (a path, or `auto` for the last), or None for a new run.
 
     Raises UserError for one that is not there, and rather than mixing two runs in one folder.
     """
     found = complete_checkpoints(folder)
-    if asked and asked.lower() in ("auto", "true", "last"):
+    if requested and requested.lower() in ("auto", "true", "last"):
         return found[-1] if found else None
-    if asked:
-        same = [path for path in found if path.resolve() == Path(asked).resolve()]
+    if requested:
+        same = [path for path in found if path.resolve() == Path(requested).resolve()]
         if not same:
             raise UserError(
-                f"--resume_from_checkpoint {asked}: no complete checkpoint; there are {_names(found)}"
+                f"--resume_from_checkpoint {requested}: no complete checkpoint; there are {_names(found)}"
             )
         return same[0]
     if found and not overwrite:
@@ -74,15 +72,16 @@ def _names(paths: list[Path]) -> str:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Clears the way for a new run; call it once nothing but training is left that could fail."""
+    """Removes an earlier run's checkpoints; call it when nothing but training is left that could fail."""
     for old in folder.glob("checkpoint-*"):
         shutil.rmtree(old)
 
 
 @contextmanager
 def checkpoints_kept(run_folder: Path, torn: Path | None = None) -> Iterator[None]:
-    """The block writes into the run's folder. If the disk refuses, the checkpoint that was being written
-    (`torn`) is removed, and a UserError says which ones are good.
+    """A block that writes into the run's folder, with `torn` the checkpoint that it writes.
+
+    If the write fails, `torn` is removed and a UserError names the checkpoints that are whole.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Knows what a launcher leaves to the program it starts; does not know what the program does."""
+"""What launchers such as torchrun leave undone: ending with them, and locks of builds that were killed."""
 
 import ctypes
 import os
@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 STALE_SECONDS = 900
-"""Building DeepSpeed's extension takes a minute or two; a lock this old has lost its builder."""
+"""Building DeepSpeed's extension takes a minute or two: the process that made an older lock is gone."""
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
 def end_with_launcher() -> None:
-    """Has the kernel kill this rank when its launcher dies: nobody would be left to end it if another rank
-    died, and its peers would wait. A process that no launcher started is left alone.
+    """Has the kernel kill this rank when its launcher dies, which alone would end it if another rank died.
+
+    No effect in a process that no launcher started.
     """
     if "LOCAL_RANK" in os.environ and hasattr(ctypes.CDLL(None), "prctl"):
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -27,4 +28,4 @@ def drop_stale_build_locks() -> None:
             if time.time() - lock.stat().st_mtime > STALE_SECONDS:
                 lock.unlink()
         except FileNotFoundError:
-            pass  # another rank was quicker
+            pass  # another rank has removed it

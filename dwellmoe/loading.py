@@ -71,8 +71,10 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
 
 
 def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:
-    """The same model with its routed experts in a cache over the checkpoint; `offload.engine_of` finds the
-    engine, which is to be closed. `auto` is the checkpoint's type here, on a CPU too. Raises UserError.
+    """The same model with its routed experts in a cache over the checkpoint.
+
+    Close its engine in the end: `offload.engine_of` finds it. With dtype `auto` it has the checkpoint's type,
+    on a CPU too. Raises UserError.
     """
     _check_folder(settings.model_name)
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -81,9 +83,7 @@ def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> Pr
 
 
 def _check_folder(name: str) -> None:
-    """Tells a path that is not there from a name on the hub, which has at most one slash and no dot before
-    it.
-    """
+    """UserError for a path without a folder; a name on the hub has at most one slash, and no dot in front."""
     looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise UserError(f"no model folder at '{name}'")
@@ -110,8 +110,9 @@ def _check_loaded(name: str, loading: dict[str, Any]) -> None:
 
 
 def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
-    """One model that holds all the adapters, by name; with the experts in a cache, their LoRA is merged as
-    they are read. Raises UserError for a path that holds none or one that does not fit.
+    """One model that holds all the adapters, by name. Raises UserError for a path without one that fits.
+
+    With the experts in a cache, their LoRA is merged when they are read.
     """
     engine = engine_of(model)
     layers = engine.layers if engine else []
@@ -192,7 +193,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def quiet() -> None:
-    """The libraries speak of errors alone: their notices are about their own future, not the user's run."""
+    """Keeps the libraries' notices off the terminal: they are about their own future, not the user's run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Reads settings from the command line and from YAML files; knows no setting.
+"""Fills dataclasses of settings from the command line and from YAML files.
 
 A mistake is one line that names the option, its value and the choices.
 """
@@ -17,17 +17,13 @@ from dwellmoe.registry import take_plugins
 
 
 class SettingsParser(HfArgumentParser):
-    """Parses several dataclasses; a mistake is one line, and what was given on the command line is
-    remembered.
-    """
+    """Parses several dataclasses; `given` then holds the names of the options that the user gave."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.replace("argument ", "option ", 1))
 
     def parse(self, arguments: list[str]) -> tuple:
-        """The filled dataclasses, in order. `--config FILE.yaml` gives options that the command line
-        overrides.
-        """
+        """The filled dataclasses, in order; the command line overrides the options of `--config FILE.yaml`."""
         arguments = take_plugins(_expand_config(arguments))
         named = [argument[2:] for argument in arguments if argument.startswith("--")]
         self.given = {name.split("=")[0].replace("-", "_") for name in named}
@@ -43,7 +39,7 @@ class SettingsParser(HfArgumentParser):
                 raise UserError(f"unknown option '{name}'{hint}")
 
     def warn_without_effect(self, settings: type, command: str) -> None:
-        """Tells the user of options that were given although `command` does not use them."""
+        """Prints which of the given options `command` does not use."""
         names = sorted(self.given & {entry.name for entry in dataclasses.fields(settings)})
         if names:
             print(
@@ -59,10 +55,10 @@ def settings_parser(kinds: tuple[Any, ...], description: str) -> SettingsParser:
 def _expand_config(arguments: list[str]) -> list[str]:
     if "--config" not in arguments:
         return arguments
-    at = arguments.index("--config")
-    if at + 1 == len(arguments):
+    i = arguments.index("--config")
+    if i + 1 == len(arguments):
         raise UserError("option --config: a path to a YAML file is missing")
-    return _options_of(Path(arguments[at + 1])) + arguments[:at] + arguments[at + 2 :]
+    return _options_of(Path(arguments[i + 1])) + arguments[:i] + arguments[i + 2 :]
 
 
 def _options_of(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Knows random configurations under 1 MB of every MoE family; does not know what is tested with them."""
+"""Random models under 1 MB of every MoE family."""
 
 import dataclasses
 import re
