@@ -4,7 +4,8 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
 """Errors of the system that are the user's to mend: a full disk, a quota, a limit, a reader that left."""
@@ -26,9 +27,21 @@ def unknown_name(
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, and the next where it ends in a colon; the type if it is empty."""
+    """The first line of a library's message, with the next if it ends in a colon; the type if it is empty."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Code that needs the packages of an extra: UserError names the extra where one is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dwellmoe"):
+            raise
+        raise UserError(f'package {package} is not installed: pip install "dwellmoe[{extra}]"') from error
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ class SettingsParser(HfArgumentParser):
         raise UserError(message.replace("argument ", "option ", 1))
 
     def parse(self, arguments: list[str]) -> tuple:
-        """The filled dataclasses, in order; the command line overrides the options of `--config FILE.yaml`."""
+        """The filled dataclasses, in order; the command line overrides what `--config FILE.yaml` gives."""
         arguments = take_plugins(_expand_config(arguments))
         named = [argument[2:] for argument in arguments if argument.startswith("--")]
         self.given = {name.split("=")[0].replace("-", "_") for name in named}
