@@ -28,8 +28,8 @@ def make_run_folder(folder: Path) -> None:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a training folder that were written to their end, oldest first.
 
-    The Trainer writes its state last, so a readable one marks a whole checkpoint: a kill or a full disk
-    leaves none.
+    The Trainer writes its state last, so a readable one marks a whole checkpoint: after a kill or a
+    full disk there is none.
     """
     found = [
         path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and _has_state(path)

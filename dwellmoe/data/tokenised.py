@@ -54,8 +54,7 @@ def tokenise_split(
     Columns: `input_ids` and `labels` [T] (-100 on the prompt and on the first token, which nothing predicts),
     `prompt_tokens` (leading tokens that are prompt, BOS included), `cut_prompt_tokens`, `cut_answer_tokens`.
     `limit` keeps a sample of that many examples drawn by `seed`; `mix_available_only` lets a mix go without
-    members that are out of reach. Any number of ranks may call this at once. Raises UserError as
-    `load_examples` does.
+    members that are out of reach. Any number of ranks may call this at once. UserError as of `load_examples`.
     """
     if max_tokens < 2:
         raise UserError(f"max_words_len = {max_tokens}: an example needs at least 2 tokens")

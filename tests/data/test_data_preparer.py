@@ -71,6 +71,6 @@ def test_fetch_goes_on_past_what_is_out_of_reach(run, own_task):
         ([], "fetch,list,show"),
     ],
 )
-def test_a_mistake_is_told_with_exit_code_2(run, arguments, message):
+def test_a_mistake_is_reported_with_exit_code_2(run, arguments, message):
     code, _, err = run(*arguments)
     assert code == 2 and message in err and "Traceback" not in err

@@ -1,4 +1,4 @@
-"""A user's own file needs no code, and a mistake in it is told with file, line and key."""
+"""A user's own file needs no code, and a mistake in it is reported with file, line and key."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_every_format_gives_the_same_examples(ending, tmp_path):
         ("a.jsonl", b"\xff\xfe", r"a\.jsonl: cannot be read as text"),
     ],
 )
-def test_a_bad_file_is_told_with_its_place(file, content, message, tmp_path):
+def test_a_bad_file_is_reported_with_its_place(file, content, message, tmp_path):
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     task = load_task(str(write_task(tmp_path, TASK.replace("a.jsonl", file))))
     with pytest.raises(UserError, match=message):
@@ -102,7 +102,7 @@ def test_a_bad_file_is_told_with_its_place(file, content, message, tmp_path):
         ({"choices": []}, "'choices' must be a list"),
     ],
 )
-def test_bad_choices_are_told(change, message, tmp_path):
+def test_bad_choices_are_reported(change, message, tmp_path):
     write_rows(tmp_path / "a.jsonl", [ROWS[0], ROWS[1] | change])
     task = load_task(str(write_task(tmp_path, CHOICE_TASK.replace("NAME", "jsonl"))))
     with pytest.raises(UserError, match=rf"a\.jsonl:2: {message}"):
@@ -152,12 +152,12 @@ def test_a_file_beside_the_task_file_comes_first(tmp_path):
         ("mix = { boolq = 0 }", "weight of 'boolq' must be a number above 0, found 0"),
     ],
 )
-def test_a_bad_task_file_is_told(text, message, tmp_path):
+def test_a_bad_task_file_is_reported(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load_task(str(write_task(tmp_path, text)))
 
 
-def test_unknown_names_are_told_with_the_choices(tmp_path, own_task):
+def test_unknown_names_are_reported_with_the_choices(tmp_path, own_task):
     with pytest.raises(UserError, match=f"unknown data set 'nope': choose from {task_names()[0]}"):
         load_task("nope")
     with pytest.raises(UserError, match=r"no task file at '.*nope\.toml'"):

@@ -1,4 +1,4 @@
-"""The hub and the package index are asked as they should be, and what they fail to give is told."""
+"""The hub and the package index are asked as they should be, and what they fail to give is reported."""
 
 import gzip
 import hashlib
@@ -39,7 +39,7 @@ ANSWERS = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that answers with ten rows a split, each told apart by split and number; records what it was
+    """A hub that answers with ten rows a split, each distinguished by split and number; records what it was
     asked.
     """
     asked = []
@@ -99,7 +99,7 @@ def test_remote_code_is_never_asked_for():
 
 
 @pytest.mark.parametrize("name", OFF_HUB)
-def test_a_hub_out_of_reach_is_told_with_the_way_out(name, no_network):
+def test_a_hub_out_of_reach_is_reported_with_the_way_out(name, no_network):
     with pytest.raises(
         UserError, match=f"(?s){name}, train: .*hub, which does not answer; your own file serves too"
     ):

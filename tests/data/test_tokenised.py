@@ -54,7 +54,7 @@ def test_the_first_token_is_never_a_label():
     assert first_row("", words(0, 3), 99)["labels"] == [-100, 5, 6, EOS]
 
 
-def test_counts_are_told_once(own_task, tokenizer, capsys):
+def test_counts_are_reported_once(own_task, tokenizer, capsys):
     for _ in range(2):
         rows = tokenise_split(load_task(str(own_task)), "train", tokenizer, 6)
     assert cut_counts(rows) == CutCounts(rows=4, cut_prompts=2, cut_answers=0)

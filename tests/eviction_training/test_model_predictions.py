@@ -100,7 +100,7 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
         load_scoutgate(str(tmp_path / "s.safetensors"), embedding[:, :8], *shape)
 
 
-def test_what_cannot_be_predicted_is_told(source):
+def test_what_cannot_be_predicted_is_reported(source):
     with pytest.raises(UserError, match="unknown predictor of a model 'oracle': choose from gate_ahead"):
         record_predictions("oracle", source, "habits")
     with pytest.raises(UserError, match="unknown predictor 'oracle'"):

@@ -46,10 +46,10 @@ def test_it_learns_what_token_ids_tell():
     embedding = torch.randn(VOCABULARY, 16, generator=torch.Generator().manual_seed(0))
     gate, log = train_scoutgate(embedding, train, validation, epochs=12)
     assert min(row["validation_loss"] for row in log) < log[0]["validation_loss"]
-    said, used = predict_scoutgate(gate, held_out), np.concatenate(used_of(held_out))
-    assert said.shape == used.shape and quality(said, used)["recall_at_k"] > 0.7
+    predicted, used = predict_scoutgate(gate, held_out), np.concatenate(used_of(held_out))
+    assert predicted.shape == used.shape and quality(predicted, used)["recall_at_k"] > 0.7
     again, _ = train_scoutgate(embedding, train, validation, epochs=12)
-    assert np.array_equal(predict_scoutgate(again, held_out), said)
+    assert np.array_equal(predict_scoutgate(again, held_out), predicted)
 
 
 def test_cardinality_is_pulled_towards_k():

@@ -144,7 +144,7 @@ def test_loads_published_names_and_computes_the_block(tmp_path, shards, implemen
         torch.testing.assert_close(found.flatten(0, 1), slow_moe(weights, layer.block, x_BTD.flatten(0, 1)))
 
 
-def test_renormalises_when_told_to(tmp_path):
+def test_renormalises_when_configured_to(tmp_path):
     weights = published_weights()
     write_checkpoint(tmp_path, weights, norm_topk_prob=True)
     block = AutoModelForCausalLM.from_pretrained(tmp_path).get_submodule("model.layers.1.mlp")

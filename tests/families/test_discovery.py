@@ -108,6 +108,6 @@ def test_bytes_of_an_expert_count_its_biases():
         assert expert_bytes(model.bfloat16(), find_moe_layers(model)[0]) == 2 * floats
 
 
-def test_more_experts_chosen_than_there_are_is_told():
+def test_more_experts_chosen_than_there_are_is_reported():
     with pytest.raises(UserError, match="layer 0 chooses 9 of its 8 experts"):
         find_moe_layers(tiny_model("olmoe", num_experts_per_tok=9))

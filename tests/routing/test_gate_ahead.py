@@ -72,7 +72,7 @@ def test_calibration_says_how_often_such_a_score_came_true():
     score = rng.normal(size=(4000, 2, 6))
     used = rng.random(score.shape) < 1 / (1 + np.exp(-2 * score))
     score[:, 0] = np.nan
-    said = Calibration(score, used)(score)
-    assert np.allclose(said[:, 0], used[:, 0].mean(axis=0))
-    assert np.abs(said[:, 1] - 1 / (1 + np.exp(-2 * score[:, 1]))).mean() < 0.02
-    assert quality(said[:, 1:], used[:, 1:])["calibration_error"] < 0.01
+    predicted = Calibration(score, used)(score)
+    assert np.allclose(predicted[:, 0], used[:, 0].mean(axis=0))
+    assert np.abs(predicted[:, 1] - 1 / (1 + np.exp(-2 * score[:, 1]))).mean() < 0.02
+    assert quality(predicted[:, 1:], used[:, 1:])["calibration_error"] < 0.01

@@ -229,7 +229,7 @@ def test_thresholds_are_medians_of_a_trace_and_read_back(tmp_path):
         ("des:thresholds=none.json", "thresholds 'none.json': No such file"),
     ],
 )
-def test_mistakes_are_told(spec, message):
+def test_mistakes_are_reported(spec, message):
     with pytest.raises(UserError, match=message):
         load_strategy(spec)
 
