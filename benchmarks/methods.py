@@ -154,7 +154,8 @@ def main() -> None:
     report = {"schema_version": 1, "command": "methods", "settings": settings, "points": points}
     write_json(arguments.json, report | {"model": evaluated.fields()})
     if arguments.plot:
-        about = f"{evaluated.name}, {options.data.dataset_name} {options.evaluation.split}, reference text, decode"
+        data = f"{options.data.dataset_name} {options.evaluation.split}"
+        about = f"{evaluated.name}, {data}, reference text, decode"
         save(methods.draw(points, about), arguments.plot)
 
 

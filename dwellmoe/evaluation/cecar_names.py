@@ -53,7 +53,7 @@ OWN = {*RENAMED, *ROUTING, *NEEDLESS} - {"mode"}
 def translate(arguments: Sequence[str]) -> list[str]:
     """The command line with CECAR's options replaced by ours; unchanged if it has none of them.
 
-    Raises UserError for a value that CECAR does not know. Options without a counterpart are named in a warning.
+    Raises UserError for a value that CECAR does not know. A warning names options without a counterpart.
     """
     pairs = _pairs(arguments)
     if not {name for name, _ in pairs} & {*OWN, "mode"}:

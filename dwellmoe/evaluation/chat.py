@@ -10,6 +10,7 @@ from typing import TextIO
 from transformers import TextStreamer
 
 from dwellmoe.cache import metrics
+from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
@@ -40,8 +41,8 @@ def chat(
 ) -> None:
     """Replies to each line, token by token, until the lines end or Ctrl-C is pressed.
 
-    After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is one.
-    The whole conversation is the prompt, in the tokenizer's chat template (without one: as plain lines).
+    After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is
+    one. The whole conversation is the prompt, in the tokenizer's chat template (without one: as plain lines).
     """
     messages: list[dict[str, str]] = []
     print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
@@ -68,7 +69,7 @@ def locality_of_reply(recording: Recording) -> str:
     trace = recording.trace
     if not has_pairs(trace, "decode"):
         return "too short for an ECR"
-    slots = max(trace.top_k, trace.num_experts // 4)
+    slots = layer_slots(trace, "25%")
     hit_rate = replay(trace, "lru", slots, phase="decode").hit_rate
     ecr = metrics.ecr(trace, "decode").value
     chance = trace.top_k / trace.num_experts

@@ -27,7 +27,7 @@ def chat_task(task: Task) -> Task:
 
 
 def as_message(text: str, tokenizer: Any) -> str:
-    """A user's message in the chat template, ready for the reply; without reasoning where that is an option."""
+    """A user's message in the chat template, ready for the reply; reasoning is off where it is an option."""
     messages = [{"role": "user", "content": text}]
     prompt = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False

@@ -13,8 +13,7 @@ from dwellmoe.cache.budget import Budget, ModelSizes, budget_of
 from dwellmoe.cache.policies.base import check_live_policy
 from dwellmoe.cache.tiers.prefill_decode import parse_prefill_handoff
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer
-from dwellmoe.families.base import shape_of, unwrap
+from dwellmoe.families import MoeLayer, expert_bytes
 from dwellmoe.offload import LiveRerouting, engine_of
 from dwellmoe.routing import SimulatedCache
 from dwellmoe.routing.strategies import load_strategy
@@ -50,7 +49,7 @@ class EvaluatedModel:
     @cached_property
     def expert_bytes(self) -> tuple[int, ...]:
         """Bytes of one routed expert of each layer, [L], as loaded; adapters are not counted."""
-        return tuple(_expert_bytes(self.model, layer) for layer in self.moe_layers)
+        return tuple(expert_bytes(self.model, layer) for layer in self.moe_layers)
 
     @cached_property
     def resident_bytes(self) -> int:
@@ -76,14 +75,6 @@ class EvaluatedModel:
         }
 
 
-def _expert_bytes(model: nn.Module, layer: MoeLayer) -> int:
-    experts = unwrap(model.get_submodule(layer.experts))
-    weights = [
-        weight for weight in experts.parameters(recurse=False) if shape_of(weight)[:1] == (layer.num_experts,)
-    ]
-    return sum(_bytes(weight) for weight in weights) // layer.num_experts
-
-
 def _bytes(weight: nn.Parameter) -> int:
     return weight.numel() * weight.element_size()
 
@@ -94,7 +85,7 @@ def _is_adapter(name: str) -> bool:
 
 @dataclass(frozen=True)
 class ReroutingSettings:
-    """A routing strategy, and the cache whose resident experts it prefers: simulated, or that of an engine."""
+    """A routing strategy, and the cache whose resident experts it prefers: simulated, or an engine's."""
 
     strategy: str
     budget: str

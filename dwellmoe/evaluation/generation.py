@@ -61,7 +61,7 @@ def generate(
     temperature: float = 0.0,
     streamer: Any = None,
 ) -> Generated:
-    """Answers a batch of prompts, greedily at temperature 0; prompt tokens are prefill, generated ones decode.
+    """Answers a batch of prompts, greedily at temperature 0: prompt tokens are prefill, new ones decode.
 
     An answer ends before the first of the texts in `stop`. `streamer` receives each token of a single prompt.
     """
@@ -145,7 +145,7 @@ class Clock(StoppingCriteria):
 
 
 def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
-    """Share of n-grams of token ids that occurred earlier in the same text; 0 where no text is long enough."""
+    """Share of n-grams of token ids that occurred earlier in the same text; 0 if no text is long enough."""
     grams = [[tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)] for ids in texts]
     total = sum(map(len, grams))
     return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0

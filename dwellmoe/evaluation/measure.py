@@ -1,4 +1,4 @@
-"""Measures one variant of the model on all requests: scores, generated answers, likelihood of choices, routing."""
+"""Measures one variant of the model on all requests: scores, answers, likelihood of choices, routing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,7 +105,7 @@ def measure(
 ) -> Measured | None:
     """Everything about the variant that is active now; None on every rank but the first.
 
-    With `rerouting` the model routes as if memory were small, each kind of text through an empty cache of its own.
+    With `rerouting` the model routes as if memory were small; each kind of text starts with an empty cache.
     """
     scoring, generating, ranking = (
         replace(evaluated, rerouting=rerouting.start(evaluated) if rerouting else None) for _ in range(3)

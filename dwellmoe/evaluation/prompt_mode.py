@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from dwellmoe.cache import metrics
+from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.data.task import Task
 from dwellmoe.data.tokenised import token_ids
@@ -53,7 +54,7 @@ def answer_prompt(
     """
     generated = generate(evaluated, [0], [prompt], new_tokens, stop)
     answer, trace = generated.answers[0], generated.recording.trace
-    slots = max(trace.top_k, trace.num_experts // 4)
+    slots = layer_slots(trace, "25%")
     long_enough = has_pairs(trace, "decode")
     return {
         "answer": answer.text,
@@ -106,8 +107,8 @@ def print_answer(found: dict[str, Any], console: Console, undisclosed: bool = Fa
 def _speed(found: dict[str, Any]) -> str:
     prefill, decode = (_rate(found["speed"][f"{phase}_tokens_per_second"]) for phase in ("prefill", "decode"))
     return (
-        f"prefill {found['prompt_tokens']} tokens, {prefill}; decode {found['answer_tokens']} tokens, {decode} "
-        "(cold start)"
+        f"prefill {found['prompt_tokens']} tokens, {prefill}; "
+        f"decode {found['answer_tokens']} tokens, {decode} (cold start)"
     )
 
 

@@ -1,6 +1,6 @@
 """Shares batches among the processes of a run and gathers their results on the first one.
 
-Only Python objects are sent, over gloo, once a variant: shares may be unequal or empty, and no GPU is involved.
+Only Python objects are sent, over gloo, once a variant: shares may be unequal or empty. No GPU is involved.
 """
 
 import os

@@ -76,8 +76,8 @@ class Request:
     example: Example
     has_prompt: bool
     prompt_ids: list[int]
-    """What generation starts from: the whole prompt, of which `row` may hold less where the reference answer is
-    long; for running text the first half of its window.
+    """What generation starts from: the prompt, of which `row` may hold less if the reference answer is long;
+    for running text the first half of its window.
     """
 
 
@@ -111,7 +111,7 @@ def load_requests(
 
 
 def prompt_ids(tokenizer: Any, ids: list[int], max_tokens: int) -> list[int]:
-    """A prompt's tokens, after what the tokenizer puts before every text; too long a prompt loses its start."""
+    """A prompt's tokens, after what the tokenizer puts before every text; a long prompt loses its start."""
     begin = beginning(tokenizer)
     return begin + ids[max(0, len(ids) - max_tokens + len(begin)) :]
 

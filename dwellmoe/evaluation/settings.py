@@ -77,8 +77,8 @@ class CacheSettings(EngineSettings):
     expert_budget: str = option(
         "",
         "run with the experts in a cache of this size: slots a layer (8), percent (25%), or bytes (6GiB, "
-        "buffers included); empty: all experts in memory. With --routing_strategy the cache is only simulated "
-        "[then 25%], unless --reroute_live is given",
+        "buffers included); empty: all experts in memory. With --routing_strategy the cache is only "
+        "simulated [then 25%], unless --reroute_live is given",
     )
     routing_strategy: str | None = option(
         None, "also measure with re-routing by this strategy (name:option=value,...), e.g. margin"
@@ -86,6 +86,6 @@ class CacheSettings(EngineSettings):
     reroute_prefill: bool = option(False, "also re-route prompt tokens, not only decoded ones")
     reroute_live: bool = option(
         False,
-        "re-route by what the offloading engine of --expert_budget holds, which then runs the model (only with "
-        "--chat_mode, --input or --task_num); False: by what a simulated cache holds",
+        "re-route by what the offloading engine of --expert_budget holds, which then runs the model (only "
+        "with --chat_mode, --input or --task_num); False: by what a simulated cache holds",
     )

@@ -126,9 +126,8 @@ def test_what_is_measured():
     assert sample_spec_of(some, plain, 64) == SampleSpec(2, ALL, 7, 64, 3)
     assert sample_spec_of(some, plain, 64).choose(range(10), 0) == [3, 4]
     assert sample_spec_of(EvaluationSettings(limit_start=8), benchmark, 64).choose(range(10), 0) == [8, 9]
-    assert (
-        len(sample_spec_of(EvaluationSettings(limit_evaluation=4), benchmark, 64).choose(range(10), 0)) == 4
-    )
+    sample = sample_spec_of(EvaluationSettings(limit_evaluation=4), benchmark, 64)
+    assert len(sample.choose(range(10), 0)) == 4
     with pytest.raises(UserError, match="give one"):
         sample_spec_of(EvaluationSettings(limit=2, limit_evaluation=3), plain, 64)
 

@@ -274,7 +274,7 @@ def test_a_killed_parent_takes_its_program_along(tmp_path):
 def test_nothing_is_run_unconfined_unless_it_is_named(tmp_path):
     victim = tmp_path / "victim"
     program = f"open({str(victim)!r}, 'w')"
-    with pytest.raises(SandboxUnavailable, match="cannot be isolated.*allow_unsafe_code"):
+    with pytest.raises(SandboxUnavailable, match=r"cannot be isolated.*allow_unsafe_code"):
         run_program(program, QUICK, ())
     assert not victim.exists()
     assert run_program("pass", QUICK, ("unconfined",)).backend.startswith("unconfined")

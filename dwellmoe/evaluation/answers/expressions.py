@@ -1,7 +1,7 @@
 """Evaluates a small LaTeX expression at fixed values of its letters, by a parser of its own; runs no code.
 
-Recursive descent over a small grammar: numbers, letters, + - * / ^ !, fractions, roots, brackets, a few functions.
-Length, depth and the size of exact numbers are bounded, so no input is expensive.
+Recursive descent over a small grammar: numbers, letters, + - * / ^ !, fractions, roots, brackets, a few
+functions. Length, depth and the size of exact numbers are bounded, so no input is expensive.
 """
 
 import cmath

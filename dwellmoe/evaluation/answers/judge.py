@@ -37,8 +37,8 @@ def judge(written: str, reference: str, form: str, choices: Sequence[str] = ()) 
 def extract_answer(written: str, form: str, choices: Sequence[str] = ()) -> str | None:
     """The answer in generated text, or None. `choices`, where known, bound what counts as an option.
 
-    By form: `true` / `false`, an option's number or letter, a choice's text, the text after `####`, the content
-    of the last box, or the whole text. Raises UserError for an unknown form.
+    By form: `true` / `false`, an option's number or letter, a choice's text, the text after `####`, the
+    content of the last box, or the whole text. Raises UserError for an unknown form.
     """
     if form not in EXTRACTORS:
         raise unknown_name("answer form", form, EXTRACTORS)
@@ -139,7 +139,7 @@ _BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.D
 
 
 def program_of(task: Task, example: Example, written: str) -> str:
-    """The task's program with the answer in it: its first code block that defines something, else all of it."""
+    """The task's program around the answer: its first code block with a definition, else the whole text."""
     blocks = _BLOCK.findall(written)
     defining = [block for block in blocks if re.search(r"^[ \t]*(?:def|class) ", block, re.MULTILINE)]
     # A code block starts on a line of its own, whatever the program has before it.

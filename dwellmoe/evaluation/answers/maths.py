@@ -44,8 +44,8 @@ def boxed(text: str) -> str | None:
 def same_result(one: str, other: str) -> bool:
     """Whether two results are the same number, expression, tuple, interval, set, matrix or word.
 
-    A unit after a number, degree and percent signs, and `x =` in front are ignored. Brackets count, and so does
-    the order, except in sets, unions and bare lists (the roots of an equation).
+    A unit after a number, degree and percent signs, and `x =` in front are ignored. Brackets count, and so
+    does the order, except in sets, unions and bare lists (the roots of an equation).
     """
     if max(len(one), len(other)) > LONGEST:
         return one.split() == other.split()

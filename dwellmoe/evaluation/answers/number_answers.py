@@ -42,7 +42,7 @@ def parse_number(text: str) -> Number | None:
 
 
 def same_number(one: Number, other: Number) -> bool:
-    """Equal if whole, else within 0.01 %; where only one has a percent sign, `50 %` equals both 50 and 0.5."""
+    """Equal if whole, else within 0.01 %; if only one has a percent sign, `50 %` equals both 50 and 0.5."""
     if one.is_percentage == other.is_percentage:
         return _close(one.value, other.value)
     percentage, plain = (one, other) if one.is_percentage else (other, one)

@@ -3,8 +3,8 @@
 from types import MappingProxyType
 
 from dwellmoe.cache.intervals import RESAMPLES, bootstrap_ci
-from dwellmoe.evaluation.answers.judge import Verdict, judge
 from dwellmoe.evaluation import metrics
+from dwellmoe.evaluation.answers.judge import Verdict, judge
 
 
 class Accuracy(metrics.RequestMetric):

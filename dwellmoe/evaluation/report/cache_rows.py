@@ -121,7 +121,7 @@ def rerouting_rows(
     expert_bytes: Sequence[int],
     resamples: int,
 ) -> list[dict]:
-    """A row a variant and text, each against `base` without re-routing; `strategies`: variant -> its strategy."""
+    """A row a variant and text, each against `base` without re-routing; `strategies`: of each variant."""
     return [
         {"variant": name, "text": text, "strategy": strategies[name]}
         | rerouting_row(found, measured["base"], text, expert_bytes, resamples).as_dict()

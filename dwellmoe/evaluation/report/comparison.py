@@ -67,7 +67,7 @@ class Comparison:
 def comparisons(
     measured: Mapping[str, Measured], cache: Sequence[dict], resamples: int
 ) -> dict[str, Comparison]:
-    """`tuned_vs_control` and so on, for every pair that was measured; `cache`: the hit-rate rows of the report."""
+    """`tuned_vs_control` and so on, for every pair measured; `cache`: the hit-rate rows of the report."""
     return {
         f"{one}_vs_{other}": Comparison(
             switch_rate_ratio=switch_rate_ratio(measured[one], measured[other], resamples),
@@ -115,7 +115,7 @@ def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> Ratio:
 def at_share(rows: Sequence[dict], percent: float = 25.0, **wanted: str) -> dict | None:
     """Of hit-rate rows the one with the most slots within `percent` of the experts, else the smallest.
 
-    `wanted` narrows further, or replaces, scope layer, phase decode and text teacher_forced. None without rows.
+    `wanted` adds to, or replaces, scope layer, phase decode and text teacher_forced. None without rows.
     """
     found = rows_where(rows, **{"scope": "layer", "phase": "decode", "text": "teacher_forced"} | wanted)
     if not found:

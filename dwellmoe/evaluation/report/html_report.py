@@ -49,7 +49,7 @@ def _kinds(report: Mapping) -> list[tuple[str, str, str]]:
 
 
 def _hit_rate_table(report: Mapping, text: str, phase: str, scope: str) -> dict:
-    """A line for each policy and variant, a column for each share of the experts: the largest cache within it."""
+    """A line a policy and variant, a column a share of the experts: the largest cache within that share."""
     rows = rows_where(report["cache"], text=text, phase=phase, scope=scope)
     groups = dict.fromkeys((row["policy"], row["variant"]) for row in rows)
     lines = {

@@ -34,8 +34,8 @@ def write_results(
 ) -> Path:
     """Writes report, page, figures, samples and traces; returns their folder.
 
-    A folder with a report of other settings is left alone, and the next numbered one is used. For `undisclosed`
-    data neither text nor tokens are written.
+    A folder with a report of other settings is left alone, and the next numbered one is used. For
+    `undisclosed` data neither text nor tokens are written.
     """
     target = choose_folder(wanted, report["settings"])
     with written_whole(target, last=REPORT) as folder:

@@ -26,20 +26,21 @@ CONVENTION = {
     "teacher_forced": "prompt and reference answer in one causal pass: prompt tokens are prefill, answer "
     "tokens (end token included) decode; the same tokens for every variant: only the routers differ",
     "generated": "each variant's own greedy answer: the prompt is prefill, generated tokens are decode; "
-    "repetition alone raises ECR, so repeated_4grams (share of 4-grams that occurred earlier in the answer) is "
-    "reported beside it",
+    "repetition alone raises ECR, so repeated_4grams (share of 4-grams that occurred earlier in the answer) "
+    "is reported beside it",
     "locality": "mean over pairs of consecutive tokens of one request and phase, and over layers; no padding",
     "access": dict(ACCESS),
     "start": "cold",
     "reset": "never",
     "order": "one request after the other through one cache; prefill layer-major, a prompt is one chunk",
-    "rerouting": "a simulated cache: every expert is in memory, and the routing strategy is given what a cache of "
-    "the budget would hold; decode tokens counted, prompts hand over to the cache; requests in order through one "
-    "cache (one a rank), each kind of text through its own; agreement: share of the router's own choice that "
-    "ran; kl_next_token: KL in nats from the own choice's to the re-routed next-token distribution",
+    "rerouting": "a simulated cache: every expert is in memory, and the routing strategy is given what a "
+    "cache of the budget would hold; decode tokens counted, prompts hand over to the cache; requests in "
+    "order through one cache (one a rank), each kind of text through its own; agreement: share of the "
+    "router's own choice that ran; kl_next_token: KL in nats from the own choice's to the re-routed "
+    "next-token distribution",
     "scope": "layer: capacity is slots a layer; global: slots for all layers together",
-    "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the one "
-    "cache that serves all of them (more than 1,024 requests in so many bundles)",
+    "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the "
+    "one cache that serves all of them (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
     "accuracy": "answer extracted from the generated text",
     "pass_at_1": "share of answers whose program, with the task's tests at its end, runs to its end in a "

@@ -1,4 +1,4 @@
-"""Speed rows of a report: as measured on this machine, and as a device's bandwidths allow at each cache size."""
+"""Speed rows of a report: measured on this machine, and computed from the bandwidths of a device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class MeasuredSpeedRow:
 
 
 def measured_speed_row(variant: str, timings: Sequence[Timing]) -> MeasuredSpeedRow:
-    """The speed over all batches but the first, which warms the machine up; over that one if it is the only one."""
+    """The speed over all batches but the first, which warms the machine up, unless it is the only one."""
     timed = timings[1:] or timings
     prefill_seconds = sum(timing.prefill_seconds for timing in timed)
     decode_seconds = sum(timing.decode_seconds for timing in timed)

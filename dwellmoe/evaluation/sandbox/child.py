@@ -1,7 +1,7 @@
 """The sandboxed process: confines itself, runs one program, and reports the verdict on its last line.
 
-Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The last line it
-writes is `<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
+Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The last line
+it writes is `<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
 """
 
 import json
@@ -50,7 +50,7 @@ def _confine(task: dict) -> str:
 
 
 def _run(program: str, backend: str) -> tuple[str, str]:
-    """Verdict and reason. Any exception is a failure, an early exit too: the tests behind it would not run."""
+    """Verdict and reason. Any exception is a failure; so is an early exit, which would skip the tests."""
     try:
         exec(compile(program, "program", "exec"), {"__name__": "__main__"})
     except BaseException as error:

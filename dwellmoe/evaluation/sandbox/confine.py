@@ -1,9 +1,9 @@
-"""Confinement of the current process: it gives up, for good, every right that a computing program can do without.
+"""Confines the current process, for good: it gives up all rights that a computing program does not need.
 
 Two backends confine its files. `namespaces`: a root folder of its own with a read-only standard library and a
-small working folder in memory, and no network. `landlock`, where the kernel grants no user namespace: the same
-library read-only and a working folder on disk. System calls are restricted with both (system_calls.py). A third
-backend, `unconfined`, leaves all files accessible; it is used only where it is named.
+small working folder in memory, and no network. `landlock`, where the kernel grants no user namespace: the
+same library read-only and a working folder on disk. System calls are restricted with both (system_calls.py).
+A third backend, `unconfined`, leaves all files accessible; it is used only where it is named.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Linux system calls that confine a process and that Python does not offer.
 
-Standard library only: this runs in a bare interpreter. Every function raises OSError where the kernel refuses.
+Standard library only: it runs in a bare interpreter. Every function raises OSError where the kernel refuses.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """Runs a program of unknown intent in a sandbox and returns its verdict.
 
-A fresh interpreter (child.py) confines itself before it runs a line of the program: files, network, processes,
-signals, memory, CPU time. This side enforces the time limit, caps the output and kills. It protects the host; a
-program that searches its interpreter's memory can still forge its own verdict.
+A fresh interpreter (child.py) confines itself before it runs a line of the program: files, network,
+processes, signals, memory, CPU time. This side enforces the time limit, caps the output and kills. It
+protects the host; a program that searches its interpreter's memory can still forge its own verdict.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ class SandboxUnavailable(UserError):
 def run_program(program: str, limits: Limits = Limits(), backends: tuple[str, ...] = BACKENDS) -> Outcome:
     """Runs a Python program (standard library only) to its end, or until a limit stops it.
 
-    PASSED means that its last line has run. `backends` are tried in order. Raises SandboxUnavailable where the
-    kernel grants none of them, or no filter of system calls: no line of the program has then been run.
+    PASSED means that its last line has run. `backends` are tried in order. Raises SandboxUnavailable where
+    the kernel grants none of them, or no filter of system calls: no line of the program has then been run.
     """
     folder = tempfile.mkdtemp(prefix="dwellmoe-sandbox-")
     task = {
@@ -153,8 +153,8 @@ def _ended(status: int, output: bytes, nonce: str) -> Outcome:
     if verdict == "refused":
         raise SandboxUnavailable(
             f"generated programs cannot be isolated on this machine, so none is run ({reason}); needed: "
-            "seccomp, and user namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True runs "
-            "them without isolation"
+            "seccomp, and user namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True "
+            "runs them without isolation"
         )
     if verdict == "failed":
         return Outcome(Verdict.FAILED, reason=reason)
