@@ -20,6 +20,7 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError, run_command
@@ -140,8 +141,7 @@ def budget_rows(trace: RoutingTrace) -> list[dict]:
     """A hit-rate row a budget (at least K slots) with the interval of the bytes fetched a token."""
     rows = []
     for percent in BUDGETS:
-        slots = max(int(percent / 100 * trace.num_experts), trace.top_k)
-        row = replay(trace, "lru", slots, phase="decode").as_dict()
+        row = replay(trace, "lru", layer_slots(trace, f"{percent}%"), phase="decode").as_dict()
         full = row["miss_bytes_per_token"] / max(1 - row["hit_rate"], 1e-12)
         ends = [full * (1 - rate) for rate in reversed(row["hit_rate_ci95"])]
         rows.append({"budget_percent": percent, "miss_bytes_per_token_ci95": ends, **row})

@@ -1,10 +1,11 @@
 """How mistakes and full disks end a command."""
 
 import errno
+import importlib
 
 import pytest
 
-from dwellmoe.errors import UserError, run_command
+from dwellmoe.errors import UserError, needs, run_command
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,10 @@ def test_our_own_faults_keep_their_traceback():
 
     with pytest.raises(FileNotFoundError):
         run_command(command)
+
+
+def test_a_missing_package_names_the_extra_that_brings_it():
+    with pytest.raises(UserError, match=r'pip install "dwellmoe\[sim\]"'), needs("sim"):
+        importlib.import_module("numba_that_is_not_installed")
+    with pytest.raises(ModuleNotFoundError), needs("sim"):
+        importlib.import_module("dwellmoe.nothing")

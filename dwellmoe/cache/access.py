@@ -12,7 +12,7 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled, helper
 from dwellmoe.cache.trace import DECODE, EMPTY, PREFILL, RoutingTrace
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, unknown_name
 
 PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
 
@@ -44,10 +44,15 @@ class PassIndex:
         return len(self.begin)
 
 
+def check_phase(phase: str) -> None:
+    """UserError for what is no phase."""
+    if phase not in PHASES:
+        raise unknown_name("phase", phase, PHASES)
+
+
 def passes_of(trace: RoutingTrace, phase: str) -> PassIndex:
     """The passes of `phase` ("prefill", "decode" or "all"), in time order. UserError if there is none."""
-    if phase not in PHASES:
-        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    check_phase(phase)
     begin = np.flatnonzero(_starts_pass(trace))
     end = np.append(begin[1:], trace.steps)
     kept = np.isin(trace.phase[begin], PHASES[phase])

@@ -1,4 +1,4 @@
-"""Knows how slots, bytes and percent of a model's experts convert; does not know what is kept in them."""
+"""The size of an expert cache: slots, bytes and percent of a model's experts, converted into each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,11 @@ import numpy as np
 from dwellmoe.errors import UserError
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
 MOST_BYTES = 1e18  # a number above is a slip, or not a number
 
 
 class Sizes(Protocol):
-    """What a budget is a share of: a routing trace, or anything else that says how many experts there are."""
+    """What a budget is a share of: a routing trace, or anything else with a number of experts."""
 
     @property
     def layers(self) -> int: ...
@@ -23,6 +21,13 @@ class Sizes(Protocol):
     def num_experts(self) -> int: ...
     @property
     def expert_bytes(self) -> Sequence[int]: ...
+
+
+class TraceSizes(Sizes, Protocol):
+    """`Sizes`, and the experts that a token needs."""
+
+    @property
+    def top_k(self) -> int: ...
 
 
 class ModelSizes(NamedTuple):
@@ -35,9 +40,8 @@ class ModelSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """A cache's room, said three ways. `capacity` is slots a layer (scope layer) or in all (global).
-
-    capacity_bytes is None where the trace does not say how large an expert is.
+    """The size of a cache in three units. `capacity` is slots a layer (scope "layer") or in all ("global");
+    `capacity_bytes` is None where the size of an expert is unknown.
     """
 
     scope: str
@@ -48,6 +52,7 @@ class Budget:
     sizes: np.ndarray  # int64 [experts of a cache]: 1 a slot, or bytes
 
     def fields(self) -> dict[str, float | int | None]:
+        """The size as JSON fields."""
         names = ("capacity", "capacity_bytes", "capacity_percent")
         return {name: getattr(self, name) for name in names}
 
@@ -62,8 +67,13 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
         number, unit = _parse_capacity(capacity)
         if unit != "%":
             return _of_bytes(trace, scope, int(number * UNITS[unit]))
-        capacity = int(number / 100 * _most(trace, scope) + 1e-9)
+        capacity = int(number / 100 * _all_slots(trace, scope) + 1e-9)
     return _of_slots(trace, scope, int(capacity))
+
+
+def layer_slots(trace: TraceSizes, capacity: int | str) -> int:
+    """Slots of each layer's cache: `capacity` as in `budget_of`, but at least the K experts of one token."""
+    return max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
 
 
 def check_capacity(text: str) -> None:
@@ -72,16 +82,16 @@ def check_capacity(text: str) -> None:
         _parse_capacity(text)
 
 
-def check_room(slots: int, least: int) -> None:
-    """UserError unless a cache of `slots` holds the `least` experts that are asked for at once."""
-    if slots < least:
-        raise too_small(slots, least, "one step")
+def check_holds(slots: int, requested: int) -> None:
+    """UserError unless a cache of `slots` holds the experts that one step requests at once."""
+    if slots < requested:
+        raise too_small(slots, requested, "one step")
 
 
-def too_small(slots: int, asked: int, where: str) -> UserError:
+def too_small(slots: int, requested: int, where: str) -> UserError:
     """The error of a request that no eviction can make room for."""
     return UserError(
-        f"capacity {slots} is below the {asked} experts that {where} asks for at once: raise it, "
+        f"capacity {slots} is below the {requested} experts that {where} needs at once: raise it, "
         f"run prefill in smaller chunks, or use access 'sequential'"
     )
 
@@ -96,40 +106,55 @@ def _parse_capacity(text: str) -> tuple[float, str]:
     return _split(text, "capacity", "slots (8), percent (25%) or ")
 
 
-def _split(text: str, name: str, other_ways: str) -> tuple[float, str]:
+def _split(text: str, name: str, other_units: str) -> tuple[float, str]:
     digits = text.rstrip("%BKMGi ")
     unit = text[len(digits) :].strip()
     try:
         number = float(digits)
     except ValueError:
         number = -1.0
-    known = {**UNITS, "%": 1} if other_ways else UNITS
+    known = {**UNITS, "%": 1} if other_units else UNITS
     if not 0 <= number < MOST_BYTES or unit not in known or (unit == "%" and number > 100):
-        raise UserError(f"{name} '{text}': give {other_ways}bytes with a unit: {', '.join(UNITS)}")
+        raise UserError(f"{name} '{text}': give {other_units}bytes with a unit: {', '.join(UNITS)}")
     return number, unit
 
 
-def _most(trace: Sizes, scope: str) -> int:
+def _all_slots(trace: Sizes, scope: str) -> int:
     return trace.num_experts * (1 if scope == "layer" else trace.layers)
 
 
 def _of_slots(trace: Sizes, scope: str, slots: int) -> Budget:
-    most, caches = _most(trace, scope), trace.layers if scope == "layer" else 1
+    most = _all_slots(trace, scope)
+    caches = trace.layers if scope == "layer" else 1
     if not 1 <= slots <= most:
         raise UserError(f"capacity must be 1 to {most} experts with scope {scope}, got {slots}")
     slot_bytes = sum(trace.expert_bytes) if scope == "layer" else max(trace.expert_bytes)
     known = slots * slot_bytes if min(trace.expert_bytes) > 0 else None
-    return Budget(scope, slots, known, 100 * slots / most, (slots,) * caches, np.ones(most, np.int64))
+    return Budget(
+        scope=scope,
+        capacity=slots,
+        capacity_bytes=known,
+        capacity_percent=100 * slots / most,
+        limits=(slots,) * caches,
+        sizes=np.ones(most, np.int64),
+    )
 
 
 def _of_bytes(trace: Sizes, scope: str, budget_bytes: int) -> Budget:
     if min(trace.expert_bytes) <= 0:
-        raise UserError("a capacity in bytes needs a trace that says expert_bytes")
+        raise UserError(
+            "a capacity in bytes needs a trace with expert_bytes, the size of one expert of each layer"
+        )
     if scope == "layer":
         return _of_slots(trace, scope, min(trace.num_experts, budget_bytes // sum(trace.expert_bytes)))
     all_bytes = sum(trace.expert_bytes) * trace.num_experts
     sizes = np.repeat(np.array(trace.expert_bytes, np.int64), trace.num_experts)
     slots = min(len(sizes), budget_bytes // max(trace.expert_bytes))
     return Budget(
-        scope, slots, budget_bytes, min(100.0, 100 * budget_bytes / all_bytes), (budget_bytes,), sizes
+        scope=scope,
+        capacity=slots,
+        capacity_bytes=budget_bytes,
+        capacity_percent=min(100.0, 100 * budget_bytes / all_bytes),
+        limits=(budget_bytes,),
+        sizes=sizes,
     )

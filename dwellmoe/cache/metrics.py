@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.access import PHASES, check_phase
 from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.trace import EMPTY, RoutingTrace, release
@@ -130,8 +130,7 @@ def locality_row(trace: RoutingTrace, phase: str = "decode") -> LocalityRow:
 
 def _pairs(trace: RoutingTrace, phase: str) -> tuple[np.ndarray, np.ndarray]:
     """int64 [P] each: the rows of a token and of the next one of its request, both of `phase`."""
-    if phase not in PHASES:
-        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    check_phase(phase)
     order = np.argsort(trace.request, kind="stable")
     now, following = order[:-1], order[1:]
     same = (trace.request[now] == trace.request[following]) & (trace.phase[now] == trace.phase[following])

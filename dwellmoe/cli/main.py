@@ -3,14 +3,16 @@
 import importlib
 import sys
 
-from dwellmoe.errors import run_command, unknown_name
+from dwellmoe.errors import needs, run_command, unknown_name
 from dwellmoe.registry import take_plugins
 
 COMMANDS = {
-    "simulate": "replay recorded routing through simulated expert caches: replay, curve, describe, plan",
+    "simulate": "replay recorded routing through expert caches: hit rates, memory plans, stall time",
     "pack": "write a checkpoint's experts as one contiguous record each, for faster reading",
 }
 """Command -> what it does; the module of that name beside this one has `run(words)`."""
+EXTRAS = {"simulate": "sim", "pack": "offload"}
+"""Command -> the extra of the package that brings what it imports."""
 
 
 def main() -> None:
@@ -25,7 +27,8 @@ def run(words: list[str]) -> None:
         return
     if words[0] not in COMMANDS:
         raise unknown_name("command", words[0], COMMANDS)
-    importlib.import_module(f"dwellmoe.cli.{words[0]}").run(words[1:])
+    with needs(EXTRAS.get(words[0], "all")):
+        importlib.import_module(f"dwellmoe.cli.{words[0]}").run(words[1:])
 
 
 def usage() -> str:

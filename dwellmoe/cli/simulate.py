@@ -1,6 +1,4 @@
-"""Replays recorded routing through simulated expert caches: replay | curve | describe | plan | stall |
-fit | predict | convert | calibrate. Only fit and predict need torch.
-"""
+"""The commands of `dwellmoe simulate`; each prints its result or writes it as one JSON object."""
 
 import argparse
 import json
@@ -10,13 +8,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dwellmoe.cli.simulate_options import parse_arguments
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, needs
 from dwellmoe.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from dwellmoe.cache.replay.rows import HitRateRow
 
 SCHEMA_VERSION = 1
+SETUP = ("scope", "access", "phase", "start", "reset")
+WITH_TORCH = ("fit", "predict")
 
 
 def run(words: list[str]) -> None:
@@ -26,30 +26,31 @@ def run(words: list[str]) -> None:
         path = getattr(arguments, name, None)
         if path is not None and str(path) != "-":
             check_writable(path)
-    COMMANDS[arguments.command](arguments)
+    with needs("offload" if arguments.command in WITH_TORCH else "sim"):
+        COMMANDS[arguments.command](arguments)
 
 
 def run_replay(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.replay.replay import replay
 
     if arguments.prefill_handoff is not None:
-        return run_split(arguments)
+        return run_prefill_decode(arguments)
     if arguments.prefill_buffer is not None:
         raise UserError("--prefill_buffer has no effect without --prefill_handoff")
     row = replay(
-        read(arguments), arguments.policy, arguments.capacity, **convention(arguments), progress=bar("replay")
+        read(arguments), arguments.policy, arguments.capacity, **setup_of(arguments), progress=bar("replay")
     )
     return report(arguments, {"cache": [row]}, hit_rate_lines([row]))
 
 
-def run_split(arguments: argparse.Namespace) -> None:
+def run_prefill_decode(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.replay.replay_split import replay_split
 
     fixed = {"scope": "layer", "phase": "decode", "reset": "never"}
     changed = [name for name, value in fixed.items() if getattr(arguments, name) != value]
     if changed or arguments.start not in ("cold", "warm:prefill"):
         raise UserError(
-            f"--{(changed or ['start'])[0]} has no effect with --prefill_handoff: decode is counted after prefill"
+            f"--{(changed or ['start'])[0]} has no effect with --prefill_handoff: decode after prefill counts"
         )
     options = {
         "access": arguments.access,
@@ -67,7 +68,7 @@ def run_curve(arguments: argparse.Namespace) -> None:
 
     trace = read(arguments)
     rows = curve(
-        trace, arguments.policies, arguments.capacities, **convention(arguments), progress=bar("curve")
+        trace, arguments.policies, arguments.capacities, **setup_of(arguments), progress=bar("curve")
     )
     if arguments.plot:
         from dwellmoe.plots import hit_rate_curve
@@ -190,8 +191,9 @@ def read(arguments: argparse.Namespace):
     )
 
 
-def convention(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("scope", "access", "phase", "start", "reset")}
+def setup_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `CacheSetup`."""
+    return {name: getattr(arguments, name) for name in SETUP}
 
 
 def bar(label: str):
@@ -203,8 +205,7 @@ def bar(label: str):
 
 def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
     """Hit-rate rows as a table, below the setup they were counted with."""
-    names = ("scope", "access", "phase", "start", "reset")
-    lines = [", ".join(f"{name} {getattr(rows[0], name)}" for name in names)] if rows else []
+    lines = [", ".join(f"{name} {getattr(rows[0], name)}" for name in SETUP)] if rows else []
     for row in rows:
         size, missed = "", ""
         if row.capacity_bytes is not None:
@@ -217,7 +218,7 @@ def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
 
 
 def report(arguments: argparse.Namespace, result: dict, lines: list[str]) -> None:
-    """Prints the result for people, or writes it as one JSON object; a file appears whole or not at all."""
+    """Prints `lines`; with --json also writes one JSON object, to a file that appears whole or not at all."""
     settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "command")}
     whole = {"schema_version": SCHEMA_VERSION, "command": arguments.command, "settings": settings, **result}
     text = json.dumps(whole, indent=1, default=_as_json, allow_nan=False) + "\n"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.access import PHASES, check_phase
 from dwellmoe.cache.trace import RoutingTrace, as_decode
 from dwellmoe.errors import UserError
 
@@ -24,8 +24,7 @@ def split_by_request(trace: RoutingTrace, phase: str, share: float, seed: int) -
 
     UserError where there are too few requests: rows of one request are too alike to judge by.
     """
-    if phase not in PHASES:
-        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    check_phase(phase)
     names = np.unique(trace.request[np.isin(trace.phase, PHASES[phase])])
     if len(names) < LEAST_REQUESTS:
         raise UserError(

@@ -1,27 +1,34 @@
-"""Turns what routers chose in some batches into the numbers people watch; expert_cache computes them.
+"""Measurements while a model trains: ECR, hit rate and experts in use of some batches, and means of losses.
 
-Letters: L layers, B rows, T tokens a row.
+Letters: L layers, B rows, T tokens a row, E experts.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 
 from dwellmoe.cache import metrics
-from dwellmoe.cache.budget import budget_of
+from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.routing.trace_recorder import TraceRecorder
 
 CACHE_SHARE = 0.25
 """Capacity of the simulated cache, as a share of a layer's experts."""
+LEAST_SETS = 2
+"""A layer in which fewer experts are used than so many tokens choose has no routing left."""
 
 
 class RoutingMonitor:
-    """Records batches through `recorder`, an observer of routers, and says how local their routing is.
+    """Collects the routing of batches, through `recorder`, as a trace.
 
     Every valid token counts as decoded: text scored in one causal pass routes as if it had been decoded.
     """
@@ -58,8 +65,7 @@ def lru_hit_rate(trace: RoutingTrace) -> float:
 
 def hit_rate(trace: RoutingTrace, policy: str, capacity: str) -> float:
     """Hit rate of a cold cache a layer (atomic); `capacity` as in `replay`, but at least K slots."""
-    slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
-    return replay(trace, policy, slots, phase="decode", resamples=0).hit_rate
+    return replay(trace, policy, layer_slots(trace, capacity), phase="decode", resamples=0).hit_rate
 
 
 def experts_used(trace: RoutingTrace) -> np.ndarray:
@@ -69,3 +75,53 @@ def experts_used(trace: RoutingTrace) -> np.ndarray:
         chosen = trace.experts[:, layer]
         used[layer, chosen[chosen < trace.num_experts]] = True
     return used
+
+
+def refuse_collapse(layers: Sequence[MoeLayer], used_L: Sequence[int], tokens: int) -> None:
+    """UserError where one of `layers` used fewer than 2K experts over a validation set.
+
+    `used_L`: distinct experts of every MoE layer of the model, by its index. Fewer tokens than experts prove
+    nothing and pass.
+    """
+    for layer in layers:
+        least = min(LEAST_SETS * layer.top_k, layer.num_experts)
+        if used_L[layer.index] < least and tokens >= layer.num_experts:
+            raise UserError(
+                f"the router of layer {layer.layer_id} has collapsed: {used_L[layer.index]} of "
+                f"{layer.num_experts} experts are used over the validation set, at least {least} "
+                f"(2 x {layer.top_k}) must be. Checkpoints are kept. Lower the locality weight, or raise "
+                "--aux_loss_alpha or --gate_kl_weight"
+            )
+
+
+class RunningMeans:
+    """Weighted means of scalars since the last reading; keeps tensors, so that no step waits for a device."""
+
+    def __init__(self):
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._weights: dict[str, Any] = defaultdict(float)
+
+    def add(self, weight: Any = 1.0, **values: Any) -> None:
+        for name, value in values.items():
+            value = value.detach() if torch.is_tensor(value) else value
+            self._sums[name] = self._sums[name] + value * weight
+            self._weights[name] = self._weights[name] + weight
+
+    def read(self) -> dict[str, float]:
+        """The means over all ranks; starts anew. Every rank must call it."""
+        names = sorted(self._sums)
+        totals = torch.tensor(
+            [[float(self._sums[name]), float(self._weights[name])] for name in names], dtype=torch.float64
+        )
+        self._sums.clear()
+        self._weights.clear()
+        if not names:
+            return {}
+        sums = sum_over_ranks(totals.float())
+        return {name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True)}
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all ranks, each of which must call it."""
+    total: Any = reduce(values.to(PartialState().device), "sum")
+    return total

@@ -84,7 +84,7 @@ def test_miss_bytes_and_budgets():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"capacity": 2}, "below the 3 experts that one step asks for"),
+        ({"capacity": 2}, "below the 3 experts that one step needs"),
         ({"capacity": 13}, "capacity must be 1 to 12"),
         ({"capacity": 0}, "capacity must be 1 to 12"),
         ({"capacity": "much"}, "give slots (8), percent (25%)"),
@@ -96,7 +96,7 @@ def test_miss_bytes_and_budgets():
         ({"start": "hot"}, "unknown start"),
         ({"start": "warm:10000"}, "leaves nothing to count"),
         ({"start": "warm:prefill", "phase": "prefill"}, "needs phase 'decode'"),
-        ({"phase": "prefill", "capacity": 4}, "asks for at once"),
+        ({"phase": "prefill", "capacity": 4}, "needs at once"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):

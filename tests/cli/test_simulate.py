@@ -151,7 +151,7 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
     ("words", "said"),
     [
         (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': did you mean 'lru'. choose from"),
-        ([*LRU, "2"], "below the 3 experts that one step asks for"),
+        ([*LRU, "2"], "below the 3 experts that one step needs"),
         ([*LRU, "6", "--phase", "x"], "unknown phase 'x'"),
         ([*LRU, "6", "--prefill_buffer", "1"], "no effect without"),
         (

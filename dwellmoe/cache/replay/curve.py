@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from dwellmoe.cache.access import Stream
-from dwellmoe.cache.budget import Budget, budget_of, check_room
+from dwellmoe.cache.budget import Budget, budget_of, check_holds
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
 from dwellmoe.cache.progress import Progress
@@ -67,7 +67,7 @@ def _slots(lanes: Lanes, capacities: Sequence[int | str] | None) -> list[int]:
         stride = 1 if scope == "layer" else lanes.trace.num_experts
         return [size for size in range(stride, lanes.experts + 1, stride) if size >= least]
     slots = [budget_of(lanes.trace, scope, size).capacity for size in capacities]
-    check_room(min(slots), least)
+    check_holds(min(slots), least)
     return sorted(set(slots))
 
 

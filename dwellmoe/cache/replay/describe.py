@@ -1,6 +1,6 @@
 """The description of a trace's locality that `dwellmoe simulate describe` prints."""
 
-from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.access import check_phase
 from dwellmoe.cache.metrics import locality_row
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.reuse import describe_reuse, segment_coverage
@@ -14,8 +14,7 @@ def describe(
     trace: RoutingTrace, phase: str = "decode", segment_tokens: int = 16, progress: Progress | None = None
 ) -> dict:
     """Facts of the trace, its locality row, reuse, SRP and SCH, as one JSON object."""
-    if phase not in PHASES:
-        raise UserError(f"unknown phase '{phase}': choose from {', '.join(PHASES)}")
+    check_phase(phase)
     if segment_tokens < 1:
         raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
     coverage = [row.as_dict() for row in segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)]

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dwellmoe.cache.access import Stream
-from dwellmoe.cache.budget import Budget, budget_of, check_room, too_small
+from dwellmoe.cache.budget import Budget, budget_of, check_holds, too_small
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
-from dwellmoe.cache.kernel.side_by_side import CacheState, feed_side_by_side
 from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advance_for, no_log
 from dwellmoe.cache.policies.base import Shape, parse_policy
 from dwellmoe.cache.progress import Progress
@@ -28,32 +27,19 @@ class CacheRun:
         self.needs_future = policy.lookahead != "none"
         self.sequential = lanes.convention.access == "sequential"
         self.advance = advance_for(policy)
-
-        def fresh() -> CacheState:
-            limits, shape = np.array(budget.limits), (lanes.trace.layers, lanes.groups)
-            return CacheState(
-                policy.allocate(Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers), **options),
-                Residency.allocate(limits, budget.sizes, *shape),
-            )
-
-        self.fresh, self.state = fresh, fresh()
-        alone, alike = lanes.number == 1, self.state.residency.unit > 0
-        self.in_parts = alone and alike and getattr(policy, "FORGETS", False)
+        shape = Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers)
+        self.policy = policy.allocate(shape, **options)
+        limits = np.array(budget.limits)
+        self.residency = Residency.allocate(limits, budget.sizes, lanes.trace.layers, lanes.groups)
 
     def feed(self, lane: int, stream: Stream) -> None:
-        if self.in_parts:
-            self.state = feed_side_by_side(self.state, self.fresh, stream, self._feed)
-        else:
-            self._feed(self.state, stream, lane)
-
-    def _feed(self, state: CacheState, stream: Stream, lane: int = 0) -> None:
-        request = self.advance(state.policy, state.residency, lane, stream, self.sequential, no_log())
+        request = self.advance(self.policy, self.residency, lane, stream, self.sequential, no_log())
         if request != DONE:
             raise _does_not_fit(stream, request, self.budget)
 
     def counts(self) -> np.ndarray:
         """int64 [layers, groups, 4] of what is counted."""
-        return self.state.residency.counts[:, :-1]
+        return self.residency.counts[:, :-1]
 
 
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
@@ -112,7 +98,7 @@ def _run(
 ) -> tuple[CacheRun, Lanes]:
     lanes = lanes_of(trace, convention, by_request=True)
     budget = budget_of(trace, convention.scope, capacity)
-    check_room(budget.capacity, convention.min_capacity(trace.top_k))
+    check_holds(budget.capacity, convention.min_capacity(trace.top_k))
     run = CacheRun(policy, budget, lanes)
     sweep(lanes, [run], progress)
     return run, lanes

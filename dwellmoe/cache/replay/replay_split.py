@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.cache.budget import budget_of, check_room
+from dwellmoe.cache.budget import budget_of, check_holds
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import check_live_policy
@@ -50,7 +50,7 @@ def replay_split(
     slots = budget.capacity - prefill_buffer
     if prefill_buffer < 0:
         raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
-    check_room(slots, lanes.convention.min_capacity(trace.top_k))
+    check_holds(slots, lanes.convention.min_capacity(trace.top_k))
     if prefill_buffer and prefill_handoff == SHARED:
         raise UserError("prefill_handoff shared has no streaming buffer: leave out prefill_buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)

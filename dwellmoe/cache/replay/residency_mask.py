@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from dwellmoe.cache.access import Stream
-from dwellmoe.cache.budget import budget_of
+from dwellmoe.cache.budget import budget_of, layer_slots
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.kernel.jit import compiled_for, label_of
 from dwellmoe.cache.kernel.step import DONE, advance_for, no_log
@@ -27,9 +27,9 @@ def residents_before(
     serves.
     """
     lanes = lanes_of(trace, CacheSetup(reset=reset))
-    slots = max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
+    budget = budget_of(trace, "layer", layer_slots(trace, capacity))
     before_LSE = np.zeros((trace.layers, trace.steps, trace.num_experts), np.bool_)
-    sweep(lanes, [_Watch(CacheRun(policy, budget_of(trace, "layer", slots), lanes), before_LSE)])
+    sweep(lanes, [_Watch(CacheRun(policy, budget, lanes), before_LSE)])
     return before_LSE.transpose(1, 0, 2)
 
 
@@ -44,7 +44,7 @@ class _Watch:
     def feed(self, lane: int, stream: Stream) -> None:
         run = self._run
         before_SE = self._before_LSE[lane, stream.step :]
-        done = self._watch(run.state.policy, run.state.residency, lane, stream, no_log(), before_SE)
+        done = self._watch(run.policy, run.residency, lane, stream, no_log(), before_SE)
         assert done == DONE, "a cache of K slots or more serves every step of a trace"
 
 

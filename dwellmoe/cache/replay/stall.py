@@ -14,7 +14,7 @@ import numpy as np
 
 from dwellmoe.cache.access import passes_of
 from dwellmoe.cache.device import DeviceProfile
-from dwellmoe.cache.flat_id import FlatId, layer_and_expert
+from dwellmoe.cache.flat_id import FlatId, flat_id, layer_and_expert
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.tiers.tier_policy import (
     PREFETCHING,
@@ -133,21 +133,21 @@ class TransferChannel:
         free = seconds - sum(self.seconds_left.values())
         return ceil(free / self.transfer_seconds) if free > 0 and self.transfer_seconds > 0 else 0
 
-    def start(self, flat_id: FlatId, seconds: float) -> None:
-        self.seconds_left[flat_id] = seconds
+    def start(self, expert: FlatId, seconds: float) -> None:
+        self.seconds_left[expert] = seconds
 
     def run(self, seconds: float) -> None:
         """Transfers for so much time."""
-        for flat_id in list(self.seconds_left):
-            done = min(seconds, self.seconds_left[flat_id])
+        for expert in list(self.seconds_left):
+            done = min(seconds, self.seconds_left[expert])
             seconds -= done
-            self.seconds_left[flat_id] -= done
-            if self.seconds_left[flat_id] <= 0:
-                del self.seconds_left[flat_id]
+            self.seconds_left[expert] -= done
+            if self.seconds_left[expert] <= 0:
+                del self.seconds_left[expert]
 
-    def take(self, flat_id: FlatId) -> float:
+    def take(self, expert: FlatId) -> float:
         """Ends a transfer; the seconds that were left of it, 0 for an expert that is not under way."""
-        return self.seconds_left.pop(flat_id, 0.0)
+        return self.seconds_left.pop(expert, 0.0)
 
 
 class _Replay:
@@ -179,12 +179,12 @@ class _Replay:
             self.counts.tokens += len(rows)
             for layer in range(self.trace.layers):
                 experts = rows[:, layer]
-                self._run_layer(layer, np.unique(experts[experts != EMPTY]).astype(np.int64))
+                self._run_layer(layer, np.unique(experts[experts != EMPTY]).tolist())
             if progress:
                 progress(i + 1, len(passes))
         return self.counts
 
-    def _run_layer(self, layer: int, experts: np.ndarray) -> None:
+    def _run_layer(self, layer: int, experts: Sequence[int]) -> None:
         if self.prefetching is None:
             self._count(layer, self.policy.request(layer, experts))
         else:
@@ -202,8 +202,8 @@ class _Replay:
         counts.copied_bytes += (from_ram + from_disk * (copy_seconds > 0)) * size
         counts.read_bytes += from_disk * size
 
-    def _run_layer_with_prefetch(self, cache: WatermarkCache, layer: int, experts: np.ndarray) -> None:
-        requested = (experts + layer * self.trace.num_experts).tolist()
+    def _run_layer_with_prefetch(self, cache: WatermarkCache, layer: int, experts: Sequence[int]) -> None:
+        requested = [flat_id(layer, expert, self.trace.num_experts) for expert in experts]
         self._wait_for(requested)
         before = cache.placement.tier
         limits = (
@@ -217,34 +217,34 @@ class _Replay:
         self.to_device.run(self.compute_seconds)
         self.to_ram.run(self.compute_seconds)
 
-    def _take(self, flat_id: FlatId) -> float:
+    def _take(self, expert: FlatId) -> float:
         """Ends the transfers of an expert; the seconds that were left of them."""
-        return self.to_device.take(flat_id) + self.to_ram.take(flat_id)
+        return self.to_device.take(expert) + self.to_ram.take(expert)
 
     def _wait_for(self, requested: Sequence[FlatId]) -> None:
-        for flat_id in requested:
-            self.counts.prefetch_hits += flat_id in self._unused
-            self._unused.discard(flat_id)
-            seconds_left = self._take(flat_id)
+        for expert in requested:
+            self.counts.prefetch_hits += expert in self._unused
+            self._unused.discard(expert)
+            seconds_left = self._take(expert)
             self.counts.in_flight_waits += seconds_left > 0
             self.counts.stall_seconds += seconds_left
 
     def _cancel(self, leaving: Sequence[FlatId]) -> None:
-        for flat_id in leaving:
-            self.counts.prefetches_wasted += flat_id in self._unused
-            self._unused.discard(flat_id)
-            self._take(flat_id)
+        for expert in leaving:
+            self.counts.prefetches_wasted += expert in self._unused
+            self._unused.discard(expert)
+            self._take(expert)
 
     def _prefetch(self, risen: Prefetched) -> None:
-        for flat_id in risen.to_device:
-            layer, _ = layer_and_expert(flat_id, self.trace.num_experts)
+        for expert in risen.to_device:
+            layer, _ = layer_and_expert(expert, self.trace.num_experts)
             copied = self.copy_seconds_L[layer] > 0
-            self.to_device.start(flat_id, self.copy_seconds_L[layer] or self.read_seconds_L[layer])
+            self.to_device.start(expert, self.copy_seconds_L[layer] or self.read_seconds_L[layer])
             self.counts.copied_bytes += self.trace.expert_bytes[layer] * copied
             self.counts.read_bytes += self.trace.expert_bytes[layer] * (not copied)
-        for flat_id in risen.to_ram:
-            layer, _ = layer_and_expert(flat_id, self.trace.num_experts)
-            self.to_ram.start(flat_id, self.read_seconds_L[layer])
+        for expert in risen.to_ram:
+            layer, _ = layer_and_expert(expert, self.trace.num_experts)
+            self.to_ram.start(expert, self.read_seconds_L[layer])
             self.counts.read_bytes += self.trace.expert_bytes[layer]
         self._unused.update(risen.to_device)
         self.counts.prefetches += len(risen.to_device)

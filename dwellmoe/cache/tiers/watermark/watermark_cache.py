@@ -96,7 +96,7 @@ class WatermarkCache:
         others[list(requested)] = False
         to_device = others & (now == DEVICE) & (before != DEVICE)
         to_ram = (now == RAM) & (before == DISK)
-        return Prefetched(np.flatnonzero(to_device).tolist(), np.flatnonzero(to_ram).tolist())
+        return Prefetched(_flat_ids(to_device), _flat_ids(to_ram))
 
     def _observe(self, layer: int, requested: np.ndarray) -> None:
         used_E = np.zeros(self.experts, np.bool_)
@@ -137,11 +137,15 @@ class WatermarkCache:
         return TransferPlan(
             hits=len(requested) - len(missing),
             load=missing.tolist(),
-            evict=np.flatnonzero(left_device).tolist(),
+            evict=_flat_ids(left_device),
             promote=missing[before[missing] == RAM].tolist(),
-            demote=np.flatnonzero(left_device & (now == RAM)).tolist(),
-            drop=np.flatnonzero((before == RAM) & (now == DISK)).tolist(),
+            demote=_flat_ids(left_device & (now == RAM)),
+            drop=_flat_ids((before == RAM) & (now == DISK)),
         )
+
+
+def _flat_ids(mask_N: np.ndarray) -> list[FlatId]:
+    return [FlatId(each) for each in np.flatnonzero(mask_N).tolist()]
 
 
 def _best(value: np.ndarray, among: np.ndarray, limit: int) -> list[int]:
