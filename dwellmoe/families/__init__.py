@@ -1,7 +1,7 @@
 """The MoE models: where their routers and experts sit, and one architecture that transformers lacks."""
 
 import dwellmoe.families.deepseek_moe  # noqa: F401 - registers the architecture
-from dwellmoe.families.base import MoeFamily, MoeLayer, expert_bytes
+from dwellmoe.families.base import MoeFamily, MoeLayer, expert_bytes, expert_parameters
 from dwellmoe.families.discovery import find_moe_layers, gate_matrix
 from dwellmoe.families.lora_targets import LayerTargets, lora_targets, target_names
 from dwellmoe.families.registry import family_of
@@ -11,6 +11,7 @@ __all__ = [
     "MoeFamily",
     "MoeLayer",
     "expert_bytes",
+    "expert_parameters",
     "family_of",
     "find_moe_layers",
     "gate_matrix",

@@ -78,14 +78,16 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def expert_bytes(model: nn.Module, layer: MoeLayer) -> int:
-    """Bytes of one routed expert of a layer, its biases included, in the type that it is held in.
+def expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Parameter]:
+    """The parameters of a layer's routed experts by name, [E, ...] each, biases included.
 
     Adapters do not count, nor parameters of the experts module that all experts share.
     """
-    weights = unwrap(model.get_submodule(layer.experts)).parameters(recurse=False)
-    return sum(
-        math.prod(shape_of(weight)[1:]) * weight.element_size()
-        for weight in weights
-        if shape_of(weight)[:1] == (layer.num_experts,)
-    )
+    parameters = unwrap(model.get_submodule(layer.experts)).named_parameters(recurse=False)
+    return {name: weight for name, weight in parameters if shape_of(weight)[:1] == (layer.num_experts,)}
+
+
+def expert_bytes(model: nn.Module, layer: MoeLayer) -> int:
+    """Bytes of one routed expert of a layer, its slice of `expert_parameters`, in the type it is held in."""
+    weights = expert_parameters(model, layer).values()
+    return sum(math.prod(shape_of(weight)[1:]) * weight.element_size() for weight in weights)

@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 )
 
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer
+from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.offload.io.shards import DTYPES, Shards, StoredTensor
 
 CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
@@ -84,7 +84,7 @@ def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards)
     sources = _sources(model, shards)
     parts, pieces, sizes = [], [], []
     for layer in layers:
-        wanted = {name: tuple(weight.shape) for name, weight in _weights(model, layer)}
+        wanted = {name: tuple(weight.shape) for name, weight in expert_parameters(model, layer).items()}
         found = {name: _checked(sources, f"{layer.experts}.{name}", wanted[name]) for name in wanted}
         order = sorted(found, key=lambda name: found[name].tensors[0][0][:2])
         layout = _layout(order, wanted, found)
@@ -92,13 +92,6 @@ def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards)
         sizes.append(sum(part.nbytes for part in layout))
         pieces += [_pieces(layout, found, expert) for expert in range(layer.num_experts)]
     return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes))
-
-
-def _weights(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Parameter]]:
-    """The routed experts' own parameters; one that all experts share has no slice an expert."""
-    for name, weight in model.get_submodule(layer.experts).named_parameters(recurse=False):
-        if weight.ndim > 1 and weight.shape[0] == layer.num_experts:
-            yield name, weight
 
 
 def _sources(model: Any, shards: Shards) -> dict[str, _Source]:

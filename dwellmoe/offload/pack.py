@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer
+from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.files import replacing
 from dwellmoe.offload.expert_weights import ExpertWeights, Part, Piece, locate_experts
 from dwellmoe.offload.io.memory import HostMemory, pages
@@ -111,7 +111,6 @@ def _check_parts(
     model: nn.Module, layers: Sequence[MoeLayer], parts: tuple[tuple[Part, ...], ...], folder: Path
 ) -> None:
     for layer, found in zip(layers, parts, strict=True):
-        experts = dict(model.get_submodule(layer.experts).named_parameters(recurse=False))
-        wanted = {name: tuple(weight.shape[1:]) for name, weight in experts.items() if weight.ndim > 1}
+        wanted = {name: tuple(weight.shape[1:]) for name, weight in expert_parameters(model, layer).items()}
         if {part.name: part.shape for part in found} != wanted:
             raise UserError(f"{folder}: packed experts of MoE layer {layer.index} do not fit the model")

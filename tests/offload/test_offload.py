@@ -1,5 +1,7 @@
 """`offload(path)`: one call gives a model that generates as transformers' own does."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.offload.workbench import checkpoint, prompt, resident
 
 @pytest.mark.parametrize("options", [{}, {"budget": "3", "policy": "lfu", "ram_budget": "50%"}])
 def test_the_tokens_are_those_of_transformers(options):
-    model = offload(checkpoint("olmoe"), device="cpu", **options)
+    model: Any = offload(checkpoint("olmoe"), device="cpu", **options)
     engine = engine_of(model)
     assert engine
     with engine:
@@ -23,7 +25,7 @@ def test_the_tokens_are_those_of_transformers(options):
 
 
 def test_counts_begin_anew_and_caches_with_reset_alone():
-    model = offload(checkpoint("olmoe"), device="cpu")
+    model: Any = offload(checkpoint("olmoe"), device="cpu")
     engine = engine_of(model)
     assert engine
     with engine:
@@ -37,7 +39,7 @@ def test_counts_begin_anew_and_caches_with_reset_alone():
 
 
 def test_the_type_to_compute_in():
-    model = offload(checkpoint("olmoe"), dtype="bfloat16", device="cpu")
+    model: Any = offload(checkpoint("olmoe"), dtype="bfloat16", device="cpu")
     engine = engine_of(model)
     assert engine and model.dtype == torch.bfloat16
     engine.close()
@@ -50,5 +52,5 @@ def test_a_missing_folder_is_named(name):
 
 
 def test_an_unknown_option_is_named_with_the_choices():
-    with pytest.raises(UserError, match="'ram'.*ram_budget"):
+    with pytest.raises(UserError, match=r"'ram'.*ram_budget"):
         offload(checkpoint("olmoe"), ram="50%")
