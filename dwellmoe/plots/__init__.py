@@ -1,1 +1,1 @@
-"""One file a figure; each draws what it is told, computes no result and imports no torch."""
+"""The figures, one file each: a `draw` function from rows of results to a matplotlib figure; no torch."""

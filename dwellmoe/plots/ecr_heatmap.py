@@ -1,4 +1,4 @@
-"""Draws ECR a layer over training, as a heat map; knows nothing of where the numbers come from."""
+"""Figure: the ECR of each layer over training, as a heat map."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def draw(steps: Sequence[int], ecr_of_layer: Sequence[np.ndarray], layer_ids: Sequence[int]) -> Figure:
-    """A figure of `ecr_of_layer` [steps, L] in [0, 1]: time to the right, layers upwards."""
+    """`ecr_of_layer`: [steps, L] in [0, 1]; steps run to the right, layers upwards."""
     figure = Figure(figsize=(7, 0.3 * len(layer_ids) + 1.6), layout="constrained")
     axes = figure.subplots()
     columns = list(zip(*ecr_of_layer, strict=True))

@@ -1,4 +1,4 @@
-"""Draws the expert consistency rate of each layer, a panel a phase and a line a variant; measures nothing."""
+"""Figure: the expert consistency rate of each layer, a panel a phase and a line a variant."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def draw(rows: Sequence[dict]) -> Figure:
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     figure, axes = new_figure(1, len(phases), width=4.6 * max(2, len(phases)), height=3.8)
     for panel, phase in zip(axes, phases, strict=True):
-        for place, row in enumerate(row for row in rows if row["phase"] == phase):
-            _line(panel, row, colour_of(row["variant"], place))
+        for i, row in enumerate(row for row in rows if row["phase"] == phase):
+            _line(panel, row, colour_of(row["variant"], i))
         panel.axhline(
             rows[0]["chance_ecr"], color="#b4bac2", linestyle=":", linewidth=1.2, label="chance, K / E"
         )

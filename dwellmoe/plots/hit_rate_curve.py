@@ -1,4 +1,4 @@
-"""Draws hit rate against capacity, a panel a policy and a line a variant; simulates nothing."""
+"""Figure: hit rate against capacity, a panel a policy and a line a variant."""
 
 from collections.abc import Sequence
 
@@ -26,11 +26,11 @@ def draw(rows: Sequence[dict]) -> Figure:
 
 def _panel(axes: Axes, rows: Sequence[dict]) -> None:
     variants = list(dict.fromkeys(row.get("variant", "trace") for row in rows))
-    for place, variant in enumerate(variants):
+    for i, variant in enumerate(variants):
         line = [row for row in rows if row.get("variant", "trace") == variant]
         percent = [row["capacity_percent"] for row in line]
         rates = [row["hit_rate"] for row in line]
-        axes.plot(percent, rates, color=colour_of(variant, place), linewidth=1.8, label=variant)
+        axes.plot(percent, rates, color=colour_of(variant, i), linewidth=1.8, label=variant)
     axes.plot([0, 100], [0, 1], color="#b4bac2", linestyle=":", linewidth=1.2, label="random routing")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.02)

@@ -1,4 +1,4 @@
-"""Draws decoding speed against memory on a named device; is told the points, knows no device."""
+"""Figure: decoding speed against memory on a device, a line a variant and policy."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ def draw(curves: Mapping[tuple[str, str], Sequence[tuple[float, float]]], device
     policies = list(dict.fromkeys(policy for _, policy in curves))
     styles = dict(zip(policies, ("-", "--", ":", "-.") * len(policies), strict=False))
     scale, unit = _unit(max(size for points in curves.values() for size, _ in points))
-    for place, ((variant, policy), points) in enumerate(curves.items()):
+    for i, ((variant, policy), points) in enumerate(curves.items()):
         sizes, speeds = zip(*sorted(points), strict=True)
-        look = {"color": colour_of(variant, place), "linestyle": styles[policy], "linewidth": 1.8}
-        axes.plot([size / scale for size in sizes], speeds, label=f"{variant}, {policy}", **look)
+        style = {"color": colour_of(variant, i), "linestyle": styles[policy], "linewidth": 1.8}
+        axes.plot([size / scale for size in sizes], speeds, label=f"{variant}, {policy}", **style)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, frameon=False)
     label(axes, device, f"memory for weights, {unit}", "decoded tokens a second")

@@ -1,4 +1,4 @@
-"""Draws what every method buys, quality against bytes missed a token, a panel a budget; measures nothing."""
+"""Figure: perplexity against bytes missed a token for every method, a panel a budget."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from dwellmoe.plots.style import SPARE_COLOURS, label, new_figure, note
 
 METHODS = ("eviction policy", "re-routing", "training", "training and re-routing")
-_LOOKS = {method: (SPARE_COLOURS[place], "osD^"[place]) for place, method in enumerate(METHODS)}
+_LOOKS = dict(zip(METHODS, zip(SPARE_COLOURS, "osD^", strict=False), strict=True))
 
 
 def draw(points: Sequence[dict], about: str) -> Figure:
-    """`points`: of each measurement `method` (one of METHODS), `name`, `budget_percent`, `perplexity` and
-    `miss_bytes_per_token`. The first of a budget is what the others are compared with.
+    """`points`: rows with `method` (one of METHODS), `name`, `budget_percent`, `perplexity` and
+    `miss_bytes_per_token`. A grey line marks the perplexity of the first point of each budget.
     """
     budgets = sorted({point["budget_percent"] for point in points})
     figure, axes = new_figure(1, len(budgets), width=4.2 * len(budgets), height=4.4)

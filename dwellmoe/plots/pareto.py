@@ -1,8 +1,9 @@
-"""Draws perplexity against bytes fetched a token, a panel a budget, a line an objective; trains nothing."""
+"""Figure: perplexity against bytes fetched a token, a panel a budget and a line an objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,10 +22,6 @@ class Spread:
     value: float
     low: float
     high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], intervals: Sequence[Sequence[float]]) -> "Spread":
-        return cls(mean(values), min(low for low, _ in intervals), max(high for _, high in intervals))
 
 
 @dataclass(frozen=True)
@@ -47,68 +44,101 @@ class FrontPoint:
 
 
 def fronts(records: Sequence[dict], methods: Sequence[dict] = ()) -> list[FrontPoint]:
-    """The records of a sweep, joined over seeds, and the reference model beside them.
+    """The records of a sweep, joined over seeds, and the base model.
 
-    `methods`: points of benchmarks/methods.py, of which those under re-routing are taken, joined by setting.
+    `methods`: points of `benchmarks/methods.py`; those with re-routing are added, joined by setting.
     """
-    groups: dict[tuple[str, str, float], list[_Measured]] = {}
+    groups: dict[_Key, list[_Measured]] = {}
     several_scopes = len({record["scope"] for record in records}) > 1
     for record in records:
         scope = record["scope"] if several_scopes else ""
         tuned, base = (_fetched(record["variants"][each]) for each in ("tuned", "base"))
-        ratio = record["comparison"]["perplexity_ratio"]
-        interval = record["comparison"]["perplexity_ratio_ci95"]
+        comparison = record["comparison"]
+        perplexity = _Value(comparison["perplexity_ratio"], comparison["perplexity_ratio_ci95"])
         if record["compared_with"] == "base":
-            inverse = (1 / ratio, [1 / interval[1], 1 / interval[0]])
-            groups.setdefault(("base", "", 0.0), []).append((*inverse, base))
-            ratio, interval = 1.0, [1.0, 1.0]
-        point = record["objective"], scope, record["weight"]
-        groups.setdefault(point, []).append((ratio, interval, tuned))
-    found = [_joined(*point, measured) for point, measured in sorted(groups.items())]
+            groups.setdefault(_Key("base", "", 0.0), []).append(_Measured(perplexity.inverse, base))
+            perplexity = _Value(1.0, [1.0, 1.0])
+        key = _Key(record["objective"], scope, record["weight"])
+        groups.setdefault(key, []).append(_Measured(perplexity, tuned))
+    found = [_joined(key, measured) for key, measured in sorted(groups.items())]
     return found + _rerouted(methods)
 
 
-_Measured = tuple[float, Sequence[float], dict[float, tuple[float, Sequence[float]]]]
-"""Perplexity ratio, its interval, and bytes fetched with theirs by budget."""
+class _Key(NamedTuple):
+    objective: str
+    scope: str
+    weight: float
 
 
-def _fetched(variant: dict) -> dict[float, tuple[float, Sequence[float]]]:
+class _Value(NamedTuple):
+    """A number and its 95 % interval."""
+
+    value: float
+    ci95: Sequence[float]
+
+    @property
+    def inverse(self) -> "_Value":
+        return _Value(1 / self.value, [1 / self.ci95[1], 1 / self.ci95[0]])
+
+
+class _Measured(NamedTuple):
+    """One seed: the perplexity ratio, and the bytes fetched by budget in percent."""
+
+    perplexity: _Value
+    fetched: dict[float, _Value]
+
+
+def _fetched(variant: dict) -> dict[float, _Value]:
     return {
-        row["budget_percent"]: (row["miss_bytes_per_token"], row["miss_bytes_per_token_ci95"])
+        row["budget_percent"]: _Value(row["miss_bytes_per_token"], row["miss_bytes_per_token_ci95"])
         for row in variant["budgets"]
     }
 
 
 def _rerouted(methods: Sequence[dict]) -> list[FrontPoint]:
-    """A point a method, strategy and budget: here quality depends on the budget as well."""
+    """A point a method, strategy and budget: with re-routing, quality depends on the budget as well."""
     groups: dict[tuple[str, str, float], list[_Measured]] = {}
     for point in methods:
         if "re-routing" in point["method"]:
-            budget, missed = point["budget_percent"], point["miss_bytes_per_token"]
+            budget = point["budget_percent"]
+            missed = point["miss_bytes_per_token"]
             ends = [missed * end / point["misses_ratio"] for end in point["misses_ratio_ci95"]]
-            fetched: dict[float, tuple[float, Sequence[float]]] = {budget: (missed, ends)}
-            measured = point["perplexity_ratio"], point["perplexity_ratio_ci95"], fetched
+            perplexity = _Value(point["perplexity_ratio"], point["perplexity_ratio_ci95"])
+            measured = _Measured(perplexity, {budget: _Value(missed, ends)})
             groups.setdefault((point["method"], point["strategy"], budget), []).append(measured)
     return [
-        _joined(method, "", float(place), groups[method, strategy, budget])
-        for place, (method, strategy, budget) in enumerate(sorted(groups))
+        _joined(_Key(key[0], "", weight=float(i)), measured)
+        for i, (key, measured) in enumerate(sorted(groups.items(), key=lambda group: group[0]))
     ]
 
 
-def _joined(objective: str, scope: str, weight: float, measured: Sequence[_Measured]) -> FrontPoint:
-    ratios, intervals, fetched = zip(*measured, strict=True)
-    by_budget = {
-        budget: Spread.of(*zip(*(each[budget] for each in fetched), strict=True)) for budget in fetched[0]
-    }
-    return FrontPoint(objective, scope, weight, len(measured), Spread.of(ratios, intervals), by_budget)
+def _joined(key: _Key, measured: Sequence[_Measured]) -> FrontPoint:
+    """The point of all seeds."""
+    budgets = measured[0].fetched
+    return FrontPoint(
+        objective=key.objective,
+        scope=key.scope,
+        weight=key.weight,
+        seeds=len(measured),
+        perplexity=_spread([each.perplexity for each in measured]),
+        fetched={budget: _spread([each.fetched[budget] for each in measured]) for budget in budgets},
+    )
+
+
+def _spread(values: Sequence[_Value]) -> Spread:
+    return Spread(
+        value=mean(each.value for each in values),
+        low=min(each.ci95[0] for each in values),
+        high=max(each.ci95[1] for each in values),
+    )
 
 
 def worse_than(points: Sequence[FrontPoint], chosen: str) -> list[str]:
-    """Where another objective of the same scope beats the front of `chosen` beyond the intervals: a line
-    each. Raises UserError where `chosen` has no point.
+    """One line for each point of another objective that beats the front of `chosen` of the same scope.
 
-    A point beats the front, drawn straight from the control over the weights of `chosen`, where the lower
-    end of the front's perplexity is above the upper end of the point's, at the most the point may fetch.
+    The front runs in straight lines from the control through the weights of `chosen`. A point beats it where,
+    at the upper end of the bytes the point fetches, the lower end of the front's perplexity is above the
+    upper end of the point's. Raises UserError where `chosen` has no point.
     """
     scopes = dict.fromkeys(point.scope for point in points if point.objective == chosen)
     if not scopes:
@@ -132,7 +162,7 @@ def _worse_in_scope(points: Sequence[FrontPoint], chosen: str, scope: str) -> li
 
 
 def line(point: FrontPoint) -> str:
-    """One point in words."""
+    """One point as a line of text."""
     fetched = ", ".join(f"{each.value / MB:.3f} MB at {budget:g} %" for budget, each in point.fetched.items())
     quality = point.perplexity
     return (
@@ -163,15 +193,16 @@ def draw(points: Sequence[FrontPoint]) -> Figure:
 
 
 def _panel(axes: Axes, points: Sequence[FrontPoint], percent: float) -> None:
-    for place, name in enumerate(dict.fromkeys(point.label for point in points)):
+    for i, name in enumerate(dict.fromkeys(point.label for point in points)):
         line = [point for point in points if point.label == name]
-        x, y = [point.fetched[percent] for point in line], [point.perplexity for point in line]
+        x = [point.fetched[percent] for point in line]
+        y = [point.perplexity for point in line]
         axes.errorbar(
             [each.value / MB for each in x],
             [each.value for each in y],
             xerr=_arms(x, MB),
             yerr=_arms(y, 1.0),
-            color=colour_of(name, place),
+            color=colour_of(name, i),
             marker="o",
             markersize=4,
             linewidth=1.4,

@@ -1,4 +1,4 @@
-"""Draws how soon experts come back, and what recency covers against a fixed hot set; computes nothing."""
+"""Figure: how soon experts are used again, and what recently used experts cover against a fixed hot set."""
 
 from collections.abc import Mapping
 
@@ -23,5 +23,5 @@ def draw(reuse: Mapping, phase: str) -> Figure:
     coverage.set_ylim(0, 1)
     coverage.legend(fontsize=9, frameon=False, loc="lower right")
     label(coverage, f"method: {reuse['method']}", "size, % of a layer's experts", "share of uses covered")
-    note(figure, f"phase {phase}; the hot set is chosen afterwards, an upper bound")
+    note(figure, f"phase {phase}; the hot set is chosen with the whole trace known, an upper bound")
     return figure

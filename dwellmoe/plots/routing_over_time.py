@@ -1,4 +1,4 @@
-"""Draws which experts one layer used token by token, a panel a variant; reads recorded routing only.
+"""Figure: the experts that one layer chose token by token, a panel a variant.
 
 Letters: T tokens, K chosen experts a token.
 """

@@ -1,4 +1,4 @@
-"""Knows the look all figures share and how one reaches its file; does not know what is drawn."""
+"""The common look of all figures, and how they are saved."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ DOTS_PER_INCH = 130
 _GRID = {"color": "#e3e6ea", "linewidth": 0.8}
 
 
-def colour_of(variant: str, place: int = 0) -> str:
-    """A variant's colour; any other line gets one by its place."""
-    return VARIANT_COLOURS.get(variant, SPARE_COLOURS[place % len(SPARE_COLOURS)])
+def colour_of(variant: str, index: int = 0) -> str:
+    """The colour of a variant; any other line gets one by its index."""
+    return VARIANT_COLOURS.get(variant, SPARE_COLOURS[index % len(SPARE_COLOURS)])
 
 
 def new_figure(

@@ -1,4 +1,4 @@
-"""The fronts of a sweep: seeds joined, intervals spanned, and who beats whom."""
+"""The fronts of a sweep: seeds joined, intervals spanned, and which objective beats which."""
 
 from typing import Any
 
