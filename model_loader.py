@@ -1,4 +1,4 @@
-"""The models of the application: the one that is evaluated, the one that was trained, and the merged one."""
+"""The models of the application: for evaluation, whole after training, saved with its adapter merged."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from trainer import LocalityTrainer
 
 
 def load_evaluated_model(options: Options) -> EvaluatedModel:
-    """The model with all adapters on it, and its tokenizer. Raises UserError."""
+    """The model of the options with all its adapters, and its tokenizer. Raises UserError."""
     tokenizer = load_tokenizer(options.model)
     engine = options.engine
     model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
-    name = Path(options.model.model_name).name
-    find_moe_layers(model, options.model.moe_module_name)
+    find_moe_layers(model, options.model.moe_module_name)  # refuses a wrong name early
     if options.adapters:
         model = load_adapters(model, options.adapters)
+    name = Path(options.model.model_name).name
     return EvaluatedModel(model.eval(), tokenizer, find_moe_layers(model), name)
 
 
 def trained_model(run: Run, trainer: LocalityTrainer):
-    """The trained model whole on this rank; of ZeRO-3, which keeps only shards, loaded anew."""
+    """The whole trained model on this rank; under ZeRO-3, which keeps only shards, loaded from its files."""
     if not is_deepspeed_zero3_enabled():
         return trainer.accelerator.unwrap_model(trainer.model)
     unset_hf_deepspeed_config()
@@ -35,8 +35,8 @@ def trained_model(run: Run, trainer: LocalityTrainer):
 
 
 def save_merged(model, tokenizer, folder: Path) -> None:
-    """Writes the model with its adapter folded into the weights, as an ordinary checkpoint; whole or not at
-    all.
+    """Writes the model with its adapter merged into the weights, as an ordinary checkpoint; the folder
+    appears complete or not at all.
     """
     merged = model.merge_and_unload()
     with replacing_path(folder) as beside:

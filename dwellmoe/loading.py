@@ -1,4 +1,4 @@
-"""Loads a checkpoint and its adapters, and checks that what was loaded is what was named."""
+"""Loads a checkpoint, its tokenizer and its adapters, and checks that every weight was found."""
 
 import os
 import warnings
@@ -24,15 +24,17 @@ from dwellmoe.offload import (
     take_expert_adapters,
     weightless_experts,
 )
+from dwellmoe.offload.io.shards import check_folder
 
 BASE = "base"
 """The variant without adapters."""
-ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_tokenizer(settings: ModelSettings):
-    """The checkpoint's tokenizer, with a padding token. Raises UserError."""
-    _check_folder(settings.model_name)
+    """The checkpoint's tokenizer, with a padding token. Raises UserError where there is none."""
+    check_folder(settings.model_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             settings.model_name, trust_remote_code=settings.trust_remote_code
@@ -47,65 +49,58 @@ def load_tokenizer(settings: ModelSettings):
 
 
 def load_model(settings: ModelSettings) -> PreTrainedModel:
-    """The checkpoint's causal language model, every weight of it from the file.
+    """The checkpoint's causal language model, with every weight read from its files.
 
-    Raises UserError for a missing, truncated or foreign checkpoint and for one that needs code of its own.
+    Raises UserError for a checkpoint that is missing, truncated, does not fit its configuration, or needs
+    code of its own.
     """
-    _check_folder(settings.model_name)
+    check_folder(settings.model_name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.model_name,
             dtype=_dtype(settings.dtype),
             trust_remote_code=settings.trust_remote_code,
             experts_implementation=settings.experts_implementation,
-            ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which
+            ignore_mismatched_sizes=True,  # `_check_loaded` refuses them and names the tensor
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
-    model, loading = loaded
-    _check_loaded(settings.model_name, loading)
+    model, loading_info = loaded
+    _check_loaded(settings.model_name, loading_info)
     if torch.cuda.is_available() and not _is_sharded(model):
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return model
 
 
 def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:
-    """The same model with its routed experts in a cache over the checkpoint.
+    """The same model with its routed experts in a cache over the checkpoint's files.
 
-    Close its engine in the end: `offload.engine_of` finds it. With dtype `auto` it has the checkpoint's type,
-    on a CPU too. Raises UserError.
+    `engine_of(model)` is the engine; close it when done. The dtype `auto` is the checkpoint's own here, on a
+    CPU too. Raises UserError.
     """
-    _check_folder(settings.model_name)
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return load_with_cache(settings.model_name, engine, dtype, device)[0]
 
 
-def _check_folder(name: str) -> None:
-    """UserError for a path without a folder; a name on the hub has at most one slash, and no dot in front."""
-    looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
-    if looks_local and not Path(name).is_dir():
-        raise UserError(f"no model folder at '{name}'")
-
-
 def _dtype(name: str) -> str | torch.dtype:
-    """A CPU computes bfloat16 far slower than float32, so `auto` widens there."""
+    """`auto` is float32 on a CPU, which computes bfloat16 far slower."""
     if name == "auto":
         return "auto" if torch.cuda.is_available() else torch.float32
     return getattr(torch, name)
 
 
-def _check_loaded(name: str, loading: dict[str, Any]) -> None:
-    """Weights that the file lacks, or that have another shape, would silently be random."""
+def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
+    """Raises UserError for weights that the files lack or that have another shape: they would be random."""
     misfit = f"checkpoint '{name}' does not fit its configuration:"
-    wrong: list[Any] = sorted(loading.get("mismatched_keys") or ())
+    wrong: list[Any] = sorted(loading_info.get("mismatched_keys") or ())
     if wrong:
         key, in_file, expected = wrong[0]
         shapes = f"{key} is {list(in_file)} in the file, {list(expected)} by the configuration"
         raise UserError(f"{misfit} {shapes}; {len(wrong)} tensors in all")
     for fault in ("missing_keys", "error_msgs"):
-        if found := loading.get(fault):
+        if found := loading_info.get(fault):
             raise UserError(f"{misfit} {fault} {len(found)}, first: {min(map(str, found))}")
 
 
@@ -131,7 +126,7 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel
         _check_all_found(path, found)
         if engine:
             take_expert_adapters(wrapped, layers, engine.adapters)
-    assert wrapped is not None, "no adapter was named"
+    assert wrapped is not None, "no adapter was given"
     return wrapped.eval()
 
 
@@ -140,20 +135,15 @@ def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> Abstrac
 
 
 def _adapter_config(path: str) -> PeftConfig:
-    """The configuration in a folder that holds a readable adapter. Raises UserError."""
+    """The configuration of the adapter in a folder. Raises UserError where there is no readable one."""
     folder = Path(path)
     if not folder.is_dir():
-        near = (
-            sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
-            if folder.parent.is_dir()
-            else []
-        )
-        raise UserError(
-            f"no adapter folder at '{path}'" + (f": choose from {', '.join(near)}" if near else "")
-        )
+        near = sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
+        choices = f": choose from {', '.join(near)}" if near else ""
+        raise UserError(f"no adapter folder at '{path}'{choices}")
     for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
         if not (folder / file).exists():
-            raise UserError(f"'{path}' holds no adapter: {file} is missing")
+            raise UserError(f"no adapter in '{path}': {file} is missing")
     file = ADAPTER_WEIGHTS
     try:
         with safe_open(folder / file, "pt"):
@@ -164,10 +154,10 @@ def _adapter_config(path: str) -> PeftConfig:
 
 
 def _check_all_found(path: str, found: Any) -> None:
-    """Tensors that one side lacks would silently have no effect."""
+    """Raises UserError for tensors that adapter or model lack: they would have no effect."""
     for keys, fault in (
         (found.missing_keys, "lacks"),
-        (found.unexpected_keys, "is of another model: it holds"),
+        (found.unexpected_keys, "is of another model: it has"),
     ):
         if keys:
             raise UserError(f"adapter '{path}' {fault} {sorted(keys)[0]}, {len(keys)} tensors in all")
@@ -175,7 +165,7 @@ def _check_all_found(path: str, found: Any) -> None:
 
 @contextmanager
 def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    """Within the block the model is its reference model (`base`) or has the adapter of that name on."""
+    """Within the block the adapter of that name is on, or none for `base`."""
     if engine := engine_of(model):
         engine.use_adapter(None if name == BASE else name)
     if name == BASE and isinstance(model, PeftModel):

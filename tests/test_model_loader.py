@@ -1,4 +1,4 @@
-"""What is told of a checkpoint that cannot be loaded, and of an adapter that cannot be put on the model."""
+"""Errors for a checkpoint that cannot be loaded, and for an adapter that does not fit the model."""
 
 import json
 
@@ -48,7 +48,7 @@ def foreign(tensors):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (cut, f"{ADAPTER_WEIGHTS}' cannot be read"),
         (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), f"{ADAPTER_WEIGHTS} is missing"),
@@ -56,12 +56,12 @@ def foreign(tensors):
         (of_rank_4, r"q_proj.*shape torch.Size\(\[2, 32\]\).*torch.Size\(\[4, 32\]\)"),
         (without("layers.1.self_attn"), r"lacks .*layers.1.self_attn.q_proj.lora_A.*, 2 tensors"),
         (without("gate"), r"lacks .*gate"),
-        (edited(foreign), "of another model: it holds base_model.model.other"),
+        (edited(foreign), "of another model: it has base_model.model.other"),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(adapter, spoil, told):
+def test_what_is_wrong_is_named_in_one_line(adapter, spoil, message):
     spoil(adapter)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_adapters(tiny_model("olmoe"), {"tuned": str(adapter)})
     assert "\n" not in str(error.value)
 
@@ -73,17 +73,17 @@ def test_a_checkpoint_without_tokenizer_files_has_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "told"),
+    ("field", "message"),
     [
         ("num_experts", r"is \[8, .* in the file, \[16, .* by the configuration"),
         ("num_hidden_layers", "missing"),
     ],
 )
-def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, told):
+def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, message):
     tiny_model("olmoe").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {field: 16}))
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_model(ModelSettings(model_name=str(tmp_path)))
     assert "\n" not in str(error.value)
 
