@@ -95,7 +95,7 @@ def _value_at(raw: Any, path: str) -> Any:
 def with_options(fields: dict[str, Any]) -> dict[str, Any]:
     """Adds to a multiple-choice record the fields options, option_numbers, choice, letter and number.
 
-    UserError if `choices` is no list (a JSON list inside a CSV cell is read), or `gold` none of its positions.
+    UserError if `choices` is no list (a JSON list in a CSV cell is read), or `gold` none of its positions.
     """
     if "choices" not in fields:
         return fields

@@ -3,8 +3,10 @@
 Letters: B texts of a batch, T tokens of a text (padding included).
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,10 +57,11 @@ def record(
                     input_ids=ids_BT.to(model.device),
                     attention_mask=valid_BT.to(model.device),
                     use_cache=False,
+                    **_few_logits(model),
                 )
             recorder.add(requests, valid_BT, _decoded(ids_BT, tokenizer), ids_BT)
     trace = recorder.trace(
-        model=getattr(config_of(model), "name_or_path", ""),
+        model=Path(getattr(config_of(model), "name_or_path", "")).name,
         source="teacher_forced",
         expert_bytes=[expert_bytes(model, layer) for layer in layers],
     )
@@ -76,6 +79,13 @@ def _encode(tokenizer: Any, texts: Iterable[str], max_tokens: int | None) -> lis
         if not row:
             raise UserError(f"record: texts[{request}] has no tokens: {texts[request]!r:.40}")
     return rows
+
+
+def _few_logits(model: Any) -> dict[str, int]:
+    """Has the model compute the last token's logits alone, if it can: all of them may not fit into memory."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    accepted = inspect.signature(inner.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """`record` against the evaluation's own recording and against texts that run alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from dwellmoe.cache.trace import DECODE, PREFILL
@@ -68,11 +71,23 @@ def test_it_describes_the_model_and_leaves_it_as_it_was(model):
     assert model.training
     model.eval()
     layers = find_moe_layers(model)
-    assert trace.model == model.config.name_or_path
+    assert trace.model == Path(model.config.name_or_path).name
     assert trace.source == "teacher_forced"
     assert trace.expert_bytes == tuple(expert_bytes(model, layer) for layer in layers)
     assert trace.layer_ids == tuple(layer.layer_id for layer in layers)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_an_adapter_takes_part(model):
+    wrapped = get_peft_model(
+        tiny_model("olmoe", vocab_size=len(WORDS)),
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
+    found, base = record(wrapped, word_tokenizer(), TEXTS), record(model, word_tokenizer(), TEXTS)
+    assert found.experts.shape == base.experts.shape
+    assert not np.array_equal(found.experts, base.experts)
+    with wrapped.disable_adapter():
+        assert np.array_equal(record(wrapped, word_tokenizer(), TEXTS).experts, base.experts)
 
 
 def test_a_longer_text_is_cut(model):
