@@ -32,8 +32,9 @@ def recipe(tmp_path):
     """Writes the recipe of a section into the test's folder, where commands run."""
 
     def write(title: str) -> str:
-        (tmp_path / "my_file.py").write_text(RECIPES[title], encoding="utf-8")
-        return "my_file.py"
+        name = f"my_{title.split()[-1].lower()}.py"
+        (tmp_path / name).write_text(RECIPES[title], encoding="utf-8")
+        return name
 
     return write
 
@@ -109,31 +110,14 @@ def test_locality_objective(run_command, recipe, tiny_checkpoint, sentences, tmp
 
 
 @pytest.mark.slow
-def test_routing_strategy(run_command, recipe, tiny_checkpoint):
-    options = ("--routing_strategy", "stay:bonus=5", "--expert_budget", "50%")
-    found = _answer(run_command, tiny_checkpoint, *options, "--plugin", recipe("Routing strategy"))
+def test_routing_strategy_and_predictor(run_command, recipe, tiny_checkpoint):
+    plugins = ("--plugin", recipe("Routing strategy"), "--plugin", recipe("Predictor"))
+    asked = ("--input", "w1 w2 w3", "--max_new_tokens", "6", "--policies", "lru", "--json", "-")
+    engine = ("--expert_budget", "50%", "--prefetch_predictor", "shares:memory=0.9", "--io", "buffered")
+    rerouting = ("--routing_strategy", "stay:bonus=5", "--reroute_live", "True")
+    command = ("python", ROOT / "inference.py", "--model_name", tiny_checkpoint, "--use_lora", "False")
+    found = json.loads(_succeeded(run_command(*command, *asked, *engine, *rerouting, *plugins)))
     assert found["rerouting"]["strategy"] == "stay:bonus=5"
-
-
-@pytest.mark.slow
-def test_predictor(run_command, recipe, tiny_checkpoint):
-    options = ("--expert_budget", "50%", "--prefetch_predictor", "shares:memory=0.9", "--io", "buffered")
-    _answer(run_command, tiny_checkpoint, *options, "--plugin", recipe("Predictor"))
-
-
-def _answer(run_command, checkpoint: Path, *options: str) -> dict:
-    given = (
-        "--model_name",
-        checkpoint,
-        "--use_lora",
-        "False",
-        "--input",
-        "w1 w2 w3",
-        "--max_new_tokens",
-        "6",
-    )
-    process = run_command("python", ROOT / "inference.py", *given, "--json", "-", *options)
-    return json.loads(_succeeded(process))
 
 
 @pytest.mark.slow
