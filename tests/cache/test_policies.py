@@ -132,3 +132,9 @@ def test_random_evicts_uniformly():
         for expert in cache.request(0, [step % 8, (step + 3) % 8]).evict:
             evicted[expert] += 1
     assert evicted.min() > 0.7 * evicted.mean()
+
+
+def test_a_request_wider_than_the_cache_is_refused():
+    trace = random_trace(2, steps=400, batch_step=(np.arange(400) // 8).astype(np.int32))
+    with pytest.raises(UserError, match="layer 0, pass 0"):
+        replay(trace, "lru", 7, scope="global")

@@ -13,7 +13,6 @@ class Lru(NamedTuple):
 
     lookahead = "none"
     is_stack_algorithm = True
-    FORGETS = True
 
     @classmethod
     def allocate(cls, shape: Shape):
