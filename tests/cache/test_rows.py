@@ -57,7 +57,7 @@ def test_one_request_has_no_interval_and_many_are_bundled(monkeypatch):
     alone = replay(as_decode(TRACE, TRACE.request == 0), "lru", 5)
     assert alone.hit_rate_ci95 is None and alone.layer_hit_rate_ci95 is None
     whole = replay(TRACE, "lru", 5)
-    monkeypatch.setattr(sweep, "MOST_APART", 2)
+    monkeypatch.setattr(sweep, "MOST_GROUPS", 2)
     bundled = replay(TRACE, "lru", 5)
     assert bundled.hit_rate_ci95 != whole.hit_rate_ci95
     assert all(getattr(bundled, rate) == getattr(whole, rate) for rate in RATES)

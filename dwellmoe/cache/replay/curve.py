@@ -13,7 +13,7 @@ from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.replay import CacheRun
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.stack import StackRun, is_stack
-from dwellmoe.cache.replay.sweep import Lanes, lanes_of, sweep
+from dwellmoe.cache.replay.sweep import ReplayInputs, replay_inputs, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -27,32 +27,33 @@ def curve(
     *,
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
-    **convention: str,
+    **setup: str,
 ) -> list[HitRateRow]:
     """One hit-rate row for each policy and capacity, each equal to the `replay` at that capacity.
 
-    Without `capacities`: each from the least that can hold every request (1 with sequential access) to E with
-    scope "layer", the multiples of E among them with scope "global". Capacities in slots or percent. One pass
-    serves all capacities of a stack policy; the others run a cache for each, all in the same pass over the
-    trace. `resamples` of the requests are behind each interval. `convention` are fields of `CacheSetup`.
-    UserError as for `replay`.
+    capacities  slots or percent. None: every capacity that holds the largest request (1 with sequential
+                access), up to E; with scope "global" the multiples of E among them
+    resamples   bootstrap resamples behind each interval; 0: no intervals
+    setup       fields of `CacheSetup`
+    One pass over the trace serves all capacities of a stack policy; other policies run a cache for each
+    capacity in that pass. UserError as for `replay`.
     """
-    lanes = lanes_of(trace, CacheSetup(**convention), by_request=True)
+    inputs = replay_inputs(trace, CacheSetup(**setup), by_request=True)
     if not policies:
         raise UserError("curve: name at least one policy")
-    slots = _slots(lanes, capacities)
-    budgets = [budget_of(trace, lanes.convention.scope, size) for size in slots]
-    runs = {spec: _runs(spec, lanes, slots, budgets) for spec in policies}
-    sweep(lanes, [run for found in runs.values() for run in found], progress)
+    slots = _slots(inputs, capacities)
+    budgets = [budget_of(trace, inputs.setup.scope, size) for size in slots]
+    runs = {spec: _runs(spec, inputs, slots, budgets) for spec in policies}
+    sweep(inputs, [run for found in runs.values() for run in found], progress)
     counts = {spec: _counts(found) for spec, found in runs.items()}
-    return [row for spec in policies for row in hit_rate_rows(spec, budgets, lanes, counts[spec], resamples)]
+    return [row for spec in policies for row in hit_rate_rows(spec, budgets, inputs, counts[spec], resamples)]
 
 
-def _runs(spec: str, lanes: Lanes, slots: list[int], budgets: list[Budget]) -> Runs:
-    """What is fed for one policy: a stack that serves all capacities, or a cache for each."""
+def _runs(spec: str, inputs: ReplayInputs, slots: list[int], budgets: list[Budget]) -> Runs:
+    """A stack that serves all capacities, or a cache for each."""
     if is_stack(spec):
-        return [StackRun(spec, lanes, slots)]
-    return [CacheRun(spec, budget, lanes) for budget in budgets]
+        return [StackRun(spec, inputs, slots)]
+    return [CacheRun(spec, budget, inputs) for budget in budgets]
 
 
 def _counts(runs: Runs) -> np.ndarray:
@@ -61,35 +62,35 @@ def _counts(runs: Runs) -> np.ndarray:
     return counts[0] if isinstance(runs[0], StackRun) else np.stack(counts)
 
 
-def _slots(lanes: Lanes, capacities: Sequence[int | str] | None) -> list[int]:
-    scope, least = lanes.convention.scope, widest_request(lanes)
+def _slots(inputs: ReplayInputs, capacities: Sequence[int | str] | None) -> list[int]:
+    scope = inputs.setup.scope
+    smallest = widest_request(inputs)
     if not capacities:
-        stride = 1 if scope == "layer" else lanes.trace.num_experts
-        return [size for size in range(stride, lanes.experts + 1, stride) if size >= least]
-    slots = [budget_of(lanes.trace, scope, size).capacity for size in capacities]
-    check_holds(min(slots), least)
+        stride = 1 if scope == "layer" else inputs.trace.num_experts
+        return [size for size in range(stride, inputs.experts + 1, stride) if size >= smallest]
+    slots = [budget_of(inputs.trace, scope, size).capacity for size in capacities]
+    check_holds(min(slots), smallest)
     return sorted(set(slots))
 
 
 class _Widest:
-    """The most experts that one request asks for."""
+    """The most experts of one request."""
 
     needs_future = False
 
     def __init__(self) -> None:
         self.experts = 0
 
-    def feed(self, lane: int, stream: Stream) -> None:
+    def feed(self, cache_index: int, stream: Stream) -> None:
         self.experts = max(self.experts, int(np.diff(stream.starts).max()))
 
 
-def widest_request(lanes: Lanes) -> int:
-    """The least capacity that the convention allows: K, or the largest union of a prefill chunk or decode
-    batch.
-    """
-    passes, least = lanes.passes, lanes.convention.min_capacity(lanes.trace.top_k)
-    if lanes.convention.access == "sequential" or (passes.end - passes.begin).max() == 1:
-        return least
+def widest_request(inputs: ReplayInputs) -> int:
+    """The smallest capacity that serves every request: K, or the most experts of a prefill chunk or a batch."""
+    passes = inputs.passes
+    smallest = inputs.setup.min_capacity(inputs.trace.top_k)
+    if inputs.setup.access == "sequential" or (passes.end - passes.begin).max() == 1:
+        return smallest
     widest = _Widest()
-    sweep(replace(lanes, passes=replace(passes, distinct=np.ones(len(passes), np.bool_))), [widest])
-    return max(widest.experts, least)
+    sweep(replace(inputs, passes=replace(passes, distinct=np.ones(len(passes), np.bool_))), [widest])
+    return max(widest.experts, smallest)

@@ -12,41 +12,41 @@ from dwellmoe.cache.kernel.step import DONE, EVICTIONS, MISSES, Residency, advan
 from dwellmoe.cache.policies.base import Shape, parse_policy
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
-from dwellmoe.cache.replay.sweep import Lanes, lanes_of, sweep
+from dwellmoe.cache.replay.sweep import ReplayInputs, replay_inputs, sweep
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 
 
 class CacheRun:
-    """One policy at one capacity, fed with requests; counts [layers, groups, 4] as in `step.py`."""
+    """One policy at one capacity, fed with requests."""
 
-    def __init__(self, spec: str, budget: Budget, lanes: Lanes) -> None:
+    def __init__(self, spec: str, budget: Budget, inputs: ReplayInputs) -> None:
         policy, options = parse_policy(spec)
         slots = np.full(len(budget.limits), budget.capacity)
         self.spec, self.budget = spec, budget
         self.needs_future = policy.lookahead != "none"
-        self.sequential = lanes.convention.access == "sequential"
+        self.sequential = inputs.setup.access == "sequential"
         self.advance = advance_for(policy)
-        shape = Shape(len(slots), len(budget.sizes), slots, lanes.trace.layers)
+        shape = Shape(len(slots), len(budget.sizes), slots, inputs.trace.layers)
         self.policy = policy.allocate(shape, **options)
         limits = np.array(budget.limits)
-        self.residency = Residency.allocate(limits, budget.sizes, lanes.trace.layers, lanes.groups)
+        self.residency = Residency.allocate(limits, budget.sizes, inputs.trace.layers, inputs.groups)
 
-    def feed(self, lane: int, stream: Stream) -> None:
-        request = self.advance(self.policy, self.residency, lane, stream, self.sequential, no_log())
+    def feed(self, cache_index: int, stream: Stream) -> None:
+        request = self.advance(self.policy, self.residency, cache_index, stream, self.sequential, no_log())
         if request != DONE:
             raise _does_not_fit(stream, request, self.budget)
 
     def counts(self) -> np.ndarray:
-        """int64 [layers, groups, 4] of what is counted."""
+        """int64 [layers, groups, 4]: hits, misses, compulsory misses, evictions, as in `kernel/step.py`."""
         return self.residency.counts[:, :-1]
 
 
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
-    place, layer = divmod(request, stream.requests_per_pass)
-    asked = stream.starts[request + 1] - stream.starts[request]
-    where = f"layer {stream.layer + layer}, pass {stream.step + place}"
-    return too_small(budget.capacity, asked, where)
+    index, layer = divmod(request, stream.requests_per_pass)
+    experts = stream.starts[request + 1] - stream.starts[request]
+    where = f"layer {stream.layer + layer}, pass {stream.step + index}"
+    return too_small(budget.capacity, experts, where)
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,29 @@ def replay(
     *,
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
-    **convention: str,
+    **setup: str,
 ) -> ReplayRow:
     """Replays `trace` through a cache of `capacity` under `policy`.
 
     policy      name with options, e.g. "lrfu:decay=0.95"
     capacity    slots a layer (scope "layer") or in all (scope "global"), percent ("25%"), or bytes ("6GiB")
     resamples   bootstrap resamples behind each interval; 0: no intervals
-    convention  fields of `CacheSetup`
+    setup  fields of `CacheSetup`
     UserError for an unknown policy or setup, and for a capacity below the experts of one request.
     """
-    run, lanes = _run(trace, policy, capacity, CacheSetup(**convention), progress)
+    run, inputs = _run(trace, policy, capacity, CacheSetup(**setup), progress)
     counts = run.counts()
-    (row,) = hit_rate_rows(policy, [run.budget], lanes, counts[None], resamples)
+    (row,) = hit_rate_rows(policy, [run.budget], inputs, counts[None], resamples)
     evictions = int(counts[..., EVICTIONS].sum())
-    return ReplayRow(**vars(row), evictions=evictions, tokens=int(lanes.tokens().sum()))
+    return ReplayRow(**vars(row), evictions=evictions, tokens=int(inputs.tokens().sum()))
 
 
-def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **convention: str) -> np.ndarray:
-    """int64 [R]: what each request missed in the one cache that all went through, in the order of their
-    numbers (of very many requests each bundle of them, see sweep.py); arguments as for `replay`.
+def misses_by_request(trace: RoutingTrace, policy: str, capacity: int | str, **setup: str) -> np.ndarray:
+    """int64 [R]: misses of each request in the one cache that all went through, by request number.
+
+    Very many requests are counted in groups (see `replay_inputs`). Arguments as for `replay`.
     """
-    run, _ = _run(trace, policy, capacity, CacheSetup(**convention))
+    run, _ = _run(trace, policy, capacity, CacheSetup(**setup))
     return run.counts()[..., MISSES].sum(axis=0)
 
 
@@ -93,12 +94,12 @@ def _run(
     trace: RoutingTrace,
     policy: str,
     capacity: int | str,
-    convention: CacheSetup,
+    setup: CacheSetup,
     progress: Progress | None = None,
-) -> tuple[CacheRun, Lanes]:
-    lanes = lanes_of(trace, convention, by_request=True)
-    budget = budget_of(trace, convention.scope, capacity)
-    check_holds(budget.capacity, convention.min_capacity(trace.top_k))
-    run = CacheRun(policy, budget, lanes)
-    sweep(lanes, [run], progress)
-    return run, lanes
+) -> tuple[CacheRun, ReplayInputs]:
+    inputs = replay_inputs(trace, setup, by_request=True)
+    budget = budget_of(trace, setup.scope, capacity)
+    check_holds(budget.capacity, setup.min_capacity(trace.top_k))
+    run = CacheRun(policy, budget, inputs)
+    sweep(inputs, [run], progress)
+    return run, inputs

@@ -10,7 +10,7 @@ from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.policies.base import check_live_policy
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
-from dwellmoe.cache.replay.sweep import Lanes, lanes_of
+from dwellmoe.cache.replay.sweep import ReplayInputs, replay_inputs
 from dwellmoe.cache.tiers.prefill_decode import SHARED, PrefillDecodeCache, prefill_cache_of
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
@@ -44,21 +44,21 @@ def replay_split(
     hand-off rules are compared at equal memory. `prefill_policy`: keeps `prefill_slots` experts of all layers
     between chunks, on top of `capacity`.
     """
-    lanes = lanes_of(trace, CacheSetup(access=access, start="warm:prefill"), by_request=True)
+    inputs = replay_inputs(trace, CacheSetup(access=access, start="warm:prefill"), by_request=True)
     budget = budget_of(trace, "layer", capacity)
     check_live_policy(policy, "--prefill_handoff is replayed as if run live")
     slots = budget.capacity - prefill_buffer
     if prefill_buffer < 0:
         raise UserError(f"prefill_buffer must be at least 0, got {prefill_buffer}")
-    check_holds(slots, lanes.convention.min_capacity(trace.top_k))
+    check_holds(slots, inputs.setup.min_capacity(trace.top_k))
     if prefill_buffer and prefill_handoff == SHARED:
         raise UserError("prefill_handoff shared has no streaming buffer: leave out prefill_buffer")
     cache = ExpertCache(policy, layers=trace.layers, experts=trace.num_experts, capacity=slots, access=access)
     prefill_cache = prefill_cache_of(trace, prefill_policy, prefill_slots)
     both = PrefillDecodeCache(cache, prefill_handoff, prefill_cache)
-    prefill_loads, counts = _run(lanes, both, progress)
+    prefill_loads, counts = _run(inputs, both, progress)
     prompt_tokens = max(1, int((trace.phase != DECODE).sum()))
-    (row,) = hit_rate_rows(policy, [budget], lanes, counts[None])
+    (row,) = hit_rate_rows(policy, [budget], inputs, counts[None])
     return PrefillDecodeRow(
         **vars(row),
         prefill_handoff=prefill_handoff,
@@ -68,16 +68,18 @@ def replay_split(
     )
 
 
-def _run(lanes: Lanes, cache: PrefillDecodeCache, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+def _run(
+    inputs: ReplayInputs, cache: PrefillDecodeCache, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
     """int64 [L]: experts fetched in prefill; int64 [L, groups, 3] as `_counts`, of what is counted."""
-    trace, passes = lanes.trace, lanes.passes
+    trace, passes = inputs.trace, inputs.passes
     loads = np.zeros(trace.layers, np.int64)
     before = _counts(cache.decode_cache)
-    counts = np.zeros((trace.layers, lanes.groups, before.shape[1]), np.int64)
-    for i, group in enumerate(lanes.group):
+    counts = np.zeros((trace.layers, inputs.groups, before.shape[1]), np.int64)
+    for i, group in enumerate(inputs.group):
         rows = trace.experts[passes.begin[i] : passes.end[i]]
         loads += _run_pass(cache, rows, passes.phase[i])
-        if i + 1 == len(passes) or lanes.group[i + 1] != group:
+        if i + 1 == len(passes) or inputs.group[i + 1] != group:
             after = _counts(cache.decode_cache)
             counts[:, group] += after - before
             before = after

@@ -1,4 +1,4 @@
-"""Knows who was resident in each layer's cache before each token step; does not know what that is used for.
+"""Which experts were resident in each layer's cache before each token step.
 
 Letters: S token steps, L layers, E routed experts a layer.
 """
@@ -14,37 +14,36 @@ from dwellmoe.cache.kernel.jit import compiled_for, label_of
 from dwellmoe.cache.kernel.step import DONE, advance_for, no_log
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.replay import CacheRun
-from dwellmoe.cache.replay.sweep import lanes_of, sweep
+from dwellmoe.cache.replay.sweep import replay_inputs, sweep
 from dwellmoe.cache.trace import RoutingTrace
 
 
 def residents_before(
     trace: RoutingTrace, policy: str, capacity: int | str, *, reset: str = "never"
 ) -> np.ndarray:
-    """bool [S, L, E]: who is resident when each step of `trace` asks (decode alone, a cache a layer, atomic).
+    """bool [S, L, E]: experts resident before each step of `trace` (decode alone, a cache a layer, atomic).
 
-    `capacity` and `reset` as in `replay`; where a budget is below K, the cache holds K, the least that
-    serves.
+    `capacity` and `reset` as in `replay`; the cache holds K experts at least.
     """
-    lanes = lanes_of(trace, CacheSetup(reset=reset))
+    inputs = replay_inputs(trace, CacheSetup(reset=reset))
     budget = budget_of(trace, "layer", layer_slots(trace, capacity))
     before_LSE = np.zeros((trace.layers, trace.steps, trace.num_experts), np.bool_)
-    sweep(lanes, [_Watch(CacheRun(policy, budget, lanes), before_LSE)])
+    sweep(inputs, [_Watch(CacheRun(policy, budget, inputs), before_LSE)])
     return before_LSE.transpose(1, 0, 2)
 
 
 class _Watch:
-    """A cache run that also writes down who is resident before each step."""
+    """A cache run that also writes down the residents before each step."""
 
     def __init__(self, run: CacheRun, before_LSE: np.ndarray) -> None:
         self.needs_future = run.needs_future
         self._run, self._before_LSE = run, before_LSE
         self._watch = _watch_for(parse_policy(run.spec)[0])
 
-    def feed(self, lane: int, stream: Stream) -> None:
+    def feed(self, cache_index: int, stream: Stream) -> None:
         run = self._run
-        before_SE = self._before_LSE[lane, stream.step :]
-        done = self._watch(run.policy, run.residency, lane, stream, no_log(), before_SE)
+        before_SE = self._before_LSE[cache_index, stream.step :]
+        done = self._watch(run.policy, run.residency, cache_index, stream, no_log(), before_SE)
         assert done == DONE, "a cache of K slots or more serves every step of a trace"
 
 
@@ -53,22 +52,22 @@ def advance(policy, residency, cache, stream, sequential, log): ...
 
 
 def watch(policy, residency, cache, stream, log, before_SE):
-    """Atomic `advance`, one request at a time; a cache that is emptied first has nobody resident before."""
-    for at in range(len(stream.starts) - 1):
+    """Atomic `advance`, one request at a time; a cache that is emptied first has no residents before."""
+    for i in range(len(stream.starts) - 1):
         one = Stream(
             stream.ids,
-            stream.starts[at : at + 2],
-            stream.group[at : at + 1],
-            stream.reset[at : at + 1],
+            stream.starts[i : i + 2],
+            stream.group[i : i + 1],
+            stream.reset[i : i + 1],
             stream.next_use,
             1,
             stream.layer,
-            stream.step + at,
+            stream.step + i,
         )
         for expert in range(before_SE.shape[1]):
-            before_SE[at, expert] = residency.resident[cache, expert] and not stream.reset[at]
+            before_SE[i, expert] = residency.resident[cache, expert] and not stream.reset[i]
         if advance(policy, residency, cache, one, False, log) != DONE:
-            return at
+            return i
     return DONE
 
 

@@ -15,7 +15,7 @@ from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import rates
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.progress import Progress
-from dwellmoe.cache.replay.sweep import lanes_of, sweep
+from dwellmoe.cache.replay.sweep import replay_inputs, sweep
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
 
 LONGEST_GAP = 4096  # token steps counted one by one; longer ones together
@@ -24,33 +24,30 @@ WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Gaps:
-    """Fed with requests (`sweep.py`): how many token steps lie between uses of an expert, and how often each
-    is used.
-    """
+    """A simulation that counts token steps between uses of an expert, and uses of each expert."""
 
     needs_future = False
 
     def __init__(self, layers: int, experts: int) -> None:
         self.last = np.full((layers, experts), -1, np.int64)
         self.uses = np.zeros((layers, experts), np.int64)
-        self.histogram = np.zeros(
-            (layers, LONGEST_GAP + 1), np.int64
-        )  # [0]: first uses; [LONGEST_GAP]: and longer
+        # [0]: first uses; [LONGEST_GAP]: that gap and longer ones
+        self.histogram = np.zeros((layers, LONGEST_GAP + 1), np.int64)
 
-    def feed(self, lane: int, stream: Stream) -> None:
-        _count_gaps(stream, self.last[lane], self.uses[lane], self.histogram[lane])
+    def feed(self, cache_index: int, stream: Stream) -> None:
+        _count_gaps(stream, self.last[cache_index], self.uses[cache_index], self.histogram[cache_index])
 
 
 @compiled
 def _count_gaps(stream, last, uses, histogram):
     for request in range(len(stream.starts) - 1):
-        tick = stream.step + request
-        for at in range(stream.starts[request], stream.starts[request + 1]):
-            expert = stream.ids[at]
-            gap = tick - last[expert] if last[expert] >= 0 else 0
+        step = stream.step + request
+        for access in range(stream.starts[request], stream.starts[request + 1]):
+            expert = stream.ids[access]
+            gap = step - last[expert] if last[expert] >= 0 else 0
             histogram[min(gap, len(histogram) - 1)] += 1
             uses[expert] += 1
-            last[expert] = tick
+            last[expert] = step
 
 
 def describe_reuse(trace: RoutingTrace, phase: str = "decode", progress: Progress | None = None) -> dict:
@@ -59,13 +56,13 @@ def describe_reuse(trace: RoutingTrace, phase: str = "decode", progress: Progres
     `reuse_distance`: uses by token steps since the last one, in powers of two. `hot_set`: share of uses that
     the most used x % of each layer's experts cover (chosen afterwards, so an upper bound). `recency`: share
     of uses that the experts of the last w tokens cover, their mean number as a percentage of E, and what a
-    hot set of that size covers. `method` says which of the two covers more at the smallest window that covers
-    half of all uses (else the largest).
+    hot set of that size covers. `method` is the one of both that covers more at the smallest window that
+    covers half of all uses (else the largest).
     """
-    lanes = lanes_of(trace, CacheSetup(phase=phase))
+    inputs = replay_inputs(trace, CacheSetup(phase=phase))
     gaps = Gaps(trace.layers, trace.num_experts)
-    sweep(lanes, [gaps], progress)
-    recency = [_window(gaps, window, len(lanes.passes)) for window in WINDOWS]
+    sweep(inputs, [gaps], progress)
+    recency = [_window(gaps, window, len(inputs.passes)) for window in WINDOWS]
     deciding = next((row for row in recency if row["covered"] >= 0.5), recency[-1])
     return {
         "reuse_distance": _by_powers_of_two(gaps.histogram.sum(axis=0)),

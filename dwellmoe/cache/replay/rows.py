@@ -12,7 +12,7 @@ import numpy as np
 from dwellmoe.cache.budget import Budget
 from dwellmoe.cache.intervals import RESAMPLES, Rate, rates
 from dwellmoe.cache.kernel.step import COMPULSORY, HITS, MISSES
-from dwellmoe.cache.replay.sweep import Lanes
+from dwellmoe.cache.replay.sweep import ReplayInputs
 
 CAPACITIES_AT_ONCE = 16  # whose intervals are computed in one go, which takes memory
 
@@ -57,30 +57,30 @@ UNKNOWN = Rate(None, None, None, None)
 def hit_rate_rows(
     policy: str,
     budgets: Sequence[Budget],
-    lanes: Lanes,
+    inputs: ReplayInputs,
     counts_CLR: np.ndarray,
     resamples: int = RESAMPLES,
 ) -> list[HitRateRow]:
     """A row for each budget.
 
-    `counts_CLR` int64 [C, L, R, 3 or more]: hits, misses, compulsory misses of each request of `lanes`.
+    `counts_CLR` int64 [C, L, R, 3 or more]: hits, misses, compulsory misses of each request of `inputs`.
     """
     rows = []
     for begin in range(0, len(budgets), CAPACITIES_AT_ONCE):
         part = slice(begin, begin + CAPACITIES_AT_ONCE)
-        hit_rates, miss_bytes = _rates(lanes, counts_CLR[part], resamples)
+        hit_rates, miss_bytes = _rates(inputs, counts_CLR[part], resamples)
         for found in zip(budgets[part], counts_CLR[part], hit_rates, miss_bytes, strict=True):
-            rows.append(_row(policy, lanes, *found))
+            rows.append(_row(policy, inputs, *found))
     return rows
 
 
 def _row(
-    policy: str, lanes: Lanes, budget: Budget, counts_LR: np.ndarray, hit_rate: Rate, miss_bytes: Rate
+    policy: str, inputs: ReplayInputs, budget: Budget, counts_LR: np.ndarray, hit_rate: Rate, miss_bytes: Rate
 ) -> HitRateRow:
     total = counts_LR.sum(axis=(0, 1))
     return HitRateRow(
         policy=policy,
-        **lanes.convention.fields(),
+        **inputs.setup.fields(),
         capacity=budget.capacity,
         capacity_bytes=budget.capacity_bytes,
         capacity_percent=budget.capacity_percent,
@@ -98,16 +98,16 @@ def _row(
     )
 
 
-def _rates(lanes: Lanes, counts_CLR: np.ndarray, resamples: int) -> tuple[list[Rate], list[Rate]]:
+def _rates(inputs: ReplayInputs, counts_CLR: np.ndarray, resamples: int) -> tuple[list[Rate], list[Rate]]:
     """Hit rate and missed bytes a token, each for every capacity."""
     counts_RCL = np.moveaxis(counts_CLR, 2, 0)
     hits_RCL = counts_RCL[..., HITS]
     misses_RCL = counts_RCL[..., MISSES]
     accesses_RL = hits_RCL[:, 0] + misses_RCL[:, 0]
     hit_rates = rates(hits_RCL, accesses_RL, accesses_RL.sum(axis=1), resamples)
-    bytes_L = np.array(lanes.trace.expert_bytes, np.int64)
+    bytes_L = np.array(inputs.trace.expert_bytes, np.int64)
     if not bytes_L.all():
         return hit_rates, [UNKNOWN] * len(hit_rates)
-    tokens_R = lanes.tokens()
+    tokens_R = inputs.tokens()
     tokens_RL = np.repeat(tokens_R[:, None], len(bytes_L), axis=1)
     return hit_rates, rates(misses_RCL * bytes_L, tokens_RL, tokens_R, resamples)
