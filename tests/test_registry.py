@@ -1,4 +1,4 @@
-"""Plug-ins from a user's file: what can be registered works by its name, what cannot be is refused in one line."""
+"""Plug-ins from a user's file work by their names; a file that cannot serve is refused in one line."""
 
 import numpy as np
 import pytest
