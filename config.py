@@ -18,10 +18,9 @@ from dwellmoe.families.settings import ModelSettings
 from dwellmoe.launch import drop_stale_build_locks
 from dwellmoe.locality.elastic_lora import ROUTER, needs_profile
 from dwellmoe.locality.objectives import load_objective
-from dwellmoe.locality.quality_reference import control_losses
 from dwellmoe.locality.rerouted_training import check_rerouting
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
-from dwellmoe.locality.targets import target_of
+from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.options import option
 from dwellmoe.settings_parser import settings_parser
 
@@ -87,7 +86,7 @@ def parse_run(arguments: list[str], description: str) -> Run:
     parser = settings_parser(SETTINGS, description)
     run = Run(*parser.parse(with_default_deepspeed(arguments)))
     load_objective(run.locality.consecutive_expert_loss_type)
-    if run.locality.anchored and not run.adapter.use_lora:
+    if run.locality.compares_with_reference and not run.adapter.use_lora:
         raise UserError(
             "--distillation_weight and --gate_kl_weight compare with the adapters off: they "
             "need --use_lora True"

@@ -30,13 +30,20 @@ from dwellmoe.errors import UserError, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.files import written_whole
 from dwellmoe.loading import load_model, load_tokenizer, quiet
-from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora, needs_profile, select_layers
+from dwellmoe.locality.callback import EvaluateAtEnd
+from dwellmoe.locality.elastic_lora import (
+    LoraShape,
+    add_elastic_lora,
+    needs_profile,
+    savings,
+    select_layers,
+    trainable_count,
+)
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
-from dwellmoe.locality.quality_reference import control_losses
-from dwellmoe.locality.savings import savings, trainable_count
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
+from dwellmoe.locality.targets import control_losses
 from model_loader import save_merged, trained_model
-from trainer import ClosestToTarget, EvaluateAtEnd, LocalityTrainer, RoutingFigures
+from trainer import LocalityTrainer, RoutingFigures
 
 
 def main() -> None:
@@ -148,9 +155,9 @@ def tell_selection(run: Run, model, selected: list[MoeLayer], layers: list[MoeLa
     saved = savings(trainable_count(model), selected, layers)
     names = ", ".join(str(layer.layer_id) for layer in selected)
     run.say(
-        f"training {len(selected)} of {len(layers)} MoE layers ({names}): {saved['trainable']:,} trainable "
-        f"parameters; estimated saving against all layers: {saved['memory_saved_bytes'] / 2**20:.1f} MiB "
-        f"and {saved['time_saved_share']:.0%} of a step's time"
+        f"training {len(selected)} of {len(layers)} MoE layers ({names}): {saved.trainable:,} trainable "
+        f"parameters; estimated saving against all layers: {saved.memory_saved_bytes / 2**20:.1f} MiB "
+        f"and {saved.time_saved_share:.0%} of a step's time"
     )
 
 
@@ -168,18 +175,16 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
     )
     trainer.add_callback(EvaluateAtEnd())
     trainer.add_callback(RoutingFigures(trainer))
-    if trainer.target:
-        trainer.add_callback(ClosestToTarget(trainer))
     return trainer
 
 
 def controller_result(run: Run, trainer: LocalityTrainer) -> dict | None:
     """What became of the target, told on the first rank; None where none was given."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ClosestToTarget):
-            run.say(callback.verdict())
-            return callback.result()
-    return None
+    closest = trainer.closest_to_target
+    if closest is None:
+        return None
+    run.say(closest.verdict())
+    return closest.result()
 
 
 def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
@@ -203,7 +208,7 @@ def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], 
         "settings": {name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")},
         "train": run.train.to_sanitized_dict(),
         "trained_layers": [layer.layer_id for layer in selected],
-        "dial": controller_result(run, trainer),
+        "controller": controller_result(run, trainer),
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "log_history": trainer.state.log_history,
     }

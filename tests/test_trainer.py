@@ -14,7 +14,7 @@ from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.objectives import objective_names
 from dwellmoe.locality.settings import LocalitySettings
 from tests.tiny_models import tiny_model
-from trainer import ClosestToTarget, LocalityTrainer
+from trainer import LocalityTrainer
 
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 
@@ -22,8 +22,8 @@ FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mi
 def rows(count=8, length=12, seed=0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for at in range(count):
-        ids = torch.randint(3, 60, (length + at % 3,), generator=generator).tolist()
+    for i in range(count):
+        ids = torch.randint(3, 60, (length + i % 3,), generator=generator).tolist()
         made.append({"input_ids": ids, "labels": [-100] * 4 + ids[4:]})
     return made
 
@@ -165,28 +165,26 @@ def test_what_is_logged(tmp_path):
     assert 0 <= train["ecr"] <= 1
 
 
-def test_the_dial_turns_the_weight_until_the_target_is_met(tmp_path):
+def test_the_controller_adapts_the_weight_until_the_target_is_met(tmp_path):
     locality = LocalitySettings(consecutive_expert_loss_weight=0.1, target_ecr=0.6)
     options = {"max_steps": 60, "eval_steps": 15, "learning_rate": 1e-2}
     trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, **options)
     trainer.eval_dataset = trainer.train_dataset  # eight random rows teach nothing about others
-    held = ClosestToTarget(trainer)
-    trainer.add_callback(held)
     trainer.train()
     weights = [entry["locality_weight"] for entry in trainer.state.log_history if "loss" in entry]
     assert max(weights) > 0.3
-    assert held.result()["reached"] == pytest.approx(0.6, rel=0.15)
+    closest: Any = trainer.closest_to_target
+    assert closest.result()["reached"] == pytest.approx(0.6, rel=0.15)
 
 
-def test_a_budget_is_counted_from_the_untouched_model(tmp_path):
+def test_a_budget_is_counted_from_the_reference_model(tmp_path):
     locality = LocalitySettings(consecutive_expert_loss_weight=0.1, quality_budget=0.5)
     trainer = trainer_of(tmp_path, tiny_model("olmoe"), locality, max_steps=4, eval_on_start=True)
-    held = ClosestToTarget(trainer)
-    trainer.add_callback(held)
     trainer.train()
+    closest: Any = trainer.closest_to_target
     losses = [entry["eval_lm_loss"] for entry in trainer.state.log_history if "eval_lm_loss" in entry]
-    assert held.result()["reached"] == pytest.approx(losses[-1] - losses[0])
-    assert held.verdict().startswith("target rise of the validation loss 0.5 met: reached ")
+    assert closest.result()["reached"] == pytest.approx(losses[-1] - losses[0])
+    assert closest.verdict().startswith("target rise of the validation loss 0.5 met: reached ")
 
 
 def test_a_collapsed_router_ends_the_run(tmp_path):
@@ -198,9 +196,9 @@ def test_a_collapsed_router_ends_the_run(tmp_path):
         trainer_of(tmp_path, model, learning_rate=0.0).train()
 
 
-def test_anchors_pull_back_to_the_untouched_model(tmp_path):
-    """At the start there is no distance; with a heavy anchor training stays closer than without."""
-    trust = []
+def test_distances_pull_back_to_the_reference_model(tmp_path):
+    """At the start there is no distance; with a large weight training stays closer than with a small one."""
+    gate_kl = []
     for weight in (1e-9, 50.0):
         torch.manual_seed(0)
         model = tiny_model("olmoe")
@@ -213,8 +211,8 @@ def test_anchors_pull_back_to_the_untouched_model(tmp_path):
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
         assert logged[0]["distillation_loss"] == pytest.approx(0, abs=1e-5)
         assert logged[-1]["distillation_loss"] > 1e-6
-        trust.append(logged[-1]["gate_kl_loss"])
-    assert trust[1] < 0.7 * trust[0]
+        gate_kl.append(logged[-1]["gate_kl_loss"])
+    assert gate_kl[1] < 0.7 * gate_kl[0]
 
 
 def test_padding_changes_nothing(tmp_path):

@@ -1,10 +1,11 @@
-"""Knows which layers are trained and what LoRA names in them; does not measure and does not train.
+"""Elastic LoRA: picks layers by their ECR, trains LoRA in those alone, and estimates what that saves.
 
-Every target is a full dotted name: PEFT's own `layers_to_transform` is ignored for routers and parameters.
+Every target is a full dotted name: PEFT ignores its own `layers_to_transform` for routers and parameters.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,6 +16,8 @@ from dwellmoe.families import MoeLayer, lora_targets, target_names
 
 AUTO = "auto"
 ROUTER = "gate"
+BYTES_PER_TRAINABLE = 16
+"""float32 weight, gradient and Adam's two moments."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,31 @@ def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) 
 
 def _flat(groups) -> list[str]:
     return [name for group in groups for name in group]
+
+
+class Savings(NamedTuple):
+    """What is trained, and an estimate of what that saves against training every MoE layer."""
+
+    trainable: int
+    memory_saved_bytes: float
+    time_saved_share: float
+
+
+def trainable_count(model: nn.Module) -> int:
+    """Trainable scalars of the model, ZeRO-3's shards counted whole."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+
+
+def savings(trainable: int, selected: Sequence[MoeLayer], all_layers: Sequence[MoeLayer]) -> Savings:
+    """Estimated from counts, taking all layers for alike.
+
+    Time: a step is one part forward, one part gradients of activations (needed above the lowest selected
+    layer) and one part gradients of weights (needed in the selected layers).
+    """
+    share = len(selected) / len(all_layers)
+    above = 1 - min(layer.index for layer in selected) / len(all_layers)
+    return Savings(
+        trainable=trainable,
+        memory_saved_bytes=trainable * (1 / share - 1) * BYTES_PER_TRAINABLE,
+        time_saved_share=1 - (1 + above + share) / 3,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dwellmoe.locality.pairs import IGNORED_LABEL
+from dwellmoe.data.collate import IGNORED_LABEL
 
 LEAST_PRICE = 0.1
 """Of the mean price: bounds how much more one layer is smoothed than another."""

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from dwellmoe.locality.pairs import IGNORED_LABEL
+from dwellmoe.data.collate import IGNORED_LABEL
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class LocalitySettings:
         return any(target is not None for target in targets)
 
     @property
-    def anchored(self) -> bool:
+    def compares_with_reference(self) -> bool:
         """Whether training compares with the reference model."""
         return self.distillation_weight > 0 or self.gate_kl_weight > 0
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.families import MoeLayer, find_moe_layers, gate_matrix
 from dwellmoe.locality.layer_sensitivity import prices, strengths
-from dwellmoe.locality.pairs import IGNORED_LABEL, pair_mask
+from dwellmoe.locality.pairs import pair_mask
 
 RIDGE = 1e-3
 """Share of the inputs' mean square by which both sides are held to W0 where the sample says nothing."""

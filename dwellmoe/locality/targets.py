@@ -1,6 +1,8 @@
-"""What a run may be asked for instead of a weight, and how it is measured in a recorded routing."""
+"""Targets of training, given in place of a weight: a rate of the routing, or a largest rise of the loss."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from dwellmoe.cache.budget import check_capacity
 from dwellmoe.cache.policies.base import parse_policy
@@ -87,3 +89,19 @@ def _rate(option: str, value: float) -> float:
     if not 0 < value < 1:
         raise UserError(f"{option}: a rate lies between 0 and 1")
     return value
+
+
+def control_losses(folder: str) -> list[tuple[int, float]]:
+    """(step, validation loss) of the finished training run in `folder`. Raises UserError where there is
+    none.
+    """
+    path = Path(folder) / "training_summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for entry in summary["log_history"] if "eval_lm_loss" in entry]
+        losses = {entry["step"]: float(entry["eval_lm_loss"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--quality_reference {folder}: no readable training_summary.json there") from None
+    if not losses:
+        raise UserError(f"--quality_reference {folder}: the run never validated")
+    return sorted(losses.items())

@@ -6,8 +6,7 @@ import pytest
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
-from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
-from dwellmoe.locality.savings import savings, trainable_count
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora, savings, trainable_count
 from dwellmoe.locality.settings import AdapterSettings
 from tests.tiny_models import tiny_model
 
@@ -69,8 +68,8 @@ def test_savings_of_the_upper_half():
     whole = trainable_count(
         add_elastic_lora(tiny_model("olmoe", num_hidden_layers=4), layers, LoraShape(rank=2))
     )
-    assert half["memory_saved_bytes"] == (whole - half["trainable"]) * 16
-    assert half["time_saved_share"] == pytest.approx(1 - (1 + 0.5 + 0.5) / 3)
+    assert half.memory_saved_bytes == (whole - half.trainable) * 16
+    assert half.time_saved_share == pytest.approx(1 - (1 + 0.5 + 0.5) / 3)
 
 
 @pytest.mark.parametrize(

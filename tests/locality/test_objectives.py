@@ -206,7 +206,9 @@ def test_js_stays_within_its_bounds():
 
 
 def test_unknown_objective_lists_the_choices():
-    with pytest.raises(UserError, match="unknown locality objective 'jss': .*choose from cache_miss, js, kl"):
+    with pytest.raises(
+        UserError, match=r"unknown locality objective 'jss': .*choose from cache_miss, js, kl"
+    ):
         load_objective("jss")
 
 

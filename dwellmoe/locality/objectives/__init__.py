@@ -12,10 +12,10 @@ LocalityObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`loss(logits_LBTE, chosen_LBTK, mask_BP, *, options) -> scalar`: the mean over layers and valid pairs of
 one term a pair.
 
-Logits are raw gate logits, chosen the experts that ran (no gradient; -1: a slot that a routing strategy left
-empty), mask the valid pairs (P = T - 1). A pure function: no state, no gradient through the choice; computed
-in float32 whatever the model's type. Options are keywords with defaults; a file may define `check`, of the same
-options, which raises UserError for a value that makes no sense.
+`logits`: raw gate logits; `chosen`: the experts that ran, without a gradient (-1: a slot that a routing
+strategy left empty); `mask`: the valid pairs (P = T - 1). A pure function: no state, no gradient through the
+choice, computed in float32 whatever the model's type. Options are keywords with defaults; a file may define
+`check`, with the same options, which raises UserError for a value that makes no sense.
 """
 
 

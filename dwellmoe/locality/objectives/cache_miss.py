@@ -12,8 +12,7 @@ from dwellmoe.cache.budget import check_capacity
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.residency_mask import residents_before
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
-from dwellmoe.locality.membership import WIDTH, check_width, soft_membership
-from dwellmoe.locality.pairs import in_pairs, mean_over_pairs
+from dwellmoe.locality.pairs import WIDTH, check_width, in_pairs, mean_over_pairs, soft_membership
 
 
 def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> None:

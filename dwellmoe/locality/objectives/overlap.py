@@ -4,8 +4,7 @@ lost.
 
 from torch import Tensor
 
-from dwellmoe.locality.membership import WIDTH, check_width, soft_membership
-from dwellmoe.locality.pairs import mean_over_pairs
+from dwellmoe.locality.pairs import WIDTH, check_width, mean_over_pairs, soft_membership
 
 
 def check(*, width: float = WIDTH) -> None:
