@@ -10,6 +10,7 @@ import pytest
 
 import config
 import data_preparer
+import dwellmoe
 import inference
 from dwellmoe.cli import main as cli
 from dwellmoe.cli.pack import pack_parser
@@ -144,6 +145,7 @@ def test_examples_in_python_and_toml_can_be_read(page: Path):
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, name_of(page), "exec")
+            assert {*re.findall(r"\bdm\.(\w+)", block.text)} <= {*dwellmoe.__all__}
         if block.language == "toml":
             tomllib.loads(block.text)
 
