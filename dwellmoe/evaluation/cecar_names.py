@@ -3,10 +3,10 @@
 Nothing given is dropped in silence: an option without a counterpart is named in a warning, or refused.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.log import warn_once
 
 RENAMED = {
     **dict.fromkeys(("model", "simulation_model"), "model_name"),
@@ -63,7 +63,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
         (RENAMED.get(name, name), VALUES.get(value, value)) for name, value in pairs if name not in ROUTING
     ]
     for name in [name for name, _ in ours if name in NEEDLESS]:
-        print(f"warning: --{name} has no effect here: {NEEDLESS[name]}", file=sys.stderr)
+        warn_once(f"warning: --{name} has no effect here: {NEEDLESS[name]}")
     ours = [(name, value) for name, value in ours if name not in NEEDLESS]
     names = {name for name, _ in ours}
     if (given or names & {"decode_policy", "expert_budget"}) and "routing_strategy" not in names:
@@ -93,9 +93,7 @@ def _strategy(given: Mapping[str, str]) -> str:
     if bonus not in BONUSES:
         raise unknown_name("bonus strategy", bonus, BONUSES)
     if mode != "none" and bonus != "none":
-        print(
-            f"warning: --mode {mode} takes no bonus: --bonus_strategy {bonus} has no effect", file=sys.stderr
-        )
+        warn_once(f"warning: --mode {mode} takes no bonus: --bonus_strategy {bonus} has no effect")
     name = mode if mode != "none" else BONUSES[bonus]
     renamed = BONUS_OPTIONS.get(name, {})
     extra = [key for key in given if key not in ("mode", "bonus_strategy", "bonus")]

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.metrics import load_metric, metric_names
+from dwellmoe.evaluation.metrics import METRICS, load_metric
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.mark.parametrize("name", metric_names())
+@pytest.mark.parametrize("name", METRICS.names())
 def test_every_metric_loads_offline(name):
     assert load_metric(name).name == name
 

@@ -31,11 +31,6 @@ class RequestMetric(evaluate.Metric):
         )
 
 
-def metric_names() -> list[str]:
-    """Names of the metrics."""
-    return METRICS.names()
-
-
 def load_metric(name: str) -> evaluate.EvaluationModule:
     """The metric of that name; its `compute` returns `<metric>` and `<metric>_ci95`. UserError if unknown."""
     return evaluate.load(METRICS.get(name).__file__)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dwellmoe.cache.device import DeviceProfile, load_device
@@ -11,7 +10,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.evaluation.generation import Timing
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.report.comparison import rows_where
-from dwellmoe.files import data_file
+from dwellmoe.files import data_file, find_file
 
 TEXT = "teacher_forced"
 MEASURED = "wall clock of generate() on this machine, as the model was loaded here, routing recorded"
@@ -68,14 +67,12 @@ class SpeedRow:
 
 
 def find_device(path: str) -> DeviceProfile:
-    """The device of a profile, from the current folder or from the project's files. Raises UserError."""
-    candidates = (Path(path), data_file(path))
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if file is None:
+    """The device of a profile, a user's or the project's. Raises UserError."""
+    if not find_file(path).is_file():
         known = sorted(data_file("configs/devices").glob("*.toml"))
         names = ", ".join(f"configs/devices/{found.name}" for found in known)
         raise UserError(f"--device_profile {path}: no such device profile: choose from {names}")
-    return load_device(file)
+    return load_device(path)
 
 
 def speed_rows(
