@@ -1,8 +1,8 @@
 """DwellMoE makes Mixture-of-Experts language models fit small memories.
 
-The public names below are imported when they are first used: `import dwellmoe` itself loads neither torch nor
-numpy. `RoutingTrace`, `replay` and `ExpertCache` need the extra `sim`, `record` and `offload` the extra `offload`,
-`LocalityLoss` and `LocalityCallback` the extra `train`.
+The public names are imported when they are first used: `import dwellmoe` itself loads neither torch nor numpy.
+`RoutingTrace`, `replay` and `ExpertCache` need the extra `sim`; `record` and `offload` need `offload`;
+`LocalityLoss` and `LocalityCallback` need `train`.
 """
 
 import importlib
@@ -32,9 +32,19 @@ _WHERE = {
 """Public name -> the module that defines it, and the extra that brings what the module imports."""
 
 __all__ = [
-    *("ExpertCache", "LocalityCallback", "LocalityLoss", "RoutingTrace", "offload", "record", "replay"),
-    *("register_family", "register_objective", "register_policy", "register_predictor"),
-    *("register_strategy", "register_trace_format"),
+    "ExpertCache",
+    "LocalityCallback",
+    "LocalityLoss",
+    "RoutingTrace",
+    "offload",
+    "record",
+    "register_family",
+    "register_objective",
+    "register_policy",
+    "register_predictor",
+    "register_strategy",
+    "register_trace_format",
+    "replay",
 ]
 
 

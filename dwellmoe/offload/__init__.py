@@ -4,8 +4,9 @@ and disk.
 This folder moves bytes; the caches of dwellmoe/cache/ decide which.
 """
 
-# `dwellmoe.offload` names this module and also a public function: dwellmoe.offload("PATH", budget="25%")
-# calls the function `offload` below.
+import sys
+from types import ModuleType
+from typing import Any
 
 from dwellmoe.offload.engine import Engine, ExpertMemory, engine_of
 from dwellmoe.offload.expert_lora import take_expert_adapters, weightless_experts
@@ -31,3 +32,13 @@ __all__ = [
     "take_expert_adapters",
     "weightless_experts",
 ]
+
+
+class _CallableModule(ModuleType):
+    """`dwellmoe.offload` is this folder and also a function: dwellmoe.offload("PATH", budget="25%")."""
+
+    def __call__(self, path: str, **options: Any) -> Any:
+        return offload(path, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
