@@ -1,22 +1,18 @@
-"""Measures how fast a disk gives records of one size to several readers at once, past the page cache.
+"""Measures how fast several readers together read records of one size from a disk, past the page cache.
 
     python benchmarks/disk_bandwidth.py --files CHECKPOINT/*.safetensors --record_mb 12.6 --readers 4
 
-Records lie at random places of the files, as experts do.
+Records begin at random pages of the files, as experts do.
 """
 
 import argparse
 import json
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from dwellmoe.offload.io.memory import HostMemory
 
@@ -27,7 +23,7 @@ def read_bandwidth(
     files: Sequence[Path], record_bytes: int, readers: int, seconds: float = 2.0, seed: int = 0
 ) -> float:
     """Bytes a second that `readers` threads read together with direct I/O, each one record at a time, into
-    memory of the kind that the engine reads into.
+    memory like the engine's.
     """
     record_bytes -= record_bytes % -BLOCK_BYTES
     counts = [0] * readers
@@ -39,8 +35,8 @@ def read_bandwidth(
         handles = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
         blocks = [(os.fstat(handle).st_size - record_bytes) // BLOCK_BYTES for handle in handles]
         while time.perf_counter() < stop:
-            at = draw.randrange(len(handles))
-            counts[reader] += os.preadv(handles[at], [buffer], draw.randrange(blocks[at]) * BLOCK_BYTES)
+            i = draw.randrange(len(handles))
+            counts[reader] += os.preadv(handles[i], [buffer], draw.randrange(blocks[i]) * BLOCK_BYTES)
         for handle in handles:
             os.close(handle)
 

@@ -8,12 +8,10 @@ how GPT-OSS routes.
 import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from result import show_result
+from simulator import local_trace
 
-from benchmarks.result import show_result
-from benchmarks.simulator import local_trace
 from dwellmoe.cache.device import load_device
 from dwellmoe.cache.progress import progress_bar
 from dwellmoe.cache.replay.stall import stall, stall_lines

@@ -1,19 +1,15 @@
-"""Measures the engine alone on a random checkpoint that need not fit into memory: seconds of a token beside
-their floor, and the process's largest memory, seen from outside.
+"""Measures the engine alone on a random checkpoint that need not fit into memory: seconds a token beside
+their floor, and the peak memory of the process.
 
     python benchmarks/larger_than_memory.py --shape deepseek-v2-lite --expert_budget 4GiB --json PATH
 
 The floor is the larger of missed bytes / disk bandwidth, measured between the requests, and the time of a
-token whose every expert hits. Tokens are those of benchmarks/offload.py.
+token without a miss. Tokens are those of benchmarks/offload.py.
 """
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
@@ -30,8 +26,8 @@ def measure(args: argparse.Namespace) -> Answer:
     bandwidths: list[float] = []
     with Worker("engine", args, settings=engine_settings(args.expert_budget)) as worker:
         sizes = worker.ask("sizes")
-        for at in range(args.repeats + 1):
-            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=at))
+        for i in range(args.repeats + 1):
+            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=i))
             answers.append(worker.ask("request", **tokens.fresh(SHORT_PROMPT)))
         all_hit = [worker.ask("request", **tokens.constant()) for _ in range(2)][1]
         memory = worker.memory()

@@ -2,13 +2,13 @@
 
     python benchmarks/offload.py --json PATH
 
-Each way runs in a process of its own on the same random checkpoint (written first where it is missing) and
-produces the same given tokens; they take turns, so that a slow moment of the machine meets all. The engine
-reads with direct I/O; accelerate reads through the page cache, from which its files are dropped before each
-token (and once more with the cache left alone). The disk is measured in the same run, with the engine's
-record size and number of readers. Tokens are drawn at random and decide the routing, which therefore has
-next to no locality: the worst case of a cache. The hit rate stands beside the figures, and what the kernel
-counts as read from the disk.
+Each of them runs in a process of its own on the same random checkpoint (written first if it is missing) and
+generates the same given tokens. They run alternately, so that a slow phase of the machine affects all. The
+engine reads with direct I/O; accelerate reads through the page cache, from which its files are dropped before
+each token (and once more with the cache left alone). Disk bandwidth is measured in the same run, with the
+engine's record size and number of readers. Tokens are drawn at random and decide the routing, which therefore
+has next to no locality: the worst case for a cache. The result also holds the hit rate and the bytes that the
+kernel counts as read from disk.
 """
 
 import argparse
@@ -16,12 +16,8 @@ import math
 import platform
 import shutil
 import statistics
-import sys
 from importlib.metadata import version
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
@@ -46,17 +42,17 @@ IMPLEMENTATIONS = ("eager", "grouped_mm")
 
 
 def measure_full_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
-    """Everything resident in both; transformers' faster experts implementation counts."""
+    """All experts in memory; transformers counts with the faster of its experts implementations."""
     answers: dict[str, list[Answer]] = {name: [] for name in (*IMPLEMENTATIONS, "engine")}
     settings = engine_settings("100%")
     with Worker("resident", args) as resident, Worker("engine", args, settings=settings) as ours:
         ours.ask("fill")
-        for at in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
+        for i in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
             request = tokens.fresh(args.prompt_tokens)
             for name in answers:
                 worker, options = (ours, {}) if name == "engine" else (resident, {"implementation": name})
                 answer = worker.ask("request", **request, **options)
-                if at:
+                if i:
                     answers[name].append(answer)
         memory = {"resident": resident.memory(), "engine": ours.memory(), "sizes": ours.ask("sizes")}
         bookkeeping = ours.ask("bookkeeping")
@@ -88,22 +84,22 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
     ):
         sizes = ours.ask("sizes")
         faster = min(IMPLEMENTATIONS, key=lambda name: decode_of(resident, tokens, name))
-        turns = {
+        requests = {
             "resident": lambda request: resident.ask("request", **request, implementation=faster),
             "engine": lambda request: ours.ask("request", **request),
             "accelerate": lambda request: accelerate.ask("request", **request, cold=True),
             "accelerate_page_cache": lambda request: accelerate.ask("request", **request, cold=False),
         }
-        for at in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
+        for i in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
             request, long = tokens.fresh(SHORT_PROMPT), tokens.fresh(args.prompt_tokens)
-            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=at))
-            taken = {name: turn(request) for name, turn in turns.items()}
-            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=~at))
-            taken |= {f"{name}_prompt": turns[name](long) for name in ("resident", "engine")}
-            ours.ask("request", **tokens.constant())  # brings the experts that are then hit
-            taken |= {f"{name}_all_hit": turns[name](tokens.constant()) for name in ("resident", "engine")}
+            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=i))
+            taken = {name: run(request) for name, run in requests.items()}
+            bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=~i))
+            taken |= {f"{name}_prompt": requests[name](long) for name in ("resident", "engine")}
+            ours.ask("request", **tokens.constant())  # loads the experts that the next requests hit
+            taken |= {f"{name}_all_hit": requests[name](tokens.constant()) for name in ("resident", "engine")}
             for name, answer in taken.items():
-                answers.setdefault(name, []).extend([answer] if at else [])
+                answers.setdefault(name, []).extend([answer] if i else [])
         memory = {"engine": ours.memory(), "accelerate": accelerate.memory(), "sizes": sizes}
     return part_budget_figures(answers, statistics.median(bandwidths[2:])) | {
         "disk_bytes_per_second_each": bandwidths,
@@ -113,19 +109,19 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
 
 
 def kept_layers(args: argparse.Namespace) -> int:
-    """What the budget pays for, rounded up; the layer that is running comes on top of it."""
+    """Expert layers within the budget, rounded up; the running layer takes memory in addition."""
     return math.ceil(config_of(args.shape).num_hidden_layers * args.percent / 100)
 
 
 def decode_of(resident: Worker, tokens: Tokens, implementation: str) -> float:
-    """Median seconds of a token, after a first request that warms up."""
+    """Median seconds of a token, after one request to warm up."""
     for _ in range(2):
         answer = resident.ask("request", **tokens.fresh(SHORT_PROMPT), implementation=implementation)
     return median_decode([answer])
 
 
 def part_budget_figures(answers: dict[str, list[Answer]], disk_bytes_per_second: float) -> Answer:
-    """Means where misses make tokens unlike; medians where all tokens are alike."""
+    """Means where misses make tokens differ; medians where all tokens take about the same time."""
     decode = {name: mean_decode(found) for name, found in answers.items()}
     median = {name: median_decode(found) for name, found in answers.items()}
     ours = answers["engine"]
@@ -179,7 +175,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
-    parser.add_argument("--percent", type=float, default=25.0, help="the part budget")
+    parser.add_argument(
+        "--percent",
+        type=float,
+        default=25.0,
+        help="experts in memory in the second part",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt_tokens", type=int, default=512)
     parser.add_argument("--decode_tokens", type=int, default=17)

@@ -1,7 +1,7 @@
-"""One way of running a checkpoint, in a process of its own: takes one JSON request a line, answers with one.
+"""Runs a checkpoint in one mode, in a process of its own: one JSON request a line, one JSON answer each.
 
-Modes: `resident` (transformers, everything in memory), `accelerate` (transformers and accelerate, most expert
-layers on disk), `engine` (ours). benchmarks/offload.py starts them and compares their answers.
+Modes: `resident` (transformers, everything in memory), `accelerate` (transformers with accelerate, most
+expert layers on disk), `engine` (this project's). benchmarks/offload.py starts and compares them.
 """
 
 import argparse
@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 from transformers import (
     AutoConfig,
@@ -25,11 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-import dwellmoe.offload.cached_experts
 import dwellmoe.offload.compute
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import quiet
-from dwellmoe.offload import Engine, EngineSettings, load_with_cache
+from dwellmoe.offload import EngineSettings, load_with_cache
+from dwellmoe.offload.experts_implementation import HANDLE
 
 DTYPE = torch.bfloat16
 BOOKKEEPING_CALLS = 2000
@@ -37,7 +34,7 @@ Answer = dict[str, Any]
 
 
 class ForcedTokens(LogitsProcessor):
-    """Makes `generate` produce given tokens, so that every mode does the same work; notes when each came."""
+    """Makes `generate` produce given tokens, so that every mode does the same work, and times each token."""
 
     def __init__(self, tokens: list[int], before_each: Callable[[], None]) -> None:
         self.tokens, self.before_each = tokens, before_each
@@ -55,7 +52,7 @@ class ForcedTokens(LogitsProcessor):
 
 def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: Callable[[], None]) -> Answer:
     """Seconds of the prompt (to its first token) and of each further token; `before_each` is not timed.
-    `disk_bytes`: what the disk gave this process meanwhile, as the kernel counts it.
+    `disk_bytes`: bytes read from disk for this process meanwhile, as the kernel counts them.
     """
     before_each()
     read_before = _read_bytes()
@@ -90,21 +87,23 @@ class Resident:
 
 
 class Accelerated:
-    """transformers with accelerate's disk offload: in memory is everything but the experts, and as many
-    expert layers as are asked for. It maps its files, so that it reads of a layer what is used and what the
-    kernel reads ahead. `cold`: the files leave the page cache before every token; otherwise that is memory
-    which the budget does not have.
+    """transformers with accelerate's disk offload: in memory are everything but the experts, and the experts
+    of `kept_layers` layers. It maps its files, so that of a layer it reads what is used and what the kernel
+    reads ahead. `cold`: the files are dropped from the page cache before every token; else the page cache is
+    memory in excess of the budget.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model_name))
         layers = find_moe_layers(skeleton)
-        places = dict.fromkeys(_pieces(skeleton, {layer.experts for layer in layers}), "cpu")
-        places |= {layer.experts: "disk" for layer in layers[args.kept_layers :]}
+        device_map: dict[str, Any] = dict.fromkeys(
+            _pieces(skeleton, {layer.experts for layer in layers}), "cpu"
+        )
+        device_map |= {layer.experts: "disk" for layer in layers[args.kept_layers :]}
         self.folder = Path(args.offload_folder)
         self.model = AutoModelForCausalLM.from_pretrained(
-            args.model_name, dtype=DTYPE, device_map=places, offload_folder=self.folder
+            args.model_name, dtype=DTYPE, device_map=device_map, offload_folder=self.folder
         ).eval()
 
     def request(self, prompt: list[int], tokens: list[int], cold: bool = True) -> Answer:
@@ -126,33 +125,31 @@ def _pieces(model: PreTrainedModel, cuts: set[str], name: str = "") -> list[str]
 
 
 class Cached:
-    """Ours."""
+    """This project's engine."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         settings = EngineSettings(**json.loads(args.settings))
         self.model, self.engine = load_with_cache(args.model_name, settings, DTYPE)
 
     def request(self, prompt: list[int], tokens: list[int]) -> Answer:
-        self.engine.statistics.reset()
-        before = self.engine.live.split.cache.counts()
+        self.engine.reset_counts()
         answer = run_request(self.model, prompt, tokens, lambda: None)
-        after = self.engine.live.split.cache.counts()
-        counts = {name: after[name] - before[name] for name in after}
+        counts = self.engine.hit_counts._asdict()
         return answer | {"statistics": self.engine.statistics.fields(), "decode_cache": counts}
 
     def sizes(self) -> Answer:
-        """Bytes that the promise about memory is made of."""
-        resident = sum(weight.nbytes for weight in self.model.parameters() if not _is_in(weight, self.engine))
+        """The parts of the memory that the budget promises."""
+        weights = [weight for weight in self.model.parameters() if not self.engine.owns(weight)]
         return {
-            "resident_weight_bytes": resident,
-            "expert_memory_bytes": self.engine.expert_memory_bytes,
-            "record_bytes": max(self.engine.cached_experts.residents.device.record_bytes),
+            "resident_weight_bytes": sum(weight.nbytes for weight in weights),
+            "expert_memory_bytes": self.engine.memory.total_bytes,
+            "record_bytes": max(self.engine.record_bytes),
             **self.engine.budget.fields(),
         }
 
     def fill(self) -> Answer:
-        """Every layer is asked for every expert once: at 100 % all are in memory from then on."""
-        self.engine.cached_experts.forward_pass.prefill = True
+        """Runs every expert once, before the first request: at 100 % all are in memory from then on."""
+        assert self.engine.in_prefill
         for layer in self.engine.layers:
             indices_TK = torch.arange(layer.num_experts).view(-1, layer.top_k)
             hidden_TD = torch.zeros(len(indices_TK), self.model.config.hidden_size, dtype=DTYPE)
@@ -161,16 +158,18 @@ class Cached:
         return {}
 
     def bookkeeping(self) -> Answer:
-        """Microseconds of a decode step's layer beside the experts' arithmetic, every expert a hit: the same
-        call with experts that compute nothing, less what adding up their outputs takes.
+        """Microseconds of a layer in a decode step without a miss, beside the experts' arithmetic: `layer` is
+        the whole call with experts that compute nothing, `arithmetic` the sum of their outputs alone.
         """
+        assert not self.engine.in_prefill
         experts = self.model.get_submodule(self.engine.layers[0].experts)
+        cached_experts, _ = getattr(experts, HANDLE)
         top_k = self.engine.layers[0].top_k
         hidden_1D = torch.randn(1, self.model.config.hidden_size, dtype=DTYPE)
         indices_1K, weights_1K = torch.arange(top_k)[None], torch.full((1, top_k), 1 / top_k, dtype=DTYPE)
 
         def layer() -> None:
-            self.engine.cached_experts.run_layer(0, experts, hidden_1D, indices_1K, weights_1K)
+            cached_experts.run_layer(0, experts, hidden_1D, indices_1K, weights_1K)
 
         def arithmetic() -> None:
             work = dwellmoe.offload.compute.OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
@@ -178,18 +177,12 @@ class Cached:
                 work.add(expert, None)  # type: ignore[arg-type] - nothing is computed with it
             work.result()
 
-        self.engine.cached_experts.forward_pass.prefill = False
         computed = dwellmoe.offload.compute.run_expert
         dwellmoe.offload.compute.run_expert = lambda _module, x_TD, _expert: x_TD
         with torch.no_grad():
             micros = {"layer": _median_us(layer), "arithmetic": _median_us(arithmetic)}
         dwellmoe.offload.compute.run_expert = computed
         return micros
-
-
-def _is_in(weight: torch.Tensor, engine: Engine) -> bool:
-    pool = engine.cached_experts.residents.device.memory
-    return weight.is_meta or pool.data_ptr() <= weight.data_ptr() < pool.data_ptr() + pool.nbytes
 
 
 def _median_us(call: Callable[[], None]) -> float:
@@ -213,13 +206,13 @@ def main() -> None:
     parser.add_argument("--settings", default="{}", help="EngineSettings as JSON")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the libraries' own words
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print
     quiet()
     mode = MODES[args.mode](args)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), file=answers, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(getattr(mode, asked.pop("do"))(**asked)), file=answers, flush=True)
+        request = json.loads(line)
+        print(json.dumps(getattr(mode, request.pop("do"))(**request)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

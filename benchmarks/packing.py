@@ -2,15 +2,11 @@
 
     python benchmarks/packing.py --json PATH
 
-Two engines on the random checkpoint of benchmarks/offload.py answer the same requests in turns.
+Two engines on the random checkpoint of benchmarks/offload.py run the same requests alternately.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from random_checkpoint import SHAPES, config_of, write_checkpoint
 from result import parser_of, save_result
@@ -33,11 +29,11 @@ def measure(args: argparse.Namespace) -> Answer:
         Worker("engine", args, settings=plain | {"packed": str(folder)}) as packed,
     ):
         workers = {"as_it_is": as_it_is, "packed": packed}
-        for at in range(args.repeats + 1):
+        for i in range(args.repeats + 1):
             request = tokens.fresh(args.prompt_tokens)
-            for name in list(workers)[:: 1 if at % 2 else -1]:
+            for name in list(workers)[:: 1 if i % 2 else -1]:
                 answer = workers[name].ask("request", **request)
-                answers[name] += [answer] if at else []
+                answers[name] += [answer] if i else []
     decode = {name: mean_decode(found) for name, found in answers.items()}
     prefill = {name: median_prefill(found) for name, found in answers.items()}
     return {
@@ -56,7 +52,7 @@ def main() -> None:
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument(
-        "--packed", help="folder of packed experts, made if need be; default: beside the checkpoint"
+        "--packed", help="folder of packed experts, written if it is missing; default: beside the checkpoint"
     )
     parser.add_argument("--expert_budget", default="25%")
     parser.add_argument("--repeats", type=int, default=6)

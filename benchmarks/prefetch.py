@@ -1,36 +1,33 @@
-"""Measures prefetching in the engine: experts predicted, reads for nothing, waits of decoding.
+"""Measures prefetching in the engine: correct predictions, wasted reads, stalls of decoding.
 
     python benchmarks/prefetch.py --model_name models/tiny-olmoe --json PATH [--predictors gate_ahead habits]
 
-Greedy answers to a few prompts, each predictor and prefetch budget from cold caches; decoded tokens alone
-count. `recall`: the share of the next
-layer's experts among those that its gate names on this layer's hidden states; `recall_rescaled`: on those
-states divided by this layer's norm weights and multiplied by the next layer's.
+Greedy answers to a few prompts, from cold caches for each predictor and prefetch budget; only decoded tokens
+count. `recall`: the share of the next layer's experts among those that its gate chooses on this layer's
+hidden states; `recall_rescaled`: on those states divided by this layer's norm weights and multiplied by the
+next layer's.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
+from result import parser_of, save_result
 from transformers import AutoTokenizer
 
-from benchmarks.result import parser_of, save_result
 from dwellmoe.errors import run_command
 from dwellmoe.families import find_moe_layers
 from dwellmoe.offload import EngineSettings, load_with_cache
 
+ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = (
     "Once upon a time there was",
     "Lily and Tom went to the park and",
     "The dog was sad because",
     "A man is",
 )
-AHEAD = ("prefetch_issued", "prefetch_wasted", "prefetch_wasted_bytes")
+COUNTS = ("prefetch_issued", "prefetch_wasted", "prefetch_wasted_bytes")
 
 
 def answer_all(model: Any, tokenizer: Any, new_tokens: int) -> None:
@@ -42,12 +39,12 @@ def answer_all(model: Any, tokenizer: Any, new_tokens: int) -> None:
 def row_of(args: argparse.Namespace, tokenizer: Any, predictor: str, budget: int) -> dict[str, Any]:
     settings = EngineSettings(args.expert_budget, prefetch_budget=budget, prefetch_predictor=predictor)
     model, engine = load_with_cache(args.model_name, settings, args.dtype)
-    in_prompts = DecodeAlone(engine)
+    in_prompts = PromptPrefetches(engine)
     model.register_forward_hook(in_prompts.pass_ended)
     with engine:
         answer_all(model, tokenizer, args.new_tokens)
-        counts, decode = engine.statistics, engine.statistics.phases["decode"]
-    issued = {name: getattr(counts, name) - in_prompts.counted[name] for name in AHEAD}
+        counts, decode = engine.statistics, engine.statistics.decode
+    issued = {name: getattr(counts, name) - in_prompts.counted[name] for name in COUNTS}
     return {
         "predictor": predictor,
         "prefetch_budget": budget,
@@ -59,17 +56,17 @@ def row_of(args: argparse.Namespace, tokenizer: Any, predictor: str, budget: int
     }
 
 
-class DecodeAlone:
-    """Sums up what was read ahead while prompts ran, which the engine does not count apart."""
+class PromptPrefetches:
+    """Sums up the prefetches of prompts, which the engine does not count apart from those of decoding."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine, self.counted = engine, dict.fromkeys(AHEAD, 0)
-        self._before = dict.fromkeys(AHEAD, 0)
+        self.engine, self.counted = engine, dict.fromkeys(COUNTS, 0)
+        self._before = dict.fromkeys(COUNTS, 0)
 
     def pass_ended(self, *_: Any) -> None:
-        now = {name: getattr(self.engine.statistics, name) for name in AHEAD}
-        if self.engine.cached_experts.forward_pass.prefill:
-            for name in AHEAD:
+        now = {name: getattr(self.engine.statistics, name) for name in COUNTS}
+        if self.engine.in_prefill:
+            for name in COUNTS:
                 self.counted[name] += now[name] - self._before[name]
         self._before = now
 
@@ -84,20 +81,20 @@ def recalls(args: argparse.Namespace, tokenizer: Any) -> dict[str, float]:
     ahead: dict[str, torch.Tensor] = {}
     found: dict[str, list[float]] = {"recall": [], "recall_rescaled": []}
 
-    def look(at: int, hidden: torch.Tensor, output: Any) -> None:
+    def observe(i: int, hidden: torch.Tensor, output: Any) -> None:
         chosen = output[2]
         if len(chosen) != 1:
             return
         for name, predicted in ahead.items():
             found[name].append(torch.isin(chosen, predicted).float().mean().item())
         ahead.clear()
-        if at + 1 < len(routers):
-            scale = norms[at + 1].weight / norms[at].weight
-            ahead["recall"] = routers[at + 1].forward(hidden)[2]
-            ahead["recall_rescaled"] = routers[at + 1].forward(hidden * scale)[2]
+        if i + 1 < len(routers):
+            scale = norms[i + 1].weight / norms[i].weight
+            ahead["recall"] = routers[i + 1].forward(hidden)[2]
+            ahead["recall_rescaled"] = routers[i + 1].forward(hidden * scale)[2]
 
-    for at, router in enumerate(routers):
-        router.register_forward_hook(lambda _, inputs, output, at=at: look(at, inputs[0], output))
+    for i, router in enumerate(routers):
+        router.register_forward_hook(lambda _, inputs, output, i=i: observe(i, inputs[0], output))
     with engine, torch.no_grad():
         answer_all(model, tokenizer, args.new_tokens)
     return {name: sum(values) / len(values) for name, values in found.items()}

@@ -2,17 +2,16 @@
 
     python benchmarks/random_checkpoint.py --shape olmoe-6l --output results/bench/olmoe-6l
 
-Keys are those of a published checkpoint (one matrix an expert), with index, configuration and a small
-tokenizer beside them. The same shape and seed give the same bytes. A token's own embedding outweighs what the
-layers add to it, so tokens drawn at random choose their experts almost at random: the worst case of a cache.
-(With small embeddings the mean over the context would rule, and all tokens would go to the same experts.)
+Keys are those of a published checkpoint (one matrix an expert), with an index, a configuration and a small
+tokenizer. The same shape and seed give the same bytes. A token's own embedding outweighs what the layers add
+to it, so tokens drawn at random choose their experts almost at random: the worst case for a cache. (With
+small embeddings the mean over the context would dominate, and all tokens would choose the same experts.)
 """
 
 import argparse
 import json
 import math
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +22,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from dwellmoe.errors import UserError, run_command, unknown_name
 from dwellmoe.files import replacing_path
 
 DTYPE = torch.bfloat16
 SHARD_BYTES = 2 << 30
+ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "models" / "tiny-olmoe"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ENDLESS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # generation never stops early
@@ -86,7 +83,7 @@ class Weight(NamedTuple):
 
 
 def config_of(shape: str) -> PretrainedConfig:
-    """The configuration of a named shape. Raises UserError for a name that is none."""
+    """The configuration of a named shape. Raises UserError for an unknown name."""
     if shape not in SHAPES:
         raise unknown_name("shape", shape, SHAPES)
     fields = dict(SHAPES[shape])
@@ -94,26 +91,26 @@ def config_of(shape: str) -> PretrainedConfig:
 
 
 def weights_of(config: PretrainedConfig) -> list[Weight]:
-    """Every tensor of a published checkpoint of this configuration: the fused experts in single matrices."""
+    """Every tensor of a published checkpoint of this configuration; the experts are single matrices."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     weights = []
     for name, tensor in model.state_dict().items():
-        place, _, leaf = name.rpartition(".")
-        if place.endswith(".experts"):
-            weights += _single_experts(place, leaf, tuple(tensor.shape))
+        module, _, leaf = name.rpartition(".")
+        if module.endswith(".experts"):
+            weights += _single_experts(module, leaf, tuple(tensor.shape))
         else:
             weights.append(Weight(name, tuple(tensor.shape)))
     return weights
 
 
-def _single_experts(place: str, leaf: str, shape: tuple[int, ...]) -> Iterator[Weight]:
+def _single_experts(module: str, leaf: str, shape: tuple[int, ...]) -> Iterator[Weight]:
     """`gate_up_proj` [E, 2I, D] and `down_proj` [E, D, I], one matrix an expert."""
     experts, rows, columns = shape
     names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[leaf]
     for expert in range(experts):
         for name in names:
-            yield Weight(f"{place}.{expert}.{name}.weight", (rows // len(names), columns))
+            yield Weight(f"{module}.{expert}.{name}.weight", (rows // len(names), columns))
 
 
 def split_shards(weights: list[Weight], most_bytes: int) -> list[list[Weight]]:
@@ -153,9 +150,9 @@ def draw(weight: Weight, seed: int) -> torch.Tensor:
 
 
 def write_checkpoint(shape: str, output: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Writes the checkpoint beside `output`, then renames it; what is there already is kept as it is.
+    """Writes the checkpoint to a folder beside `output`, then renames that; an `output` that exists is kept.
 
-    Raises UserError when the disk has no room for it.
+    Raises UserError for a disk without room for it.
     """
     if output.exists():
         return output
@@ -180,8 +177,8 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
 
 def _write_shards(shards: list[list[Weight]], folder: Path, seed: int) -> None:
     weight_map, total_bytes = {}, 0
-    for at, shard in enumerate(tqdm(shards, unit="shard", disable=None)):
-        name = f"model-{at + 1:05d}-of-{len(shards):05d}.safetensors"
+    for i, shard in enumerate(tqdm(shards, unit="shard", disable=None)):
+        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         save_file({weight.key: draw(weight, seed) for weight in shard}, folder / name, {"format": "pt"})
         weight_map |= {weight.key: name for weight in shard}
         total_bytes += sum(weight.size_bytes for weight in shard)

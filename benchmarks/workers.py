@@ -1,4 +1,4 @@
-"""Knows how benchmarks run a checkpoint in processes of their own, and on which tokens; compares none."""
+"""Processes that run a checkpoint for a benchmark, the tokens they run on, and means of their answers."""
 
 import argparse
 import json
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+WORKER = Path(__file__).resolve().with_name("offload_worker.py")
 READERS = 4
 SHORT_PROMPT, ALL_HIT_PROMPT = 32, 16
 Answer = dict[str, Any]
 
 
 class Worker:
-    """A process that runs the checkpoint in one way; a `with` block ends it."""
+    """A process of offload_worker.py that runs the checkpoint in one mode; a `with` block ends it."""
 
     def __init__(self, mode: str, args: argparse.Namespace, **options: object) -> None:
-        command = [sys.executable, str(ROOT / "benchmarks" / "offload_worker.py"), mode]
+        command = [sys.executable, str(WORKER), mode]
         command += ["--model_name", args.model_name, "--offload_folder", str(args.offload_folder)]
         for name, value in options.items():
             command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
@@ -37,11 +37,11 @@ class Worker:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
+            raise RuntimeError(f"worker ended with exit code {self.process.wait()}")
         return json.loads(line)
 
     def memory(self) -> dict[str, int]:
-        """Seen from outside: the largest resident set so far, and what the present one is made of."""
+        """As the kernel counts it: the largest resident set so far, and the parts of the present one."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
         names = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "file_bytes": "RssFile"}
@@ -63,12 +63,12 @@ class Tokens:
         self.vocabulary, self.decode_tokens, self._draw = vocabulary, decode_tokens, random.Random(0)
 
     def fresh(self, prompt_tokens: int) -> Answer:
-        """Every token at random."""
+        """Every token drawn at random."""
         drawn = [self._draw.randrange(self.vocabulary) for _ in range(prompt_tokens + self.decode_tokens)]
         return {"prompt": drawn[:prompt_tokens], "tokens": drawn[prompt_tokens:]}
 
     def constant(self) -> Answer:
-        """One token over and over: no position differs from another, so all steps ask for the same."""
+        """One token over and over: all positions are alike, so all steps need the same experts."""
         return {"prompt": [7] * ALL_HIT_PROMPT, "tokens": [7] * self.decode_tokens}
 
 
