@@ -1,6 +1,6 @@
 """DwellMoE makes Mixture-of-Experts language models fit small memories.
 
-The public names are imported when they are first used: `import dwellmoe` itself loads neither torch nor numpy.
+Public names are imported when they are first used: `import dwellmoe` itself loads neither torch nor numpy.
 `RoutingTrace`, `replay` and `ExpertCache` need the extra `sim`; `record` and `offload` need `offload`;
 `LocalityLoss` and `LocalityCallback` need `train`.
 """
