@@ -106,6 +106,11 @@ def _default(value: Any) -> str:
     return f"`{' '.join(map(str, words))}`"
 
 
+def _escaped(about: str) -> str:
+    """A help text as Markdown: without argparse's doubled percent signs."""
+    return about.replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
+
+
 def _without_default(about: str) -> tuple[str, str]:
     """A help text, and the default that it names in brackets at its end."""
     found = re.fullmatch(r"(.*?) ?\[([^\]]*)\]", about)
@@ -120,7 +125,7 @@ def _sentence(text: str | None) -> str:
 def _table(options: Iterable[Option]) -> str:
     lines = ["| option | default | what it does |", "|---|---|---|"]
     for name, default, about in options:
-        about, worked_out = _without_default(about.replace("%%", "%").replace("|", "\\|"))
+        about, worked_out = _without_default(_escaped(about))
         lines.append(f"| {name} | {default or worked_out} | {about} |")
     return "\n".join(lines) + "\n"
 
