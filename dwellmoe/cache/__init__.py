@@ -1,3 +1,1 @@
-"""Decides which experts are resident: traces, policies, the cache, its simulator. Numbers only, moves no
-weights.
-"""
+"""Which experts are resident: traces, eviction policies, caches and their simulator; needs no torch."""

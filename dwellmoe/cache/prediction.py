@@ -72,7 +72,7 @@ def log_loss(predicted_TLE: np.ndarray, used_TLE: np.ndarray) -> float:
 
 
 class Calibration:
-    """From a score to a probability: the actual share of use among experts of a similar score, layer by layer.
+    """From a score to a probability: the actual share of use at similar scores, layer by layer.
 
     Scores of a layer are cut into `PARTS` of equal size; the actual share is interpolated between their means
     and never falls as the score rises. Where a layer has no scores (NaN) each expert has its prior.

@@ -1,4 +1,4 @@
-"""Knows the layout of a .safetensors file and maps it into memory; does not know what the tensors mean."""
+"""Reads and writes .safetensors files; a file that is read is mapped into memory."""
 
 import json
 import os
@@ -21,9 +21,7 @@ COPY_BYTES = 1 << 24
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a .safetensors file a few megabytes at a time, so that a mapped tensor larger than memory can be
-    copied.
-    """
+    """Writes a file a few megabytes at a time, so that a mapped tensor may be larger than memory."""
     header: dict = {"__metadata__": metadata}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # keeps every tensor aligned
     end = 0
@@ -84,11 +82,9 @@ def read_header(path: Path) -> tuple[dict, int]:
 
 def _map(path: Path, data_begin: int, data_bytes: int, name: str, entry: dict) -> np.ndarray:
     try:
-        dtype, shape, (begin, end) = (
-            np.dtype(DTYPES[entry["dtype"]]),
-            tuple(entry["shape"]),
-            entry["data_offsets"],
-        )
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
         expected_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         in_order = 0 <= begin <= end
     except (KeyError, TypeError, ValueError) as error:

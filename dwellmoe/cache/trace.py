@@ -1,4 +1,4 @@
-"""Knows what a recorded routing is and its file; does not know what a cache would make of it.
+"""`RoutingTrace`: the experts that each layer needed at each token step, and its file.
 
 Letters: S token steps (rows), L MoE layers, K experts chosen, E routed experts a layer.
 """
@@ -18,7 +18,7 @@ from dwellmoe.errors import UserError
 PREFILL, DECODE = 0, 1
 EMPTY = 65535  # a slot that a routing strategy left unused
 FORMAT, VERSION = "moe-routing-trace", "1"
-BLOCK_BYTES = 128 << 20  # of mapped trace looked at together
+BLOCK_BYTES = 128 << 20  # of a mapped trace that is read at once
 
 LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
     "experts": (np.uint16, "SLK", True),
@@ -34,8 +34,7 @@ LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """An immutable record of the experts each layer needed at each token step (shared file format, version
-    1).
+    """An immutable record of the experts that each layer needed at each token step.
 
     experts     uint16 [S, L, K]   in router order, largest routing weight first; 65535 is an empty slot
     phase       uint8 [S]          0 prefill, 1 decode; rows are in time order
@@ -45,7 +44,7 @@ class RoutingTrace:
     token_ids   int32 [S]
     chunk       int32 [S]          prefill rows run together; default: a request's whole prompt
     batch_step  int32 [S]          rows run together, also of several prompts; default: a decode row alone
-    layer_ids   the decoder layer's number a layer; expert_bytes: bytes of one expert a layer, 0 for unknown
+    layer_ids   index of each layer in the decoder; expert_bytes: bytes of one expert a layer, 0 for unknown
 
     Raises UserError for a wrong dtype or shape, an id >= E, an expert twice in one set, NaN weights, no rows.
     """
@@ -90,7 +89,7 @@ class RoutingTrace:
     def blocks(self) -> list[range]:
         """Consecutive ranges of rows, each about `BLOCK_BYTES` of experts."""
         rows = self.rows_in(BLOCK_BYTES)
-        return [range(at, min(at + rows, self.steps)) for at in range(0, self.steps, rows)]
+        return [range(begin, min(begin + rows, self.steps)) for begin in range(0, self.steps, rows)]
 
     def rows_in(self, size_bytes: int) -> int:
         """Rows whose experts take about so many bytes."""
@@ -126,16 +125,14 @@ class RoutingTrace:
 
 
 def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> RoutingTrace:
-    """The given rows, each counted as decoded alone: a prompt's tokens route as if they had been decoded."""
+    """The given rows, each as a decoded token of its own: a prompt's tokens route as if they were decoded."""
     kept = {name: getattr(trace, name)[rows] for name in LAYOUT if getattr(trace, name) is not None}
     kept |= {"phase": np.full(len(kept["phase"]), DECODE, np.uint8), "chunk": None, "batch_step": None}
     return replace(trace, **kept)
 
 
 def release(array: np.ndarray) -> None:
-    """Gives the pages of a mapped array back to the system; they are read again when touched. No effect on
-    others.
-    """
+    """Gives the pages of a mapped array back to the system; they are read again when they are used."""
     base = array
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
@@ -226,7 +223,7 @@ def _check_values(trace: RoutingTrace) -> None:
             _check_finite(name, getattr(trace, name), rows)
         release(trace.experts)
     if lowest == EMPTY:
-        raise UserError("the trace is empty: every slot is")
+        raise UserError("the trace is empty: it has only empty slots")
 
 
 def _check_finite(name: str, array: np.ndarray | None, rows: range) -> None:
@@ -240,18 +237,18 @@ def _check_finite(name: str, array: np.ndarray | None, rows: range) -> None:
 
 @compiled
 def _first_bad_set(experts, num_experts):
-    """(row, layer) of the first set with an id out of range or twice; (-1, -1) when all are sound."""
+    """(row, layer) of the first set with an id out of range or twice; (-1, -1) if there is none."""
     seen = np.full(num_experts, -1, np.int64)
     for row in range(experts.shape[0]):
         for layer in range(experts.shape[1]):
-            mark = row * experts.shape[1] + layer
+            index = row * experts.shape[1] + layer
             for slot in range(experts.shape[2]):
                 expert = experts[row, layer, slot]
                 if expert == EMPTY:
                     continue
-                if expert >= num_experts or seen[expert] == mark:
+                if expert >= num_experts or seen[expert] == index:
                     return row, layer
-                seen[expert] = mark
+                seen[expert] = index
     return -1, -1
 
 

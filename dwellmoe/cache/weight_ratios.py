@@ -1,6 +1,6 @@
-"""Knows how steeply a token's routing weights fall off and what thresholds that gives; does not route.
+"""Thresholds for running fewer than K experts: how steeply a token's routing weights fall off.
 
-Letters: S token steps, T rows, L layers, K experts chosen, N places between K/2 and K where a token may stop.
+Letters: S token steps, T rows, L layers, K experts chosen, N counts between K/2 and K at which a token may stop.
 """
 
 import json
@@ -28,7 +28,7 @@ class Thresholds:
 
     @property
     def kept(self) -> range:
-        return stopping_places(self.top_k)
+        return stopping_counts(self.top_k)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a small JSON file; it appears complete or not at all."""
@@ -56,27 +56,29 @@ class Thresholds:
         return found
 
 
-def stopping_places(top_k: int) -> range:
+def stopping_counts(top_k: int) -> range:
     """How many experts a token may stop at before K: 4 and 5 of 6, 3 of 4, none of 2."""
     return range(top_k // 2 + 1, top_k)
 
 
 def ratios(weights_TK: np.ndarray) -> np.ndarray:
-    """w_j / w_{j+1} at the stopping places, float [T, N], of sorted rows; infinite where w_{j+1} is 0."""
-    places = stopping_places(weights_TK.shape[-1])
-    upper = weights_TK[..., places.start - 1 : places.stop - 1].astype(np.float64)
-    lower = weights_TK[..., places.start : places.stop].astype(np.float64)
+    """w_j / w_{j+1} at the counts at which a token may stop, float [T, N], of sorted rows; infinite where
+    w_{j+1} is 0.
+    """
+    counts = stopping_counts(weights_TK.shape[-1])
+    upper = weights_TK[..., counts.start - 1 : counts.stop - 1].astype(np.float64)
+    lower = weights_TK[..., counts.start : counts.stop].astype(np.float64)
     return np.divide(upper, lower, out=np.full(upper.shape, np.inf), where=lower > 0)
 
 
 def kept_counts(weights_TK: np.ndarray, medians_N: Sequence[float]) -> np.ndarray:
     """Experts each sorted row keeps, int [T]: the first j with w_j / w_{j+1} above its threshold, else K."""
     top_k = weights_TK.shape[-1]
-    places = stopping_places(top_k)
-    if not len(places):
+    counts = stopping_counts(top_k)
+    if not len(counts):
         return np.full(len(weights_TK), top_k)
     steep_TN = ratios(weights_TK) > np.asarray(medians_N)
-    return np.where(steep_TN.any(axis=1), places.start + steep_TN.argmax(axis=1), top_k)
+    return np.where(steep_TN.any(axis=1), counts.start + steep_TN.argmax(axis=1), top_k)
 
 
 def thresholds_of(trace: RoutingTrace) -> Thresholds:

@@ -62,7 +62,7 @@ def test_limits_hold_after_every_step(ram_bytes, rooms):
         for layer, asked in enumerate(row):
             before, numbers = cache.placement.tier, asked.astype(int) + layer * 12
             step = cache.request(layer, asked, rooms)
-            used = [cache.placement.used(cache.size, tier) for tier in (DEVICE, RAM)]
+            used = [cache.size[cache.placement.tier == tier].sum() for tier in (DEVICE, RAM)]
             assert used[0] <= 11_000 and used[1] <= ram_bytes
             assert (cache.placement.tier[numbers] == DEVICE).all()
             assert step.hits + len(step.load) == 3

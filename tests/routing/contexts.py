@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dwellmoe.cache.weight_ratios import Thresholds, stopping_places
+from dwellmoe.cache.weight_ratios import Thresholds, stopping_counts
 from dwellmoe.routing.strategies import STRATEGIES
 from dwellmoe.routing.strategies.base import NEVER, RoutingContext
 
@@ -26,7 +26,7 @@ def context(seed=0, rows=3, resident=5, **changes) -> RoutingContext:
 
 def thresholds_file(folder, value: float, top_k=TOP_K, layers=LAYERS) -> str:
     path = folder / f"thresholds-{value}-{top_k}.json"
-    Thresholds("tiny", top_k, [[value] * len(stopping_places(top_k))] * layers).save(path)
+    Thresholds("tiny", top_k, [[value] * len(stopping_counts(top_k))] * layers).save(path)
     return str(path)
 
 

@@ -1,10 +1,11 @@
-"""One file a format of routing traces; the folder is the registry. A format file has
+"""Formats of routing traces, one file each; `dwellmoe.register_trace_format` adds one from outside.
 
-SUFFIXES                    how its files end; the longest fitting one decides what is written
-HINTS                       what must or may be said about a file that does not say it itself
-recognise(head) -> bool     whether a file that begins with these bytes is one
+A format has
+SUFFIXES                    the endings of its files; the longest one that fits decides what is written
+HINTS                       names of what a caller may state about a file that does not state it itself
+recognise(head) -> bool     whether a file that begins with these bytes is of this format
 read(path, **hints)         RoutingTrace; UserError for a broken file
-write(trace, path)          complete or not at all
+write(trace, path)          the file appears complete or not at all
 """
 
 from pathlib import Path
@@ -18,11 +19,12 @@ FORMATS = Registry("trace format", __name__, None)
 
 
 def format_names() -> list[str]:
+    """Every format there is."""
     return FORMATS.names()
 
 
 def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
-    """Reads a trace in any format of this folder, recognised by its content, else by its ending.
+    """Reads a trace in any format, recognised by its content, else by its ending.
 
     UserError for an unknown format, a broken file, or a hint that has no effect.
     """
@@ -31,7 +33,7 @@ def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
     module = _recognised(path) or _by_ending(path)
     without_effect = sorted(set(given) - set(module.HINTS))
     if without_effect:
-        raise UserError(f"{path}: {without_effect[0]} has no effect on this format")
+        raise UserError(f"{path}: {without_effect[0]} has no effect on a trace of this format")
     return module.read(path, **given)
 
 
@@ -57,5 +59,5 @@ def _by_ending(path: Path):
     known = {suffix: module for module in _modules() for suffix in module.SUFFIXES}
     fitting = [suffix for suffix in known if path.name.endswith(suffix)]
     if not fitting:
-        raise UserError(f"{path}: not a trace in any known format: endings are {', '.join(known)}")
+        raise UserError(f"{path}: not a trace in any known format: choose an ending from {', '.join(known)}")
     return known[max(fitting, key=len)]

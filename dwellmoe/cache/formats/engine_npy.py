@@ -1,6 +1,4 @@
-"""Knows arrays of chosen experts as serving engines return them: int16 [tokens, layers, top_k] in a .npy
-file.
-"""
+"""Arrays of chosen experts as serving engines return them: int16 [tokens, layers, top_k] in a .npy file."""
 
 from pathlib import Path
 
@@ -22,7 +20,7 @@ def recognise(head: bytes) -> bool:
 def read(path: Path, num_experts: int | None = None, prompt_tokens: int = 0) -> RoutingTrace:
     """One request; its first `prompt_tokens` rows are prefill. -1 is an empty slot."""
     if num_experts is None:
-        raise UserError(f"{path}: an array does not say how many experts a layer has: give --num_experts")
+        raise UserError(f"{path}: an array does not state the experts a layer: give --num_experts")
     try:
         chosen = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -1,9 +1,8 @@
-"""Knows libCacheSim's traces: binary oracleGeneral and CSV, one access after the other (sequential, router
-order).
+"""libCacheSim's traces, binary oracleGeneral and CSV: one access after the other, in router order.
 
-An object is expert e of layer l, number l * E + e; time is the token step; size is the expert's bytes (1 for
-unknown); the next access is the number of the access that asks for the object again, -1 for none. Phases,
-requests and weights have no place in the format: what is read back is one request of decode steps.
+An object is an expert by flat id; time is the token step; size is the expert's bytes, 1 for unknown; next is
+the index of the next access to the same object, -1 for none. Phases, requests and weights are not in the
+format: what is read back is one request of decode steps.
 """
 
 from pathlib import Path
@@ -27,11 +26,9 @@ def recognise(head: bytes) -> bool:
 
 
 def read(path: Path, num_experts: int | None = None) -> RoutingTrace:
-    """Splits accesses into token steps where the time changes, and into layers by object number //
-    `num_experts`.
-    """
+    """Splits accesses into token steps where the time changes, and into layers by object // num_experts."""
     if num_experts is None or num_experts < 1:
-        raise UserError(f"{path}: the format does not say how many experts a layer has: give --num_experts")
+        raise UserError(f"{path}: the format does not state the experts a layer: give --num_experts")
     records = _read_csv(path) if path.name.endswith(".csv") else _read_binary(path)
     if len(records) == 0:
         raise UserError(f"{path}: the trace is empty")
@@ -42,7 +39,7 @@ def read(path: Path, num_experts: int | None = None) -> RoutingTrace:
         raise UserError(
             f"{path}: object {int(records['object'].max())} is too large for {num_experts} experts a layer"
         )
-    slot = _place_in_group(row * layers + layer)
+    slot = _index_in_group(row * layers + layer)
     experts = np.full((row[-1] + 1, layers, slot.max() + 1), EMPTY, np.uint16)
     experts[row, layer, slot] = expert
     sizes = np.zeros(layers, np.int64)
@@ -84,7 +81,7 @@ def records_of(trace: RoutingTrace) -> np.ndarray:
 
 
 def _next_access(objects: np.ndarray) -> np.ndarray:
-    """int64 [accesses]: number of the next access to the same object."""
+    """int64 [accesses]: index of the next access to the same object."""
     order = np.argsort(objects, kind="stable")
     following = np.full(len(objects), NONE, np.int64)
     same = objects[order[1:]] == objects[order[:-1]]
@@ -92,14 +89,14 @@ def _next_access(objects: np.ndarray) -> np.ndarray:
     return following
 
 
-def _place_in_group(group: np.ndarray) -> np.ndarray:
+def _index_in_group(group: np.ndarray) -> np.ndarray:
     """int64: how many earlier entries belong to the same group."""
     order = np.argsort(group, kind="stable")
     run_start = np.append(0, np.flatnonzero(np.diff(group[order])) + 1)
     lengths = np.diff(np.append(run_start, len(group)))
-    place = np.empty(len(group), np.int64)
-    place[order] = np.arange(len(group)) - np.repeat(run_start, lengths)
-    return place
+    index = np.empty(len(group), np.int64)
+    index[order] = np.arange(len(group)) - np.repeat(run_start, lengths)
+    return index
 
 
 def _read_binary(path: Path) -> np.ndarray:
@@ -113,11 +110,9 @@ def _read_binary(path: Path) -> np.ndarray:
 def _read_csv(path: Path) -> np.ndarray:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     records = np.empty(len(lines), RECORD)
-    for place, line in enumerate(lines):
+    for i, line in enumerate(lines):
         try:
-            records[place] = tuple(int(value) for value in line.split(","))
+            records[i] = tuple(int(value) for value in line.split(","))
         except (ValueError, TypeError, OverflowError):
-            raise UserError(
-                f"{path}, line {place + 2}: broken row '{line[:60]}': expected {COLUMNS}"
-            ) from None
+            raise UserError(f"{path}, line {i + 2}: broken row '{line[:60]}': expected {COLUMNS}") from None
     return records

@@ -1,8 +1,8 @@
-"""Knows `route_trace v1`, a text file with a line for each expert chosen.
+"""`route_trace v1`: a text file with a line for each expert chosen.
 
-`#` lines, of which some say `n_layer= n_expert= n_expert_used=` and `layer= expert_bytes=`; then the column
-names; then `turn,phase,step,layer,slot,expert,weight,residency,expert_bytes` with phase 0 prefill, 1 decode,
-and slot = router order.
+First `#` lines, some with `n_layer= n_expert= n_expert_used=` or `layer= expert_bytes=`; then column names;
+then `turn,phase,step,layer,slot,expert,weight,residency,expert_bytes`, phase 0 for prefill and 1 for decode,
+slots in router order.
 """
 
 import re
@@ -38,15 +38,23 @@ def read(path: Path) -> RoutingTrace:
             f"{int(table[:, LAYER].max())}: truncated?"
         )
     steps, row = np.unique(table[:, [TURN, PHASE, STEP]], axis=0, return_inverse=True)
-    place = row.ravel(), table[:, LAYER].astype(np.intp), table[:, SLOT].astype(np.intp)
-    _check_once(path, first_row, place, (len(steps), layers, top_k))
+    index = row.ravel(), table[:, LAYER].astype(np.intp), table[:, SLOT].astype(np.intp)
+    _check_once(path, first_row, index, (len(steps), layers, top_k))
     experts = np.full((len(steps), layers, top_k), EMPTY, np.uint16)
     weights = np.zeros(experts.shape, np.float16)
-    experts[place], weights[place] = table[:, EXPERT], table[:, WEIGHT]
-    columns = steps[:, 1].astype(np.uint8), steps[:, 0].astype(np.int32)
-    said = {"expert_bytes": _expert_bytes(header, table, layers), "model": header["model"]}
+    experts[index] = table[:, EXPERT]
+    weights[index] = table[:, WEIGHT]
     try:
-        return RoutingTrace(experts, *columns, header["n_expert"], weights=weights, source=path.name, **said)
+        return RoutingTrace(
+            experts,
+            phase=steps[:, 1].astype(np.uint8),
+            request=steps[:, 0].astype(np.int32),
+            num_experts=header["n_expert"],
+            expert_bytes=_expert_bytes(header, table, layers),
+            model=header["model"],
+            source=path.name,
+            weights=weights,
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -72,32 +80,32 @@ def _lines(trace: RoutingTrace) -> Iterator[str]:
         for layer, slot in np.argwhere(trace.experts[row] != EMPTY).tolist():
             weight = 0.0 if trace.weights is None else float(trace.weights[row, layer, slot])
             expert = trace.experts[row, layer, slot]
-            place = f"{request},{phase},{step},{layer},{slot}"
-            yield f"{place},{expert},{weight:.6g},0,{trace.expert_bytes[layer]}"
+            columns = f"{request},{phase},{step},{layer},{slot}"
+            yield f"{columns},{expert},{weight:.6g},0,{trace.expert_bytes[layer]}"
 
 
 def _read_header(path: Path) -> tuple[dict, int]:
-    """What the `#` lines say, and the number of the first line after the column names, from 1."""
+    """The values of the `#` lines, and the line number of the first row, from 1."""
     header: dict = {"model": "", "bytes": {}}
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.startswith("#"):
                 break
-            said = dict(re.findall(r"(\w+)=(\S+)", line))
-            header["model"] = said.get("model", header["model"])
+            given = dict(re.findall(r"(\w+)=(\S+)", line))
+            header["model"] = given.get("model", header["model"])
             for name in ("n_layer", "n_expert"):
-                if name in said:
-                    header[name] = _whole(path, number, said[name])
-            if "layer" in said and "expert_bytes" in said:
-                header["bytes"][_whole(path, number, said["layer"])] = _whole(
-                    path, number, said["expert_bytes"]
+                if name in given:
+                    header[name] = _whole(path, number, given[name])
+            if "layer" in given and "expert_bytes" in given:
+                header["bytes"][_whole(path, number, given["layer"])] = _whole(
+                    path, number, given["expert_bytes"]
                 )
         else:
             raise UserError(f"{path}: truncated: no rows")
     if line.strip() != COLUMNS:
         raise UserError(f"{path}, line {number}: expected the columns {COLUMNS}")
     if not {"n_layer", "n_expert"} <= set(header) or header["n_layer"] < 1:
-        raise UserError(f"{path}: the header does not say n_layer= and n_expert=")
+        raise UserError(f"{path}: the header lacks n_layer= or n_expert=")
     return header, number + 1
 
 
@@ -147,16 +155,18 @@ def _check_ranges(path: Path, first_row: int, table: np.ndarray, layers: int, ex
         raise UserError(f"{path}, line {number}: value out of range: {ranges}, whole numbers >= 0")
 
 
-def _check_once(path: Path, first_row: int, place: tuple, shape: tuple) -> None:
-    flat = np.asarray(np.ravel_multi_index(place, shape))
+def _check_once(path: Path, first_row: int, index: tuple, shape: tuple) -> None:
+    flat = np.asarray(np.ravel_multi_index(index, shape))
     first = np.unique(flat, return_index=True)[1]
     if first.size < flat.size:
         again = np.setdiff1d(np.arange(flat.size), first)[0]
-        raise UserError(f"{path}, line {first_row + int(again)}: this step, layer and slot were given before")
+        raise UserError(
+            f"{path}, line {first_row + int(again)}: this step, layer and slot are in the file twice"
+        )
 
 
 def _expert_bytes(header: dict, table: np.ndarray, layers: int) -> tuple[int, ...]:
-    """By the header; a layer that it leaves out, by the largest value in its rows."""
+    """From the header; for a layer that it leaves out, the largest value in its rows."""
     in_rows = np.zeros(layers, np.int64)
     np.maximum.at(in_rows, table[:, LAYER].astype(np.intp), table[:, EXPERT_BYTES].astype(np.int64))
     return tuple(header["bytes"].get(layer, int(in_rows[layer])) for layer in range(layers))

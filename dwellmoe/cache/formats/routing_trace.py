@@ -1,4 +1,4 @@
-"""Knows this project's own trace files (.safetensors)."""
+"""This project's own trace files (.safetensors), as `RoutingTrace` writes them."""
 
 from dwellmoe.cache.trace import RoutingTrace
 

@@ -1,4 +1,4 @@
-"""The last token's experts are used again: repeated ones and others each with their share in recorded tokens."""
+"""The last token's experts are used again: each with the share of repeats in recorded tokens."""
 
 import numpy as np
 

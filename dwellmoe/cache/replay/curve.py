@@ -86,7 +86,7 @@ class _Widest:
 
 
 def widest_request(inputs: ReplayInputs) -> int:
-    """The smallest capacity that serves every request: K, or the most experts of a prefill chunk or a batch."""
+    """The smallest capacity that serves every request: K, or a prefill chunk's or batch's experts."""
     passes = inputs.passes
     smallest = inputs.setup.min_capacity(inputs.trace.top_k)
     if inputs.setup.access == "sequential" or (passes.end - passes.begin).max() == 1:

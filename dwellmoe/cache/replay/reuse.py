@@ -113,7 +113,7 @@ def _by_powers_of_two(histogram: np.ndarray) -> list[dict]:
 
 @dataclass(frozen=True)
 class SegmentCoverage:
-    """Share of the uses in segments of tokens that the best rho * K experts of each segment and layer cover."""
+    """Share of uses that the best rho * K experts of each layer and segment of tokens cover."""
 
     segment_tokens: int
     phase: str

@@ -116,7 +116,7 @@ def stack_hits(policy, stack, cache, stream, sequential):
 
 @helper
 def protect(stack, cache, ids, first, last, depths):
-    """Writes a request's experts to `stack.requested`, each once; returns their number. A repeated one hits."""
+    """Writes a request's experts to `stack.requested`, each once; returns their number. Repeated ones hit."""
     stack.clock[cache, REQUEST] += 1
     distinct = 0
     for access in range(first, last):
