@@ -65,13 +65,7 @@ def evaluate(options: Options, ranks: Ranks) -> None:
     requests, work = _load_work(options, task, evaluated, chat_template)
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
     console.print(_what_is_measured(options, task, requests, work), highlight=False)
-    measured: dict[str, Measured] = {}
-    engine_rows = []
-    for variant, rerouting in options.variants.items():
-        with active_variant(evaluated.model, variant.removesuffix(REROUTED)), counted(evaluated) as row:
-            found = measure(evaluated, work, ranks, variant, rerouting)
-        measured |= {variant: found} if found else {}
-        engine_rows += [{"variant": variant} | row] if row else []
+    measured, engine_rows = _measure_variants(options, evaluated, work, ranks)
     if not ranks.first:
         return
     report = build_report(
@@ -85,22 +79,44 @@ def evaluate(options: Options, ranks: Ranks) -> None:
         measured=measured,
         engine_rows=engine_rows,
     )
-    folder = write_results(_results_folder(options, task), report, measured, requests, task.undisclosed)
+    folder = write_results(
+        _results_folder(options, task), report, measured, requests, undisclosed=task.undisclosed
+    )
     write_json_also(settings.json, report)
     print_summary(report, console)
     print_answers(report, console)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
+def _measure_variants(
+    options: Options, evaluated: EvaluatedModel, work: Workload, ranks: Ranks
+) -> tuple[dict[str, Measured], list[dict]]:
+    """Every variant as measured (on the first rank only), and what an offloading engine did for it."""
+    measured: dict[str, Measured] = {}
+    engine_rows = []
+    for variant, rerouting in options.variants.items():
+        with active_variant(evaluated.model, variant.removesuffix(REROUTED)), counted(evaluated) as row:
+            found = measure(evaluated, work, ranks, variant, rerouting=rerouting)
+        measured |= {variant: found} if found else {}
+        engine_rows += [{"variant": variant} | row] if row else []
+    return measured, engine_rows
+
+
 def _load_work(
     options: Options, task: Task, evaluated: EvaluatedModel, chat_template: bool
 ) -> tuple[list[Request], Workload]:
-    settings, tokenizer = options.evaluation, evaluated.tokenizer
+    settings = options.evaluation
+    tokenizer = evaluated.tokenizer
     sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
-    requests = load_requests(task, settings.split, tokenizer, sample_spec, options.seed, chat_template)
+    requests = load_requests(
+        task, settings.split, tokenizer, sample_spec, seed=options.seed, chat_template=chat_template
+    )
+    choices = choice_rows(
+        task, requests, tokenizer, max_tokens=sample_spec.row_tokens, limit=settings.choice_limit
+    )
     work = workload(
         requests,
-        choice_rows(task, requests, tokenizer, sample_spec.row_tokens, settings.choice_limit),
+        choices,
         batch_size=settings.eval_batch_size,
         generate_limit=sample_spec.generated,
         max_new_tokens=sample_spec.new_tokens,
@@ -153,7 +169,7 @@ def _answer_input(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bo
         settings.input or "", evaluated, settings.use_chat_template, options.data.max_words_len
     )
     new_tokens = settings.max_new_tokens or NEW_TOKENS
-    return answer_prompt(evaluated, prompt, new_tokens, (), options.policies), False
+    return answer_prompt(evaluated, prompt, new_tokens, policies=options.policies), False
 
 
 def _answer_request(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
@@ -165,9 +181,16 @@ def _answer_request(options: Options, evaluated: EvaluatedModel) -> tuple[dict, 
     one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
     sample_spec = sample_spec_of(one, task, options.row_tokens(task, evaluated.model))
     (request,) = load_requests(
-        task, settings.split, evaluated.tokenizer, sample_spec, options.seed, chat_template
+        task,
+        settings.split,
+        evaluated.tokenizer,
+        sample_spec,
+        seed=options.seed,
+        chat_template=chat_template,
     )
-    found = answer_prompt(evaluated, request.prompt_ids, sample_spec.new_tokens, task.stop, options.policies)
+    found = answer_prompt(
+        evaluated, request.prompt_ids, sample_spec.new_tokens, policies=options.policies, stop=task.stop
+    )
     found["verdict"] = verdict_on(request, task_of(task, request.example), found["answer"], options.backends)
     return found | ({"answer": None} if task.undisclosed else {}), task.undisclosed
 

@@ -52,10 +52,13 @@ def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> It
 
 
 def load_work(options: Options, evaluated: EvaluatedModel) -> Workload:
-    task, settings = load_task(options.data.dataset_name), options.evaluation
+    task = load_task(options.data.dataset_name)
+    settings = options.evaluation
     sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
-    requests = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, options.seed)
-    return one_after_the_other(workload(requests, [], settings.eval_batch_size, 0, 1))
+    requests = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, seed=options.seed)
+    return one_after_the_other(
+        workload(requests, [], settings.eval_batch_size, generate_limit=0, max_new_tokens=1)
+    )
 
 
 def point(
@@ -75,7 +78,9 @@ def point(
         "budget_percent": float(rerouting.budget.removesuffix("%")),
         "strategy": rerouting.strategy,
         **rerouting.fields(evaluated),
-        **rerouting_row(found, base, "teacher_forced", evaluated.expert_bytes, resamples).as_dict(),
+        **rerouting_row(
+            found, base, "teacher_forced", expert_bytes=evaluated.expert_bytes, resamples=resamples
+        ).as_dict(),
         **switch_rate_ratio(found, base, resamples).as_dict("switch_rate_ratio"),
         **perplexity_ratio(found, base, resamples).as_dict("perplexity_ratio"),
     }
@@ -91,11 +96,11 @@ def run(options: Options, evaluated: EvaluatedModel, *levels: list[str]) -> list
         for rerouting in setups(*levels):
             title = f"{variant} {rerouting.strategy} {rerouting.policy}"
             with active_variant(evaluated.model, variant):
-                found = measure(evaluated, work, Ranks(), title, rerouting)
+                found = measure(evaluated, work, Ranks(), title, rerouting=rerouting)
             assert found is not None, "there is one rank"
             base = bases.setdefault(rerouting.budget, found)
             resamples = options.evaluation.bootstrap_samples
-            points.append(point(evaluated, variant, rerouting, found, base, resamples))
+            points.append(point(evaluated, variant, rerouting, found, base, resamples=resamples))
             print(line(points[-1]), flush=True)
     return points
 

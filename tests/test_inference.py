@@ -1,4 +1,4 @@
-"""The command line of evaluation: what it takes, what it warns of, and mistakes told in one line."""
+"""The command line of evaluation: what it takes, what it warns of, and mistakes named in one line."""
 
 import pytest
 
@@ -22,8 +22,8 @@ def test_options_without_effect_get_one_line(workspace, capsys):
 
 def test_without_lora_only_the_base_is_reported(workspace):
     given = options(workspace)
-    at = given.index("--control_path")
-    assert parse([*given[:at], *given[at + 2 :], "--use_lora", "False"]).adapters == {}
+    index = given.index("--control_path")
+    assert parse([*given[:index], *given[index + 2 :], "--use_lora", "False"]).adapters == {}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_without_lora_only_the_base_is_reported(workspace):
         ({"eval_batch_size": "0"}, "must be at least 1"),
     ],
 )
-def test_mistakes_are_told(workspace, change, message):
+def test_mistakes_are_named(workspace, change, message):
     change = {name: value.format(workspace) for name, value in change.items()}
     with pytest.raises(UserError, match=message):
         evaluate(parse(options(workspace, **change)), Ranks())

@@ -75,7 +75,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """(name, value) of every option, dashes in names as underscores."""
-    pairs, rest = [], list(arguments)
+    pairs = []
+    rest = list(arguments)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         name = name.removeprefix("--").replace("-", "_")
@@ -87,7 +88,8 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def _strategy(given: Mapping[str, str]) -> str:
     """Our routing strategy for `--mode`, `--bonus_strategy` and their options."""
-    mode, bonus = given.get("mode", "none"), given.get("bonus_strategy", given.get("bonus", "none"))
+    mode = given.get("mode", "none")
+    bonus = given.get("bonus_strategy", given.get("bonus", "none"))
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     if bonus not in BONUSES:

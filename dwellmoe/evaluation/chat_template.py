@@ -22,7 +22,8 @@ def uses_chat_template(choice: str, task: Task, tokenizer: Any) -> bool:
 
 def chat_task(task: Task) -> Task:
     """The task with its prompt and answer for a chat, where a reply ends by itself and needs no stop word."""
-    prompt, answer = task.chat_prompt or task.prompt.strip(), task.chat_answer or task.answer.strip()
+    prompt = task.chat_prompt or task.prompt.strip()
+    answer = task.chat_answer or task.answer.strip()
     return dataclasses.replace(task, prompt=prompt, answer=answer, stop=())
 
 

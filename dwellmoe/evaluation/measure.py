@@ -127,7 +127,7 @@ def _score(evaluated: EvaluatedModel, batch: list[Request]) -> _ScoredBatch:
 def _generate(evaluated: EvaluatedModel, batch: list[Request], work: Workload) -> _GeneratedBatch:
     request_ids = [request.request_id for request in batch]
     prompts = [request.prompt_ids for request in batch]
-    generated = generate(evaluated, request_ids, prompts, work.max_new_tokens, work.stop)
+    generated = generate(evaluated, request_ids, prompts, work.max_new_tokens, stop=work.stop)
     return _GeneratedBatch(
         answers=generated.answers,
         recording=generated.recording,

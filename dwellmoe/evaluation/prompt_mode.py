@@ -45,15 +45,17 @@ def answer_prompt(
     evaluated: EvaluatedModel,
     prompt: list[int],
     new_tokens: int,
-    stop: Sequence[str],
+    *,
     policies: Sequence[str],
+    stop: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The answer, its speed, its ECR, and for each policy the hits of a cold cache of 25 % of the experts.
 
     `hit_rate` and `miss_bytes_per_token` are of decoded tokens; no rows where fewer than two were decoded.
     """
-    generated = generate(evaluated, [0], [prompt], new_tokens, stop)
-    answer, trace = generated.answers[0], generated.recording.trace
+    generated = generate(evaluated, [0], [prompt], new_tokens, stop=stop)
+    answer = generated.answers[0]
+    trace = generated.recording.trace
     slots = layer_slots(trace, "25%")
     long_enough = has_pairs(trace, "decode")
     return {

@@ -44,7 +44,7 @@ TESTS = "assert add(1, 2) == 3"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def tasks(tmp_path_factory):
     folder = make_workspace(tmp_path_factory.mktemp("benchmark"))
     for name, undisclosed in (("code", "false"), ("secret", "true")):
         (folder / name).mkdir()
@@ -53,18 +53,18 @@ def place(tmp_path_factory):
     return folder
 
 
-def alone(place, task="code", **changes):
-    given = options(place, **{"dataset_name": place / task / "task.toml"} | changes)
+def alone(tasks, task="code", **changes):
+    given = options(tasks, **{"dataset_name": tasks / task / "task.toml"} | changes)
     for name in ("--generate_limit", "--control_path", "--lora_save_path", "--max_new_tokens"):
-        at = given.index(name)
-        del given[at : at + 2]
+        index = given.index(name)
+        del given[index : index + 2]
     return [*given, "--use_lora", "False"]
 
 
-def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(place, capsys):
+def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(tasks, capsys):
     """One run for both, as a run takes its time: five programs judged, nothing undisclosed written."""
-    folder = place / "results"
-    evaluate(parse(alone(place, task="secret")), Ranks())
+    folder = tasks / "results"
+    evaluate(parse(alone(tasks, task="secret")), Ranks())
     report, shown = json.loads((folder / "report.json").read_text()), capsys.readouterr().out
     row, speed = report["quality"][0], report["measured_speed"][0]
     assert (report["data"]["requests"], row["answered_requests"]) == (5, 5)
@@ -77,16 +77,16 @@ def test_a_benchmark_is_measured_whole_and_its_texts_are_kept(place, capsys):
         assert "w30" not in (folder / path).read_text()
 
 
-def test_an_undisclosed_answer_is_not_printed(place, capsys):
-    path = place / "undisclosed.json"
-    answer_one(parse([*alone(place, task="secret"), "--task_num", "0", "--json", str(path)]))
+def test_an_undisclosed_answer_is_not_printed(tasks, capsys):
+    path = tasks / "undisclosed.json"
+    answer_one(parse([*alone(tasks, task="secret"), "--task_num", "0", "--json", str(path)]))
     found = json.loads(path.read_text())
     assert found["answer"] is None and "(not shown)" in capsys.readouterr().out
 
 
-def test_one_request_and_ones_own_prompt(place, capsys):
-    path = place / "one.json"
-    answer_one(parse([*alone(place), "--task_num", "3", "--json", str(path)]))
+def test_one_request_and_a_prompt_of_the_user(tasks, capsys):
+    path = tasks / "one.json"
+    answer_one(parse([*alone(tasks), "--task_num", "3", "--json", str(path)]))
     numbered = json.loads(path.read_text())
     assert numbered["prompt_tokens"] == 2 and 1 <= numbered["answer_tokens"] <= 5
     assert numbered["verdict"].split()[0] == "failed"
@@ -94,9 +94,9 @@ def test_one_request_and_ones_own_prompt(place, capsys):
     assert all(row["miss_bytes_per_token"] > 0 for row in numbered["cache"])
     shown = capsys.readouterr().out
     assert "tokens/s" in shown and "hit rate" in shown and "verdict: failed" in shown
-    answer_one(parse([*alone(place), "--input", "w1 w33", "--json", str(path)]))
-    own = json.loads(path.read_text())
-    assert own["prompt_tokens"] == 2 and own["answer"].startswith(numbered["answer"].split()[0])
+    answer_one(parse([*alone(tasks), "--input", "w1 w33", "--json", str(path)]))
+    prompted = json.loads(path.read_text())
+    assert prompted["prompt_tokens"] == 2 and prompted["answer"].startswith(numbered["answer"].split()[0])
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_one_request_and_ones_own_prompt(place, capsys):
         (["--use_chat_template", "maybe"], "choose from auto, on, off"),
     ],
 )
-def test_mistakes_are_told(place, change, message):
+def test_mistakes_are_named(tasks, change, message):
     with pytest.raises(UserError, match=message):
-        answer_one(parse([*alone(place), *change]))
+        answer_one(parse([*alone(tasks), *change]))
 
 
 def test_what_is_measured():
@@ -194,18 +194,18 @@ def test_the_chat_template_is_requested_by_task_or_user():
     assert as_message("w1", word_tokenizer_with(tokenizer.chat_template)) == "<bos>[w1]"
 
 
-def test_a_chat_is_scored_and_continued_in_its_own_words(place):
-    task = chat_task(load_task(str(place / "code" / "task.toml")))
+def test_a_chat_is_scored_and_continued_in_its_own_words(tasks):
+    task = chat_task(load_task(str(tasks / "code" / "task.toml")))
     tokenizer = word_tokenizer_with("{% for m in messages %}w90 {{ m['content'] }} w91{% endfor %}")
-    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, chat_template=True)[0]
-    assert tokenizer.decode(asked.prompt_ids) == "w90 w1 w32 w91"
-    assert tokenizer.decode(asked.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
+    request = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, chat_template=True)[0]
+    assert tokenizer.decode(request.prompt_ids) == "w90 w1 w32 w91"
+    assert tokenizer.decode(request.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
 
 
-def test_a_long_reference_does_not_shorten_the_question(place):
-    task, tokenizer = load_task(str(place / "code" / "task.toml")), word_tokenizer()
-    asked = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 3, 0), 0)[0]
-    assert asked.row["prompt_tokens"] == 0 and tokenizer.decode(asked.prompt_ids) == "w1 w30"
+def test_a_long_reference_does_not_shorten_the_question(tasks):
+    task, tokenizer = load_task(str(tasks / "code" / "task.toml")), word_tokenizer()
+    request = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 3, 0), 0)[0]
+    assert request.row["prompt_tokens"] == 0 and tokenizer.decode(request.prompt_ids) == "w1 w30"
 
 
 def word_tokenizer_with(template):

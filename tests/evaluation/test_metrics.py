@@ -31,7 +31,7 @@ def test_accuracy_counts_no_answer_as_wrong_and_apart():
         assert 0 <= low < row[name] < high <= 1
 
 
-def test_accuracy_knows_each_request_s_choices():
+def test_accuracy_uses_the_choices_of_each_request():
     choices = [["w"] * 2, ["w"] * 4]
     row = load_metric("accuracy").compute(
         predictions=["3", "3"], references=["1", "3"], form="option_number", choices=choices

@@ -24,8 +24,8 @@ def folder(workspace, one_thread, tmp_path_factory):
         expert_budget="50%",
         choice_limit=2,
     )
-    at = given.index("--control_path")
-    settings = parse([*given[:at], *given[at + 2 :]])
+    index = given.index("--control_path")
+    settings = parse([*given[:index], *given[index + 2 :]])
     evaluate(settings, Ranks())
     return settings.evaluation.results_dir
 
@@ -92,7 +92,7 @@ def test_counts_are_a_replay_of_the_trace(folder, report, variant, text):
         ({"routing_strategy": "mocce", "expert_budget": "1"}, "--expert_budget 1 leaves 1 slots a layer"),
     ],
 )
-def test_mistakes_are_told(workspace, change, message):
+def test_mistakes_are_named(workspace, change, message):
     with pytest.raises(UserError, match=message):
         evaluate(parse(options(workspace, **change)), Ranks())
 

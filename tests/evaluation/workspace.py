@@ -1,4 +1,4 @@
-"""Knows a tiny model with two adapters and a data set of its own on disk, for whole runs; does not test."""
+"""A tiny model with two adapters and a data set of its own on disk, for whole runs."""
 
 import random
 from pathlib import Path
@@ -46,7 +46,7 @@ def make_row(number: int) -> dict:
     """A question of 3 to 20 words with three answers."""
     draw = random.Random(number)
     words = [f"w{draw.randrange(100)}" for _ in range(3 + number * 5 % 18)]
-    choices = [" ".join(f"w{draw.randrange(100)}" for _ in range(2 + place)) for place in range(3)]
+    choices = [" ".join(f"w{draw.randrange(100)}" for _ in range(2 + i)) for i in range(3)]
     return {"question": " ".join(words), "choices": choices, "gold": number % 3}
 
 

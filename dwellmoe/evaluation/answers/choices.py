@@ -1,6 +1,6 @@
 """Ranks the possible answers of a multiple-choice request by their likelihood.
 
-This tells small models apart that cannot yet answer in the required form. An answer's score is its mean
+This also compares small models that cannot yet answer in the required form. An answer's score is its mean
 log-likelihood a token (end token included), so that long options do not lose by their length.
 """
 

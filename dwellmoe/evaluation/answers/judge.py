@@ -1,8 +1,7 @@
-"""Finds the answer in generated text, in the form that the task asks for, and judges it. Runs no code.
+"""Finds the answer in generated text, in the form that the task requires, and judges it. Runs no code.
 
 The forms are those of a task file: true_false, option_number, option_letter, final_letter, choice_text,
-rationale, boxed, free_text. An answer in code becomes a program (`program_of`), judged by running it in the
-sandbox.
+rationale, boxed, free_text. An answer in code becomes a program (`program_of`), which the sandbox runs.
 """
 
 import re

@@ -124,7 +124,9 @@ def rerouting_rows(
     """A row a variant and text, each against `base` without re-routing; `strategies`: of each variant."""
     return [
         {"variant": name, "text": text, "strategy": strategies[name]}
-        | rerouting_row(found, measured["base"], text, expert_bytes, resamples).as_dict()
+        | rerouting_row(
+            found, measured["base"], text, expert_bytes=expert_bytes, resamples=resamples
+        ).as_dict()
         for name, found in measured.items()
         for text in found.tallies
     ]

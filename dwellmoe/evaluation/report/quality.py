@@ -105,7 +105,8 @@ def _groups(task: Task, requests: Sequence[Request], measured: Measured) -> list
 
 
 def _judged(group: _Group, measured: Measured, backends: Sequence[str], resamples: int) -> dict[str, Any]:
-    task, requests = group.task, group.requests
+    task = group.task
+    requests = group.requests
     if task.metric not in ("accuracy", "pass_at_1", "rouge"):
         return {}
     written = [measured.answers[request.request_id].text for request in requests]

@@ -69,7 +69,7 @@ def build_report(
         row for name, found in measured.items() for row in _cache(name, found, options.policies, resamples)
     ]
     quality = [
-        quality_row(name, task, requests, found, resamples, options.backends)
+        quality_row(name, task, requests, found, resamples=resamples, backends=options.backends)
         for name, found in measured.items()
     ]
     compared = comparisons(measured, cache, resamples)
