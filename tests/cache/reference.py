@@ -6,9 +6,7 @@ EMPTY = 65535
 
 
 def requests_of(trace, phases=(1,)):
-    """[(tick, phase, request, [experts of layer 0, of layer 1, ...])]: one entry a pass, prefill chunks
-    merged.
-    """
+    """[(step, phase, request, [experts of layer 0, of layer 1, ...])]; a prefill chunk is one entry."""
     passes = []
     last = None
     for row in range(trace.steps):
@@ -25,21 +23,21 @@ def requests_of(trace, phases=(1,)):
             passes.append((phase, request, sets))
         last = key
     kept = [entry for entry in passes if entry[0] in phases]
-    return [(tick, *entry) for tick, entry in enumerate(kept)]
+    return [(step, *entry) for step, entry in enumerate(kept)]
 
 
 def flatten(passes, scope, layers, experts, reset):
-    """For each cache: [(tick, layer, emptied first?, [ids])]."""
+    """For each cache: [(step, layer, emptied first?, [ids])]."""
     caches = [[] for _ in range(layers)] if scope == "layer" else [[]]
     previous = None
-    for tick, _, request, sets in passes:
+    for step, _, request, sets in passes:
         emptied = previous is None or (reset == "request" and request != previous)
         previous = request
         for layer, ids in enumerate(sets):
             if scope == "layer":
-                caches[layer].append((tick, layer, emptied, ids))
+                caches[layer].append((step, layer, emptied, ids))
             else:
-                caches[0].append((tick, layer, emptied and layer == 0, [layer * experts + e for e in ids]))
+                caches[0].append((step, layer, emptied and layer == 0, [layer * experts + e for e in ids]))
     return caches
 
 
@@ -59,37 +57,37 @@ class ReferenceCache:
         self.plan = self._uses(requests, access)
         totals = [0, 0, 0]
         loads, evictions, self.clock = [], [], 0
-        for number, (tick, _, emptied, ids) in enumerate(requests):
+        for index, (step, _, emptied, ids) in enumerate(requests):
             if emptied:
                 self.clear()
             groups = [ids] if access == "atomic" else [[e] for e in ids]
-            for place, asked in enumerate(groups):
-                when = (number, place)
-                self._ask(asked, tick, when, totals, loads, evictions)
+            for position, requested in enumerate(groups):
+                when = (index, position)
+                self._request(requested, step, when, totals, loads, evictions)
                 assert self._size(self.resident) <= self.capacity
         return (*totals, loads, evictions)
 
     def _size(self, experts):
         return sum(1 if self.sizes is None else self.sizes[e] for e in experts)
 
-    def _ask(self, asked, tick, when, totals, loads, evictions):
-        distinct = list(dict.fromkeys(asked))
+    def _request(self, requested, step, when, totals, loads, evictions):
+        distinct = list(dict.fromkeys(requested))
         missing = [e for e in distinct if e not in self.resident]
-        totals[0] += len(asked) - len(missing)
+        totals[0] += len(requested) - len(missing)
         totals[1] += len(missing)
         totals[2] += sum(e not in self.touched for e in missing)
         self.touched.update(missing)
-        if self.policy == "lrfu" and tick != getattr(self, "faded_at", tick):
-            self._fade(tick)
-        self.faded_at = tick
+        if self.policy == "lrfu" and step != getattr(self, "faded_at", step):
+            self._fade(step)
+        self.faded_at = step
         while self._size(self.resident) + self._size(missing) > self.capacity:
             victim = min(
-                (e for e in self.resident if e not in asked), key=lambda e: self._keep(e, tick, when)
+                (e for e in self.resident if e not in requested), key=lambda e: self._keep(e, step, when)
             )
             self.resident.remove(victim)
             evictions.append(victim)
         loads.extend(missing)
-        for e in asked:
+        for e in requested:
             self.clock += 1
             self.used[e] = self.clock
             self.counter[e] = self.counter.get(e, 0) + 1
@@ -98,11 +96,11 @@ class ReferenceCache:
                 self.loaded[e] = self.clock
             self.resident.add(e)
 
-    def _fade(self, tick):
+    def _fade(self, step):
         for e in self.counter:
-            self.counter[e] *= self.decay ** (tick - self.faded_at)
+            self.counter[e] *= self.decay ** (step - self.faded_at)
 
-    def _keep(self, e, tick, when):
+    def _keep(self, e, step, when):
         """(keep-score, tie-break): the smallest leaves."""
         if self.policy == "lru":
             return (self.used[e],)
@@ -115,16 +113,16 @@ class ReferenceCache:
         if self.policy == "lrfu":
             return round(self.counter[e], 12), self.used[e]
         following = next(((use, at) for use, at in self.plan.get(e, []) if use > when), None)
-        if following is None or self.horizon == 0 or following[1] - tick > self.horizon:
+        if following is None or self.horizon == 0 or following[1] - step > self.horizon:
             return (-inf,), self.used[e]
         return tuple(-x for x in following[0]), self.used[e]
 
     def _uses(self, requests, access):
-        """expert -> [((request number, place), tick)]; a use after a reset is out of sight."""
+        """expert -> [((request index, position), step)]; a use after a reset is unknown."""
         plan = {}
-        for number, (tick, _, _, ids) in enumerate(requests):
-            for place, e in enumerate(ids):
-                plan.setdefault(e, []).append(((number, 0 if access == "atomic" else place), tick))
+        for index, (step, _, _, ids) in enumerate(requests):
+            for position, e in enumerate(ids):
+                plan.setdefault(e, []).append(((index, 0 if access == "atomic" else position), step))
         return plan
 
 

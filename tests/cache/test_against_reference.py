@@ -74,11 +74,11 @@ def test_live_steps_move_what_the_reference_moves(spec, scope):
             step = live.request(layer, ids)
             loads.append(step.load)
             evictions.append(step.evict)
-    for lane, requests in enumerate(flatten(requests_of(trace), scope, 3, 12, "never")):
+    for cache_index, requests in enumerate(flatten(requests_of(trace), scope, 3, 12, "never")):
         *_, expected_loads, expected_evictions = ReferenceCache(capacity=capacity, **SPECS[spec]).run(
             requests
         )
-        offset = lane * 12
-        part = slice(lane, None, 3) if scope == "layer" else slice(None)
+        offset = cache_index * 12
+        part = slice(cache_index, None, 3) if scope == "layer" else slice(None)
         assert list(chain.from_iterable(loads[part])) == [offset + e for e in expected_loads]
         assert list(chain.from_iterable(evictions[part])) == [offset + e for e in expected_evictions]

@@ -57,8 +57,8 @@ def slow_evictions(trace, layer, score):
             leaving = min((e for e in resident if e not in ids), key=lambda e: (score(step, e), last[e]))
             resident.remove(leaving)
             evicted.append(leaving)
-        for place, e in enumerate(ids):
-            last[e] = (step, place)
+        for position, e in enumerate(ids):
+            last[e] = (step, position)
     return evicted
 
 
@@ -69,7 +69,7 @@ def live_evictions(trace, spec):
     for row in trace.experts:
         for layer in range(LAYERS):
             gone = cache.request(layer, row[layer][row[layer] != EMPTY]).evict
-            found[layer].extend(int(number) - layer * EXPERTS for number in gone)
+            found[layer].extend(flat_id - layer * EXPERTS for flat_id in gone)
     return found
 
 
@@ -213,14 +213,14 @@ def test_the_score_is_renewed_at_every_request(name):
 
 def test_wrong_weights_are_refused(tmp_path):
     good = {"weight": np.ones(5, np.float32)}
-    for policy, layout, tensors, said in (
+    for policy, layout, tensors, message in (
         ("ml_cecar", LAYOUT, good, "policy must be 'ml_habits', got 'ml_cecar'"),
         ("ml_habits", "f; r", good, "layout must be"),
         ("ml_habits", LAYOUT, {"weight": np.full(5, np.nan)}, "NaN"),
     ):
-        path = tmp_path / f"{said[:6]}{policy}.safetensors"
+        path = tmp_path / f"{message[:6]}{policy}.safetensors"
         save_weights(path, policy, layout, tensors, {})
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_weights(str(path), "ml_habits", LAYOUT)
     with pytest.raises(UserError, match="cannot be read"):
         replay(random_trace(0), "ml_habits:weights=none.safetensors", 5)

@@ -39,11 +39,11 @@ def test_a_wider_request_than_any_before_changes_nothing_else(spec):
     rng = np.random.default_rng(3)
     narrow, wide = (ExpertCache(spec, **SIZES, capacity=5) for _ in range(2))
     for width in range(2, 40):
-        asked, rows = rng.permutation(8)[:3], np.tile(rng.permutation(8)[:3], width)
+        requested, rows = rng.permutation(8)[:3], np.tile(rng.permutation(8)[:3], width)
         step = wide.request(1, rows)
         assert step.hits == len(rows) - len(step.load) and wide.resident(1)[rows].all()
         for cache in (narrow, wide):
-            cache.request(0, asked)
+            cache.request(0, requested)
         assert (narrow.resident(0) == wide.resident(0)).all()
 
 
@@ -124,11 +124,11 @@ def test_tiers_exclude_each_other_and_lose_nothing(spec, ram_slots):
     in_ram = set()
     requests = 0
     for _ in range(300):
-        layer, asked = int(rng.integers(2)), rng.permutation(10)[:3]
+        layer, requested = int(rng.integers(2)), rng.permutation(10)[:3]
         before = {layer * 10 + e for e in np.flatnonzero(device.resident(layer))}
-        plan = stack.request(layer, asked)
+        plan = stack.request(layer, requested)
         requests += plan.hits + len(plan.load)
-        wanted = {layer * 10 + int(e) for e in asked}
+        wanted = {layer * 10 + int(e) for e in requested}
         assert set(plan.promote) == (wanted - before) & in_ram
         assert set(plan.load) == wanted - before and plan.hits == len(wanted & before)
         assert set(plan.demote) <= set(plan.evict) and set(plan.drop) <= in_ram - set(plan.promote)

@@ -12,13 +12,13 @@ from dwellmoe.cache.trace import RoutingTrace
 def fewest_misses(sets, capacity):
     """By trying every set of experts that could be kept after each step."""
     costs = {frozenset(): 0}
-    for asked in sets:
+    for requested in sets:
         following = {}
         for resident, cost in costs.items():
-            total = cost + len(asked - resident)
-            others = resident - asked
-            for kept in combinations(sorted(others), min(len(others), capacity - len(asked))):
-                state = asked | frozenset(kept)
+            total = cost + len(requested - resident)
+            others = resident - requested
+            for kept in combinations(sorted(others), min(len(others), capacity - len(requested))):
+                state = requested | frozenset(kept)
                 following[state] = min(total, following.get(state, total))
         costs = following
     return min(costs.values())

@@ -20,19 +20,19 @@ requests = st.lists(
 )
 
 
-def next_tokens(asked, at):
-    """How many steps of this layer later each expert is asked for again, -1 for never."""
-    layer, ids = asked[at]
-    later = [other for where, other in asked[at + 1 :] if where == layer]
+def next_tokens(requested, i):
+    """How many steps of this layer later each expert is requested again, -1 for never."""
+    layer, ids = requested[i]
+    later = [other for where, other in requested[i + 1 :] if where == layer]
     return [next((ahead for ahead, other in enumerate(later, 1) if e in other), -1) for e in ids]
 
 
-def moves(spec, asked, capacity, scope):
+def moves(spec, requested, capacity, scope):
     """(hits, loads, evictions) of each request."""
     cache = ExpertCache(spec, layers=2, experts=EXPERTS, capacity=capacity, scope=scope)
     found = []
-    for at, (layer, ids) in enumerate(asked):
-        future: dict = {"next_tokens": next_tokens(asked, at)} if cache.needs_future else {}
+    for i, (layer, ids) in enumerate(requested):
+        future: dict = {"next_tokens": next_tokens(requested, i)} if cache.needs_future else {}
         step = cache.request(layer, ids, **future)
         found.append((step.hits, list(step.load), list(step.evict)))
     return cache, found
@@ -40,11 +40,11 @@ def moves(spec, asked, capacity, scope):
 
 @pytest.mark.parametrize("spec", LIVE)
 @settings(max_examples=40, deadline=None)
-@given(asked=requests, capacity=st.integers(4, 6), scope=st.sampled_from(["layer", "global"]))
-def test_moves_are_lawful(spec, asked, capacity, scope):
-    cache, found = moves(spec, asked, capacity, scope)
+@given(requested=requests, capacity=st.integers(4, 6), scope=st.sampled_from(["layer", "global"]))
+def test_moves_are_lawful(spec, requested, capacity, scope):
+    cache, found = moves(spec, requested, capacity, scope)
     resident = set()
-    for (layer, ids), (hits, loads, evictions) in zip(asked, found, strict=True):
+    for (layer, ids), (hits, loads, evictions) in zip(requested, found, strict=True):
         wanted = {layer * EXPERTS + e for e in ids}
         assert hits == len(wanted & resident) and set(loads) == wanted - resident
         assert set(evictions) <= resident and not set(evictions) & wanted
@@ -58,7 +58,7 @@ def test_moves_are_lawful(spec, asked, capacity, scope):
             assert len(part) == capacity or not evictions or scope == "layer"
     tracked = np.concatenate([cache.resident(0), cache.resident(1)])
     assert set(np.flatnonzero(tracked)) == resident and used(cache) == len(resident)
-    assert moves(spec, asked, capacity, scope)[1] == found
+    assert moves(spec, requested, capacity, scope)[1] == found
 
 
 @pytest.mark.parametrize("spec", policy_names())

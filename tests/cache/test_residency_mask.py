@@ -1,4 +1,4 @@
-"""Who was resident before each step: the live cache asked the same way, one step at a time."""
+"""The residents before each step are those of the live cache, given the same requests one at a time."""
 
 import numpy as np
 import pytest
@@ -22,12 +22,12 @@ def trace() -> RoutingTrace:
 def test_as_the_live_cache_has_them(policy, reset):
     steps, cache = trace(), ExpertCache(policy, layers=LAYERS, experts=E, capacity=4)
     before = residents_before(steps, policy, "50%", reset=reset)
-    for at in range(STEPS):
-        if reset == "request" and at and steps.request[at] != steps.request[at - 1]:
+    for i in range(STEPS):
+        if reset == "request" and i and steps.request[i] != steps.request[i - 1]:
             cache.reset()
         for layer in range(LAYERS):
-            assert (before[at, layer] == cache.resident(layer)).all(), (at, layer)
-            cache.request(layer, steps.experts[at, layer])
+            assert (before[i, layer] == cache.resident(layer)).all(), (i, layer)
+            cache.request(layer, steps.experts[i, layer])
 
 
 def test_a_budget_below_one_set_holds_one_set():

@@ -16,8 +16,7 @@ import numpy as np
 # call takes several times as long as the step itself.
 BARE: dict[str, Any] = {"_nrt": False, "forceinline": True}
 
-
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @functools.cache

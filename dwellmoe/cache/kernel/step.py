@@ -2,7 +2,7 @@
 
 This is the only place where residency changes, and the only step there is: the live cache takes one request
 through it, the simulator a trace. Which expert leaves is the policy's choice (`policies/base.py`). One row of
-every array is one cache; E is the number of experts a cache may be asked for.
+every array is one cache. Letter: E experts, of all layers that a cache serves.
 """
 
 import functools

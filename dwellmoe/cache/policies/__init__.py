@@ -1,1 +1,1 @@
-"""One file a policy; the folder is the registry. `base.py` states what a policy is."""
+"""One file a policy; the folder is the registry. `base.py` is their contract."""

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
     """What a policy allocates its state for."""
 
     caches: int
-    experts: int  # that one cache may be asked for
+    experts: int  # of all layers that one cache serves
     capacity: np.ndarray  # int64 [caches]: experts that each cache holds
     layers: int  # of the model: as many as caches, or all of them share one cache
 
