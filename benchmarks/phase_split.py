@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def row_of(path: str, policy: str, rule: str, arguments: argparse.Namespace) -> dict:
-    """One hand-over rule on one trace; bytes of both phases together are given a request."""
+    """One hand-off rule on one trace; bytes of both phases together are given a request."""
     trace = read_trace(path)
     buffer = 0 if rule == SHARED else arguments.buffer
     found = replay_split(

@@ -2,7 +2,7 @@
 
     python benchmarks/placed_predictors.py --trace F --predictions P... --json PATH
 
-Each file P is what `simulate.py predict` wrote beside F; beside them stand no look-ahead at all and the
+Each file P is what `dwellmoe simulate predict` wrote beside F; beside them stand no look-ahead at all and the
 profile's own. On every device the rest of its `[placement]` stays.
 """
 

@@ -1,6 +1,6 @@
 """Thresholds for running fewer than K experts: how steeply a token's routing weights fall off.
 
-Letters: S token steps, T rows, L layers, K experts chosen, N counts between K/2 and K at which a token may stop.
+Letters: T tokens, L layers, K experts chosen, N counts between K/2 and K at which a token may stop.
 """
 
 import json

@@ -37,7 +37,7 @@ def test_limits_hold_and_the_running_layer_is_on_the_device(context):
     before, likely, size, tiers, running = context
     after = place(before, likely, size, tiers, running)
     for tier, number in zip(tiers, (DEVICE, RAM), strict=True):
-        assert after.used(size, number) <= tier.limit_bytes
+        assert size[after.tier == number].sum() <= tier.limit_bytes
     assert (after.tier[running] == DEVICE).all() and set(after.tier.tolist()) <= {DEVICE, RAM, DISK}
 
 

@@ -40,7 +40,7 @@ def test_ecr(trace):
 
 
 def test_prefill_that_passes_through_leaves_decode_a_better_cache(trace):
-    """At equal memory no hand-over rule is worse than the cache that prefill goes through."""
+    """At equal memory no hand-off rule is worse than the cache that prefill goes through."""
     shared = replay_split(trace, "lru", 24, "shared").hits
     for rule in ("recent:tokens=8", "lrfu:decay=0.95"):
         assert replay_split(trace, "lru", 24, rule, prefill_buffer=0).hits >= shared

@@ -1,4 +1,4 @@
-"""Predictions beside a trace: their file, nothing predicted before it is known, what placement makes of them."""
+"""Predictions beside a trace: their file, when each is known, and what placement makes of them."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""The commands of simulate.py: what they print and write, and how they fail."""
+"""The commands of `dwellmoe simulate`: what they print and write, and how they fail."""
 
 import json
 import subprocess
@@ -118,7 +118,7 @@ def test_stall(trace_path, capsys):
     found = result(
         capsys, *words, "--capacity", "40%", "--ram_capacity", "30%", "--tier_policies", "lru", "placement"
     )
-    assert [(row["manager"], row["scope"]) for row in found["stall"]] == [
+    assert [(row["tier_policy"], row["scope"]) for row in found["stall"]] == [
         ("lru", "global"),
         ("lru", "layer"),
         ("placement", "global"),
@@ -150,7 +150,7 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': did you mean 'lru'. choose from"),
+        (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': did you mean 'lru'."),
         ([*LRU, "2"], "below the 3 experts that one step needs"),
         ([*LRU, "6", "--phase", "x"], "unknown phase 'x'"),
         ([*LRU, "6", "--prefill_buffer", "1"], "no effect without"),

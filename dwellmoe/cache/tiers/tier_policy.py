@@ -65,7 +65,7 @@ def _tier_bytes(trace: RoutingTrace, given: str | None, bytes_left: float) -> in
 
 
 def with_scopes(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(tier policy, scope) of each: an eviction policy with one cache for all layers, and with one a layer."""
+    """(tier policy, scope): eviction policies with one cache for all layers, and with one a layer."""
     return [
         (name, scope)
         for name in names

@@ -22,7 +22,7 @@ class RamMoves(NamedTuple):
 
 
 class TierStack:
-    """An `ExpertCache` for each tier. `ram` may have any capacity, even less than the device's, or be None."""
+    """An `ExpertCache` for each tier. `ram` may be smaller than the device's cache, or None."""
 
     def __init__(self, device: ExpertCache, ram: ExpertCache | None) -> None:
         if ram is not None and (ram.layers, ram.experts) != (device.layers, device.experts):
