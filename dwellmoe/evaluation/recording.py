@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dwellmoe.cache import metrics
-from dwellmoe.cache.trace import DECODE, LAYOUT, PREFILL, RoutingTrace
+from dwellmoe.cache.access import PHASES
+from dwellmoe.cache.trace import LAYOUT, RoutingTrace
 
-PHASES = {"prefill": PREFILL, "decode": DECODE}
+MEASURED_PHASES = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Recording:
 
 def recording_of(trace: RoutingTrace) -> Recording:
     """The recording of a trace that has `gate_probs`, which take much memory and are dropped."""
-    gates = {phase: _gate_sums(trace, phase) for phase in PHASES if has_pairs(trace, phase)}
+    gates = {phase: _gate_sums(trace, phase) for phase in MEASURED_PHASES if has_pairs(trace, phase)}
     return Recording(dataclasses.replace(trace, gate_probs=None), gates)
 
 
@@ -43,14 +44,16 @@ def join(recordings: Sequence[Recording]) -> Recording:
     order = np.argsort(np.concatenate([trace.request for trace in traces]), kind="stable")
     present = [name for name in LAYOUT if getattr(traces[0], name) is not None]
     arrays = {name: np.concatenate([getattr(trace, name) for trace in traces])[order] for name in present}
-    found = {phase: [part.gates[phase] for part in recordings if phase in part.gates] for phase in PHASES}
+    found = {
+        phase: [part.gates[phase] for part in recordings if phase in part.gates] for phase in MEASURED_PHASES
+    }
     gates = {phase: _stack(parts) for phase, parts in found.items() if parts}
     return Recording(dataclasses.replace(traces[0], **arrays), gates)
 
 
 def has_pairs(trace: RoutingTrace, phase: str) -> bool:
     """Whether any request has two tokens or more in this phase."""
-    requests = np.sort(trace.request[trace.phase == PHASES[phase]])
+    requests = np.sort(trace.request[np.isin(trace.phase, PHASES[phase])])
     return bool((requests[1:] == requests[:-1]).any())
 
 

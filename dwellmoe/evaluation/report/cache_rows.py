@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from dwellmoe.cache.access import PHASES
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.rows import HitRateRow
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.measure import Measured
-from dwellmoe.evaluation.recording import PHASES
 from dwellmoe.evaluation.report.comparison import Ratio
 from dwellmoe.offload import engine_of
 from dwellmoe.routing.simulated_cache import AGREED, HITS, KEPT, MISSES, PREFILL_LOADS, TOKENS
@@ -32,8 +32,8 @@ def hit_rate_rows(trace: RoutingTrace, policies: Sequence[str], resamples: int) 
     """
     return [
         row
-        for phase in PHASES
-        if (trace.phase == PHASES[phase]).any()
+        for phase in ACCESS
+        if np.isin(trace.phase, PHASES[phase]).any()
         for scope in SCOPES
         for row in _curve(trace, policies, scope, phase, resamples)
     ]

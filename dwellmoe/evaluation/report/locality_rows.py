@@ -10,7 +10,7 @@ import numpy as np
 
 from dwellmoe.cache import metrics
 from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
-from dwellmoe.evaluation.recording import PHASES, GateSums, Recording, has_pairs
+from dwellmoe.evaluation.recording import MEASURED_PHASES, GateSums, Recording, has_pairs
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class LocalityRow:
 
 def locality_rows(recording: Recording, resamples: int) -> list[LocalityRow]:
     """A row for each phase in which any request has two tokens."""
-    return [_row(recording, phase, resamples) for phase in PHASES if has_pairs(recording.trace, phase)]
+    return [
+        _row(recording, phase, resamples) for phase in MEASURED_PHASES if has_pairs(recording.trace, phase)
+    ]
 
 
 def _row(recording: Recording, phase: str, resamples: int) -> LocalityRow:
