@@ -1,4 +1,4 @@
-# make demo | test | test-fast | check | bench: each sets up .venv by itself on first use.
+# make demo | test | test-fast | check | bench | docs: each sets up .venv by itself on first use.
 PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
