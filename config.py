@@ -1,7 +1,6 @@
-"""The settings of the application: the Trainer's options, and a training run put together and checked.
+"""Settings of a training run: the Trainer's options, joined with those of the package and checked together.
 
-The other settings are dataclasses of the package, each in the folder that uses it: `families`, `data`,
-`locality`, `evaluation` and `offload`.
+Each folder of the package has the dataclass of its own settings: `families`, `data`, `locality`, ...
 """
 
 import os
@@ -31,7 +30,7 @@ DEFAULT_DEEPSPEED = Path(__file__).resolve().parent / "configs" / "zero2.json"
 class TrainSettings(TrainingArguments):
     """transformers' own training options, with this project's defaults."""
 
-    output_dir: str | None = option(None, "set from lora_save_path")
+    output_dir: str | None = option(None, "folder of the run; set from --lora_save_path")
     per_device_train_batch_size: int = option(1, "requests a step and device", aliases=["--batch_size"])
     learning_rate: float = option(1e-3, "highest learning rate")
     num_train_epochs: float = option(1.0, "passes over the training data")
@@ -39,16 +38,18 @@ class TrainSettings(TrainingArguments):
     eval_strategy: str = option("steps", "when to validate")
     eval_steps: float | None = option(500, "steps between validations")
     save_steps: float = option(500, "steps between checkpoints")
-    load_best_model_at_end: bool = option(True, "the saved adapter is the best checkpoint by validation loss")
-    metric_for_best_model: str | None = option("eval_lm_loss", "what the best checkpoint is chosen by")
-    greater_is_better: bool | None = option(False, "whether more of it is better")
-    report_to: str | None = option("tensorboard", "where to log")
-    remove_unused_columns: bool = option(False, "fixed: the trainer needs its own columns")
-    seed: int = option(42, "seed of everything random")
+    load_best_model_at_end: bool = option(True, "save the adapter of the best checkpoint, not of the last")
+    metric_for_best_model: str | None = option(
+        "eval_lm_loss", "validation metric that the best checkpoint is chosen by"
+    )
+    greater_is_better: bool | None = option(False, "whether a higher value of that metric is better")
+    report_to: str | None = option("tensorboard", "tools to log to, e.g. tensorboard, wandb, none")
+    remove_unused_columns: bool = option(False, "always False: the trainer needs every column")
+    seed: int = option(42, "random seed")
 
     def __post_init__(self):
         self.output_dir = self.output_dir or AdapterSettings.lora_save_path
-        # Without this, ranks on CPUs would not find one another.
+        # Without this, ranks on CPUs could not communicate.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         try:
             super().__post_init__()
@@ -73,26 +74,24 @@ class Run:
     def folder(self) -> Path:
         return Path(self.adapter.lora_save_path)
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Prints on the first rank."""
         if self.train.process_index == 0:
             print(text, flush=True)
 
 
 def parse_run(arguments: list[str], description: str) -> Run:
-    """The settings of a command line, checked as far as they can be before anything is loaded. Raises
-    UserError.
-    """
+    """The settings of a command line. UserError for whatever is wrong before a model is loaded."""
     parser = settings_parser(SETTINGS, description)
     run = Run(*parser.parse(with_default_deepspeed(arguments)))
     load_objective(run.locality.consecutive_expert_loss_type)
     if run.locality.compares_with_reference and not run.adapter.use_lora:
         raise UserError(
-            "--distillation_weight and --gate_kl_weight compare with the adapters off: they "
-            "need --use_lora True"
+            "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
+            "with its adapters off"
         )
-    if idle := sorted(parser.given & without_effect(run)):
-        run.say(
+    if idle := sorted(parser.given & _without_effect(run)):
+        run.report(
             "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )
     run.train.output_dir = str(run.folder)
@@ -104,18 +103,18 @@ def parse_run(arguments: list[str], description: str) -> Run:
     if run.locality.smooth_gates:
         _check_smoothing(run)
     if run.locality.has_target:
-        hold_a_target(run)
+        _prepare_target(run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
     set_seed(run.train.seed)
     return run
 
 
-def hold_a_target(run: Run) -> None:
-    """What a target changes of the training options: the best checkpoint is the best that meets it."""
+def _prepare_target(run: Run) -> None:
+    """Checks the target, and has the best checkpoint be the best of those that meet it."""
     settings, train = run.locality, run.train
     target_of(settings.target_ecr, settings.target_hit_rate, settings.quality_budget)
     if train.eval_strategy == "no":
-        raise UserError("a target is held on validation text: leave --eval_strategy on")
+        raise UserError("--eval_strategy no: a target needs validations")
     if train.metric_for_best_model == TrainSettings.metric_for_best_model:
         train.metric_for_best_model = "eval_target_error"
     if settings.quality_reference is not None:
@@ -124,8 +123,8 @@ def hold_a_target(run: Run) -> None:
         train.eval_on_start = True
 
 
-def without_effect(run: Run) -> set[str]:
-    """Options that the other options leave nothing to do."""
+def _without_effect(run: Run) -> set[str]:
+    """Names of options that have no effect beside the others."""
     idle = {"output_dir", "remove_unused_columns"}
     if not run.adapter.use_lora:
         idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
@@ -147,7 +146,7 @@ def _check_rerouting(run: Run) -> None:
         raise UserError("--train_rerouting: not under ZeRO-3, whose ranks hold shards of the gates")
     if run.train.gradient_checkpointing or run.train.activation_checkpointing:
         raise UserError(
-            "--train_rerouting: leave gradient checkpointing out, what it recomputes would meet another cache"
+            "--train_rerouting: leave gradient checkpointing out, it would recompute with another cache"
         )
 
 
@@ -169,7 +168,7 @@ def _refuse_reentrant(train: TrainSettings) -> None:
 
 
 def _check_reporters(train: TrainSettings) -> None:
-    """The Trainer would find an unknown monitor, or one whose package is missing, only once it is made."""
+    """Finds an unknown reporter, or one whose package is missing, before a model is loaded."""
     try:
         for reporter in get_reporting_integration_callbacks(train.report_to):
             reporter()
@@ -178,9 +177,9 @@ def _check_reporters(train: TrainSettings) -> None:
 
 
 def with_default_deepspeed(arguments: list[str]) -> list[str]:
-    """The command line, with the ZeRO-2 file added when the deepspeed launcher started us and none was named.
+    """The command line, with configs/zero2.json if the deepspeed launcher started this and no file is named.
 
-    The deepspeed launcher, and no other, adds --local_rank.
+    Only the deepspeed launcher adds --local_rank.
     """
     if not any(argument.startswith("--local_rank") for argument in arguments):
         return arguments
@@ -190,5 +189,5 @@ def with_default_deepspeed(arguments: list[str]) -> list[str]:
 
 
 def log_folder(model: ModelSettings, run_name: str) -> str:
-    """Where TensorBoard's files go: `tensorboard --logdir=./logs{model_key}` shows every run of a model."""
+    """TensorBoard's folder: `tensorboard --logdir=./logs{model_key}` shows every run of a model."""
     return os.path.join(f"./logs{model.model_key}", run_name)

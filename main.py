@@ -1,5 +1,4 @@
-"""Fine-tunes a MoE model so that consecutive tokens stay with the same experts: parse, load, profile, fit,
-save.
+"""Fine-tunes a MoE model so that consecutive tokens reuse the same experts.
 
 deepspeed main.py --model_name PATH --dataset_name mmlu ...      (also torchrun, accelerate launch, plain
 python)
@@ -55,10 +54,12 @@ def main() -> None:
     train_rows, validation_rows = load_rows(run, task, tokenizer)
     if run.data.data_preprocess_only:
         return
-    asked = run.train.resume_from_checkpoint
-    checkpoint = checkpoint_to_resume(run.folder, asked, run.adapter.overwrite_output)
-    if asked:
-        run.say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew")
+    requested = run.train.resume_from_checkpoint
+    checkpoint = checkpoint_to_resume(run.folder, requested, run.adapter.overwrite_output)
+    if requested:
+        run.report(
+            f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
+        )
     model = load_model(run.model)
     layers = find_moe_layers(model, run.model.moe_module_name)
     collator = make_collator(run, tokenizer)
@@ -68,7 +69,7 @@ def main() -> None:
     smoothed = {} if checkpoint else smooth(run, model, selected, train_rows, collator)
     model = make_trainable(run, model, selected)
     set_gates(model, smoothed)
-    tell_selection(run, model, selected, layers)
+    report_selection(run, model, selected, layers)
     trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator)
     if checkpoint is None and run.train.process_index == 0:
         remove_checkpoints(run.folder)
@@ -83,7 +84,7 @@ def load_rows(run: Run, task: Task, tokenizer):
         tokenise_split(task, split, tokenizer, run.data.max_words_len, limit=limit, seed=run.train.seed)
         for split, limit in limits.items()
     )
-    run.say(f"{task.name}: {len(train_rows)} training and {len(validation_rows)} validation examples")
+    run.report(f"{task.name}: {len(train_rows)} training and {len(validation_rows)} validation examples")
     return train_rows, validation_rows
 
 
@@ -94,7 +95,7 @@ def make_collator(run: Run, tokenizer) -> PaddingCollator | PackingCollator:
 
 
 def choose_layers(run: Run, model, layers: list[MoeLayer], rows, collator) -> list[MoeLayer]:
-    """The layers the profile picks; measured on the training data unless a profile is at hand."""
+    """The layers to train: all, or those that `--daft_threshold` picks by their ECR."""
     threshold = run.adapter.daft_threshold
     if not needs_profile(threshold) and not run.adapter.profile_only:
         return layers
@@ -102,10 +103,10 @@ def choose_layers(run: Run, model, layers: list[MoeLayer], rows, collator) -> li
 
 
 def profile_of(run: Run, model, layers: list[MoeLayer], rows, collator) -> np.ndarray:
-    """ECR a layer: from the named file, from the run's folder, or measured and written there."""
+    """ECR of each layer: from the named file, from the run's folder, or measured and written there."""
     path = Path(run.adapter.ecr_profile or run.folder / PROFILE_NAME)
     if run.adapter.ecr_profile or (path.exists() and not run.adapter.overwrite_output):
-        run.say(f"ECR profile read from {path}")
+        run.report(f"ECR profile read from {path}")
         return read_profile(path, layers)
     if is_deepspeed_zero3_enabled():
         raise UserError(
@@ -114,7 +115,7 @@ def profile_of(run: Run, model, layers: list[MoeLayer], rows, collator) -> np.nd
     ecr_L = measure_profile(model, layers, sample_of(rows, run.adapter.profile_examples, collator))
     if run.train.process_index == 0:
         write_profile(path, layers, ecr_L)
-    run.say(f"ECR profile of {run.adapter.profile_examples} training examples written to {path}")
+    run.report(f"ECR profile of {run.adapter.profile_examples} training examples written to {path}")
     return ecr_L
 
 
@@ -124,7 +125,7 @@ def sample_of(rows, examples: int, collator) -> DataLoader:
 
 
 def smooth(run: Run, model, selected: list[MoeLayer], rows, collator) -> dict[int, Tensor]:
-    """The smoothed gates of the trained layers, where that is asked for."""
+    """Smoothed gates of the trained layers, with `--smooth_gates`; without it none."""
     settings = run.locality
     if not settings.smooth_gates:
         return {}
@@ -150,11 +151,11 @@ def make_trainable(run: Run, model, selected: list[MoeLayer]):
     return model
 
 
-def tell_selection(run: Run, model, selected: list[MoeLayer], layers: list[MoeLayer]) -> None:
+def report_selection(run: Run, model, selected: list[MoeLayer], layers: list[MoeLayer]) -> None:
     """What is trained, and what leaving layers out saves."""
     saved = savings(trainable_count(model), selected, layers)
     names = ", ".join(str(layer.layer_id) for layer in selected)
-    run.say(
+    run.report(
         f"training {len(selected)} of {len(layers)} MoE layers ({names}): {saved.trainable:,} trainable "
         f"parameters; estimated saving against all layers: {saved.memory_saved_bytes / 2**20:.1f} MiB "
         f"and {saved.time_saved_share:.0%} of a step's time"
@@ -178,19 +179,17 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
     return trainer
 
 
-def controller_result(run: Run, trainer: LocalityTrainer) -> dict | None:
-    """What became of the target, told on the first rank; None where none was given."""
+def target_result(run: Run, trainer: LocalityTrainer) -> dict | None:
+    """Prints and gives how close the run came to its target; None where none was given."""
     closest = trainer.closest_to_target
     if closest is None:
         return None
-    run.say(closest.verdict())
-    return closest.result()
+    run.report(closest.verdict())
+    return closest.result()._asdict()
 
 
 def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
-    """The final adapter (the best by validation), the settings, and on request the merged model; each file
-    whole or not at all.
-    """
+    """The final adapter (the best by validation), the settings, and on request the merged model."""
     with checkpoints_kept(run.folder), written_whole(run.folder) as beside:
         trainer.save_model(str(beside))
         if run.train.process_index == 0:
@@ -199,7 +198,9 @@ def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]
     if run.adapter.save_merged and run.adapter.use_lora and run.train.process_index == 0:
         with checkpoints_kept(run.folder):
             save_merged(trained_model(run, trainer), tokenizer, run.folder / "merged")
-    run.say(f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}")
+    run.report(
+        f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}"
+    )
 
 
 def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], path: Path) -> None:
@@ -208,7 +209,7 @@ def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], 
         "settings": {name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")},
         "train": run.train.to_sanitized_dict(),
         "trained_layers": [layer.layer_id for layer in selected],
-        "controller": controller_result(run, trainer),
+        "controller": target_result(run, trainer),
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "log_history": trainer.state.log_history,
     }

@@ -2,8 +2,8 @@
 
     python benchmarks/training_overhead.py --json PATH
 
-A step is forward, backward and optimizer on the same batch; variants take turns, the first rounds are
-warm-up, and ratios are of medians. Peak memory is the largest resident set of a process of its own.
+A step is forward, backward and optimizer on the same batch. Variants run in rounds, of which the first are
+warm-up; ratios are of medians. Peak memory is the largest resident set of a process of its own.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from trainer import LocalityTrainer
 
 MEMORY_STEPS = 6
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""glibc then returns freed tensors at once: the resident set is what is in use, not what was ever kept."""
+"""glibc then returns freed tensors at once, so that the resident set is the memory in use."""
 Step = Callable[[], object]
 
 
@@ -49,8 +49,8 @@ def make_batch(args: argparse.Namespace) -> dict:
 def training_step(
     args: argparse.Namespace, objective: str | None, part: str = "all", distillation: float = 0.0
 ) -> Step:
-    """One step of a LoRA fine-tuning: with the objective or without any, on all layers or on half of them,
-    and on request held to the reference model.
+    """One step of a LoRA fine-tuning: with an objective or none, on all layers or on half of them, with or
+    without distillation from the reference model.
     """
     model = load_model(ModelSettings(model_name=args.model_name))
     layers = find_moe_layers(model)
@@ -112,13 +112,13 @@ def forward_step(args: argparse.Namespace, traced: bool) -> Step:
 
 
 def seconds_of(steps: dict[str, Step], rounds: int, warm_up: int) -> dict[str, float]:
-    """Median seconds of each step; they take turns, so that a slow moment of the machine meets all."""
+    """Median seconds of each step; each round runs them all, so that a slow spell of the machine hits all."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for at in range(warm_up + rounds):
+    for i in range(warm_up + rounds):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
-            if at >= warm_up:
+            if i >= warm_up:
                 taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -139,9 +139,7 @@ def print_own_peak(args: argparse.Namespace) -> None:
 
 
 def own_peak_bytes() -> int:
-    """Largest resident set of this process since it started (Linux). Not ru_maxrss: that begins with what
-    its parent held.
-    """
+    """Largest resident set of this process (Linux). Not ru_maxrss, which begins with the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Training under re-routing: the same fine-tuning of models/tiny-olmoe with the router's own choice (control) and with
-# the choice that a cache of 25 % makes (tuned); then both with and without re-routing on held-out stories. SEEDS may
+# a choice that prefers the experts in a cache of 25 % (tuned); then both on held-out stories, with and without
+# re-routing. SEEDS may
 # be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."

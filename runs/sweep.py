@@ -2,10 +2,10 @@
 
     python runs/sweep.py --out DIR --objectives js overlap --weights 0.1 0.3 --seeds 1 2 3 -- OPTIONS
 
-OPTIONS go to main.py as they are, and those of the model and the data to inference.py. Weight 0 is the
-control, trained once a scope and seed. A point is a JSON file in DIR/points; what is there is not made again.
-With `--tasks` each point's accuracy goes to DIR/tasks in the same way. Reports of benchmarks/methods.py in
-DIR/methods are drawn beside the fronts.
+OPTIONS are passed to main.py, those of the model and the data to inference.py as well. A point is one
+training: a JSON file in DIR/points, and a point whose file exists is not run again. The control (weight 0) is
+trained once for each scope and seed. With `--tasks` the accuracy of each point is written to DIR/tasks in the
+same way. Reports of benchmarks/methods.py in DIR/methods are drawn beside the fronts.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ BUDGETS = (12.5, 25.0, 50.0)
 """Percent of a layer's experts that the cache holds."""
 SHARED = ("--model_name", "--dataset_name", "--max_words_len", "--dtype", "--experts_implementation")
 KEPT = ("perplexity", "ecr", "choice_accuracy")
-"""Numbers of a report that a record keeps, with their intervals."""
+"""Fields of a report that go into a point's file, with their intervals."""
 CONTROL = "control"
 SCHEMA_VERSION = 2
 TASK_REQUESTS = "256"
@@ -100,27 +101,27 @@ def run_point(point: Point, out: Path, options: Sequence[str]) -> dict:
 
 def run_task(point: Point, out: Path, options: Sequence[str], task: str) -> dict:
     """Accuracy of one trained point on a task, by the likelihood of its choices."""
-    asked = ["--lora_save_path", str(out / "adapters" / point.name), "--dataset_name", task]
-    asked += ["--limit_evaluation", TASK_REQUESTS, "--choice_limit", TASK_REQUESTS]
-    # Behind the training's data set: of two names the last one counts.
-    rows = evaluated(out / "reports" / task_file(point, task), *shared_options(options), *asked)["quality"]
+    own = ["--lora_save_path", str(out / "adapters" / point.name), "--dataset_name", task]
+    own += ["--limit_evaluation", TASK_REQUESTS, "--choice_limit", TASK_REQUESTS]
+    # The last --dataset_name counts, so the task's comes after the training's.
+    rows = evaluated(out / "reports" / task_file(point, task), *shared_options(options), *own)["quality"]
     found = {name: picked(rows, variant=name) for name in ("base", "tuned")}
     return {"schema_version": SCHEMA_VERSION, **asdict(point), "task": task, **found}
 
 
 def task_file(point: Point, task: str) -> str:
-    """A name of its own for a point and a task, be it a name or a path."""
+    """A file name for a point and a task, which may be a name or a path."""
     return f"{point.name}-{quote(task, safe='')}"
 
 
 def evaluated(results: Path, *options: str) -> dict:
-    """The report of inference.py; no answers are generated. Raises UserError."""
+    """The report of inference.py, without generated answers. Raises UserError."""
     command("inference.py", *options, "--results_dir", str(results), "--generate_limit", "0", "--seed", "0")
     return json.loads((results / "report.json").read_text())
 
 
 def variants(report: dict, results: Path) -> dict[str, dict]:
-    """Base and tuned: perplexity, ECR, and what LRU fetches a token at each budget, with 95 % intervals."""
+    """Base and tuned: perplexity, ECR, and bytes LRU fetches a token at each budget, with 95 % intervals."""
     return {
         name: {
             **picked(report["quality"], variant=name),
@@ -132,13 +133,13 @@ def variants(report: dict, results: Path) -> dict[str, dict]:
 
 
 def picked(rows: Sequence[dict], **wanted: str) -> dict:
-    """The numbers that are kept of the one row that has these fields."""
+    """The kept fields of the one row with these values."""
     row = next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
     return {name: row[name] for each in KEPT for name in (each, f"{each}_ci95") if name in row}
 
 
 def budget_rows(trace: RoutingTrace) -> list[dict]:
-    """A hit-rate row a budget (at least K slots) with the interval of the bytes fetched a token."""
+    """A hit-rate row for each budget (at least K slots), with the interval of the bytes fetched a token."""
     rows = []
     for percent in BUDGETS:
         row = replay(trace, "lru", layer_slots(trace, f"{percent}%"), phase="decode").as_dict()
@@ -149,8 +150,8 @@ def budget_rows(trace: RoutingTrace) -> list[dict]:
 
 
 def shared_options(options: Sequence[str]) -> list[str]:
-    """Those of the options that inference.py needs as well."""
-    pairs = [options[at : at + 2] for at, option in enumerate(options) if option in SHARED]
+    """The options that inference.py needs as well."""
+    pairs = [options[i : i + 2] for i, option in enumerate(options) if option in SHARED]
     return [text for pair in pairs for text in pair]
 
 
@@ -176,7 +177,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--scopes", nargs="+", default=["router_attention"])
     parser.add_argument("--tasks", nargs="*", default=[], help="tasks whose accuracy is measured as well")
-    parser.add_argument("--judge", nargs="*", default=[], help="say where these objectives are beaten")
+    parser.add_argument(
+        "--judge", nargs="*", default=[], help="list the points at which these objectives are beaten"
+    )
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return parser.parse_args(arguments[:end]), arguments[end + 1 :]
@@ -201,7 +204,7 @@ def measured(folder: Path) -> list[dict]:
     for path, record in records.items():
         found = record.get("schema_version", "unknown")
         if found != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema {found}, not {SCHEMA_VERSION}; delete it, to be measured again")
+            raise UserError(f"{path}: schema {found}, not {SCHEMA_VERSION}; delete it to measure again")
     return list(records.values())
 
 
@@ -213,10 +216,11 @@ def accuracies(records: Sequence[dict]) -> Iterator[str]:
         groups.setdefault(setting, []).append(record["tuned"])
     for (objective, weight, scope, task), rows in sorted(groups.items(), key=lambda group: group[0][::-1]):
         intervals = [row["choice_accuracy_ci95"] for row in rows]
-        right = pareto.Spread.of([row["choice_accuracy"] for row in rows], intervals)
+        accuracy = mean(row["choice_accuracy"] for row in rows)
+        low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
         yield (
-            f"{task:<8} {objective:<14} {weight:<6} {scope}, {len(rows)} seeds: accuracy {right.value:.3f} "
-            f"({right.low:.3f}-{right.high:.3f})"
+            f"{task:<8} {objective:<14} {weight:<6} {scope}, {len(rows)} seeds: accuracy {accuracy:.3f} "
+            f"({low:.3f}-{high:.3f})"
         )
 
 

@@ -13,7 +13,7 @@ from dwellmoe.locality.settings import LocalitySettings
         ({"balance_scope": "token"}, "--balance_scope token: choose from batch, sequence, global"),
         ({"distillation_weight": -1.0}, "--distillation_weight -1.0: must be at least 0"),
         ({"target_ecr": 0.5, "consecutive_expert_loss_weight": 0.0}, "above 0 to start from"),
-        ({"quality_reference": "out"}, "is what --quality_budget is counted from"),
+        ({"quality_reference": "out"}, "--quality_reference needs --quality_budget"),
         ({"quality_budget": 0.1, "locality_schedule": "linear"}, "leave --locality_schedule out"),
     ],
 )

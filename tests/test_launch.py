@@ -1,4 +1,4 @@
-"""What a launcher leaves to the program."""
+"""What a launched rank does for itself."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monk
 
 
 def test_a_rank_ends_with_its_launcher():
-    """Whoever holds the rank's output closes it by ending."""
+    """The rank's output closes when the rank ends."""
     environment = os.environ | {"LOCAL_RANK": "0"}
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

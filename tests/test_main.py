@@ -216,7 +216,7 @@ def test_smoothed_gates_raise_the_ecr_before_the_first_step(train, tmp_path, opt
         ("--target_modules q_proj,w_proj", "no MoE layer has a module 'w_proj': choose from"),
         ("--moe_module_name moe", "no MoE block is called 'moe'"),
         ("--daft_threshold 0.001", "--daft_threshold 0.001 selects no layer"),
-        ("--target_ecr 0.5 --quality_budget 0.1", "one weight can hold one target"),
+        ("--target_ecr 0.5 --quality_budget 0.1", "one weight can follow only one target"),
         ("--lora_rank 0", "--lora_rank 0: must be at least 1"),
         ("--train_rerouting margins", "unknown routing strategy 'margins'"),
         ("--train_rerouting margin --gradient_checkpointing True", "leave gradient checkpointing out"),

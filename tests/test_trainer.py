@@ -174,7 +174,7 @@ def test_the_controller_adapts_the_weight_until_the_target_is_met(tmp_path):
     weights = [entry["locality_weight"] for entry in trainer.state.log_history if "loss" in entry]
     assert max(weights) > 0.3
     closest: Any = trainer.closest_to_target
-    assert closest.result()["reached"] == pytest.approx(0.6, rel=0.15)
+    assert closest.result().reached == pytest.approx(0.6, rel=0.15)
 
 
 def test_a_budget_is_counted_from_the_reference_model(tmp_path):
@@ -183,7 +183,7 @@ def test_a_budget_is_counted_from_the_reference_model(tmp_path):
     trainer.train()
     closest: Any = trainer.closest_to_target
     losses = [entry["eval_lm_loss"] for entry in trainer.state.log_history if "eval_lm_loss" in entry]
-    assert closest.result()["reached"] == pytest.approx(losses[-1] - losses[0])
+    assert closest.result().reached == pytest.approx(losses[-1] - losses[0])
     assert closest.verdict().startswith("target rise of the validation loss 0.5 met: reached ")
 
 

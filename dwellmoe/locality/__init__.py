@@ -1,1 +1,1 @@
-"""What training adds: objectives of locality, balance, the profile that picks layers, elastic LoRA."""
+"""Training for locality: objectives, loss and callback, balance, elastic LoRA, targets."""

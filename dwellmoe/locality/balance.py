@@ -1,4 +1,4 @@
-"""The load-balancing term: keeps the experts of a layer evenly used; knows nothing of locality.
+"""The load-balancing term, which keeps the experts of a layer evenly used.
 
 Letters: L layers, T tokens, E experts, K chosen experts a token, G groups of tokens.
 """
@@ -40,20 +40,20 @@ def balance_loss(
 
 def use_counts(chosen_TK: Tensor, weight_T: Tensor, experts: int, group_T: Tensor, groups: int = 1) -> Tensor:
     """[..., G, E]: how often the tokens of each group chose each expert (-1: an empty slot, no use)."""
-    places_TK = chosen_TK.clamp(min=0) + (group_T * experts).unsqueeze(-1)
+    slots_TK = chosen_TK.clamp(min=0) + (group_T * experts).unsqueeze(-1)
     uses_TK = weight_T.unsqueeze(-1) * (chosen_TK >= 0)
     counts = weight_T.new_zeros(*chosen_TK.shape[:-2], groups * experts)
-    counts = counts.scatter_add(-1, places_TK.flatten(-2), uses_TK.flatten(-2))
+    counts = counts.scatter_add(-1, slots_TK.flatten(-2), uses_TK.flatten(-2))
     return counts.unflatten(-1, (groups, experts))
 
 
 def request_groups(segments_BT: Tensor) -> Tensor:
-    """[B * T] number of the request that each token belongs to, 0..G-1 (padding joins request 0)."""
+    """[B * T] the request that each token belongs to, 0..G-1 (padding joins request 0)."""
     rows_B1 = torch.arange(len(segments_BT), device=segments_BT.device).unsqueeze(-1)
-    names_BT = segments_BT + rows_B1 * (segments_BT.max() + 1)
+    request_BT = segments_BT + rows_B1 * (segments_BT.max() + 1)
     valid_BT = segments_BT > 0
     groups_BT = torch.zeros_like(segments_BT)
-    groups_BT[valid_BT] = names_BT[valid_BT].unique(return_inverse=True)[1]
+    groups_BT[valid_BT] = request_BT[valid_BT].unique(return_inverse=True)[1]
     return groups_BT.flatten()
 
 
@@ -68,7 +68,7 @@ class UsesOfAStep:
         self._counts_LE: Tensor | None = None
 
     def add(self, step: int, chosen_LTK: Tensor, valid_T: Tensor, experts: int) -> Tensor:
-        """[L, E]: the uses of this step, these tokens included. Every rank must call it as often."""
+        """[L, E]: the uses of this step, these tokens included. Every rank must call it alike."""
         one_group_T = torch.zeros_like(valid_T, dtype=torch.long)
         counts_LE = self._sum_over_ranks(use_counts(chosen_LTK, valid_T.float(), experts, one_group_T)[:, 0])
         if step == self._step and self._counts_LE is not None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,6 +29,20 @@ class EvaluateAtEnd(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
+
+
+class TargetResult(NamedTuple):
+    """What was requested, and what the kept checkpoint reached on the validation text."""
+
+    target: str
+    requested: float
+    reached: float | None
+    deviation: float | None
+    """Relative to the request; None for a budget of loss."""
+    met: bool
+    step: int
+    weight_at_the_end: float
+    weight_at_limit: bool
 
 
 class ClosestToTarget(TrainerCallback, ExportableState):
@@ -111,34 +125,34 @@ class ClosestToTarget(TrainerCallback, ExportableState):
             self.controller.reference_loss = loss
         return self.controller.reference_loss
 
-    def result(self) -> dict:
-        """What was asked for and what the kept checkpoint reached, on the validation text."""
+    def result(self) -> "TargetResult":
+        """What the kept checkpoint reached on the validation text."""
         assert self._state is not None, "no training has begun"
         step = self._state.best_global_step or self._state.global_step
         value = self.controller.validated.get(str(step))
-        return {
-            "target": self.target.text,
-            "asked": self.target.value,
-            "reached": value,
-            "deviation": None if value is None or not self.observes_steps else value / self.target.value - 1,
-            "met": value is not None and self.target.met_by(value),
-            "step": step,
-            "weight_at_the_end": self.controller.weight,
-            "weight_at_limit": self.controller.at_limit,
-        }
+        return TargetResult(
+            target=self.target.text,
+            requested=self.target.value,
+            reached=value,
+            deviation=None if value is None or not self.observes_steps else value / self.target.value - 1,
+            met=value is not None and self.target.met_by(value),
+            step=step,
+            weight_at_the_end=self.controller.weight,
+            weight_at_limit=self.controller.at_limit,
+        )
 
     def verdict(self) -> str:
         """The result in a sentence."""
         found = self.result()
-        reached = "nothing measured" if found["reached"] is None else f"{found['reached']:.4f}"
-        if found["deviation"] is not None:
-            reached += f" ({found['deviation']:+.1%})"
+        reached = "nothing measured" if found.reached is None else f"{found.reached:.4f}"
+        if found.deviation is not None:
+            reached += f" ({found.deviation:+.1%})"
         advice = "; more steps, a wider --train_scope or a nearer target may help"
         return (
-            f"target {found['target']} {found['asked']:g} {'met' if found['met'] else 'NOT MET'}: reached "
-            f"{reached} on the validation text at step {found['step']}, the locality weight ended at "
-            f"{found['weight_at_the_end']:.4g}{' (its limit)' if found['weight_at_limit'] else ''}"
-            f"{'' if found['met'] else advice}"
+            f"target {found.target} {found.requested:g} {'met' if found.met else 'NOT MET'}: reached "
+            f"{reached} on the validation text at step {found.step}, the locality weight ended at "
+            f"{found.weight_at_the_end:.4g}{' (its limit)' if found.weight_at_limit else ''}"
+            f"{'' if found.met else advice}"
         )
 
 
@@ -165,7 +179,7 @@ class LocalityCallback(TrainerCallback, ExportableState):
     target_ecr, target_hit_rate     adapt the weight until the validation text has this ECR, or this hit rate
                                     ("lru@25%=0.8"); `weight` is then the first weight
 
-    The term is added to the loss that the model itself returns, in training only, so batches need `labels` and
+    The term is added to the loss that the model itself returns, in training only: batches need `labels`, and
     label smoothing must be off. Training entries of the log get `locality_loss`, `ecr`, `locality_weight`,
     metrics of a validation `eval_ecr`. Reporters named in `report_to` run before every callback given to the
     Trainer and miss these numbers: pass `callbacks=[LocalityCallback(...), TensorBoardCallback()]` with

@@ -1,22 +1,22 @@
-"""The dial: adapts the weight of the locality term until a target is met; knows no model and measures
-nothing.
+"""LocalityController: adapts the weight of the locality term until a target is met.
 
-A constraint is held by ascent on the logarithm of its multiplier (the weight), so that the same gains serve
-objectives whose useful weights lie orders of magnitude apart; each change is kept within a trust region.
+The target is a constraint and the weight its multiplier, which rises or falls with the error. The controller
+acts on the weight's logarithm, so that the same gains serve objectives whose useful weights lie orders of
+magnitude apart, and keeps each change within a trust region.
 """
 
 from dataclasses import asdict, dataclass, field
 from math import exp, log
 
 RAMP = 0.5
-"""Share of the training after which the target is asked for in full; the rest holds it."""
+"""Share of the training over which the set point rises from the start to the target."""
 MEMORY = 0.02
 """Share of the training over which a step's measurement is averaged with those before (3 steps at least)."""
 INTEGRAL, PROPORTIONAL = 60.0, 6.0
-"""Change of log weight for an error of 1 (the whole way still to go) that lasts all training, and for a rise
-of the error by 1."""
-SHORTEST_WAY = 0.1
-"""Least way that errors are measured by: a shorter one would drown in the noise of a batch."""
+"""Change of log weight for an error of 1 (the whole distance from the start to the target) that lasts all
+training, and for a rise of the error by 1."""
+SHORTEST_DISTANCE = 0.1
+"""Least distance that errors are measured in: a shorter one would drown in the noise of a batch."""
 TRUST_REGION = 46.0
 """Largest change of log weight over the whole training: a factor of 10 in a twentieth of it."""
 TAPER = 0.2
@@ -29,7 +29,7 @@ BUDGET_GAIN, BUDGET_STEP = 12.0, log(4)
 
 @dataclass
 class LocalityController:
-    """State of the controller; plain numbers, so that a checkpoint can hold it.
+    """The weight and the controller's state: plain numbers, which a checkpoint can hold.
 
     `target`: the rate that is wanted (ECR or hit rate, in (0, 1)), or the largest rise of the validation loss
     in nats. `start_weight` is the weight of the first step.
@@ -40,7 +40,7 @@ class LocalityController:
     log_weight: float = field(init=False)
     smoothed: float | None = None
     offset: float = 0.0
-    """PinnedArguments-out value minus that of the training steps."""
+    """Held-out value minus that of the training steps."""
     start: float | None = None
     error: float | None = None
     reference_loss: float | None = None
@@ -66,9 +66,9 @@ class LocalityController:
         estimate = min(self.smoothed + self.offset, 0.999)
         if self.start is None:
             self.start = estimate
-        asked = self.start + (self.target - self.start) * min(1.0, step / (RAMP * steps))
-        way = max(SHORTEST_WAY, abs(log((1 - self.start) / (1 - self.target))))
-        error = log((1 - estimate) / (1 - asked)) / way
+        set_point = self.start + (self.target - self.start) * min(1.0, step / (RAMP * steps))
+        distance = max(SHORTEST_DISTANCE, abs(log((1 - self.start) / (1 - self.target))))
+        error = log((1 - estimate) / (1 - set_point)) / distance
         rise = 0.0 if self.error is None else error - self.error
         self.error = error
         left = min(1.0, (1 - step / steps) / TAPER)
@@ -82,7 +82,7 @@ class LocalityController:
 
     def after_budget_validation(self, step: int, validations: float, rise: float) -> None:
         """Takes the rise of the held-out loss after step `step`; `validations` is how many there are in all.
-        Down goes twice as fast as up: a loss once lost needs time to come back.
+        The weight falls twice as fast as it rises: a loss that has risen needs time to recover.
         """
         self.validated[str(step)] = rise
         error = max(-2.0, min(1.0, (self.target - rise) / self.target))

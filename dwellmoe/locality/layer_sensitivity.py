@@ -1,4 +1,4 @@
-"""Knows what changing each gate would cost in loss, and deals out strength by it; changes nothing.
+"""Layer sensitivity: how much the loss rises when a layer's gate changes, and what strength follows.
 
 Letters: L layers that are smoothed, E experts, D hidden size.
 """
@@ -11,22 +11,22 @@ from tqdm import tqdm
 
 from dwellmoe.data.collate import IGNORED_LABEL
 
-LEAST_PRICE = 0.1
-"""Of the mean price: bounds how much more one layer is smoothed than another."""
+LEAST_SENSITIVITY = 0.1
+"""As a share of the mean: bounds how much more one layer is smoothed than another."""
 
 
-def prices(
+def sensitivities(
     model: nn.Module, changes: Mapping[str, Tensor], batches: Sequence[dict[str, Tensor]]
 ) -> list[float]:
     """Expected rise of the loss, in nats a token, for each parameter of the model that is changed alone.
 
     Half the change's square in the Fisher information: the slope of a batch's summed loss along the change,
     squared, by its tokens. All layers come out of one backward pass a batch, where measuring the rise itself
-    takes a pass a layer and drowns in the noise of few tokens. `changes`: name -> [E, D], a gate each.
+    takes a pass for each layer and drowns in the noise of few tokens. `changes`: name -> [E, D], a gate each.
     """
     plain = {name: model.get_parameter(name).detach() for name in changes}
     total_L, tokens = torch.zeros(len(changes), dtype=torch.float64), 0
-    for batch in tqdm(batches, desc="price of a layer", disable=None):
+    for batch in tqdm(batches, desc="layer sensitivity", disable=None):
         step_L = torch.zeros(len(changes), requires_grad=True)
         moved = {
             name: plain[name] + (step * change).to(plain[name])
@@ -40,12 +40,14 @@ def prices(
     return (total_L / max(tokens, 1)).tolist()
 
 
-def strengths(strength: float, price_of_each: Sequence[float]) -> list[float]:
-    """The strength of each layer, in inverse proportion to its price; their mean is the asked one.
+def strengths(strength: float, sensitivity_of_each: Sequence[float]) -> list[float]:
+    """The strength of each layer, in inverse proportion to its sensitivity; their mean is `strength`.
 
-    A layer's cost grows with the square of what it gives up, so that the least cost of a whole asks of each
-    layer in inverse proportion to its price.
+    The loss grows with the square of a layer's change, so the total rises least when each layer changes in
+    inverse proportion to its sensitivity.
     """
-    price_L = torch.tensor(price_of_each, dtype=torch.float64)
-    share_L = price_L.clamp(min=max(LEAST_PRICE * price_L.mean().item(), 1e-12)).reciprocal()
+    sensitivity_L = torch.tensor(sensitivity_of_each, dtype=torch.float64)
+    share_L = sensitivity_L.clamp(
+        min=max(LEAST_SENSITIVITY * sensitivity_L.mean().item(), 1e-12)
+    ).reciprocal()
     return (strength * share_L / share_L.mean()).tolist()

@@ -1,4 +1,4 @@
-"""Terms that keep a model near its reference model: in the next token, and in its gates.
+"""Distances from the reference model, the model before training: of the next token, and of the gates.
 
 Letters: L layers, B rows, T tokens a row, V vocabulary, E experts. The reference side carries no gradient.
 """
@@ -18,7 +18,7 @@ def as_reference(model: torch.nn.Module) -> Iterator[None]:
     """Within the block the model is what it was before training: adapters and fully trained gates are off,
     nothing is recorded for a gradient.
     """
-    assert isinstance(model, PeftModel), "only a model with adapters knows its reference model"
+    assert isinstance(model, PeftModel), "only a model with adapters holds its reference model"
     was_training = model.training
     model.eval()
     try:
@@ -33,15 +33,17 @@ def distillation_loss(logits_BTV: Tensor, reference_BTV: Tensor, labels_BT: Tens
     natural log. Hinton 2015 at temperature 1.
     """
     predicts = labels_BT[:, 1:] != IGNORED_LABEL
-    log_q = logits_BTV[:, :-1][predicts].float().log_softmax(-1)
-    log_p = reference_BTV[:, :-1][predicts].float().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum() / max(len(log_p), 1)
+    return mean_kl(logits_BTV[:, :-1][predicts], reference_BTV[:, :-1][predicts])
 
 
 def gate_kl_loss(logits_LBTE: Tensor, reference_LBTE: Tensor, valid_BT: Tensor) -> Tensor:
     """KL(reference || trained) of the gate distributions: the mean over layers and valid tokens; natural log.
     The reference gate saw the reference model's hidden states.
     """
-    log_q = logits_LBTE[:, valid_BT].float().log_softmax(-1)
-    log_p = reference_LBTE[:, valid_BT].float().log_softmax(-1)
+    return mean_kl(logits_LBTE[:, valid_BT], reference_LBTE[:, valid_BT])
+
+
+def mean_kl(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || trained) over the last dimension: the mean over all others, 0 where there are none."""
+    log_q, log_p = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum() / max(log_p.shape[:-1].numel(), 1)

@@ -1,4 +1,4 @@
-"""Knows how a training pass is re-routed as a deployed cache would do it; knows no strategy and no loss.
+"""Training under re-routing: experts are chosen by what a deployed cache would hold.
 
 Letters: B rows, T tokens a row.
 """
@@ -18,11 +18,11 @@ from dwellmoe.routing.strategies import load_strategy
 
 
 class TrainingCache:
-    """Every request of a batch goes through a small cache, and its answer's tokens choose by who is in it.
+    """Each request of a batch goes through a small cache, whose experts the answer's tokens prefer.
 
-    So the experts learn to stand in for one another, and the gates to prefer what is there, while both still
-    learn to predict. The choice itself has no gradient; the weights of what runs have theirs. The cache
-    begins cold with each batch: a step then depends on its batch alone, and a run can be resumed.
+    So the experts learn to stand in for one another, and the gates to prefer residents, while both still
+    learn to predict. The choice has no gradient, the weights of the chosen experts do. The cache starts
+    cold with each batch: a step then depends on its batch alone, and a run can be resumed.
     """
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], strategy: str, cache: str):
@@ -35,15 +35,15 @@ class TrainingCache:
                 f"--train_rerouting_cache {cache} leaves {slots} slots a layer: a token needs "
                 f"{moe_layers[0].top_k} of {moe_layers[0].num_experts} experts"
             )
-        self.virtual = SimulatedCache(model, moe_layers, strategy, policy=policy, capacity=slots)
+        self.cache = SimulatedCache(model, moe_layers, strategy, policy=policy, capacity=slots)
 
     def of_batch(self, segments_BT: Tensor, labels_BT: Tensor) -> SimulatedCache:
         """The strategy for the tap in the next forward pass; what is predicted counts as decoded."""
-        self.virtual.reset()
+        self.cache.reset()
         segments = segments_BT.cpu().numpy()
         request_BT = segments + np.arange(len(segments))[:, None] * (segments.max() + 1)
-        self.virtual.describe(request_BT, segments > 0, (labels_BT != IGNORED_LABEL).cpu().numpy())
-        return self.virtual
+        self.cache.describe(request_BT, segments > 0, (labels_BT != IGNORED_LABEL).cpu().numpy())
+        return self.cache
 
 
 def parse_cache(text: str) -> tuple[str, str]:

@@ -33,9 +33,11 @@ class AdapterSettings:
         "LoRA on attention), all (gate in full, LoRA on attention and experts)",
     )
     daft_threshold: str = option(
-        "1.0", "train the layers whose ECR is below; 1.0 is every layer, q50 the lower half"
+        "1.0", "train layers whose expert consistency rate (ECR) is below this; 1.0: all, q50: the lower half"
     )
-    ecr_profile: str | None = option(None, "profile to select by; default: measured on the training data")
+    ecr_profile: str | None = option(
+        None, "file of each layer's ECR for --daft_threshold; default: measured on the training data"
+    )
     profile_examples: int = option(64, "training examples that the profile is measured on")
     profile_only: bool = option(False, "measure and write the ECR profile, then stop")
     save_merged: bool = option(False, "also save the model with the adapter merged into it")
@@ -63,39 +65,39 @@ class LocalitySettings:
 
     consecutive_expert_loss_type: str = option(
         "cache_miss",
-        "objective of locality: a file of locality/objectives/, options as in reuse:window=4",
+        "objective of locality: cache_miss, js, kl, l2, overlap or reuse, with options as in reuse:window=4",
     )
-    consecutive_expert_loss_weight: float = option(
-        0.5, "its weight; 0 measures but does not train for locality"
-    )
+    consecutive_expert_loss_weight: float = option(0.5, "weight of that objective; 0 only measures locality")
     locality_schedule: str = option(
-        "constant", f"course of that weight over training: {', '.join(SCHEDULES)} (falls to 0 at the end)"
+        "constant", f"weight over the course of training: {', '.join(SCHEDULES)} (falls to 0 at the end)"
     )
     target_ecr: float | None = option(
         None,
-        "adapt the locality weight until the validation text has this ECR; the weight given is the first",
+        "ECR to reach on validation text: the locality weight adapts, starting from the given one",
     )
     target_hit_rate: str | None = option(
-        None, "the same for the hit rate of a cache, e.g. lru@25%=0.8 (POLICY@CAPACITY=RATE)"
+        None, "hit rate of a cache to reach in the same way: POLICY@CAPACITY=RATE, e.g. lru@25%=0.8"
     )
     quality_budget: float | None = option(
         None,
-        "as much locality as a rise of the validation loss by this (nats; 0.01 is perplexity x 1.01) buys",
+        "raise the locality weight until the validation loss rises by this (nats; 0.01: perplexity x 1.01)",
     )
     quality_reference: str | None = option(
         None,
-        "folder of a control run whose validation loss, step by step, the rise is counted from; default: the "
-        "loss of the reference model",
+        "folder of a finished run without locality: the rise is counted from its validation loss at the same "
+        "step; default: from the loss of the model before training",
     )
     aux_loss_alpha: float = option(0.0, "weight of the load-balancing loss")
     balance_scope: str = option(
-        "batch", "what must be balanced: a batch, each request (sequence), or the step of all ranks (global)"
+        "batch",
+        "tokens over which experts are balanced: batch, sequence (a request), global (a step of all ranks)",
     )
     distillation_weight: float = option(
-        0.0, "weight of KL(reference model || trained) on the next token; costs another forward pass a step"
+        0.0,
+        "weight of KL(model before training || trained) of the next token; costs a forward pass more a step",
     )
     gate_kl_weight: float = option(
-        0.0, "weight of KL(reference gate || trained gate); costs another forward pass a step"
+        0.0, "weight of KL(gate before training || trained gate); costs a forward pass more a step"
     )
     locality_on_prompt: bool = option(
         True, "count pairs of prompt tokens in the objective, not only the answer's"
@@ -103,16 +105,18 @@ class LocalitySettings:
 
     smooth_gates: float = option(
         0.0,
-        "before training, refit the gates in closed form so that their logits change less from token to "
-        "token; by how much: 1 a little, 4 much; 0 leaves them",
+        "strength of refitting the gates before training, in closed form, so that their logits "
+        "change less from token to token: 1 is a little, 4 much, 0 off",
     )
     smooth_examples: int = option(256, "training examples that the gates are refitted on")
     train_rerouting: str | None = option(
         None,
-        "train under a routing strategy of routing/strategies/, e.g. margin:loss=0.2: answers choose by "
-        "what a cache holds, as they will once deployed",
+        "train under a routing strategy, e.g. margin:loss=0.2: the answer's tokens prefer experts that a "
+        "cache holds, as they will once deployed",
     )
-    train_rerouting_cache: str = option("lru@25%", "that cache: POLICY@CAPACITY, a cache a layer")
+    train_rerouting_cache: str = option(
+        "lru@25%", "cache of each layer under --train_rerouting: POLICY@CAPACITY"
+    )
 
     @property
     def has_target(self) -> bool:
@@ -133,12 +137,12 @@ class LocalitySettings:
         check_choice("balance_scope", self.balance_scope, BALANCE_SCOPES)
         check_choice("locality_schedule", self.locality_schedule, SCHEDULES)
         if self.has_target:
-            self._check_dial()
+            self._check_target_weight()
         if self.quality_reference is not None and self.quality_budget is None:
-            raise UserError("--quality_reference is what --quality_budget is counted from: give that too")
+            raise UserError("--quality_reference needs --quality_budget, which is counted from it")
 
-    def _check_dial(self):
+    def _check_target_weight(self):
         if not self.consecutive_expert_loss_weight > 0:
             raise UserError("a target needs a --consecutive_expert_loss_weight above 0 to start from")
         if self.locality_schedule != "constant":
-            raise UserError("a target sets the course of the locality weight: leave --locality_schedule out")
+            raise UserError("a target sets the locality weight itself: leave --locality_schedule out")

@@ -1,12 +1,12 @@
-"""Refits routers in closed form, so that their logits change less from one token to the next; trains nothing.
+"""Smoothed gates: routers refitted in closed form, so that their logits change less from token to token.
 
 A gate with weights W0 gets the W with the least
 
     mean |W x_t - W0 x_t|^2 + strength * mean |W x_t - W x_{t-1}|^2
 
 over the hidden states x of a sample: W0 A (A + strength B)^-1, with A the mean of x x' and B that of the
-differences' outer products. What a router reads in what tokens share it goes on reading, what it reads in the
-single token it reads less. Layers on whose gate the loss depends more are smoothed less. A slowness penalty
+differences' outer products. The gate keeps its response to what consecutive tokens share, and responds less
+to what differs between them. Layers on whose gate the loss depends more are smoothed less. A slowness penalty
 as in slow feature analysis (Wiskott and Sejnowski 2002, doi 10.1162/089976602317318938), with the gate itself
 in the place of the unit variance.
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.families import MoeLayer, find_moe_layers, gate_matrix
-from dwellmoe.locality.layer_sensitivity import prices, strengths
+from dwellmoe.locality.layer_sensitivity import sensitivities, strengths
 from dwellmoe.locality.pairs import pair_mask
 
 RIDGE = 1e-3
@@ -30,7 +30,7 @@ RIDGE = 1e-3
 
 
 class InputMoments:
-    """Second moments of what one gate reads, and of its change between consecutive tokens."""
+    """Second moments of one gate's inputs, and of their change between consecutive tokens."""
 
     def __init__(self, hidden_size: int, device: torch.device):
         self.square_DD = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
@@ -53,9 +53,9 @@ class InputMoments:
         square_DD = self.square_DD / max(self.tokens, 1)
         kept_DD = square_DD.clone()
         kept_DD.diagonal().add_(RIDGE * square_DD.diagonal().mean())
-        price_DD = kept_DD + strength * self.change_DD / max(self.pairs, 1)
+        cost_DD = kept_DD + strength * self.change_DD / max(self.pairs, 1)
         before_ED = weight_ED.double()
-        after_ED = torch.linalg.solve(price_DD, kept_DD @ before_ED.T).T
+        after_ED = torch.linalg.solve(cost_DD, kept_DD @ before_ED.T).T
         return (after_ED * (_spread(before_ED, square_DD) / _spread(after_ED, square_DD))).float()
 
 
@@ -89,10 +89,10 @@ def smoothed_gates(
             names[id(weight)]: moments[index].smoothed(weight, strength) - weight
             for index, weight in weights.items()
         }
-        price_of_each = prices(model, changes, seen)
+        sensitivity_of_each = sensitivities(model, changes, seen)
     finally:
         model.train(was_training)
-    each = zip(weights.items(), strengths(strength, price_of_each), strict=True)
+    each = zip(weights.items(), strengths(strength, sensitivity_of_each), strict=True)
     return {index: moments[index].smoothed(weight, own) for (index, weight), own in each}
 
 
@@ -137,7 +137,7 @@ def _keep(seen: dict[int, Tensor], index: int):
 
 @torch.no_grad()
 def set_gates(model: nn.Module, weights: dict[int, Tensor]) -> None:
-    """Puts `smoothed_gates` into the gates that are trained; their untouched copies stay."""
+    """Puts `smoothed_gates` into the gates that are trained; the reference copies stay."""
     for layer in find_moe_layers(model):
         if layer.index in weights:
             gate: Any = gate_matrix(model, layer)[1]

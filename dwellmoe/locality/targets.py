@@ -27,12 +27,12 @@ class Target:
 
     @property
     def metric(self) -> str:
-        """The name of what is controlled among the metrics of a validation."""
+        """The controlled quantity's name among the metrics of a validation."""
         return {"ecr": "ecr", "hit_rate": "hit_rate_target", "budget": "lm_loss"}[self.kind]
 
     @property
     def text(self) -> str:
-        """What is controlled, in words."""
+        """The controlled quantity, in words."""
         names = {"ecr": "ECR", "budget": "rise of the validation loss"}
         return names.get(self.kind, f"hit rate {self.policy}@{self.capacity}")
 
@@ -43,7 +43,7 @@ class Target:
         return hit_rate(trace, self.policy, self.capacity)
 
     def met_by(self, value: float) -> bool:
-        """Whether a held-out value is what was asked for."""
+        """Whether a held-out value meets the target."""
         return value <= self.value if self.kind == "budget" else value >= self.value * (1 - TOLERANCE)
 
     def score(self, value: float, metrics: dict[str, float]) -> float:
@@ -59,7 +59,7 @@ def target_of(ecr: float | None, hit_rate: str | None, budget: float | None) -> 
     given = {"--target_ecr": ecr, "--target_hit_rate": hit_rate, "--quality_budget": budget}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise UserError(f"{' and '.join(names)}: one weight can hold one target, give one of them")
+        raise UserError(f"{' and '.join(names)}: one weight can follow only one target, give one of them")
     if hit_rate is not None:
         return _parse_hit_rate(hit_rate)
     if budget is not None and not budget > 0:

@@ -17,7 +17,7 @@ def test_even_use_is_one_and_a_single_expert_is_E():
     assert balance_loss(alone, torch.full((T, 1), 3)).item() == pytest.approx(E, rel=1e-4)
 
 
-def test_an_empty_slot_is_nobodys_use():
+def test_an_empty_slot_is_no_use():
     logits = torch.randn(T, E, generator=torch.Generator().manual_seed(0))
     chosen = logits.topk(K).indices
     alone = balance_loss(logits, chosen[:, :1]).item()

@@ -1,4 +1,4 @@
-"""The dial against a stand-in for training: a rate that follows the weight late, saturates, and is noisy."""
+"""The controller against a stand-in for training: its rate lags the weight, saturates, and is noisy."""
 
 import json
 import random
@@ -16,9 +16,9 @@ class StandIn:
         self.steps, self.half_way_weight, self.top, self.lag = steps, half_way_weight, top, lag
         self.rate, self.draw = 0.26, random.Random(0)
 
-    def step(self, at, weight):
+    def step(self, step, weight):
         settled = 0.26 + (self.top - 0.26) * weight / (weight + self.half_way_weight)
-        learning_rate = min(1.0, at / (0.05 * self.steps)) * cos(pi * at / self.steps / 2) ** 2
+        learning_rate = min(1.0, step / (0.05 * self.steps)) * cos(pi * step / self.steps / 2) ** 2
         self.rate += (settled - self.rate) * min(1.0, learning_rate / self.lag)
         return self.rate + self.draw.gauss(0, 0.01)
 
@@ -26,11 +26,11 @@ class StandIn:
         return self.rate - 0.01
 
 
-def train(dial, plant, begin=1):
-    for at in range(begin, plant.steps + 1):
-        dial.after_step(at, plant.steps, plant.step(at, dial.weight))
-        if at % (plant.steps // 4) == 0:
-            dial.after_validation(at, plant.held_out())
+def train(controller, plant, begin=1):
+    for step in range(begin, plant.steps + 1):
+        controller.after_step(step, plant.steps, plant.step(step, controller.weight))
+        if step % (plant.steps // 4) == 0:
+            controller.after_validation(step, plant.held_out())
     return plant.held_out()
 
 
@@ -43,33 +43,33 @@ def test_lands_within_three_percent_whatever_the_scale_of_the_objective(steps, h
 
 
 def test_a_target_out_of_reach_ends_far_up_and_is_not_met():
-    dial, plant = LocalityController(0.8, 1.0), StandIn(400, 1.0, top=0.5)
-    assert train(dial, plant) < 0.55
-    assert dial.weight > 1e3
+    controller, plant = LocalityController(0.8, 1.0), StandIn(400, 1.0, top=0.5)
+    assert train(controller, plant) < 0.55
+    assert controller.weight > 1e3
 
 
 def test_a_target_below_the_start_needs_no_weight():
-    dial = LocalityController(0.2, 1.0)
-    assert train(dial, StandIn(400, 1.0)) < 0.3
-    assert dial.weight < 0.2
+    controller = LocalityController(0.2, 1.0)
+    assert train(controller, StandIn(400, 1.0)) < 0.3
+    assert controller.weight < 0.2
 
 
 def test_each_change_stays_in_the_trust_region():
-    dial = LocalityController(0.9, 1.0)
-    for at in range(1, 101):
-        before = dial.log_weight
-        dial.after_step(at, 100, 0.1 if at % 2 else 0.8)
-        assert abs(dial.log_weight - before) <= 0.46 + 1e-9
+    controller = LocalityController(0.9, 1.0)
+    for step in range(1, 101):
+        before = controller.log_weight
+        controller.after_step(step, 100, 0.1 if step % 2 else 0.8)
+        assert abs(controller.log_weight - before) <= 0.46 + 1e-9
 
 
-def test_a_restored_dial_goes_on_exactly():
+def test_a_restored_controller_goes_on_exactly():
     whole, plant = LocalityController(0.5, 2.0), StandIn(200, 1.0)
     train(whole, plant)
     first, again = LocalityController(0.5, 2.0), StandIn(200, 1.0)
-    for at in range(1, 91):
-        first.after_step(at, 200, again.step(at, first.weight))
-        if at % 50 == 0:
-            first.after_validation(at, again.held_out())
+    for step in range(1, 91):
+        first.after_step(step, 200, again.step(step, first.weight))
+        if step % 50 == 0:
+            first.after_validation(step, again.held_out())
     second = LocalityController(0.5, 2.0)
     second.restore(json.loads(json.dumps(first.state())))
     train(second, again, begin=91)
@@ -78,7 +78,9 @@ def test_a_restored_dial_goes_on_exactly():
 
 def test_a_budget_of_loss_is_used_and_kept():
     """The loss rises with the logarithm of the weight; 0.01 is reached at weight 10."""
-    dial = LocalityController(0.01, 0.1)
-    for at in range(1, 21):
-        dial.after_budget_validation(at, 20, max(0.0, 0.005 + 0.005 * log(dial.weight) / log(10)))
-    assert 0.007 < dial.validated["20"] <= 0.0105
+    controller = LocalityController(0.01, 0.1)
+    for step in range(1, 21):
+        controller.after_budget_validation(
+            step, 20, max(0.0, 0.005 + 0.005 * log(controller.weight) / log(10))
+        )
+    assert 0.007 < controller.validated["20"] <= 0.0105

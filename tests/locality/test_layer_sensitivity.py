@@ -1,22 +1,22 @@
-"""What changing a gate costs, and how strength is dealt out by it."""
+"""How much the loss depends on a gate, and the strength that follows from it."""
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from dwellmoe.families import find_moe_layers, gate_matrix
-from dwellmoe.locality.layer_sensitivity import LEAST_PRICE, prices, strengths
+from dwellmoe.locality.layer_sensitivity import LEAST_SENSITIVITY, sensitivities, strengths
 from tests.tiny_models import tiny_model
 
 
-def test_strength_is_inverse_to_the_price_and_keeps_its_mean():
+def test_strength_is_inverse_to_the_sensitivity_and_keeps_its_mean():
     assert strengths(7.0, [0.01, 0.02, 0.04]) == pytest.approx([12.0, 6.0, 3.0])
     assert strengths(3.0, [0.5]) == pytest.approx([3.0])
 
 
-def test_a_layer_that_costs_next_to_nothing_does_not_take_all():
+def test_an_insensitive_layer_does_not_take_all():
     given = strengths(1.0, [0.04, 0.0, 1e-9, 0.04])
-    least = LEAST_PRICE * 0.02
+    least = LEAST_SENSITIVITY * 0.02
     assert given[1] == given[2] == pytest.approx(given[0] * 0.04 / least)
     assert strengths(2.0, [0.0, 0.0]) == pytest.approx([2.0, 2.0])
 
@@ -27,7 +27,7 @@ def summed_loss(model, ids_BT) -> float:
     return float(cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum"))
 
 
-def test_a_price_is_the_squared_slope_of_a_batch_along_the_change():
+def test_a_sensitivity_is_the_squared_slope_of_a_batch_along_the_change():
     model = tiny_model("olmoe").double().requires_grad_(False)
     model.set_experts_implementation("eager")
     gates = [gate_matrix(model, layer)[1] for layer in find_moe_layers(model)][:2]
@@ -39,7 +39,7 @@ def test_a_price_is_the_squared_slope_of_a_batch_along_the_change():
     for rows in (1, 2):
         ids_BT = torch.randint(3, 60, (rows, 12), generator=draw)
         batches.append({"input_ids": ids_BT, "labels": ids_BT})
-    found = prices(
+    found = sensitivities(
         model, {names[id(gate)]: change for gate, change in zip(gates, changes, strict=True)}, batches
     )
     assert all(torch.equal(gate, before) for gate, before in zip(gates, kept, strict=True))

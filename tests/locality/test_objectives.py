@@ -145,37 +145,37 @@ def test_reuse_against_a_slow_one(window, decay):
 
 
 @pytest.mark.parametrize(
-    ("spec", "heeds_who_ran"),
+    ("spec", "heeds_the_chosen"),
     [("js", False), ("overlap", False), ("reuse", True), ("cache_miss:budget=100%", True)],
 )
-def test_an_empty_slot_is_nobodys_use(spec, heeds_who_ran):
-    """Who did not run is not close by; objectives that do not ask who ran see no difference."""
+def test_an_empty_slot_is_no_use(spec, heeds_the_chosen):
+    """An expert that did not run counts as not used; objectives of logits alone see no difference."""
     logits, chosen = gates()
     emptied = chosen.clone()
     emptied[..., 1] = -1
     loss = load_objective(spec)
     found, full = loss(logits, emptied, all_pairs()).item(), loss(logits, chosen, all_pairs()).item()
-    assert found > full + 1e-3 if heeds_who_ran else found == full
+    assert found > full + 1e-3 if heeds_the_chosen else found == full
     if spec == "reuse":
         assert found == loss(logits, chosen[..., :1], all_pairs()).item()
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu:decay=0.9"])
-def test_cache_miss_knows_who_the_live_cache_holds(policy):
+def test_cache_miss_counts_the_misses_of_the_live_cache(policy):
     """With a narrow membership the loss is the miss rate itself, of a cache that is cold in each request."""
     logits, chosen = gates(spread=3.0, tokens=20)
     mask = all_pairs(20)
     mask[1, 8] = False
-    missed = asked = 0
+    missed = requested = 0
     for row, span in ((0, range(20)), (1, range(9)), (1, range(9, 20)), (2, range(20))):
         cache = ExpertCache(policy, layers=L, experts=E, capacity=4)
         for layer in range(L):
             for place, at in enumerate(span):
                 step = cache.request(layer, chosen[layer, row, at].numpy(), counted=place > 0)
                 missed += len(step.load) if place else 0
-                asked += K if place else 0
+                requested += K if place else 0
     loss = load_objective(f"cache_miss:policy={policy},budget=50%,width=0.0001")
-    assert loss(logits, chosen, mask).item() == pytest.approx(missed / asked, abs=2e-3)
+    assert loss(logits, chosen, mask).item() == pytest.approx(missed / requested, abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reference model inside the trained one, and what a distance from it costs."""
+"""The reference model inside the trained one, and the distances from it."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def trained_model():
     return model.train(), expected
 
 
-def test_untouched_is_the_model_before_training_and_leaves_no_trace():
+def test_the_reference_is_the_model_before_training_and_leaves_no_trace():
     model, expected = trained_model()
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     with as_reference(model):
@@ -48,7 +48,7 @@ def test_distillation_is_the_divergence_where_a_label_is_predicted():
     assert distillation_loss(ours, theirs, labels.fill_(-100)) == 0
 
 
-def test_trust_is_the_mean_over_layers_and_valid_tokens():
+def test_gate_kl_is_the_mean_over_layers_and_valid_tokens():
     ours, theirs = torch.randn(2, 3, 2, 4, 8, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([[True, True, False, False], [True, False, False, False]])
     places = [(layer, *at) for layer in range(3) for at in ((0, 0), (0, 1), (1, 0))]

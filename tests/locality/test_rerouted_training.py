@@ -40,7 +40,7 @@ def test_packed_requests_choose_as_they_do_one_to_a_row():
     expected = chosen_in(model, deployed, padded)
     assert torch.equal(found, expected[:, torch.from_numpy(valid.ravel())])
     assert not torch.equal(found, chosen_in(model, None, packed))
-    tallies = [np.sum(list(cache.tallies.values()), axis=0) for cache in (trained.virtual, deployed)]
+    tallies = [np.sum(list(cache.tallies.values()), axis=0) for cache in (trained.cache, deployed)]
     assert (tallies[0] == tallies[1]).all()
 
 

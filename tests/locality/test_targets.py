@@ -1,4 +1,4 @@
-"""What may be asked for, how it is measured, and when a router counts as collapsed."""
+"""Which targets there are, how they are measured, and when a router counts as collapsed."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,10 @@ def test_targets_measure_what_the_simulator_does():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((0.4, "lru@25%=0.8", None), "--target_ecr and --target_hit_rate: one weight can hold one target"),
+        (
+            (0.4, "lru@25%=0.8", None),
+            "--target_ecr and --target_hit_rate: one weight can follow only one target",
+        ),
         ((1.5, None, None), "a rate lies between 0 and 1"),
         ((None, "lru25%=0.8", None), "expected POLICY@CAPACITY=RATE"),
         ((None, "lrux@25%=0.8", None), "unknown policy 'lrux'"),
@@ -56,7 +59,7 @@ def test_checkpoints_that_meet_the_target_come_first():
     assert met < slightly_worse < far
 
 
-def test_collapse_is_told_by_layer():
+def test_a_collapse_names_the_layer():
     used = experts_used(trace())
     assert used.sum(-1).tolist() == [8, 8]
     refuse_collapse([LAYER], [4], tokens=100)

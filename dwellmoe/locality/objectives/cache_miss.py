@@ -31,7 +31,7 @@ def loss(
     width: float = WIDTH,
 ) -> Tensor:
     """sum_e m_{t+1}[e] (1 - r_t[e]) / sum_e m_{t+1}[e]: the share of the soft membership m that is not
-    resident (r, no gradient) when token t+1 asks.
+    resident (r, no gradient) before token t+1.
 
     The cache of a layer starts cold in each run of valid pairs, so that the loss does not depend on the order
     of the rows. `budget` as in the simulator: slots a layer or percent.
@@ -43,7 +43,7 @@ def loss(
 
 
 def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, budget: str) -> Tensor:
-    """bool [L, B, P, E]: who is resident when the second token of a pair asks."""
+    """bool [L, B, P, E]: the experts that are resident before the second token of a pair."""
     has_left, valid_BT = functional.pad(mask_BP, (1, 0)), in_pairs(mask_BP).cpu()
     before = torch.zeros(*chosen_LBTK.shape[:-1], experts, dtype=torch.bool)
     if valid_BT.any():
