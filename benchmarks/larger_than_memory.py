@@ -25,11 +25,11 @@ def measure(args: argparse.Namespace) -> Answer:
     answers: list[Answer] = []
     bandwidths: list[float] = []
     with Worker("engine", args, settings=engine_settings(args.expert_budget)) as worker:
-        sizes = worker.ask("sizes")
+        sizes = worker.call("sizes")
         for i in range(args.repeats + 1):
             bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=i))
-            answers.append(worker.ask("request", **tokens.fresh(SHORT_PROMPT)))
-        all_hit = [worker.ask("request", **tokens.constant()) for _ in range(2)][1]
+            answers.append(worker.call("request", **tokens.fresh(SHORT_PROMPT)))
+        all_hit = [worker.call("request", **tokens.constant()) for _ in range(2)][1]
         memory = worker.memory()
     missed = sum(answer["statistics"]["decode"]["disk_bytes"] for answer in answers[1:])
     missed /= sum(len(answer["decode_seconds"]) for answer in answers[1:])

@@ -45,18 +45,18 @@ def measure_full_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
     """All experts in memory; transformers counts with the faster of its experts implementations."""
     answers: dict[str, list[Answer]] = {name: [] for name in (*IMPLEMENTATIONS, "engine")}
     settings = engine_settings("100%")
-    with Worker("resident", args) as resident, Worker("engine", args, settings=settings) as ours:
-        ours.ask("fill")
+    with Worker("resident", args) as resident, Worker("engine", args, settings=settings) as engine:
+        engine.call("fill")
         for i in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
             request = tokens.fresh(args.prompt_tokens)
             for name in answers:
-                worker, options = (ours, {}) if name == "engine" else (resident, {"implementation": name})
-                answer = worker.ask("request", **request, **options)
+                worker, options = (engine, {}) if name == "engine" else (resident, {"implementation": name})
+                answer = worker.call("request", **request, **options)
                 if i:
                     answers[name].append(answer)
-        memory = {"resident": resident.memory(), "engine": ours.memory(), "sizes": ours.ask("sizes")}
-        bookkeeping = ours.ask("bookkeeping")
-        threads = ours.ready["threads"]
+        memory = {"resident": resident.memory(), "engine": engine.memory(), "sizes": engine.call("sizes")}
+        bookkeeping = engine.call("bookkeeping")
+        threads = engine.ready["threads"]
     decode = {name: median_decode(found) for name, found in answers.items()}
     prefill = {name: median_prefill(found) for name, found in answers.items()}
     return {
@@ -79,16 +79,16 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
     bandwidths: list[float] = []
     with (
         Worker("resident", args) as resident,
-        Worker("engine", args, settings=engine_settings(f"{args.percent}%")) as ours,
+        Worker("engine", args, settings=engine_settings(f"{args.percent}%")) as engine,
         Worker("accelerate", args, kept_layers=kept_layers(args)) as accelerate,
     ):
-        sizes = ours.ask("sizes")
+        sizes = engine.call("sizes")
         faster = min(IMPLEMENTATIONS, key=lambda name: decode_of(resident, tokens, name))
         requests = {
-            "resident": lambda request: resident.ask("request", **request, implementation=faster),
-            "engine": lambda request: ours.ask("request", **request),
-            "accelerate": lambda request: accelerate.ask("request", **request, cold=True),
-            "accelerate_page_cache": lambda request: accelerate.ask("request", **request, cold=False),
+            "resident": lambda request: resident.call("request", **request, implementation=faster),
+            "engine": lambda request: engine.call("request", **request),
+            "accelerate": lambda request: accelerate.call("request", **request, cold=True),
+            "accelerate_page_cache": lambda request: accelerate.call("request", **request, cold=False),
         }
         for i in tqdm(range(args.repeats + 1), desc="rounds", disable=None):
             request, long = tokens.fresh(SHORT_PROMPT), tokens.fresh(args.prompt_tokens)
@@ -96,11 +96,11 @@ def measure_part_budget(args: argparse.Namespace, tokens: Tokens) -> Answer:
             taken = {name: run(request) for name, run in requests.items()}
             bandwidths.append(read_bandwidth(files, sizes["record_bytes"], READERS, 1.0, seed=~i))
             taken |= {f"{name}_prompt": requests[name](long) for name in ("resident", "engine")}
-            ours.ask("request", **tokens.constant())  # loads the experts that the next requests hit
+            engine.call("request", **tokens.constant())  # loads the experts that the next requests hit
             taken |= {f"{name}_all_hit": requests[name](tokens.constant()) for name in ("resident", "engine")}
             for name, answer in taken.items():
                 answers.setdefault(name, []).extend([answer] if i else [])
-        memory = {"engine": ours.memory(), "accelerate": accelerate.memory(), "sizes": sizes}
+        memory = {"engine": engine.memory(), "accelerate": accelerate.memory(), "sizes": sizes}
     return part_budget_figures(answers, statistics.median(bandwidths[2:])) | {
         "disk_bytes_per_second_each": bandwidths,
         "memory": memory,
@@ -116,7 +116,7 @@ def kept_layers(args: argparse.Namespace) -> int:
 def decode_of(resident: Worker, tokens: Tokens, implementation: str) -> float:
     """Median seconds of a token, after one request to warm up."""
     for _ in range(2):
-        answer = resident.ask("request", **tokens.fresh(SHORT_PROMPT), implementation=implementation)
+        answer = resident.call("request", **tokens.fresh(SHORT_PROMPT), implementation=implementation)
     return median_decode([answer])
 
 
@@ -124,12 +124,12 @@ def part_budget_figures(answers: dict[str, list[Answer]], disk_bytes_per_second:
     """Means where misses make tokens differ; medians where all tokens take about the same time."""
     decode = {name: mean_decode(found) for name, found in answers.items()}
     median = {name: median_decode(found) for name, found in answers.items()}
-    ours = answers["engine"]
-    missed = [answer["statistics"]["decode"]["disk_bytes"] for answer in ours]
-    steps = sum(len(answer["decode_seconds"]) for answer in ours)
+    engine = answers["engine"]
+    missed = [answer["statistics"]["decode"]["disk_bytes"] for answer in engine]
+    steps = sum(len(answer["decode_seconds"]) for answer in engine)
     missed_bytes_per_token = sum(missed) / steps
     floor_seconds = max(missed_bytes_per_token / disk_bytes_per_second, median["resident"])
-    counts = {name: sum(answer["decode_cache"][name] for answer in ours) for name in ("hits", "misses")}
+    counts = {name: sum(answer["decode_cache"][name] for answer in engine) for name in ("hits", "misses")}
     return {
         "decode_vs_accelerate": decode["accelerate"] / decode["engine"],
         "decode_vs_accelerate_page_cache": decode["accelerate_page_cache"] / decode["engine"],

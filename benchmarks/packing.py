@@ -32,7 +32,7 @@ def measure(args: argparse.Namespace) -> Answer:
         for i in range(args.repeats + 1):
             request = tokens.fresh(args.prompt_tokens)
             for name in list(workers)[:: 1 if i % 2 else -1]:
-                answer = workers[name].ask("request", **request)
+                answer = workers[name].call("request", **request)
                 answers[name] += [answer] if i else []
     decode = {name: mean_decode(found) for name, found in answers.items()}
     prefill = {name: median_prefill(found) for name, found in answers.items()}

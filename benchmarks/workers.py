@@ -27,7 +27,7 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self._answer()
 
-    def ask(self, do: str, **values: object) -> Answer:
+    def call(self, do: str, **values: object) -> Answer:
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
         self.process.stdin.flush()

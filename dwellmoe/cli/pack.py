@@ -4,11 +4,11 @@ from pathlib import Path
 
 from dwellmoe.cli.simulate_options import Parser
 
-ABOUT = "Writes each expert as one contiguous record: with --packed OUT an expert then takes one read."
+ABOUT = "Writes each expert as one contiguous record, so that with --packed OUT it takes one read."
 
 
 def run(words: list[str]) -> None:
-    """Packs one checkpoint. UserError for a wrong command line or an unreadable checkpoint."""
+    """Packs one checkpoint. Raises UserError for a wrong command line or an unreadable checkpoint."""
     arguments = pack_parser().parse_args(words)
     from dwellmoe.offload.pack import pack
 

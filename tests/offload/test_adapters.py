@@ -1,4 +1,4 @@
-"""A tuned model says the same through the cache: LoRA on experts is merged as they are read."""
+"""A tuned model computes the same through the cache: LoRA on experts is merged as they are read."""
 
 from typing import cast
 
@@ -55,15 +55,15 @@ def test_variants_through_the_cache(family, budget, tmp_path):
     )
     engine: Engine = cast(Engine, engine_of(cached))
     with engine, torch.no_grad():
-        said = []
+        logits = []
         for variant in (BASE, "tuned", "control", BASE):
             with active_variant(plain, variant), active_variant(cached, variant):
                 expected = plain(prompt()).logits
                 assert (cached(prompt()).logits - expected).abs().max() <= 1e-5
                 options = {"input_ids": prompt(), "max_new_tokens": 5, "do_sample": False}
                 assert torch.equal(cached.generate(**options), plain.generate(**options))
-                said.append(expected)
-        assert (said[0] - said[1]).abs().max() > 1e-2 and torch.equal(said[0], said[3])
+                logits.append(expected)
+        assert (logits[0] - logits[1]).abs().max() > 1e-2 and torch.equal(logits[0], logits[3])
 
 
 def test_a_fully_trained_gate(tmp_path):

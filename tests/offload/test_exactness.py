@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_type(family):
 
 @pytest.mark.parametrize("budget", ["2", "4", "100%"])
 def test_small_batches(budget):
-    """Rows of one step may ask for more experts than the cache holds; padding runs like any token."""
+    """Rows of one step may request more experts than the cache holds; padding runs like any token."""
     model, engine = engine_of("olmoe", expert_budget=budget)
     ids, mask = prompt(7, rows=3), torch.ones(3, 7, dtype=torch.long)
     ids[0, :3], mask[0, :3] = 0, 0

@@ -1,4 +1,4 @@
-"""Watermark placement in the engine: the same text, honest books, and the simulator's moves."""
+"""Watermark placement in the engine: the same text, caches that agree with slots, the simulator's moves."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_the_simulator_makes_the_same_moves(monkeypatch):
             before = replayed.tier.copy()
             step = replayed.request(layer, trace.experts[row, layer].tolist())
             left = set(step.evict)
-            up = {number for number in step.load if before[number] == 1}
+            up = {flat_id for flat_id in step.load if before[flat_id] == 1}
             moves.append((step.load, up, left, {n for n in left if replayed.tier[n] == 1}))
     assert log == moves and any(up for _, up, _, _ in moves) and any(down for *_, down in moves)
     assert replayed.counts()["hits"] == counts["hits"] and replayed.counts()["misses"] == counts["misses"]
@@ -79,6 +79,6 @@ def test_an_expert_can_be_taken_off_the_books():
 
 
 @pytest.mark.parametrize("other", [{"prefill_policy": "lru"}, {"prefill_handoff": "shared"}])
-def test_what_placement_does_not_go_with_is_told(other):
+def test_settings_that_placement_excludes_are_refused(other):
     with pytest.raises(UserError, match="--decode_policy placement: leave out"):
         check_settings(EngineSettings(decode_policy="placement", **other))

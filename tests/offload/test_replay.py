@@ -90,8 +90,8 @@ def test_a_trace_of_decoding_has_the_ecr_of_its_text():
         engine.record()
         with RouterTap(model, layers, [recorder]):
             ids = prompt(9)
-            said = model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None)
-        recorder.add_generated([0], torch.ones_like(ids), said, [10])
+            generated = model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None)
+        recorder.add_generated([0], torch.ones_like(ids), generated, [10])
         tapped, trace = recorder.trace(), engine.trace()
     assert np.array_equal(tapped.experts, trace.experts) and np.array_equal(tapped.phase, trace.phase)
     assert ecr(tapped).value == ecr(trace).value

@@ -1,4 +1,4 @@
-"""Re-routing by what an engine truly holds is re-routing by a virtual cache, token for token."""
+"""Re-routing by what an engine truly holds is re-routing by a simulated cache, token for token."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ REQUESTS, TOKENS = 2, 8
 
 def generated(model, strategy, describe, rows=1):
     """(token ids, chosen experts of every router call, empty slots as -1) of some requests in a row."""
-    layers, said, chosen = find_moe_layers(model), [], []
+    layers, texts, chosen = find_moe_layers(model), [], []
 
     def observe(output):
         ids = output.indices_TK
@@ -27,8 +27,8 @@ def generated(model, strategy, describe, rows=1):
             tokens = prompt(6, rows, seed)
             describe(tokens, seed * rows)
             options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
-            said.append(model.generate(tokens, **options).tolist())
-    return said, chosen
+            texts.append(model.generate(tokens, **options).tolist())
+    return texts, chosen
 
 
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])

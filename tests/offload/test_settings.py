@@ -1,4 +1,4 @@
-"""What cannot work is refused in one line, before anything large is loaded."""
+"""Settings that cannot work are refused in one line, before anything large is loaded."""
 
 import shutil
 from typing import Any
@@ -39,7 +39,7 @@ def test_wrong_settings(settings, message):
 
 
 def test_a_budget_in_bytes_holds_the_buffers_too():
-    slot_bytes = 4 * 3 * 32 * 48 + 4096 + 2048  # a record, room for its place in a page, whole pages
+    slot_bytes = 4 * 3 * 32 * 48 + 4096 + 2048  # a record, room for its offset in a page, whole pages
     budget_bytes = (3 * 3 + 2 + 1) * slot_bytes
     model, engine = engine_of("olmoe", expert_budget=f"{budget_bytes}B", prefill_buffer=2, prefetch_budget=1)
     with engine:
@@ -96,7 +96,7 @@ def test_a_dense_model_has_no_experts(tmp_path):
         load_with_cache(str(tmp_path), EngineSettings("4"))
 
 
-def test_a_router_that_says_nan_is_told():
+def test_a_router_that_gives_nan_is_named():
     model, engine = engine_of("olmoe")
     with engine, torch.no_grad():
         expected = model(prompt()).logits
