@@ -1,7 +1,6 @@
 """Fine-tunes a MoE model so that consecutive tokens reuse the same experts.
 
-deepspeed main.py --model_name PATH --dataset_name mmlu ...      (also torchrun, accelerate launch, plain
-python)
+deepspeed main.py --model_name PATH --dataset_name mmlu ...   (or torchrun, accelerate launch, python)
 """
 
 from dwellmoe.launch import end_with_launcher

@@ -74,9 +74,7 @@ def _quantile(threshold: str) -> float:
 
 
 def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> PeftModel:
-    """The model with LoRA in the given layers alone, everything else frozen. Raises UserError for a wrong
-    name.
-    """
+    """The model with LoRA in the given layers alone, the rest frozen. UserError for a wrong name."""
     return get_peft_model(model, lora_config(model, layers, shape))
 
 

@@ -132,9 +132,7 @@ class LocalityLoss:
         return mean_over_pairs(shared_LBP, pair_mask(segments_BT, None, include_prompt=True)).item()
 
     def watch(self, observers: Sequence[Observer], strategy: Strategy | None = None) -> "LocalityLoss":
-        """For the next `with` block: these observers see the router outputs too, and the strategy may replace
-        the routers' choice.
-        """
+        """Has observers see router outputs in the next `with` block, and a strategy replace the choice."""
         self._tap.observers = [self._recorder, *observers]
         self._tap.strategy = strategy
         return self

@@ -80,8 +80,8 @@ def experts_used(trace: RoutingTrace) -> np.ndarray:
 def refuse_collapse(layers: Sequence[MoeLayer], used_L: Sequence[int], tokens: int) -> None:
     """UserError where one of `layers` used fewer than 2K experts over a validation set.
 
-    `used_L`: distinct experts of every MoE layer of the model, by its index. Fewer tokens than experts prove
-    nothing and pass.
+    `used_L`: distinct experts of every MoE layer of the model, by its index. With fewer tokens than
+    experts nothing is concluded.
     """
     for layer in layers:
         least = min(LEAST_SETS * layer.top_k, layer.num_experts)

@@ -16,9 +16,7 @@ TOLERANCE = 0.03
 
 @dataclass(frozen=True)
 class Target:
-    """A rate to be reached (`ecr`, `hit_rate`), or a largest rise of the validation loss in nats
-    (`budget`).
-    """
+    """A rate to reach (`ecr`, `hit_rate`), or a largest rise of the validation loss, in nats (`budget`)."""
 
     kind: str
     value: float
@@ -92,9 +90,7 @@ def _rate(option: str, value: float) -> float:
 
 
 def control_losses(folder: str) -> list[tuple[int, float]]:
-    """(step, validation loss) of the finished training run in `folder`. Raises UserError where there is
-    none.
-    """
+    """(step, validation loss) of the finished training run in `folder`. UserError where there is none."""
     path = Path(folder) / "training_summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

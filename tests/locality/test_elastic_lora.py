@@ -49,7 +49,7 @@ def test_old_names_mean_the_fused_experts():
     }
 
 
-def test_wrong_names_are_told_with_the_choices():
+def test_a_wrong_name_lists_the_choices():
     layers = find_moe_layers(model := tiny_model("olmoe"))
     with pytest.raises(UserError, match=r"no MoE layer has a module 'queries': choose from .*q_proj"):
         add_elastic_lora(model, layers, LoraShape(targets=("queries",)))

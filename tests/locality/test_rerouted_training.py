@@ -74,12 +74,12 @@ def test_a_rerouted_run_trains_and_validates_alike(tmp_path):
         ("margin", "lru@many", "capacity 'many'"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(strategy, cache, message):
+def test_mistakes_are_found_before_anything_is_loaded(strategy, cache, message):
     with pytest.raises(UserError, match=message):
         check_rerouting(strategy, cache)
 
 
-def test_a_cache_too_small_is_told():
+def test_a_cache_too_small_is_refused():
     model = tiny_model("olmoe")
     with pytest.raises(UserError, match="leaves 1 slots a layer: a token needs 2 of 8"):
         TrainingCache(model, find_moe_layers(model), "margin", "lru@1")

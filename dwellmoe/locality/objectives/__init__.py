@@ -28,9 +28,7 @@ def objective_names() -> list[str]:
 
 
 def load_objective(spec: str) -> LocalityObjective:
-    """The objective `name` or `name:option=value,...`. Raises UserError listing the names or options there
-    are.
-    """
+    """The objective `name` or `name:option=value,...`. UserError lists the known names or options."""
     loss, options = OBJECTIVES.parse(spec)
     if options and (check := getattr(inspect.getmodule(loss), "check", None)):
         check(**options)

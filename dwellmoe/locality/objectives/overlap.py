@@ -1,6 +1,4 @@
-"""Soft overlap of consecutive expert sets: acts only on experts near the decision, where routing is won or
-lost.
-"""
+"""Soft overlap of consecutive expert sets: acts only on experts near the boundary of being chosen."""
 
 from torch import Tensor
 
