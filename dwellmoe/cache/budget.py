@@ -67,13 +67,20 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
         number, unit = _parse_capacity(capacity)
         if unit != "%":
             return _of_bytes(trace, scope, int(number * UNITS[unit]))
-        capacity = int(number / 100 * _all_slots(trace, scope) + 1e-9)
+        capacity = _share(number, _all_slots(trace, scope))
     return _of_slots(trace, scope, int(capacity))
 
 
 def layer_slots(trace: TraceSizes, capacity: int | str) -> int:
     """Slots of each layer's cache: `capacity` as in `budget_of`, but at least the K experts of one token."""
+    if isinstance(capacity, str) and capacity.endswith("%"):
+        percent, _ = _parse_capacity(capacity)
+        return max(_share(percent, trace.num_experts), trace.top_k)
     return max(budget_of(trace, "layer", capacity).capacity, trace.top_k)
+
+
+def _share(percent: float, slots: int) -> int:
+    return int(percent / 100 * slots + 1e-9)
 
 
 def check_capacity(text: str) -> None:
