@@ -20,7 +20,7 @@ test: setup
 	$(RUN) python -m pytest
 
 test-fast: setup
-	$(RUN) python -m pytest -m "not slow" -n 2
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2
 
 check: setup
 	$(RUN) ruff check .

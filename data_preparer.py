@@ -64,7 +64,7 @@ def show_command(options: argparse.Namespace) -> None:
             f"{task.name}: {len(examples)} examples, not shown: its authors ask to keep them offline"
         )
     for i, example in enumerate(examples[: 0 if task.undisclosed else options.count], start=1):
-        console.print(_rendered(example, f"{options.name} {options.split} {i} of {len(examples)}"))
+        console.print(_rendered(example, f"{options.split} {i} of {len(examples)}, {options.name}"))
     console.print(_length_table(examples, tokenizer))
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import ROOT, quick_training
 
+pytestmark = pytest.mark.slow
+
 MAIN = ROOT / "main.py"
 TORCHRUN = ("torchrun", "--standalone", "--nproc_per_node", "2", MAIN)
 

@@ -19,6 +19,8 @@ from dwellmoe.checkpoints import complete_checkpoints
 from dwellmoe.errors import UserError
 from tests.conftest import ROOT, quick_training
 
+pytestmark = pytest.mark.slow
+
 LOGGED = ("lm_loss", "locality_weight")
 CHECKPOINTS = ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
 

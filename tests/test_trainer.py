@@ -16,6 +16,8 @@ from dwellmoe.locality.settings import LocalitySettings
 from tests.tiny_models import tiny_model
 from trainer import LocalityTrainer
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ["olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "mixtral", "gpt_oss", "deepseek"]
 
 

@@ -20,9 +20,7 @@ class PlacementConstants:
     """How watermark placement weighs experts: the table `[placement]` of a profile."""
 
     predictor: str = "habits"  # of use the next time each layer runs (dwellmoe/cache/predictors/)
-    lookahead: str = (
-        "transition"  # a second one, which knows more of the layers that run next; "": none
-    )
+    lookahead: str = "transition"  # a second one, which knows more of the layers that run next; "": none
     eta: float = 0.9  # share of the second predictor within its horizon
     gamma: float = 0.02  # a use is worth exp(-gamma) less for each layer until then
     window: int = 8  # runs of each layer that count

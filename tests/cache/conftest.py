@@ -15,3 +15,20 @@ def real_trace_path():
     if not path.exists():
         pytest.skip(f"{REAL_TRACE} not found: set ROUTE_TRACES to its folder")
     return path
+
+
+FAST_POLICIES = ("lru", "lrfu", "opt")
+"""One of each kind: each policy is compiled when it first runs, for seconds."""
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what runs any other policy as slow."""
+    from dwellmoe.cache.policies.base import POLICIES
+    from dwellmoe.registry import name_of
+
+    others = {*POLICIES.names()} - {*FAST_POLICIES}
+    for item in items:
+        here = Path(__file__).parent in item.path.parents
+        values = item.callspec.params.values() if here and hasattr(item, "callspec") else ()
+        if others & {name_of(value) for value in values if isinstance(value, str)}:
+            item.add_marker(pytest.mark.slow)

@@ -95,6 +95,7 @@ def test_features_of_training_are_the_definition():
         assert np.allclose(x_TI, np.concatenate(slow_uses(trace, layer), axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ml_cecar_serves_the_nets_it_was_given(tmp_path):
     """Scores after this step's uses, horizons weighed by C and the file's own C0, this step protected."""
     trace, c0 = random_trace(1, steps=150), 9
@@ -114,6 +115,7 @@ def test_ml_cecar_serves_the_nets_it_was_given(tmp_path):
         assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=looked_up: keep[t, e])
 
 
+@pytest.mark.slow
 def test_ml_flashmoe_serves_the_layout_it_was_trained_with(tmp_path):
     trace = random_trace(2, steps=150)
     tensors = drawn("ml_flashmoe", inputs=2 * EXPERTS, hidden=16, outputs=EXPERTS)
@@ -158,6 +160,7 @@ def slow_habits(trace, layer):
     return found
 
 
+@pytest.mark.slow
 def test_ml_habits_serves_the_features_it_was_trained_with(tmp_path):
     trace = random_trace(3, steps=60)
     weight = np.array([0.7, 0.4, 1.1, -0.3, 0.8], np.float32)

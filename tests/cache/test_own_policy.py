@@ -77,6 +77,7 @@ def test_it_serves_live_and_in_curves(own):
         assert mine.remove(layer, gone) == shipped.remove(layer, gone)
 
 
+@pytest.mark.slow
 def test_an_edited_file_never_meets_the_code_of_before(tmp_path):
     file, trace = tmp_path / "own.py", random_trace(10, steps=150)
     first = registered(file)

@@ -136,5 +136,5 @@ def test_random_evicts_uniformly():
 
 def test_a_request_wider_than_the_cache_is_refused():
     trace = random_trace(2, steps=400, batch_step=(np.arange(400) // 8).astype(np.int32))
-    with pytest.raises(UserError, match="layer 0, pass 0"):
+    with pytest.raises(UserError, match=r"capacity 7 .* 9 experts that layer 1, pass 1"):
         replay(trace, "lru", 7, scope="global")

@@ -10,6 +10,8 @@ from tests.cache.traces import random_trace
 from tests.conftest import quick_training
 from tests.docs.pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 LONGEST_RECIPE = 15
 
@@ -100,7 +102,6 @@ def test_data_set(run_command, tmp_path):
     assert "train router" in shown
 
 
-@pytest.mark.slow
 def test_locality_objective(run_command, recipe, tiny_checkpoint, sentences, tmp_path):
     options = ("--consecutive_expert_loss_type", "hellinger:temperature=2", "--max_steps", "2")
     command = ("python", ROOT / "main.py", *quick_training(tiny_checkpoint, sentences), *options)
@@ -109,7 +110,6 @@ def test_locality_objective(run_command, recipe, tiny_checkpoint, sentences, tmp
     assert any(entry.get("locality_loss", 0) > 0 for entry in log)
 
 
-@pytest.mark.slow
 def test_routing_strategy_and_predictor(run_command, recipe, tiny_checkpoint):
     plugins = ("--plugin", recipe("Routing strategy"), "--plugin", recipe("Predictor"))
     asked = ("--input", "w1 w2 w3", "--max_new_tokens", "6", "--policies", "lru", "--json", "-")
@@ -120,7 +120,6 @@ def test_routing_strategy_and_predictor(run_command, recipe, tiny_checkpoint):
     assert found["rerouting"]["strategy"] == "stay:bonus=5"
 
 
-@pytest.mark.slow
 def test_model_family(run_command, recipe, tiny_checkpoint, tmp_path):
     (tmp_path / "use.py").write_text(SWITCHY.format(checkpoint=tiny_checkpoint, file=recipe("Model family")))
     assert "3 layers of 8 experts" in _succeeded(run_command("python", "use.py"))

@@ -23,6 +23,8 @@ from inference import answer_one, evaluate, parse
 from tests.data.stand_ins import word_tokenizer, words, write_task
 from tests.evaluation.workspace import make_workspace, options
 
+pytestmark = pytest.mark.slow
+
 CODE_TASK = """
 benchmark = true
 undisclosed = {undisclosed}

@@ -15,6 +15,8 @@ from dwellmoe.evaluation.sandbox.confine import BACKENDS
 from dwellmoe.evaluation.sandbox.run import Limits, SandboxUnavailable, Verdict, check_sandbox, run_program
 from dwellmoe.evaluation.sandbox.system_calls import ARCHITECTURES, filter_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Limits(wall_seconds=5, cpu_seconds=5)
 SHORT = Limits(wall_seconds=0.6, cpu_seconds=5)

@@ -11,6 +11,8 @@ from dwellmoe.offload import engine_of
 from inference import answer_one, evaluate, main, parse
 from tests.evaluation.workspace import options
 
+pytestmark = pytest.mark.slow
+
 
 def report_of(workspace, folder, **changes):
     settings = parse(options(workspace, results_dir=folder, dtype="float32", choice_limit=2, **changes))

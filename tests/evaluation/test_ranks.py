@@ -10,6 +10,8 @@ import pytest
 
 from tests.evaluation.workspace import options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

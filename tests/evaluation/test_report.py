@@ -18,6 +18,8 @@ from dwellmoe.evaluation.report.quality import _finite
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.files import written_whole
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["base", "control", "tuned"]
 TEXTS = ["teacher_forced", "generated"]
 

@@ -12,6 +12,8 @@ from dwellmoe.evaluation.ranks import Ranks
 from inference import evaluate, parse
 from tests.evaluation.workspace import options
 
+pytestmark = pytest.mark.slow
+
 SPEC = "cecar:fill=drop,tau=1,m=4"
 
 

@@ -17,6 +17,8 @@ from tests.test_trainer import rows, settings
 from tests.tiny_models import tiny_model
 from trainer import LocalityTrainer
 
+pytestmark = pytest.mark.slow
+
 TEN_ROWS = 10  # with two a batch and accumulation over two, an epoch ends with an incomplete step
 
 

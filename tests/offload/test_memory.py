@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.tiny_models import tiny_model
@@ -32,6 +33,7 @@ def go_on(process: subprocess.Popen) -> str:
     return process.stdout.readline()
 
 
+@pytest.mark.slow
 def test_peak_memory_is_resident_weights_budget_and_a_constant(tmp_path):
     """A checkpoint of 302 MB in experts, run in an eighth of that."""
     sizes = {

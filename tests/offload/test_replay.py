@@ -12,6 +12,8 @@ from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.trace import DECODE
 from tests.offload.workbench import engine_of, prompt
 
+pytestmark = pytest.mark.slow
+
 LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "none"]
 
 

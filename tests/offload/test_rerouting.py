@@ -11,6 +11,8 @@ from dwellmoe.offload import LiveRerouting
 from dwellmoe.routing import RouterTap, SimulatedCache
 from tests.offload.workbench import engine_of, prompt, resident
 
+pytestmark = pytest.mark.slow
+
 REQUESTS, TOKENS = 2, 8
 
 

@@ -12,6 +12,7 @@ from tests.data.stand_ins import write_task
 from tests.evaluation.workspace import CHOICE_TASK, make_row
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoint, sentences):
     rows = [make_row(number) for number in range(8)]
     (tmp_path / "quiz").mkdir()

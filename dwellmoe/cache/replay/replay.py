@@ -44,7 +44,7 @@ class CacheRun:
 
 def _does_not_fit(stream: Stream, request: int, budget: Budget) -> UserError:
     index, layer = divmod(request, stream.requests_per_pass)
-    experts = stream.starts[request + 1] - stream.starts[request]
+    experts = len(np.unique(stream.ids[stream.starts[request] : stream.starts[request + 1]]))
     where = f"layer {stream.layer + layer}, pass {stream.step + index}"
     return too_small(budget.capacity, experts, where)
 
@@ -71,7 +71,7 @@ def replay(
     policy      name with options, e.g. "lrfu:decay=0.95"
     capacity    slots a layer (scope "layer") or in all (scope "global"), percent ("25%"), or bytes ("6GiB")
     resamples   bootstrap resamples behind each interval; 0: no intervals
-    setup  fields of `CacheSetup`
+    setup       fields of `CacheSetup`
     UserError for an unknown policy or setup, and for a capacity below the experts of one request.
     """
     run, inputs = _run(trace, policy, capacity, CacheSetup(**setup), progress)

@@ -41,6 +41,7 @@ def _write_dense(folder) -> None:
     word_tokenizer().save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_gives_the_same_model(build, monkeypatch, tmp_path):
     whole = build("whole")
     stages = ["dense", "fitted", "healed", "built", "built, routed experts off", "built, random experts"]
