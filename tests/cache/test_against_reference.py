@@ -11,6 +11,8 @@ from dwellmoe.cache.replay.replay import replay
 from tests.cache.reference import ReferenceCache, flatten, reference_counts, requests_of
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 SPECS = {
     "lru": {"policy": "lru"},
     "lfu": {"policy": "lfu"},

@@ -73,6 +73,7 @@ def test_an_impossible_request_changes_nothing(scope, access, bad):
         cache.request(2, [0])
 
 
+@pytest.mark.slow
 def test_bytes_are_kept_to_the_byte():
     rng = np.random.default_rng(0)
     cache = ExpertCache("lfu", **SIZES, scope="global", budget_bytes=100, expert_bytes=[10, 17])

@@ -14,6 +14,8 @@ from dwellmoe.errors import UserError
 from dwellmoe.registry import load_plugin
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 OWN_LRU = """
 from typing import NamedTuple
 import numpy as np
@@ -77,7 +79,6 @@ def test_it_serves_live_and_in_curves(own):
         assert mine.remove(layer, gone) == shipped.remove(layer, gone)
 
 
-@pytest.mark.slow
 def test_an_edited_file_never_meets_the_code_of_before(tmp_path):
     file, trace = tmp_path / "own.py", random_trace(10, steps=150)
     first = registered(file)

@@ -11,6 +11,8 @@ from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM, Tier, no
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 EXPERTS = 10
 chances = st.sampled_from([0.0, 0.1, 0.1, 0.3, 0.5, 0.51, 0.9, 1.0])
 shares = st.lists(chances, min_size=EXPERTS, max_size=EXPERTS)

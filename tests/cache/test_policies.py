@@ -79,6 +79,7 @@ def test_everything_fits_when_there_is_room(spec):
     assert row.misses == row.compulsory_misses and row.evictions == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("access", ["atomic", "sequential"])
 def test_horizon_from_nothing_to_everything(access):
     trace = random_trace(4, steps=150)
@@ -91,6 +92,7 @@ def test_horizon_from_nothing_to_everything(access):
         assert hits["opt"] == hits["lopt:horizon=inf"] == hits["lopt:horizon=1000"]
 
 
+@pytest.mark.slow
 def test_random_is_seeded():
     trace = random_trace(5, steps=200)
     hits = [replay(trace, f"random:seed={seed}", 5).hits for seed in (0, 0, 1, 2, 3)]

@@ -15,6 +15,8 @@ from dwellmoe.eviction_training.mlp import horizon_label, long_horizon
 from dwellmoe.eviction_training.requests import split_by_request
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 FAST = FitSettings(epochs=2, capacity=6)
 
 

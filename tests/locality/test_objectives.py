@@ -160,6 +160,7 @@ def test_an_empty_slot_is_no_use(spec, heeds_the_chosen):
         assert found == loss(logits, chosen[..., :1], all_pairs()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["lru", "lfu", "lrfu:decay=0.9"])
 def test_cache_miss_counts_the_misses_of_the_live_cache(policy):
     """With a narrow membership the loss is the miss rate itself, of a cache that is cold in each request."""

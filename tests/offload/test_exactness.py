@@ -7,6 +7,8 @@ import torch
 from tests.offload.workbench import cached, engine_of, present, prompt, resident
 from tests.tiny_models import FAMILIES_BY_NAME
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 
 
