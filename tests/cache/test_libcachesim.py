@@ -8,6 +8,8 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 libcachesim = pytest.importorskip("libcachesim")
 PAIRS = {"lru": libcachesim.LRU, "opt": libcachesim.Belady}
 

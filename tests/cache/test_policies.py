@@ -119,6 +119,7 @@ def test_wrong_policy_is_refused(spec, message):
         replay(random_trace(0), spec, 5)
 
 
+@pytest.mark.slow
 def test_opt_is_refused_live_and_limited_sight_needs_the_future():
     sizes: dict = {"layers": 1, "experts": 8, "capacity": 4}
     with pytest.raises(UserError, match="'opt' needs the whole trace"):
@@ -127,6 +128,7 @@ def test_opt_is_refused_live_and_limited_sight_needs_the_future():
         ExpertCache("lopt:horizon=2", **sizes).request(0, [1])
 
 
+@pytest.mark.slow
 def test_random_evicts_uniformly():
     cache = ExpertCache("random", layers=1, experts=8, capacity=4)
     evicted = np.zeros(8, np.int64)

@@ -120,6 +120,7 @@ def test_a_channel_transfers_while_time_passes():
     assert channel.free_transfers(2.0) == 0
 
 
+@pytest.mark.slow
 def test_a_model_of_gpt_oss_runs_through_every_tier_policy():
     model = tiny_model("gpt_oss")
     layers = find_moe_layers(model)
