@@ -8,6 +8,7 @@ from dwellmoe.cache.access import Stream
 from dwellmoe.cache.cache_setup import CHOICES
 from dwellmoe.cache.flat_id import flat_id
 from dwellmoe.cache.kernel.jit import direct
+from dwellmoe.cache.kernel.pinned_arguments import PinnedArguments
 from dwellmoe.cache.kernel.step import (
     COMPULSORY,
     DONE,
@@ -83,8 +84,11 @@ class ExpertCache:
         starts, group = np.zeros(2, np.int64), np.zeros(1, np.int32)
         stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0)
         sequential = self.access == "sequential"
-        self._state = self._policy, self._residency, stream, self._steps, sequential, self._log
-        self._serve = direct(serve_for(self._policy_class), *self._state, 0, 0, 0)
+        self._pinned = PinnedArguments(
+            (self._policy, self._residency, stream, self._steps, sequential, self._log)
+        )
+        serve = serve_for(self._policy_class, self._pinned.kind)
+        self._serve = direct(serve, self._pinned.address, 0, 0, 0)
 
     def request(self, layer: int, experts, *, counted: bool = True, next_tokens=None) -> TransferPlan:
         """Layer `layer` needs `experts`: ids 0..E-1 in router order, the rows of a batch one after the other.
@@ -104,7 +108,7 @@ class ExpertCache:
         if self.needs_future:
             self._next_use[:requested] = self._times_of_next_use(layer, next_tokens, requested)
         group = COUNTED if counted else UNCOUNTED
-        if self._serve(*self._state, layer, requested, group) != DONE:
+        if self._serve(self._pinned.address, layer, requested, group) != DONE:
             raise self._impossible(layer, experts)
         loads, evictions = self._log.lengths.tolist()
         return TransferPlan(

@@ -12,6 +12,7 @@ import numpy as np
 
 from dwellmoe.cache.access import Stream
 from dwellmoe.cache.kernel.jit import bound, compiled_for, helper, label_of
+from dwellmoe.cache.kernel.pinned_arguments import label_of_kind, reading
 from dwellmoe.cache.policies.base import NEVER, AccessTime, hooks_of
 
 HITS, MISSES, COMPULSORY, EVICTIONS = range(4)  # columns of `Residency.counts`
@@ -210,11 +211,17 @@ def write(array, lengths, kind, expert):
         lengths[kind] += 1
 
 
-def serve(policy, residency, stream, steps, sequential, log, layer, requested, group):
+# Bound when `serve` is compiled for a policy.
+def read(address) -> tuple: ...  # type: ignore[empty-body]
+
+
+def serve(address, layer, requested, group):
     """One request of a live cache, for the first `requested` ids of a stream; DONE unless it is impossible.
 
-    `steps` has the token step of each layer, `stream.reset` an entry for each cache.
+    At `address` lies what `advance` takes, with the token step of each layer; `reset` of the stream has an
+    entry for each cache.
     """
+    policy, residency, stream, steps, sequential, log = read(address)
     own = residency.totals.shape[0] > 1  # each layer has a cache
     cache, begin = (layer if own else 0), layer * residency.experts
     for i in range(0 if own else requested):
@@ -232,9 +239,10 @@ def serve(policy, residency, stream, steps, sequential, log, layer, requested, g
 
 
 @functools.cache
-def serve_for(policy):
-    """`serve`, compiled around one policy."""
-    return compiled_for(label_of(policy), serve, advance=advance_for(policy))
+def serve_for(policy, kind):
+    """`serve`, compiled around one policy, whose pinned arguments are of this kind."""
+    label = f"{label_of(policy)}-{label_of_kind(kind)}"
+    return compiled_for(label, serve, read=reading(kind), advance=advance_for(policy))
 
 
 # Bound when `discard` is compiled for a policy.
