@@ -71,8 +71,8 @@ class ExpertCache:
         self._policy_class = found
         self._policy = found.allocate(shape, **options)
         self._residency = Residency.allocate(np.full(caches, limit), size, layers, groups=2)
-        loads, evictions = np.empty(len(size), np.int32), np.empty(len(size), np.int32)
-        self._log = Log(loads, evictions, np.zeros(2, np.int64), 0)
+        self._loads, self._evictions = (np.empty(len(size), np.int32) for _ in range(2))
+        self._lengths = np.zeros(2, np.int64)
         self._steps = np.zeros(layers, np.int64)
         self._cold = np.ones(caches, np.bool_)
         self._allow_width(experts)
@@ -84,9 +84,8 @@ class ExpertCache:
         starts, group = np.zeros(2, np.int64), np.zeros(1, np.int32)
         stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0)
         sequential = self.access == "sequential"
-        self._pinned = PinnedArguments(
-            (self._policy, self._residency, stream, self._steps, sequential, self._log)
-        )
+        log = Log(self._loads, self._evictions, self._lengths, 0)
+        self._pinned = PinnedArguments((self._policy, self._residency, stream, self._steps, sequential, log))
         serve = serve_for(self._policy_class, self._pinned.kind)
         self._serve = direct(serve, self._pinned.address, 0, 0, 0)
 
@@ -110,11 +109,11 @@ class ExpertCache:
         group = COUNTED if counted else UNCOUNTED
         if self._serve(self._pinned.address, layer, requested, group) != DONE:
             raise self._impossible(layer, experts)
-        loads, evictions = self._log.lengths.tolist()
+        loads, evictions = self._lengths.tolist()
         return TransferPlan(
             requested - loads,
-            self._log.loads[:loads].tolist() if loads else (),
-            self._log.evictions[:evictions].tolist() if evictions else (),
+            self._loads[:loads].tolist() if loads else (),
+            self._evictions[:evictions].tolist() if evictions else (),
         )
 
     def remove(self, layer: int, expert: int) -> bool:
