@@ -1,8 +1,8 @@
 """Pinned arguments: a tuple of arrays is passed to compiled code once and found again by its address.
 
 An array that is passed from Python costs 50 ns at each call, and the state of a cache is some thirty arrays:
-for most policies more than the step itself. A learned policy's live step takes 4.7 microseconds with pinned
-arguments and 6.6 without (docs/simulator.md).
+for most policies more than the step itself. The live step of `ml_flashmoe` takes 5.1 microseconds with pinned
+arguments and 6.6 without (docs/dev/decisions.md).
 """
 
 import functools
