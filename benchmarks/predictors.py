@@ -43,16 +43,16 @@ def main() -> None:
     split = split_by_request(read_trace(arguments.learn), "decode", 0.2, seed=0)
     judged = used_of(read_trace(arguments.judge))
     tuning = used_of(split.validation)
-    said = {spec: predictions(spec, split.train, judged) for spec in arguments.predictors}
+    message = {spec: predictions(spec, split.train, judged) for spec in arguments.predictors}
     tuned = {spec: predictions(spec, split.train, tuning) for spec in arguments.predictors}
     if arguments.model:
         for name, found in of_the_model(arguments).items():
-            said[name], tuned[name] = found.trace, found.validation
+            message[name], tuned[name] = found.trace, found.validation
     used, used_tuning = np.concatenate(judged), np.concatenate(tuning)
-    rows = [{"predictor": spec, **quality(said[spec], used)} for spec in said]
-    for one, other in combinations(said, 2):
+    rows = [{"predictor": spec, **quality(message[spec], used)} for spec in message]
+    for one, other in combinations(message, 2):
         eta = fit_eta(tuned[one], tuned[other], used_tuning)
-        fused = quality(fuse(said[one], said[other], eta), used)
+        fused = quality(fuse(message[one], message[other], eta), used)
         rows.append({"predictor": f"{one} + {other}", "eta": eta, **fused})
     show_result({"schema_version": 1, "tokens": len(used), "predictors": rows}, arguments.json)
 

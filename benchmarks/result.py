@@ -1,4 +1,4 @@
-"""Knows what every benchmark's command line has and where its result goes; measures nothing."""
+"""The common part of the benchmarks: options of the command line, and the JSON file of the result."""
 
 import argparse
 import json

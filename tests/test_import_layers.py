@@ -26,7 +26,7 @@ SAME_LAYER = {
 """Imports inside a layer that the design allows."""
 ROOT_FILES = ("main", "inference", "config", "trainer", "model_loader", "data_preparer")
 SCRIPTS = ("benchmarks", "docs", "runs", "models")
-"""Folders whose scripts import the package and the root's files, and one another, but nobody imports them."""
+"""Folders of scripts: they import the package, files of the root and one another; no other file does so."""
 TORCH_FREE = ("cache", "plots", "errors", "files", "registry", "options", "log", "cli", "__init__")
 
 

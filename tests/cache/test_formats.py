@@ -105,7 +105,7 @@ NINE_LAYERS = f"# route_trace v1\n# n_layer=9 n_expert=4\n{COLUMNS}\n0,1,0,0,0,1
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "hints", "said"),
+    ("name", "content", "hints", "message"),
     [
         ("t.route.csv", "# route_trace v1\n", {}, "truncated"),
         ("t.route.csv", "# route_trace v1\nturn,phase\n", {}, "line 2: expected the columns"),
@@ -126,16 +126,16 @@ NINE_LAYERS = f"# route_trace v1\n# n_layer=9 n_expert=4\n{COLUMNS}\n0,1,0,0,0,1
         ("t.route.csv", "", {"num_experts": 4}, "has no effect"),
     ],
 )
-def test_foreign_content_is_refused(tmp_path, name, content, hints, said):
+def test_foreign_content_is_refused(tmp_path, name, content, hints, message):
     path = tmp_path / name
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
         read_trace(path, **hints)
-    assert said in str(error.value) and str(path) in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("array", "hints", "said"),
+    ("array", "hints", "message"),
     [
         (np.zeros((2, 1, 2), np.float32), {"num_experts": 4}, "expected int16"),
         (np.zeros((2, 2), np.int16), {"num_experts": 4}, "expected int16"),
@@ -146,11 +146,11 @@ def test_foreign_content_is_refused(tmp_path, name, content, hints, said):
         (np.array([{}], object), {"num_experts": 4}, "not a whole .npy"),
     ],
 )
-def test_wrong_arrays_are_refused(tmp_path, array, hints, said):
+def test_wrong_arrays_are_refused(tmp_path, array, hints, message):
     np.save(tmp_path / "t.npy", array, allow_pickle=True)
     with pytest.raises(UserError) as error:
         read_trace(tmp_path / "t.npy", **hints)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_nothing_is_left_of_a_failed_write(tmp_path):

@@ -1,6 +1,7 @@
 """Predictors of use: the contract each keeps, their formulas, and how they are judged."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,15 +29,15 @@ def test_contract(name, traces, tmp_path):
     found = make_predictor(spec, learned.layers, learned.num_experts)
     found.follow(held_out)
     assert 1 <= found.horizon <= learned.layers
-    said = predictions(spec, learned, requests)
+    message = predictions(spec, learned, requests)
     used = np.concatenate(requests)
-    assert said.shape == used.shape and (said >= 0).all() and (said <= 1).all()
-    assert np.array_equal(said, predictions(spec, learned, requests))
+    assert message.shape == used.shape and (message >= 0).all() and (message <= 1).all()
+    assert np.array_equal(message, predictions(spec, learned, requests))
     changed = [part.copy() for part in requests]
     changed[-1][-1] = np.roll(changed[-1][-1], 1, axis=1)
-    assert np.array_equal(predictions(spec, learned, changed)[:-1], said[:-1])
-    assert np.array_equal(predictions(spec, learned, changed)[-1, 0], said[-1, 0])
-    assert quality(said, used)["recall_at_k"] > 3 / 12
+    assert np.array_equal(predictions(spec, learned, changed)[:-1], message[:-1])
+    assert np.array_equal(predictions(spec, learned, changed)[-1, 0], message[-1, 0])
+    assert quality(message, used)["recall_at_k"] > 3 / 12
 
 
 def noisy(trace, path) -> str:
@@ -76,6 +77,7 @@ def test_transition_is_the_counted_share():
         for layer in range(2):
             watched.watch(layer, used_LE[layer])
     now, shares = np.array([True, False, True, False]), [used[used[:, 0, f], 1].mean(axis=0) for f in (0, 2)]
+    each: Any
     for each in (found, watched):
         each.before_E = now
         assert np.allclose(each.predict(1), np.mean(shares, axis=0), atol=1e-6)
@@ -84,14 +86,14 @@ def test_transition_is_the_counted_share():
 def test_habits_say_what_the_eviction_policy_ranks_by():
     """Its order of a layer's experts is the policy's, and it expects K of them."""
     used = np.concatenate(used_of(random_trace(3, steps=200, layers=1, prefill=0.0, requests=1)))
-    found = make_predictor("habits", 1, 12)
+    found: Any = make_predictor("habits", 1, 12)
     found.learn(used)
-    said = found.predict(0)
+    predicted = found.predict(0)
     weight, features = found.weight, np.zeros((1, 12, len(found.weight)))
     ids = np.concatenate([np.flatnonzero(row[0]) for row in used]).astype(np.int32)
     features = habit_features(ids, np.arange(len(used) + 1) * 3, 12)[-1]
-    assert np.array_equal(np.argsort(said), np.argsort(features @ weight))
-    assert said.sum() == pytest.approx(3)
+    assert np.array_equal(np.argsort(predicted), np.argsort(features @ weight))
+    assert predicted.sum() == pytest.approx(3)
 
 
 def test_quality_of_the_sure_and_of_the_even_guess():

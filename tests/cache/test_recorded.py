@@ -145,9 +145,9 @@ def test_what_is_no_file_of_predictions_is_told(tmp_path):
         ({"prior": prior, "early": early * 2}, whole, "early holds values that are no probabilities"),
         ({"prior": prior, "early": early * np.nan}, whole, "early holds values that are no probabilities"),
     ]
-    for tensors, facts, said in wrong:
+    for tensors, facts, message in wrong:
         write_tensors(path, tensors, {name: value for name, value in facts.items() if value is not None})
-        with pytest.raises(UserError, match=f"p.safetensors: .*{said}"):
+        with pytest.raises(UserError, match=f"p.safetensors: .*{message}"):
             RecordedPredictions.load(path)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dwellmoe.cache.device import DeviceProfile, PlacementConstants, load_device
+from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.cache.replay.stall import TransferChannel, stall, stall_lines
 from dwellmoe.cache.tiers.tier_policy import TierBudget, make_tier_policy, tier_budget, with_scopes
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, RAM, Tier
@@ -112,11 +113,12 @@ def test_prefetch_brings_up_what_follows_for_sure():
 def test_a_channel_transfers_while_time_passes():
     channel = TransferChannel(1.0)
     assert channel.free_transfers(2.5) == 3 and channel.free_transfers(0.0) == 0
-    channel.start(7, 1.0)
-    channel.start(8, 1.0)
+    first, second, third = map(FlatId, (7, 8, 9))
+    channel.start(first, 1.0)
+    channel.start(second, 1.0)
     channel.run(1.25)
-    assert channel.take(7) == 0 and channel.take(8) == 0.75 and channel.take(8) == 0
-    channel.start(9, 3.0)
+    assert channel.take(first) == 0 and channel.take(second) == 0.75 and channel.take(second) == 0
+    channel.start(third, 3.0)
     assert channel.free_transfers(2.0) == 0
 
 
@@ -159,7 +161,7 @@ def test_what_cannot_be_is_told():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("ram_gb = 4.0", "give ram_gb and ram_gb_per_second together"),
         ("[placement]\neta = 2.0", "'eta' must be at most 1"),
@@ -173,10 +175,10 @@ def test_what_cannot_be_is_told():
         ("placement = 3", "'placement' must be a table"),
     ],
 )
-def test_mistakes_in_a_profile_are_named(tmp_path, text, said):
+def test_mistakes_in_a_profile_are_named(tmp_path, text, message):
     path = tmp_path / "d.toml"
     path.write_text(f'name = "d"\nmemory_gb_per_second = 1.0\nstorage_gb_per_second = 1.0\n{text}\n')
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_device(path)
 
 

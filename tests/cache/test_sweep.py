@@ -82,7 +82,7 @@ def test_miss_bytes_and_budgets():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"capacity": 2}, "below the 3 experts that one step needs"),
         ({"capacity": 13}, "capacity must be 1 to 12"),
@@ -99,10 +99,10 @@ def test_miss_bytes_and_budgets():
         ({"phase": "prefill", "capacity": 4}, "needs at once"),
     ],
 )
-def test_what_cannot_be_is_refused(options, said):
+def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(UserError) as error:
         replay(random_trace(12, prefill=0.5), "lru", **({"capacity": 6} | options))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_phase_that_is_not_there():

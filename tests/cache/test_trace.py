@@ -65,7 +65,7 @@ def test_arrays_are_immutable():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"experts": np.zeros((2, 1, 2), np.int64)}, "experts must be uint16"),
         ({"experts": np.zeros((2, 2), np.uint16)}, "experts must be uint16"),
@@ -82,10 +82,10 @@ def test_arrays_are_immutable():
         ({"gate_probs": np.zeros((2, 1, 3), np.float16)}, "gate_probs must be float16 [2, 1, 4]"),
     ],
 )
-def test_wrong_content_is_refused(changes, said):
+def test_wrong_content_is_refused(changes, message):
     with pytest.raises(UserError) as error:
         RoutingTrace(**fields(**changes))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_every_truncation_is_refused(tmp_path):

@@ -150,7 +150,7 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["replay", "--policy", "nru", "--capacity", "6"], "unknown policy 'nru': did you mean 'lru'."),
         ([*LRU, "2"], "below the 3 experts that one step needs"),
@@ -206,13 +206,13 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
         (["convert", "--out", "t.xyz"], "not a trace in any known format"),
     ],
 )
-def test_mistakes_say_what_is_wrong(trace_path, words, said):
-    with pytest.raises(UserError, match=said):
+def test_mistakes_say_what_is_wrong(trace_path, words, message):
+    with pytest.raises(UserError, match=message):
         run(words[0], "--trace", trace_path, *words[1:])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('name = "d"', "'memory_gb_per_second' is missing"),
         ("memory_gb_per_second = 0", "must be a number above 0"),
@@ -224,9 +224,9 @@ def test_mistakes_say_what_is_wrong(trace_path, words, said):
         ("=", "not a TOML file"),
     ],
 )
-def test_wrong_device_is_refused(trace_path, tmp_path, text, said):
+def test_wrong_device_is_refused(trace_path, tmp_path, text, message):
     (tmp_path / "d.toml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         run("plan", "--trace", trace_path, "--device", tmp_path / "d.toml")
 
 

@@ -66,7 +66,7 @@ FAILING = {
     "a local socket": ("import socket\nsocket.socket(socket.AF_UNIX)", "PermissionError"),
     "a pair of sockets": ("import socket\nsocket.socketpair()", "PermissionError"),
     "killing the parent": ("import os\nos.kill(os.getppid(), 9)", "PermissionError"),
-    "killing everybody": ("import os\nos.kill(-1, 9)", "PermissionError"),
+    "killing every process": ("import os\nos.kill(-1, 9)", "PermissionError"),
     "a signal through fcntl": (
         "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETOWN, os.getppid())",
         "PermissionError",

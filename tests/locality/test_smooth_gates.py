@@ -70,7 +70,7 @@ def roughness(model, layers) -> list[float]:
     with torch.no_grad(), RouterTap(model, layers, [seen.append]):
         model(**inputs)
     mask_BP = (SEGMENTS_BT[:, 1:] == SEGMENTS_BT[:, :-1]) & (SEGMENTS_BT[:, 1:] > 0)
-    logits = [said.logits_TE.unflatten(0, SEGMENTS_BT.shape) for said in seen]
+    logits = [message.logits_TE.unflatten(0, SEGMENTS_BT.shape) for message in seen]
     return [
         float((z[:, 1:] - z[:, :-1])[mask_BP].square().sum() / z[SEGMENTS_BT > 0].square().sum())
         for z in logits

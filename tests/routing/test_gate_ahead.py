@@ -1,4 +1,4 @@
-"""What a gate foresees is what it says of the hidden state one layer earlier, and nobody else hears of it."""
+"""gate_ahead: a layer's own gate on the hidden state one layer earlier, hidden from every other observer."""
 
 import dataclasses
 

@@ -71,7 +71,7 @@ def _write(_typing, value, address):
 
 
 def _unowned(context, builder, kind, value):
-    """The value with no owner of its arrays noted: whoever reads them gives back a share that nobody took."""
+    """The value without its arrays' owners: a reader would release a reference that was never counted."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = get_null_value(array.meminfo.type)
