@@ -24,9 +24,10 @@ cache = dm.ExpertCache("arc", layers=24, experts=64, capacity=16)
 first, second = (cache.request(layer=0, experts=[3, 7]) for _ in range(2))
 assert sorted(first.load) == [3, 7] and not second.load
 
-@dm.register_objective("mine")
-def loss(logits, chosen, mask): ...
+from dwellmoe.cache.policies.lru import Lru
 
+dm.register_policy("mine")(Lru)
+assert dm.replay(trace, policy="mine", capacity="50%").hits == row.hits
 assert "torch" not in sys.modules, "the light half loads torch"
 print("ok", dm.__file__)
 """
@@ -51,6 +52,7 @@ batch["labels"] = batch["input_ids"].clone()
 with dm.LocalityLoss(model, "cache_miss:budget=50%", weight=0.5) as locality:
     loss = model(**batch).loss + locality(batch)
 loss.backward()
+dm.LocalityCallback("js", target_ecr=0.4)
 streamed = dm.offload(path, budget="75%", policy="lru")
 answers = [each.generate(batch["input_ids"], max_new_tokens=6, do_sample=False) for each in (model, streamed)]
 assert torch.equal(*answers)
