@@ -55,11 +55,11 @@ def __getattr__(name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("dwellmoe"):
+        from dwellmoe.errors import missing_package
+
+        if (advice := missing_package(error, extra)) is None:
             raise
-        raise ImportError(
-            f'dwellmoe.{name} needs the package {error.name}: pip install "dwellmoe[{extra}]"'
-        ) from error
+        raise ImportError(f"dwellmoe.{name}: {advice}") from error
     if name == "offload":
         return found  # the folder of the engine, which can be called: see dwellmoe/offload/__init__.py
     return getattr(found, name)

@@ -38,10 +38,17 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "dwellmoe"):
+        if (advice := missing_package(error, extra)) is None:
             raise
-        raise UserError(f'package {package} is not installed: pip install "dwellmoe[{extra}]"') from error
+        raise UserError(advice) from error
+
+
+def missing_package(error: ModuleNotFoundError, extra: str) -> str | None:
+    """How to install what an import did not find; None for a module of this package, which is our fault."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "dwellmoe"):
+        return None
+    return f'package {package} is not installed: pip install "dwellmoe[{extra}]"'
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ def run(words: list[str]) -> None:
         return
     if words[0] not in COMMANDS:
         raise unknown_name("command", words[0], COMMANDS)
-    with needs(EXTRAS.get(words[0], "all")):
+    with needs(EXTRAS[words[0]]):
         importlib.import_module(f"dwellmoe.cli.{words[0]}").run(words[1:])
 
 
