@@ -110,11 +110,9 @@ class ExpertCache:
         if self._serve(self._pinned.address, layer, requested, group) != DONE:
             raise self._impossible(layer, experts)
         loads, evictions = self._lengths.tolist()
-        return TransferPlan(
-            requested - loads,
-            self._loads[:loads].tolist() if loads else (),
-            self._evictions[:evictions].tolist() if evictions else (),
-        )
+        load = self._loads[:loads].tolist() if loads else ()
+        evict = self._evictions[:evictions].tolist() if evictions else ()
+        return tuple.__new__(TransferPlan, (requested - loads, load, evict, (), (), ()))  # saves 0.1 us
 
     def remove(self, layer: int, expert: int) -> bool:
         """Evicts one expert, because it moved elsewhere or could not be read; whether it was resident."""
