@@ -14,11 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from result import show_result
+from simulator import EXPERTS, LAYERS, MILLION, TOP_K, local_trace
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.result import show_result
-from benchmarks.simulator import EXPERTS, LAYERS, MILLION, TOP_K, local_trace
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import BLOCK_BYTES, RoutingTrace

@@ -8,12 +8,10 @@ whole prompt. Bytes are those fetched, a token of the phase.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from result import show_result
 
-from benchmarks.result import show_result
 from dwellmoe.cache.formats import read_trace
 from dwellmoe.cache.progress import progress_bar
 from dwellmoe.cache.replay.replay_split import replay_split

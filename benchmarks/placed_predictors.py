@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from result import parser_of, save_result
 
-from benchmarks.result import parser_of, save_result
 from dwellmoe.cache.device import DeviceProfile, load_device
 from dwellmoe.cache.formats import read_trace
 from dwellmoe.cache.progress import progress_bar

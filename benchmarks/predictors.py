@@ -9,14 +9,11 @@ are judged on the second, decoded tokens only.
 import argparse
 import sys
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import show_result
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.result import show_result
 from dwellmoe.cache.formats import read_trace
 from dwellmoe.cache.prediction import fit_eta, fuse, predictions, quality, used_of
 from dwellmoe.cache.progress import progress_bar

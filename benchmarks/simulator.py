@@ -7,7 +7,6 @@ second, ours over theirs.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import show_result
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.result import show_result
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.formats import write_trace
 from dwellmoe.cache.learned.weights import save_weights

@@ -22,7 +22,8 @@ from transformers import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import parser_of, save_result
+from result import parser_of, save_result
+
 from config import TrainSettings
 from dwellmoe.data.collate import PaddingCollator
 from dwellmoe.families import MoeLayer, find_moe_layers

@@ -18,9 +18,6 @@ from pathlib import Path
 from statistics import mean
 from urllib.parse import quote
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
@@ -29,6 +26,7 @@ from dwellmoe.files import replacing
 from dwellmoe.plots import pareto
 from dwellmoe.plots.style import save
 
+ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (12.5, 25.0, 50.0)
 """Percent of a layer's experts that the cache holds."""
 SHARED = ("--model_name", "--dataset_name", "--max_words_len", "--dtype", "--experts_implementation")

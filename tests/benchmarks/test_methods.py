@@ -1,6 +1,6 @@
 """Methods are compared where they cost the same perplexity."""
 
-from benchmarks.methods import at_equal_quality
+from methods import at_equal_quality
 
 
 def point(method, misses, perplexity, budget=25.0):

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
+import random_checkpoint
 import torch
+from random_checkpoint import write_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import random_checkpoint
-from benchmarks.random_checkpoint import write_checkpoint
 from dwellmoe.errors import UserError
 
 TINY = {
