@@ -1,0 +1,51 @@
+"""Fingerprint of a checkpoint: the same for the same tensors, another for any other weights."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from dwellmoe.offload.io.fingerprint import PIECE_BYTES, WHOLE_BYTES, _pieces, checkpoint_fingerprint
+from tests.tiny_models import tiny_model
+
+TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.linspace(0, 1, 50_000), "c": torch.zeros(0)}
+
+
+def fingerprint_of(folder, tensors):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    return checkpoint_fingerprint(str(folder))
+
+
+def test_the_same_tensors_in_other_files_have_one_fingerprint(tmp_path):
+    model = tiny_model("olmoe")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert checkpoint_fingerprint(str(tmp_path / "one")) == checkpoint_fingerprint(str(tmp_path / "shards"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"a": TENSORS["a"].reshape(4, 3)},
+        {"a": TENSORS["a"].view(torch.int32)},
+        {"a": TENSORS["a"] + torch.eye(3, 4)},
+        {"b": TENSORS["b"] * 1.001},
+        {"b": TENSORS["b"].flip(0)},
+        {"d": TENSORS["a"].clone()},
+    ],
+    ids=["shape", "dtype", "small", "scaled", "order", "one more"],
+)
+def test_another_checkpoint_has_another_fingerprint(tmp_path, changed):
+    assert fingerprint_of(tmp_path, TENSORS) != fingerprint_of(tmp_path, TENSORS | changed)
+
+
+@given(st.text(max_size=8), st.integers(0, 40 * WHOLE_BYTES))
+def test_pieces_lie_inside_the_tensor_and_are_the_same_every_time(name, nbytes):
+    pieces = list(_pieces(name, nbytes))
+    assert pieces == list(_pieces(name, nbytes))
+    assert all(begin >= 0 and begin + length <= nbytes for begin, length in pieces)
+    whole = nbytes <= WHOLE_BYTES
+    assert sum(length for _, length in pieces) == (nbytes if whole else 6 * PIECE_BYTES)
