@@ -15,6 +15,7 @@ from torch import nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families.base import MoeLayer, shape_of, unwrap
+from dwellmoe.log import warn_once
 
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
@@ -45,7 +46,20 @@ def lora_targets(model: nn.Module, layers: Sequence[MoeLayer], names: Iterable[s
     known = {name for table in tables for name in table}
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"no MoE layer has a module '{unknown[0]}': choose from {', '.join(sorted(known))}")
+    _tell_fused(model, layers, wanted)
     return [_select(table, wanted) for table in tables]
+
+
+def _tell_fused(model: nn.Module, layers: Iterable[MoeLayer], names: Sequence[str]) -> None:
+    """Says so where a name of half a tensor trains the whole: `up_proj` alone also trains `gate_proj`."""
+    for name in set(names) & {*_FUSED}:
+        tensor = _FUSED[name]
+        halves = {half for half, whole in _FUSED.items() if whole == tensor}
+        if not {*halves, tensor} - {name} & {*names} and any(
+            name in _fused(model, layer) for layer in layers
+        ):
+            (other,) = halves - {name}
+            warn_once(f"'{name}' of the experts lies in one tensor with '{other}': {tensor} is trained whole")
 
 
 def target_names(model: nn.Module, layers: Iterable[MoeLayer]) -> list[str]:

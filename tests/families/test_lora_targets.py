@@ -83,3 +83,17 @@ def test_a_linear_that_computes_something_else_gets_no_lora():
     layers = find_moe_layers(model)
     names = target_names(model, layers)
     assert "o_b_proj" in names and "o_a_proj" not in names
+
+
+@pytest.mark.parametrize("names", [["up_proj"], ["q_proj", "gate_proj"]])
+def test_half_a_fused_tensor_is_said_to_train_the_whole(names, monkeypatch, capsys):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    assert targets_of("olmoe", names).parameters == ("model.layers.0.mlp.experts.gate_up_proj",)
+    assert "gate_up_proj" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["up_proj", "gate_proj"], ["up_proj", "gate_up_proj"], ["down_proj"]])
+def test_whole_tensors_need_no_remark(names, monkeypatch, capsys):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    targets_of("olmoe", names)
+    assert not capsys.readouterr().err
