@@ -26,27 +26,42 @@ def draw(points: Sequence[dict], about: str) -> Figure:
 
 
 def _panel(axes, points: Sequence[dict]) -> None:
+    right = max(_megabytes(point) for point in points) * 1.3  # room for the rightmost names
     for method in dict.fromkeys(point["method"] for point in points):
-        line = sorted((p for p in points if p["method"] == method), key=lambda p: p["miss_bytes_per_token"])
+        line = sorted((p for p in points if p["method"] == method), key=_megabytes)
         colour, marker = _LOOKS[method]
-        missed = [point["miss_bytes_per_token"] / 1e6 for point in line]
-        axes.plot(
-            missed,
-            [p["perplexity"] for p in line],
-            marker,
-            color=colour,
-            linestyle=":",
-            label=method,
-            alpha=0.85,
-        )
-        for x, point in zip(missed, line, strict=True):
-            axes.annotate(
-                point["name"],
-                (x, point["perplexity"]),
-                fontsize=6.5,
-                xytext=(3, 3),
-                textcoords="offset points",
-                color=colour,
-            )
+        x, y = [_megabytes(point) for point in line], [point["perplexity"] for point in line]
+        axes.plot(x, y, marker, color=colour, linestyle=":", label=method, alpha=0.85)
+        for here in _neighbours(line, within=0.15 * right):
+            _name(axes, here, colour, below=method == METHODS[-1])
     axes.axhline(points[0]["perplexity"], color="#b4bac2", linewidth=1)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, right)
+
+
+def _megabytes(point: dict) -> float:
+    return point["miss_bytes_per_token"] / 1e6
+
+
+def _neighbours(line: Sequence[dict], within: float) -> list[list[dict]]:
+    """Points of equal perplexity so close that one name must do for them, in order of their misses."""
+    groups: list[list[dict]] = []
+    for point in line:
+        last = groups[-1][-1] if groups else None
+        near = last is not None and _megabytes(point) - _megabytes(last) < within
+        if last is not None and near and point["perplexity"] == last["perplexity"]:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
+
+
+def _name(axes, points: Sequence[dict], colour: str, below: bool) -> None:
+    axes.annotate(
+        ", ".join(point["name"] for point in points),
+        (_megabytes(points[0]), points[0]["perplexity"]),
+        fontsize=6.5,
+        xytext=(-4, -10) if below else (4, 4),
+        textcoords="offset points",
+        color=colour,
+        horizontalalignment="right" if below else "left",
+    )
