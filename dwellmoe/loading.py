@@ -24,7 +24,7 @@ from dwellmoe.offload import (
     take_expert_adapters,
     weightless_experts,
 )
-from dwellmoe.offload.io.shards import check_folder
+from dwellmoe.offload.io.shards import check_checkpoint, check_folder
 
 BASE = "base"
 """The variant without adapters."""
@@ -54,7 +54,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     Raises UserError for a checkpoint that is missing, truncated, does not fit its configuration, or needs
     code of its own.
     """
-    check_folder(settings.model_name)
+    check_checkpoint(settings.model_name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.model_name,

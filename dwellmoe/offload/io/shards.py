@@ -5,14 +5,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 from transformers.utils.hub import cached_file
 
 from dwellmoe.cache.tensor_file import read_header
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
+from dwellmoe.log import warn_once
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ADAPTER = "adapter_config.json"
+SHARDS = "model-*-of-*.safetensors"
 
 
 class StoredTensor(NamedTuple):
@@ -44,40 +53,91 @@ def check_folder(model_name: str) -> None:
 
 
 def find_shards(model_name: str) -> Shards:
-    """The safetensors files of a folder, or of a name on the Hugging Face hub: those of its index if it has
-    one.
+    """The safetensors files of a folder, or of a name on the Hugging Face hub: `model.safetensors`, else the
+    shards of its index. This is what transformers reads, so a model is the same in memory and in a cache.
 
-    Raises UserError for a missing folder, a checkpoint in another format, a missing or truncated shard, and a
-    tensor that the index lists and its shard lacks.
+    Raises UserError for a missing folder, one that holds two checkpoints or an adapter too, a checkpoint in
+    another format, a missing or truncated shard, a tensor that the index lists and its shard lacks, and one
+    that two shards hold differently.
     """
     check_folder(model_name)
-    index = _cached(model_name, SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        single = _cached(model_name, SAFE_WEIGHTS_NAME)
-        if single is None:
-            raise UserError(
-                f"checkpoint '{model_name}': no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}"
-            )
-        return _read([single])
-    weight_map = _weight_map(index)
+    single, index = _cached(model_name, SAFE_WEIGHTS_NAME), _cached(model_name, SAFE_WEIGHTS_INDEX_NAME)
+    weight_map = {} if index is None else _weight_map(index)
     names = sorted(set(weight_map.values()))
+    _check_no_adapter(model_name)
+    if single is not None:
+        _check_alone(model_name, [name for name in names if name != SAFE_WEIGHTS_NAME])
+        return _read([single])
+    if index is None:
+        raise UserError(f"checkpoint '{model_name}': {_other_format(model_name)}")
     paths = [_cached(model_name, name) for name in names]
     if missing := [name for name, path in zip(names, paths, strict=True) if path is None]:
         raise UserError(f"checkpoint '{model_name}': shard {missing[0]} is missing")
+    _say_unread(model_name, names)
     shards = _read([path for path in paths if path is not None])
     if lost := [name for name in weight_map if name not in shards.tensors]:
         raise UserError(f"checkpoint '{model_name}': {weight_map[lost[0]]} lacks tensor '{lost[0]}'")
     return shards
 
 
+def check_checkpoint(model_name: str) -> None:
+    """Raises UserError as `find_shards` does; a checkpoint without safetensors files passes."""
+    check_folder(model_name)
+    if any(_cached(model_name, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        find_shards(model_name)
+
+
+def _check_no_adapter(model_name: str) -> None:
+    """Raises UserError for an adapter beside the weights, which transformers would put on unasked."""
+    if (Path(model_name) / ADAPTER).exists():
+        raise UserError(
+            f"checkpoint '{model_name}' holds an adapter too ({ADAPTER}): move the adapter to a folder of "
+            "its own, and name that"
+        )
+
+
+def _check_alone(model_name: str, indexed: list[str]) -> None:
+    """Raises UserError if the shards of an index lie beside `model.safetensors`; says what is not read."""
+    if indexed and any((Path(model_name) / name).exists() for name in indexed):
+        raise UserError(
+            f"checkpoint '{model_name}' is two: {SAFE_WEIGHTS_NAME}, and the shards of "
+            f"{SAFE_WEIGHTS_INDEX_NAME} ({indexed[0]}, ...): move one of them away"
+        )
+    if indexed:
+        warn_once(
+            f"'{model_name}': {SAFE_WEIGHTS_NAME} is read; {SAFE_WEIGHTS_INDEX_NAME} and its shards are not"
+        )
+    _say_unread(model_name, [])
+
+
+def _say_unread(model_name: str, read: list[str]) -> None:
+    """Says which shards lie in the folder and are no part of the checkpoint."""
+    beside = {path.name for path in Path(model_name).glob(SHARDS)} - set(read)
+    if beside:
+        warn_once(f"'{model_name}': not read, because no index names them: {', '.join(sorted(beside))}")
+
+
+def _other_format(model_name: str) -> str:
+    pickled = any(_cached(model_name, name) for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+    if pickled:
+        return (
+            "its weights are pickled (.bin), which cannot be read in place: save it as safetensors with "
+            "transformers' save_pretrained"
+        )
+    return f"no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}"
+
+
 def _cached(model_name: str, name: str) -> Path | None:
-    found = cached_file(
-        model_name,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(
+            model_name,
+            name,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError as error:
+        raise UserError(f"checkpoint '{model_name}': {first_line(error)}") from None
     return None if found is None else Path(found)
 
 
@@ -97,8 +157,24 @@ def _read(paths: Iterable[Path]) -> Shards:
         size_bytes = path.stat().st_size
         for name, entry in header.items():
             if name != "__metadata__":
-                tensors[name] = _stored_tensor(path, size_bytes, shard, begin, name, entry)
+                found = _stored_tensor(path, size_bytes, shard, begin, name, entry)
+                if name in tensors:
+                    _check_same(paths, name, tensors[name], found)
+                tensors[name] = found
     return Shards(paths, tensors)
+
+
+def _check_same(paths: tuple[Path, ...], name: str, one: StoredTensor, other: StoredTensor) -> None:
+    """Raises UserError for a tensor whose bytes differ between two shards."""
+    first, second = paths[one.shard], paths[other.shard]
+    if one[2:] != other[2:] or not np.array_equal(_bytes_of(first, one), _bytes_of(second, other)):
+        raise UserError(f"tensor '{name}' is in {first} and, with another content, in {second}")
+
+
+def _bytes_of(path: Path, tensor: StoredTensor) -> np.ndarray:
+    if not tensor.nbytes:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, "r", tensor.offset, tensor.nbytes)
 
 
 def _stored_tensor(
