@@ -28,7 +28,7 @@ from dwellmoe.errors import UserError, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.files import written_whole
 from dwellmoe.loading import load_model, load_tokenizer, quiet
-from dwellmoe.locality.callback import EvaluateAtEnd
+from dwellmoe.locality.closest_to_target import EvaluateAtEnd
 from dwellmoe.locality.elastic_lora import (
     LoraShape,
     add_elastic_lora,

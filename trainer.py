@@ -18,7 +18,7 @@ from dwellmoe.checkpoints import checkpoints_kept
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.families import MoeLayer
 from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
-from dwellmoe.locality.callback import ClosestToTarget, monitors_of_batch
+from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
 from dwellmoe.locality.loss import Gates, LocalityLoss
 from dwellmoe.locality.monitor import (
     RoutingMonitor,
