@@ -37,6 +37,7 @@ from dwellmoe.locality.elastic_lora import (
     select_layers,
     trainable_count,
 )
+from dwellmoe.locality.gradient_check import GradientCheck
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
@@ -174,6 +175,8 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
         control_losses=control_losses(reference) if reference else (),
     )
     trainer.add_callback(EvaluateAtEnd())
+    if run.adapter.use_lora:  # in full training, a part that a text does not use may stay as it is
+        trainer.add_callback(GradientCheck())
     trainer.add_callback(RoutingFigures(trainer))
     return trainer
 

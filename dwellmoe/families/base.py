@@ -62,6 +62,9 @@ class MoeFamily:
     """Shared modules whose name does not begin with `shared`."""
     read: Callable[[tuple, int], RouterTriple] = read_common
     write: Callable[[tuple, Tensor, Tensor], tuple] = write_common
+    lora_on_router: bool = True
+    """False: a router is trained in full, since its own `forward` reads the matrix out of a module that it
+    never calls, and LoRA acts only where a module is called."""
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -4,8 +4,9 @@
 Checkpoints keep `gate_proj`, `up_proj` and `down_proj` an expert; in memory all experts of a layer are two
 fused parameters. The old names go on meaning the experts, and the shared experts' own Linear modules too.
 PEFT 0.21.2 rewrites a *module* target that ends in one of them into the fused parameters of every layer, be
-it a full name, so any other Linear of that name (a shared expert's, DeepSeek-V4's compressor's) is named by
+it a full name, so any other Linear of that name (a shared expert's) is named by
 its weight: PEFT leaves *parameter* targets alone.
+What no gradient reaches is no target: the indexers and compressors of sparse attention.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,16 @@ from torch import nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families.base import MoeLayer, shape_of, unwrap
+from dwellmoe.families.registry import family_of
 from dwellmoe.log import warn_once
 
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 _EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 _ROUTER = "gate"
 _ATTENTION = "attention"
+_WITHOUT_GRADIENT = ("indexer", "compressor")
+"""Parts of sparse attention: an indexer only chooses tokens; a compressor does nothing in texts shorter than
+its window, and holds an indexer."""
 
 
 class LayerTargets(NamedTuple):
@@ -33,7 +38,7 @@ class LayerTargets(NamedTuple):
     routers: tuple[str, ...]
     """Router modules."""
     router_weights: tuple[str, ...]
-    """2-D parameters of those routers."""
+    """2-D parameters of those routers that LoRA can train: none where the router must be trained in full."""
 
 
 def lora_targets(model: nn.Module, layers: Sequence[MoeLayer], names: Iterable[str]) -> list[LayerTargets]:
@@ -96,6 +101,8 @@ def _plain_targets(modules: Sequence[str], parameters: Sequence[str]) -> LayerTa
 
 
 def _router_targets(model: nn.Module, layer: MoeLayer) -> LayerTargets:
+    if not family_of(model).lora_on_router:
+        return LayerTargets((), (), (layer.router,), ())
     router = unwrap(model.get_submodule(layer.router))
     matrices = [name for name, weight in router.named_parameters() if _is_matrix(shape_of(weight))]
     return LayerTargets((), (), (layer.router,), tuple(f"{layer.router}.{name}" for name in matrices))
@@ -125,9 +132,14 @@ def _linears(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
         modules = model.get_submodule(owner).named_modules() if owner else ()
         for name, module in modules:
             full = f"{owner}.{name}" if name else owner
-            if _is_linear(unwrap(module)) and not f"{full}.".startswith(f"{layer.router}."):
+            if _is_linear(unwrap(module)) and not _is_left_out(full, layer):
                 found.setdefault(full.rpartition(".")[2], []).append(full)
     return found
+
+
+def _is_left_out(name: str, layer: MoeLayer) -> bool:
+    """Whether a module belongs to the router, which has targets of its own, or gets no gradient."""
+    return f"{name}.".startswith(f"{layer.router}.") or not {*_WITHOUT_GRADIENT}.isdisjoint(name.split("."))
 
 
 def _is_linear(module: nn.Module) -> bool:

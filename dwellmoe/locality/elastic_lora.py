@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer, lora_targets, target_names
+from dwellmoe.families import LayerTargets, MoeLayer, lora_targets, target_names
+from dwellmoe.log import warn_once
 
 AUTO = "auto"
 ROUTER = "gate"
@@ -87,6 +88,7 @@ def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) 
     names = target_names(model, layers) if AUTO in shape.targets else list(shape.targets)
     targets = lora_targets(model, layers, names)
     full = _flat(target.routers for target in lora_targets(model, layers, shape.extra))
+    full = full or _routers_without_lora(targets)
     linears = _flat(target.linears for target in targets)
     parameters = _flat(target.parameters for target in targets)
     if not full:
@@ -105,6 +107,14 @@ def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) 
         modules_to_save=full or None,
         task_type="CAUSAL_LM",
     )
+
+
+def _routers_without_lora(targets: Sequence[LayerTargets]) -> list[str]:
+    """The named routers that LoRA cannot train, which are trained in full, and says so."""
+    routers = _flat(target.routers for target in targets if not target.router_weights)
+    if routers:
+        warn_once(f"'{routers[0]}' and the like cannot have LoRA: they are trained in full, as '{ROUTER}'")
+    return routers
 
 
 def _flat(groups) -> list[str]:
