@@ -3,16 +3,18 @@
 Letters: T tokens, D hidden size, L layers, E experts a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dwellmoe.cache.predictors import make_predictor, predictor_names
 from dwellmoe.errors import UserError, unknown_name
-from dwellmoe.families import MoeLayer
+from dwellmoe.families import MoeLayer, family_of
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.live_predictors import FusedLive, LiveGateAhead, LiveScout
 from dwellmoe.registry import name_of, options_of
@@ -36,18 +38,40 @@ class PrefetchPredictor(Protocol):
 class NextGatePredictor:
     """The next layer's own gate on this layer's hidden states.
 
-    routers  [L]: each layer's router module; called past its hooks, so that a router tap does not see it
+    routers    [L]: each layer's router module; called past its hooks, so that a router tap does not see it
+    chosen_of  a router's output -> the experts that it chose, [T, K]
+    recorded   for routers that take more than hidden states: they get what this layer's router was given
     """
 
-    def __init__(self, routers: Sequence[Any], experts: int) -> None:
-        self.routers, self.experts = routers, experts
+    def __init__(
+        self,
+        routers: Sequence[Any],
+        experts: int,
+        chosen_of: Callable[[tuple], Tensor],
+        recorded: "LastRouterInputs | None" = None,
+    ) -> None:
+        self.routers, self.experts, self.chosen_of, self.recorded = routers, experts, chosen_of, recorded
 
     def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
         if layer + 1 == len(self.routers):
             return []
+        inputs, named = self.recorded.last if self.recorded else ((hidden_TD,), {})
         with torch.no_grad():
-            output = self.routers[layer + 1].forward(hidden_TD)
-        return [expert for expert in dict.fromkeys(output[2].flatten().tolist()) if expert < self.experts]
+            chosen_TK = self.chosen_of(self.routers[layer + 1].forward(*inputs, **named))
+        return [expert for expert in dict.fromkeys(chosen_TK.flatten().tolist()) if expert < self.experts]
+
+
+class LastRouterInputs:
+    """What the router that ran last was called with: positional and named inputs."""
+
+    def __init__(self, routers: Sequence[nn.Module], closing: ExitStack) -> None:
+        self.last: tuple[tuple, dict[str, Any]] = (), {}
+        for router in routers:
+            handle = router.register_forward_pre_hook(self._keep, with_kwargs=True)
+            closing.callback(handle.remove)
+
+    def _keep(self, _router: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        self.last = inputs, named
 
 
 class NextLayerPredictor:
@@ -115,11 +139,23 @@ def make_prefetch_predictor(
     weights of another model.
     """
     experts = layers[0].num_experts
-    gate = NextGatePredictor([model.get_submodule(layer.router) for layer in layers], experts)
+    gate = _next_gate(model, layers, forward_pass)
     if name_of(spec) == GATE_AHEAD:
         return gate
     found = make_live_predictor(spec, model, layers, forward_pass)
     return PerPhase(gate, NextLayerPredictor(found, len(layers), experts, forward_pass), forward_pass)
+
+
+def _next_gate(model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> NextGatePredictor:
+    routers = [model.get_submodule(layer.router) for layer in layers]
+    hidden_alone = all(len(signature(router.forward).parameters) == 1 for router in routers)
+    read, top_k = family_of(model).read, layers[0].top_k
+    return NextGatePredictor(
+        routers=routers,
+        experts=layers[0].num_experts,
+        chosen_of=lambda output: read(output, top_k)[2],
+        recorded=None if hidden_alone else LastRouterInputs(routers, forward_pass.closing),
+    )
 
 
 def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:

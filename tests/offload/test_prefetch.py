@@ -1,9 +1,11 @@
 """Prefetches, over a slot table that loads at once."""
 
+from operator import itemgetter
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from dwellmoe.cache.flat_id import FlatId
@@ -11,6 +13,7 @@ from dwellmoe.offload.prefetch import Prefetch
 from dwellmoe.offload.prefetch_predictors import NextGatePredictor
 from dwellmoe.offload.slot_table import ABSENT
 from dwellmoe.offload.statistics import Statistics
+from tests.offload.workbench import engine_of, prompt, resident
 
 EXPERTS, PREDICTED = 8, 3
 FLAT_ID = FlatId(EXPERTS + PREDICTED)  # of layer 1
@@ -42,7 +45,9 @@ def prefetch_of(table: LoadedAtOnce, slots: int = 2) -> Prefetch:
     gate = SimpleNamespace(forward=lambda hidden_TD: (None, None, torch.tensor([[PREDICTED]])))
     readers: Any = SimpleNamespace(submit=lambda loads, urgent: None, hurry=lambda load: None)
     given: Any = table
-    return Prefetch(given, readers, NextGatePredictor([gate, gate], EXPERTS), slots, Statistics())
+    return Prefetch(
+        given, readers, NextGatePredictor([gate, gate], EXPERTS, itemgetter(2)), slots, Statistics()
+    )
 
 
 def test_what_the_next_gate_predicts_is_read_and_claimed():
@@ -69,3 +74,14 @@ def test_no_more_is_prefetched_than_there_are_slots():
     table = LoadedAtOnce()
     prefetch_of(table, slots=0).after_request(0, torch.zeros(1, 4), [0])
     assert not table.loads.pending
+
+
+@pytest.mark.parametrize("family", ["afmoe", "hy_v3", "lfm2_moe", "minimax_m2", "zaya"])
+def test_a_gate_that_takes_more_than_hidden_states_predicts(family):
+    """A bias of its block, or what the gate before it kept."""
+    model, engine = engine_of(family, expert_budget="50%", prefetch_budget=2)
+    with engine, torch.no_grad():
+        logits = [model(prompt(rows=2)).logits for model in (model, resident(family))]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
+        model.generate(prompt(), max_new_tokens=4, do_sample=False)
+        assert engine.statistics.prefetch_issued
