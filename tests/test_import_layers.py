@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
     **dict.fromkeys(("errors", "files", "registry", "options", "log"), 0),
-    **dict.fromkeys(("cache", "families", "data", "settings_parser", "launch"), 1),
+    **dict.fromkeys(("cache", "families", "data", "settings_parser", "launch", "folder_lock"), 1),
     "routing": 2,
     "experts": 2,
     **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints"), 3),

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.files import replacing
+from dwellmoe.folder_lock import only_writer
 from dwellmoe.offload.expert_weights import ExpertWeights, Part, Piece, locate_experts
 from dwellmoe.offload.io.memory import HostMemory, pages
 from dwellmoe.offload.io.shards import Shards, find_shards
@@ -33,14 +34,14 @@ def pack(model_name: str, folder: Path) -> None:
     """Writes FOLDER/experts.bin and its index; both appear whole or not at all. Raises UserError."""
     model, layers = load_shapes(model_name)
     weights = locate_experts(model, layers, find_shards(model_name))
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = Storage(weights.shards.paths)
-    try:
-        _write_records(weights, storage, folder / RECORDS)
-    finally:
-        storage.close()
-    with replacing(folder / INDEX) as file:
-        file.write(json.dumps(_index(weights)).encode())
+    with only_writer(folder):
+        storage = Storage(weights.shards.paths)
+        try:
+            _write_records(weights, storage, folder / RECORDS)
+        finally:
+            storage.close()
+        with replacing(folder / INDEX) as file:
+            file.write(json.dumps(_index(weights)).encode())
 
 
 def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None:

@@ -1,0 +1,59 @@
+"""One writer a folder: another process is refused, what a killed one left is taken over."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dwellmoe.errors import UserError
+from dwellmoe.folder_lock import LOCK_NAME, only_writer
+from tests.conftest import ROOT
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dwellmoe.folder_lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_process(holder, tmp_path):
+    with pytest.raises(UserError, match=rf"process {holder.pid} on .*--out"), only_writer(tmp_path, "--out"):
+        raise AssertionError("two writers in one folder")
+
+
+def test_a_killed_writer_is_taken_over_and_named(holder, tmp_path, capsys):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with only_writer(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / LOCK_NAME).read_text()
+    assert f"process {holder.pid} " in capsys.readouterr().err
+
+
+def test_an_ended_writer_leaves_nothing(tmp_path, capsys):
+    for _ in range(2):
+        with only_writer(tmp_path / "new"):
+            pass
+    assert not list((tmp_path / "new").iterdir())
+    assert not capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_folder_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file"), only_writer(tmp_path / "file"):
+        raise AssertionError("a file is no folder")
+    assert (tmp_path / "file").read_text() == "mine"
