@@ -13,7 +13,6 @@ from transformers.integrations import get_reporting_integration_callbacks, is_de
 
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.launch import drop_stale_build_locks
 from dwellmoe.locality.elastic_lora import ROUTER, needs_profile
 from dwellmoe.locality.objectives import load_objective
@@ -21,6 +20,7 @@ from dwellmoe.locality.rerouted_training import check_rerouting
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.options import option
+from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings_parser import settings_parser
 
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent / "configs" / "zero2.json"

@@ -27,12 +27,12 @@ from result import parser_of, save_result
 from config import TrainSettings
 from dwellmoe.data.collate import PaddingCollator
 from dwellmoe.families import MoeLayer, find_moe_layers
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import load_model, quiet
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.settings import LocalitySettings
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder
+from dwellmoe.settings.model import ModelSettings
 from trainer import LocalityTrainer
 
 MEMORY_STEPS = 6

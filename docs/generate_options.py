@@ -18,9 +18,9 @@ from dwellmoe.cli.pack import pack_parser
 from dwellmoe.cli.simulate_options import simulate_parser
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.files import replacing
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
+from dwellmoe.settings.model import ModelSettings
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRODUCTION = """# Options

@@ -11,12 +11,11 @@ import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.offload import (
     EngineSettings,
     engine_of,
@@ -25,6 +24,7 @@ from dwellmoe.offload import (
     weightless_experts,
 )
 from dwellmoe.offload.io.shards import check_checkpoint, check_folder
+from dwellmoe.settings.model import ModelSettings
 
 BASE = "base"
 """The variant without adapters."""
@@ -46,6 +46,15 @@ def load_tokenizer(settings: ModelSettings):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_config(settings: ModelSettings) -> PreTrainedConfig:
+    """The checkpoint's configuration, without its weights. Raises UserError."""
+    check_folder(settings.model_name)
+    try:
+        return AutoConfig.from_pretrained(settings.model_name, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
 
 
 def load_model(settings: ModelSettings) -> PreTrainedModel:

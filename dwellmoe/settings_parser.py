@@ -19,6 +19,9 @@ from dwellmoe.registry import take_plugins
 class SettingsParser(HfArgumentParser):
     """Parses several dataclasses; `given` then holds the names of the options that the user gave."""
 
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        return super().add_argument(*names, **{k: v for k, v in options.items() if k != "range"})
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message.replace("argument ", "option ", 1))
 

@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
+from dwellmoe.settings.model import ModelSettings
 from tests.tiny_models import tiny_model
 
 

@@ -139,9 +139,9 @@ def run_fit(arguments: argparse.Namespace) -> None:
 def run_predict(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.formats import read_trace
     from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record_predictions
-    from dwellmoe.families.settings import ModelSettings
     from dwellmoe.loading import load_model
     from dwellmoe.routing.scoutgate import save_scoutgate
+    from dwellmoe.settings.model import ModelSettings
 
     if arguments.scoutgate_out and arguments.predictor == GATE_AHEAD:
         raise UserError(f"--scoutgate_out has no effect with --predictor {GATE_AHEAD}")

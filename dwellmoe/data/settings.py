@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from dwellmoe.options import check_at_least, option
+from dwellmoe.options import COUNT, Settings, option
 
 
 @dataclass
-class DataSettings:
+class DataSettings(Settings):
     """The data set and how its examples become rows of tokens."""
 
     dataset_name: str = option(
@@ -14,15 +14,38 @@ class DataSettings:
         "name of a data set (python data_preparer.py list shows them), or path to a task.toml of your own",
     )
     max_words_len: int = option(
-        512, "most tokens of an example; a longer prompt loses its beginning, and how many did is printed"
+        512,
+        "most tokens of an example; a longer prompt loses its beginning, and how many did is printed",
+        least=8,
+        most=2**20,
+    )
+    use_chat_template: str = option(
+        "auto",
+        "put prompts through the model's chat template, in training, evaluation and chat: on, off; auto: as "
+        "the adapter was trained, else for a data set that requests it and for questions of your own",
+        choices=("auto", "on", "off"),
+    )
+    allow_beyond_context: bool = option(
+        False,
+        "run texts that are longer than the context that the model was made for, instead of refusing them",
     )
     packing: bool = option(
         False, "put several examples into one row of max_words_len tokens instead of padding"
     )
     data_preprocess_only: bool = option(False, "only tokenise the data set, print the counts and stop")
-    limit_train: int | None = option(None, "train on a random sample of so many examples; default: all")
-    limit_validation: int | None = option(256, "validate on a random sample of so many examples; 0: all")
+    limit_train: int | None = option(
+        None,
+        "train on a random sample of so many examples; default: all",
+        least=1,
+        most=COUNT,
+    )
+    limit_validation: int | None = option(
+        256,
+        "validate on a random sample of so many examples; 0: all",
+        least=0,
+        most=COUNT,
+    )
 
     def __post_init__(self):
-        check_at_least("max_words_len", self.max_words_len, 8)
+        super().__post_init__()
         self.limit_validation = self.limit_validation or None

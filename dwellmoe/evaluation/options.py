@@ -13,11 +13,11 @@ from dwellmoe.evaluation.cecar_names import translate
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import BASE
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.offload.load import check_settings
-from dwellmoe.offload.settings import EngineSettings
+from dwellmoe.settings.engine import EngineSettings
+from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings_parser import SettingsParser, settings_parser
 
 BENCHMARK_TOKENS = 4096
@@ -26,7 +26,8 @@ REROUTED = "-rerouted"
 """Ends the name of a variant that is measured with re-routing."""
 USED = {
     *(field.name for field in dataclasses.fields(ModelSettings)),
-    *("dataset_name", "max_words_len", "lora_save_path", "use_lora", "seed", "output_dir"),
+    *("dataset_name", "max_words_len", "use_chat_template"),
+    *("lora_save_path", "use_lora", "seed", "output_dir"),
 }
 
 
@@ -113,6 +114,7 @@ class Options(NamedTuple):
             **dataclasses.asdict(self.model),
             "dataset_name": self.data.dataset_name,
             "max_words_len": self.data.max_words_len,
+            "use_chat_template": self.data.use_chat_template,
             "adapters": self.adapters,
             "seed": self.seed,
             **evaluation,

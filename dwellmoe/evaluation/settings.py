@@ -3,43 +3,74 @@
 from dataclasses import dataclass
 
 from dwellmoe.errors import UserError
-from dwellmoe.offload.settings import EngineSettings
-from dwellmoe.options import check_at_least, check_choice, option
+from dwellmoe.options import COUNT, Settings, option
+from dwellmoe.settings.engine import EngineSettings
 
 
 @dataclass
-class EvaluationSettings:
+class EvaluationSettings(Settings):
     """What is measured of a model, on which requests, and where the report is written."""
 
     control_path: str | None = option(
         None, "adapter trained in the same way but without a locality objective, reported as control"
     )
-    split: str = option("test", "split of the data set that is measured: test, validation or train")
+    split: str = option(
+        "test",
+        "split of the data set that is measured: test, validation or train",
+        choices=("test", "validation", "train"),
+    )
     limit_evaluation: int | None = option(
-        None, "size of the seeded sample of requests that is measured; 0: all [256; for a benchmark all]"
+        None,
+        "size of the seeded sample of requests that is measured; 0: all [256; for a benchmark all]",
+        least=0,
+        most=COUNT,
     )
     limit: int | None = option(
-        None, "measure the first requests instead of a sample, this many, with a generated answer to each"
+        None,
+        "measure the first requests instead of a sample, this many, with a generated answer to each",
+        least=1,
+        most=COUNT,
     )
     limit_start: int | None = option(
-        None, "first request of --limit, counted from 0; without --limit: all requests from there on"
+        None,
+        "first request of --limit, counted from 0; without --limit: all requests from there on",
+        least=0,
+        most=COUNT,
     )
-    task_num: int | None = option(None, "answer only this request, counted from 0, and print the answer")
+    task_num: int | None = option(
+        None,
+        "answer only this request, counted from 0, and print the answer",
+        least=0,
+        most=COUNT,
+    )
     input: str | None = option(None, "answer this prompt and print the answer")
-    use_chat_template: str = option(
-        "auto", "use the model's chat template for prompts: on, off; auto: for the tasks that request it"
-    )
     allow_unsafe_code: bool = option(
         False, "run generated programs even if this machine cannot isolate them: at your own risk"
     )
     generate_limit: int | None = option(
-        None, "requests to which an answer is generated; 0: none [24; for a benchmark all]"
+        None,
+        "requests to which an answer is generated; 0: none [24; for a benchmark all]",
+        least=0,
+        most=COUNT,
     )
-    choice_limit: int = option(64, "multiple-choice requests whose choices are ranked by likelihood; 0: none")
+    choice_limit: int = option(
+        64,
+        "multiple-choice requests whose choices are ranked by likelihood; 0: none",
+        least=0,
+        most=COUNT,
+    )
     max_new_tokens: int | None = option(
-        None, "most tokens of a generated answer [48; for a benchmark what its answers need]"
+        None,
+        "most tokens of a generated answer [48; for a benchmark what its answers need]",
+        least=1,
+        most=2**20,
     )
-    eval_batch_size: int = option(16, "requests in one batch of one rank")
+    eval_batch_size: int = option(
+        16,
+        "requests in one batch of one rank",
+        least=1,
+        most=65_536,
+    )
     policies: str = option("lru,lfu,opt,lopt:horizon=2", "eviction policies whose hit rates are reported")
     device_profile: str = option(
         "configs/devices/cfmoe_cpu.toml",
@@ -47,19 +78,22 @@ class EvaluationSettings:
     )
     results_dir: str | None = option(None, "folder of the report [./results{model_key}/<data>-<adapters>]")
     json: str | None = option(None, "also write the report to this JSON file; -: standard output")
-    bootstrap_samples: int = option(2000, "bootstrap resamples of the requests for each 95 % interval")
-    temperature: float = option(0.0, "sampling temperature of a chat; 0: always the likeliest token")
+    bootstrap_samples: int = option(
+        2000,
+        "bootstrap resamples of the requests for each 95 % interval",
+        least=1,
+        most=100_000,
+    )
+    temperature: float = option(
+        0.0,
+        "sampling temperature of a chat; 0: always the likeliest token",
+        least=0,
+        most=100,
+    )
     chat_mode: bool = option(False, "chat with the model; each reply shows its ECR and its LRU hit rate")
 
     def __post_init__(self):
-        check_choice("split", self.split, ("train", "validation", "test"))
-        check_choice("use_chat_template", self.use_chat_template, ("auto", "on", "off"))
-        from_zero = ("limit_evaluation", "limit_start", "task_num", "generate_limit", "choice_limit")
-        from_one = ("limit", "max_new_tokens", "eval_batch_size", "bootstrap_samples")
-        for name, bound in (dict.fromkeys(from_zero, 0) | dict.fromkeys(from_one, 1)).items():
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), bound)
-        check_at_least("temperature", self.temperature, 0)
+        super().__post_init__()
         self._check_single()
 
     def _check_single(self):

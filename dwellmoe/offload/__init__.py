@@ -13,8 +13,8 @@ from dwellmoe.offload.expert_lora import take_expert_adapters, weightless_expert
 from dwellmoe.offload.io.storage import ReadFault, Storage
 from dwellmoe.offload.load import load_with_cache, offload
 from dwellmoe.offload.rerouting import LiveRerouting
-from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.statistics import HitCounts, PhaseCounts, Statistics
+from dwellmoe.settings.engine import EngineSettings
 
 __all__ = [
     "Engine",

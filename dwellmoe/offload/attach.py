@@ -23,10 +23,10 @@ from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.prefetch import Prefetch
 from dwellmoe.offload.prefetch_predictors import make_live_predictor, make_prefetch_predictor
-from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.slot_table import SlotTable
 from dwellmoe.offload.slots import SlotPool, Staging
 from dwellmoe.offload.statistics import Statistics
+from dwellmoe.settings.engine import EngineSettings
 
 
 def attach(

@@ -9,8 +9,8 @@ from dwellmoe.cache.budget import Budget, budget_of, parse_bytes
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.expert_weights import ExpertWeights
-from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.slots import SlotPool
+from dwellmoe.settings.engine import EngineSettings
 
 
 class EngineSizes(NamedTuple):

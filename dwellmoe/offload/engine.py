@@ -12,8 +12,8 @@ from dwellmoe.offload.cached_experts import CachedExperts
 from dwellmoe.offload.expert_lora import ExpertAdapters
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.live_trace import LiveTrace
-from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.statistics import HitCounts, Statistics
+from dwellmoe.settings.engine import EngineSettings
 
 OWNER = "expert_cache_engine"
 """Attribute of a model: its engine."""

@@ -15,15 +15,11 @@ from dwellmoe.offload.attach import attach
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
-from dwellmoe.offload.io.storage import BUFFERED, DIRECT, Storage
+from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.pack import locate_packed
 from dwellmoe.offload.prefetch_predictors import validate_predictor
-from dwellmoe.offload.settings import EngineSettings
 from dwellmoe.offload.skeleton import load_without_experts
-from dwellmoe.options import check_at_least, check_choice
-
-LEAST = {"readers": 1, "prefill_buffer": 1, "prefetch_budget": 0}
-"""Setting -> its smallest value."""
+from dwellmoe.settings.engine import EngineSettings
 
 
 def offload(
@@ -91,11 +87,8 @@ def check_settings(settings: EngineSettings) -> None:
     rule, _ = parse_prefill_handoff(settings.prefill_handoff)
     if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
         raise UserError("--decode_policy placement: leave out --prefill_policy and --prefill_handoff shared")
-    check_choice("io", settings.io, (DIRECT, BUFFERED))
     validate_predictor(settings.prefetch_predictor)
     if settings.placement_predictor:
         validate_predictor(settings.placement_predictor, "placement_predictor")
         if settings.decode_policy != PLACEMENT:
             raise UserError("--placement_predictor has no effect without --decode_policy placement")
-    for name, least in LEAST.items():
-        check_at_least(name, getattr(settings, name), least)

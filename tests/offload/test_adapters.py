@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dwellmoe.families import find_moe_layers, lora_targets
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import BASE, active_variant, load_adapters, load_model, load_model_with_cache
 from dwellmoe.offload import Engine, EngineSettings, engine_of
+from dwellmoe.settings.model import ModelSettings
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 

@@ -6,8 +6,8 @@ import torch
 import build as build_script
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
-from dwellmoe.families.settings import ModelSettings
 from dwellmoe.loading import load_model
+from dwellmoe.settings.model import ModelSettings
 from tests.data.stand_ins import WORDS, word_tokenizer
 from tests.models.tiny_smollm2_moe.tiny_llama import tiny_llama
 

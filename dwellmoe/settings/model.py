@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from dwellmoe.options import check_choice, option
+from dwellmoe.options import Settings, option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
-class ModelSettings:
+class ModelSettings(Settings):
     """Which model, and how it is loaded."""
 
     model_name: str = option("models/tiny-olmoe", "folder of a checkpoint, or its name on the hub")
@@ -22,12 +22,10 @@ class ModelSettings:
     dtype: str = option(
         "auto",
         f"number type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, but float32 on a CPU",
+        choices=DTYPES,
     )
     experts_implementation: str | None = option(
         None,
         "implementation of transformers that computes the experts: eager, grouped_mm, ...; default: its own",
     )
     trust_remote_code: bool = option(False, "allow modelling code that comes with the checkpoint to run")
-
-    def __post_init__(self):
-        check_choice("dtype", self.dtype, DTYPES)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
-from dwellmoe.options import option
+from dwellmoe.options import Settings, option
+
+MOST_SLOTS = 65_535
+"""More slots for experts than any model has experts."""
 
 
 @dataclass
-class EngineSettings:
+class EngineSettings(Settings):
     """Where and how an offloaded model keeps its experts."""
 
     expert_budget: str = option(
@@ -31,10 +34,16 @@ class EngineSettings:
         "next; empty: each expert is dropped once it is used",
     )
     prefill_buffer: int = option(
-        8, "slots beside the decode cache, shared by all layers, through which a prompt's experts pass"
+        8,
+        "slots beside the decode cache, shared by all layers, through which a prompt's experts pass",
+        least=1,
+        most=MOST_SLOTS,
     )
     prefetch_budget: int = option(
-        2, "slots for experts that are read before the next layer needs them; 0: no prefetch"
+        2,
+        "slots for experts that are read before the next layer needs them; 0: no prefetch",
+        least=0,
+        most=MOST_SLOTS,
     )
     prefetch_predictor: str = option(
         "gate_ahead",
@@ -53,8 +62,12 @@ class EngineSettings:
         "size of a second tier in RAM for experts evicted from the device: experts in all layers together, "
         "percent, or bytes; empty: none",
     )
-    io: str = option("direct", "direct: read past the page cache; buffered: read through it")
-    readers: int = option(4, "threads that read experts")
+    io: str = option(
+        "direct",
+        "direct: read past the page cache; buffered: read through it",
+        choices=("direct", "buffered"),
+    )
+    readers: int = option(4, "threads that read experts", least=1, most=256)
     packed: str = option(
         "", "folder written by `dwellmoe pack`, to read experts from there with one read each"
     )
