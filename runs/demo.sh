@@ -18,5 +18,5 @@ python main.py "${model[@]}" "${training[@]}" --lora_save_path "$out/tuned" \
   --locality_schedule linear --locality_on_prompt False
 torchrun --standalone --nproc_per_node=1 inference.py "${model[@]}" --seed 42 \
   --lora_save_path "$out/tuned" --control_path "$out/control" --results_dir "$out" \
-  --limit_evaluation 192 --generate_limit 8 --choice_limit 0
+  --limit_evaluation 192 --generate_limit 8 --choice_limit 96
 echo "report: $out/report.html   curves: .venv/bin/tensorboard --logdir=./logs_demo"

@@ -2,17 +2,28 @@
 
 import base64
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dwellmoe.evaluation.report.comparison import rows_where
-from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows
+from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows, three_digits
+from dwellmoe.evaluation.report.verdict import verdicts
 
 TEMPLATE = "report.html.jinja"
 SHARES = (12.5, 25.0, 50.0, 75.0)
 SHOWN_SAMPLES = 8
+METRICS = {
+    "perplexity": "perplexity (lower is better)",
+    "accuracy": "accuracy of generated answers",
+    "pass_at_1": "pass@1: programs that pass the tests",
+    "choice_accuracy": "choice accuracy: the reference is the likeliest choice",
+    "rouge_1": "ROUGE-1 (shared words)",
+    "rouge_2": "ROUGE-2 (shared pairs of words)",
+    "rouge_l": "ROUGE-L (longest shared sequence)",
+}
+"""Metric -> its heading; for all but perplexity more is better."""
 
 
 def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> None:
@@ -23,7 +34,12 @@ def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> No
     environment.filters |= {"number": _number, "span": _span, "size": readable_bytes}
     page = environment.get_template(TEMPLATE).render(
         report=report,
+        verdicts=verdicts(report),
         summary=summary_rows(report),
+        locality=sorted(report["locality"], key=_decode_first),
+        metrics=_metrics(report["quality"]),
+        headings=METRICS,
+        shares=SHARES,
         figures=[(caption, _embedded(folder / name)) for name, caption in captions.items()],
         hit_rates=[_hit_rate_table(report, *kind) for kind in _kinds(report)],
         samples=_samples(folder / "samples.csv"),
@@ -31,12 +47,29 @@ def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> No
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+def _number(value: object) -> str:
+    return three_digits(value) if value is None or isinstance(value, float) else str(value)
 
 
-def _span(interval: list[float] | None, digits: int = 4) -> str:
-    return "" if interval is None else f"{interval[0]:.{digits}f} … {interval[1]:.{digits}f}"
+def _span(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{three_digits(interval[0])} … {three_digits(interval[1])}"
+
+
+def _decode_first(row: Mapping) -> bool:
+    return row["phase"] != "decode"
+
+
+def _metrics(rows: Sequence[Mapping]) -> list[tuple[str, str, list[Mapping]]]:
+    """(name of the task or "", metric, its row of each variant) of every metric that was measured."""
+    tables = {"": rows}
+    for task in rows[0].get("by_task") or {}:
+        tables[task] = [row["by_task"][task] for row in rows]
+    return [
+        (task, metric, found)
+        for task, found in tables.items()
+        for metric in METRICS
+        if any(row.get(metric) is not None for row in found)
+    ]
 
 
 def _embedded(path: Path) -> str:
@@ -45,7 +78,8 @@ def _embedded(path: Path) -> str:
 
 def _kinds(report: Mapping) -> list[tuple[str, str, str]]:
     """Text, phase and scope of every hit-rate table."""
-    return list(dict.fromkeys((row["text"], row["phase"], row["scope"]) for row in report["cache"]))
+    rows = sorted(report["cache"], key=_decode_first)
+    return list(dict.fromkeys((row["text"], row["phase"], row["scope"]) for row in rows))
 
 
 def _hit_rate_table(report: Mapping, text: str, phase: str, scope: str) -> dict:

@@ -19,6 +19,7 @@ from dwellmoe.evaluation.report.figures import write_figures
 from dwellmoe.evaluation.report.html_report import write_html
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.files import replacing, written_whole
+from dwellmoe.provenance import provenance
 
 REPORT = "report.json"
 TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
@@ -34,10 +35,11 @@ def write_results(
 ) -> Path:
     """Writes report, page, figures, samples and traces; returns their folder.
 
-    A folder with a report of other settings is left alone, and the next numbered one is used. For
-    `undisclosed` data neither text nor tokens are written.
+    The report gets `made`: command, code and date. A folder with a report of other settings is left alone,
+    and the next numbered one is used. For `undisclosed` data neither text nor tokens are written.
     """
     target = choose_folder(wanted, report["settings"])
+    report["made"] = provenance()
     with written_whole(target, last=REPORT) as folder:
         for name, found in measured.items():
             for text, recording in found.recordings.items():

@@ -79,6 +79,14 @@ def four_digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def three_digits(value: float | None) -> str:
+    """`0.662`, `58.2`, `1024`: three decimals below 10, then as many as three digits leave; `–` for None."""
+    if value is None:
+        return "–"
+    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
 def readable_bytes(size: float | None) -> str:
     """`1.25 MB`, in decimal units; `-` for None."""
     if size is None:
