@@ -42,6 +42,13 @@ def test_this_machine_has_some_backend():
     assert check_sandbox() in BACKENDS
 
 
+FIND_NONCE = """
+import os, sys
+frame = sys._getframe()
+while "nonce" not in frame.f_locals:
+    frame = frame.f_back
+nonce = frame.f_locals["nonce"].encode()
+"""
 HARMLESS = """
 import bisect, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json
 import math, operator, random, re, statistics, string, typing
@@ -112,6 +119,59 @@ def test_it_fails_and_says_why(name, backends):
 )
 def test_it_is_stopped(program, verdict, backends):
     assert run_program(program, SHORT, backends).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "os.write(1, b'\\n' + nonce + b' hacked x\\n')",
+        "os.write(1, b'\\n' + nonce + b' refused no sandbox\\n')",
+        "os.write(1, b'refused no sandbox\\n\\n' + nonce + b' refused x\\n')",
+        "os.write(1, b'\\n' + nonce + b' ')",
+        "os.write(1, b'\\n' + nonce + b' PASSED\\n')",
+        "os.write(1, b'\\n' + nonce + b' passed\\xff x\\n')",
+        "os.write(1, b'\\n' + nonce + b' passed x\\n\\n' + nonce + b' \\xc3\\x28\\n')",
+        "os.write(1, b'\\n' + nonce + b' {\"verdict\": [1]}\\n')",
+        "os.write(1, b'\\n' + nonce + b' failed ' + b'x' * 500_000 + b'\\n')",
+        "os.write(1, (b'\\n' + nonce + b' died\\n') * 9_000)",
+        "os.write(1, b'\\n' + nonce + b' timed out\\n'); os.close(1); os.close(2)",
+    ],
+)
+def test_a_forged_line_that_is_no_pass_has_failed(forged, backends):
+    """A program that finds its nonce can end neither the evaluation nor in a verdict that does not exist."""
+    outcome = run_program(f"{FIND_NONCE}\n{forged}\nos._exit(0)", QUICK, backends)
+    assert outcome.verdict is Verdict.FAILED and len(outcome.reason) <= 300 and outcome.backend == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("print('refused')", Verdict.PASSED),
+        ("import os; os.write(1, b'refused me\\n' + bytes(range(256)) * 99)", Verdict.PASSED),
+        ("print('x' * 900_000)", Verdict.PASSED),
+        ("print('no end of line', end='')", Verdict.PASSED),
+        ("import os; os.write(1, b'refused x\\n'); os._exit(0)", Verdict.DIED),
+        ("import os; os.close(1)", Verdict.DIED),
+        ("import os; os.closerange(0, 9)", Verdict.DIED),
+        ("import builtins; builtins.type = builtins.str = None; raise ValueError", Verdict.DIED),
+        ("class E(Exception):\n  def __str__(self): return 7\nraise E", Verdict.DIED),
+    ],
+)
+def test_the_verdict_is_found_whatever_is_written(program, verdict, backends):
+    assert run_program(program, QUICK, backends).verdict is verdict
+
+
+def test_a_program_is_run_as_the_harness_of_humaneval_runs_it(backends):
+    """Executed in an empty namespace and not as the main module, without command-line arguments."""
+    program = (
+        "import sys\nassert __name__ == 'builtins' and len(sys.argv) == 1\nif __name__ == '__main__': input()"
+    )
+    assert run_program(program, QUICK, backends).verdict is Verdict.PASSED
+
+
+def test_a_deleted_folder_ends_nothing():
+    program = "import os\nhere = os.open('..', 0)\nos.rmdir(os.path.basename(os.getcwd()), dir_fd=here)\nwhile 1: pass"
+    assert run_program(program, SHORT, ("unconfined",)).verdict is Verdict.TIMED_OUT
 
 
 def test_cpu_time_is_bounded_too(backends):

@@ -1,7 +1,8 @@
-"""The sandboxed process: confines itself, runs one program, and reports the verdict on its last line.
+"""The sandboxed process: confines itself and says so on its first line, then runs one program.
 
-Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The last line
-it writes is `<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
+Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The first line,
+written before the program can write anything, is `confined <backend>` or `refused <reason>`. The last is
+`<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
 """
 
 import json
@@ -13,8 +14,8 @@ sys.path.insert(0, sys.argv[1])
 
 from dwellmoe.evaluation.sandbox import confine, kernel
 
-REFUSED, PASSED, FAILED = "refused", "passed", "failed"
-LONGEST_REASON = 300
+CONFINED, REFUSED, PASSED, FAILED = "confined", "refused", "passed", "failed"
+LONGEST_LINE = 400
 # Bound before the program can rebind these names.
 _write, _leave = os.write, os._exit
 
@@ -32,8 +33,13 @@ def main() -> None:
         os.open(os.devnull, os.O_RDONLY)
         backend = _confine(task)
     except OSError as error:
-        _end(nonce, REFUSED, error.strerror or str(error))
-    _end(nonce, *_run(task["program"], backend))
+        _write_line(f"{REFUSED} {error.strerror or error}")
+        _leave(0)
+    _write_line(f"{CONFINED} {backend}")
+    verdict, reason = _run(task["program"])
+    _write(1, b"\n")
+    _write_line(f"{nonce} {verdict} {reason}")
+    _leave(0)
 
 
 def _confine(task: dict) -> str:
@@ -49,19 +55,23 @@ def _confine(task: dict) -> str:
     return backend
 
 
-def _run(program: str, backend: str) -> tuple[str, str]:
-    """Verdict and reason. Any exception is a failure; so is an early exit, which would skip the tests."""
+def _run(program: str) -> tuple[str, str]:
+    """Verdict and reason. Any exception is a failure; so is an early exit, which would skip the tests.
+
+    `exec` in an empty namespace is what the harness of HumanEval does: `__name__` is then "builtins", so what
+    stands below `if __name__ == "__main__":` is not run.
+    """
+    sys.argv = ["program"]
     try:
-        exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+        exec(compile(program, "program", "exec"), {})
     except BaseException as error:
         return FAILED, f"{type(error).__name__}: {error}"
-    return PASSED, backend
+    return PASSED, ""
 
 
-def _end(nonce: str, verdict: str, reason: str) -> None:
-    line = " ".join(reason.split())[:LONGEST_REASON]
-    _write(1, f"\n{nonce} {verdict} {line}\n".encode(errors="replace"))
-    _leave(0)
+def _write_line(text: str) -> None:
+    line = " ".join(text.split())[:LONGEST_LINE]
+    _write(1, f"{line}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

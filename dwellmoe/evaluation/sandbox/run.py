@@ -30,6 +30,7 @@ TICK_SECONDS = 0.05
 READ_BYTES = 1 << 16
 SMALLEST_BYTES = 4096
 """Counted for each file at least, as an empty one takes up space too."""
+LONGEST_REASON = 300
 
 
 class Verdict(Enum):
@@ -145,28 +146,40 @@ def _is_over(process: subprocess.Popen) -> bool:
 
 
 def _ended(status: int, output: bytes, nonce: str) -> Outcome:
-    _, found, last = output.decode(errors="replace").rpartition(f"{nonce} ")
-    if not found:
-        name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        return Outcome(Verdict.DIED, f"{name} before its end")
-    verdict, _, reason = _readable(last.strip()).partition(" ")
-    if verdict == "refused":
+    """The outcome by the child's first line, which no program can write, and by its last verdict.
+
+    What a program writes may hold anything, the nonce too: whatever is not exactly a pass has failed.
+    """
+    first, _, written = output.decode(errors="replace").partition("\n")
+    state, _, backend = first.partition(" ")
+    if state == "refused":
         raise SandboxUnavailable(
-            f"generated programs cannot be isolated on this machine, so none is run ({reason}); needed: "
-            "seccomp, and user namespaces (Linux 5.12) or Landlock (Linux 6.2); --allow_unsafe_code True "
-            "runs them without isolation"
+            f"generated programs cannot be isolated on this machine, so none is run ({_readable(backend)}); "
+            "needed: seccomp, and user namespaces (Linux 5.12) or Landlock (Linux 6.2); "
+            "--allow_unsafe_code True runs them without isolation"
         )
-    if verdict == "failed":
-        return Outcome(Verdict.FAILED, reason=reason)
-    return Outcome(Verdict.PASSED, backend=reason)
+    _, reported, last = written.rpartition(f"\n{nonce} ")
+    if state != "confined" or not reported:
+        return Outcome(Verdict.DIED, f"{_how_it_ended(status)} before its end")
+    verdict, _, reason = last.partition("\n")[0].partition(" ")
+    if verdict == Verdict.PASSED.value:
+        return Outcome(Verdict.PASSED, backend=backend)
+    return Outcome(Verdict.FAILED, _readable(reason))
+
+
+def _how_it_ended(status: int) -> str:
+    """The signal that ended a process, by name where it has one, or its exit code."""
+    if status >= 0:
+        return f"exit code {status}"
+    return next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
 
 
 def _holds_more(folder: Path, most_bytes: int) -> bool:
     """Whether the files in a folder take up more bytes than that; they may change meanwhile."""
     total = 0
-    with os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 total += max(SMALLEST_BYTES, entry.stat(follow_symlinks=False).st_size)
             if total > most_bytes:
                 return True
@@ -174,8 +187,8 @@ def _holds_more(folder: Path, most_bytes: int) -> bool:
 
 
 def _readable(reason: str) -> str:
-    """The text without characters that could control a terminal."""
-    return "".join(sign if sign.isprintable() else "?" for sign in reason)
+    """The beginning of a text, without characters that could control a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in reason[:LONGEST_REASON])
 
 
 def _kill(process: subprocess.Popen) -> None:
