@@ -3,7 +3,8 @@
 Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, V vocabulary.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from dwellmoe.cache.trace import RoutingTrace
-from dwellmoe.checkpoints import checkpoints_kept
+from dwellmoe.checkpoints import checkpoints_kept, damage, step_of, whole_checkpoints, write_checksums
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.families import MoeLayer
+from dwellmoe.files import give_usual_modes
 from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
 from dwellmoe.locality.loss import Gates, LocalityLoss
@@ -33,6 +35,7 @@ from dwellmoe.locality.reference_model import as_reference, distillation_loss, g
 from dwellmoe.locality.rerouted_training import TrainingCache
 from dwellmoe.locality.settings import LocalitySettings
 from dwellmoe.locality.targets import target_of
+from dwellmoe.log import warn_once
 from dwellmoe.plots import ecr_heatmap
 
 
@@ -51,7 +54,7 @@ class LocalityTrainer(Trainer):
     `trained_layers` are the MoE layers whose pairs the objective sees (all when none are named); what is
     logged (`ecr`, `hit_rate_lru_25`, the histogram) covers every layer. Batches carry `segment_ids` (see
     dwellmoe.data.collate). `control_losses`: (step, validation loss) of a run without locality, from which a
-    budget of loss is counted.
+    budget of loss is counted. `records`: file name -> JSON value, written into every folder that is saved.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class LocalityTrainer(Trainer):
         locality: LocalitySettings,
         trained_layers: Sequence[MoeLayer] = (),
         control_losses: Sequence[tuple[int, float]] = (),
+        records: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.model: PreTrainedModel
+        self._records = records or {}
         self.locality = locality
         self._loss = LocalityLoss(
             self.model,
@@ -197,10 +202,48 @@ class LocalityTrainer(Trainer):
             logs = logs | self._summary(training=True) | {"locality_weight": self.locality_weight}
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self._folder)
+            for name, value in self._records.items():
+                (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+            give_usual_modes(folder)
+
     def _save_checkpoint(self, model, trial):
-        folder = Path(self.args.output_dir or ".")
-        with checkpoints_kept(folder, folder / f"checkpoint-{self.state.global_step}"):
+        checkpoint = self._folder / f"checkpoint-{self.state.global_step}"
+        with checkpoints_kept(self._folder, checkpoint):
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each rank of DeepSpeed writes files of its own
+            if self.args.should_save:
+                give_usual_modes(checkpoint)
+                write_checksums(checkpoint)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    def _load_best_model(self) -> None:
+        """Loads the best checkpoint that is whole; without one the weights of the last step stay."""
+        best = self._best_whole_checkpoint()
+        self.state.best_model_checkpoint = best and str(best)
+        if best:
+            self.state.best_global_step = step_of(best)
+            super()._load_best_model()
+        else:
+            warn_once("no checkpoint with a validation is whole: the weights of the last step are kept")
+
+    def _best_whole_checkpoint(self) -> Path | None:
+        # By its name: the run's folder may have been moved since.
+        best = self._folder / Path(self.state.best_model_checkpoint or "").name
+        if not (fault := damage(best)):
+            return best
+        warn_once(f"'{best}', the best checkpoint, is left out: {fault}")
+        metric = self.args.metric_for_best_model or ""
+        scores = {entry["step"]: entry[metric] for entry in self.state.log_history if metric in entry}
+        whole = [path for path in whole_checkpoints(self._folder) if step_of(path) in scores]
+        order = max if self.args.greater_is_better else min
+        return order(whole, key=lambda path: scores[step_of(path)], default=None)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._means[False].read()

@@ -9,7 +9,13 @@ from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
+from dwellmoe.data.download import file_sha256
 from dwellmoe.errors import UserError, first_line
+from dwellmoe.files import replacing
+from dwellmoe.log import warn_once
+from dwellmoe.run_identity import RUN_FILE
+
+CHECKSUMS = "checksums.json"
 
 _TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
 """Words in the bare RuntimeError that torch.save raises for a failed write."""
@@ -31,10 +37,17 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     The Trainer writes its state last, so a readable one marks a whole checkpoint: after a kill or a
     full disk there is none.
     """
-    found = [
-        path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit() and _has_state(path)
-    ]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return [path for path in _checkpoints(folder) if _has_state(path)]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _has_state(folder: Path) -> bool:
@@ -44,20 +57,64 @@ def _has_state(folder: Path) -> bool:
         return False
 
 
-def checkpoint_to_resume(folder: Path, requested: str | None, overwrite: bool) -> Path | None:
-    """The requested checkpoint (a path, or `auto` for the last), or None for a new run.
+def write_checksums(checkpoint: Path) -> None:
+    """Notes the size and checksum of every file of a checkpoint that was just written."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != CHECKSUMS]
+    table = {str(path.relative_to(checkpoint)): [path.stat().st_size, file_sha256(path)] for path in files}
+    with replacing(checkpoint / CHECKSUMS) as file:
+        file.write((json.dumps(table, indent=1) + "\n").encode())
 
-    Raises UserError for one that is not there, and rather than mixing two runs in one folder.
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint's files, compared with what was written; empty if nothing is known."""
+    if not _has_state(checkpoint):
+        return "trainer_state.json is missing or broken"
+    try:
+        table = json.loads((checkpoint / CHECKSUMS).read_text())
+        faults = (_fault(checkpoint / name, *entry) for name, entry in table.items())
+        return next(filter(None, faults), "")
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing" if (checkpoint / RUN_FILE).exists() else ""
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return f"{CHECKSUMS} is broken"
+
+
+def _fault(path: Path, size_bytes: int, checksum: str) -> str:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size_bytes:
+        return f"{path.name} has {path.stat().st_size} bytes, {size_bytes} were written"
+    return "" if file_sha256(path) == checksum else f"{path.name} is not as it was written"
+
+
+def whole_checkpoints(folder: Path) -> Iterator[Path]:
+    """Checkpoints whose files are as they were written, newest first; why another is left out is said."""
+    for path in reversed(_checkpoints(folder)):
+        if fault := damage(path):
+            warn_once(f"'{path}' is left out: {fault}")
+        else:
+            yield path
+
+
+def checkpoint_to_resume(folder: Path, requested: str | None, overwrite: bool) -> Path | None:
+    """The requested checkpoint (a path, or `auto` for the last whole one), or None for a new run.
+
+    Raises UserError for one that is not there or damaged, and rather than mixing two runs in one folder.
     """
     found = complete_checkpoints(folder)
     if requested and requested.lower() in ("auto", "true", "last"):
-        return found[-1] if found else None
+        whole = next(whole_checkpoints(folder), None)
+        if found and whole is None:
+            raise UserError(f"--resume_from_checkpoint {requested}: no checkpoint in '{folder}' is whole")
+        return whole
     if requested:
         same = [path for path in found if path.resolve() == Path(requested).resolve()]
         if not same:
             raise UserError(
                 f"--resume_from_checkpoint {requested}: no complete checkpoint; there are {_names(found)}"
             )
+        if fault := damage(same[0]):
+            raise UserError(f"--resume_from_checkpoint {requested}: {fault}; there are {_names(found)}")
         return same[0]
     if found and not overwrite:
         raise UserError(

@@ -14,6 +14,8 @@ from typing import BinaryIO
 from dwellmoe.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
+LONGEST_NAME_BYTES = 150
+"""A file's name has at most 255 bytes, and others are made of it: with a split, a checksum, an ending."""
 
 
 def data_file(name: str) -> Path:
@@ -121,3 +123,24 @@ def written_whole(target: Path, last: str = "") -> Iterator[Path]:
         raise UserError(f"folder '{target}': {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_name(name: str, where: str) -> None:
+    """UserError if a name cannot be (part of) the name of a file: it would name another folder, or no file.
+
+    `where` says in the message what has the name.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        raise UserError(f"{where} must be the name of a file, without / or \\, found {name!r:.60}")
+    if len(name.encode()) > LONGEST_NAME_BYTES:
+        raise UserError(f"{where} must be at most {LONGEST_NAME_BYTES} bytes long, found {name!r:.60}")
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Gives the files below a folder the permissions of any new file: libraries write some for the owner
+    alone.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -9,11 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
     **dict.fromkeys(("errors", "files", "registry", "options", "log"), 0),
-    **dict.fromkeys(("cache", "families", "data", "settings", "settings_parser", "launch", "folder_lock"), 1),
+    **dict.fromkeys(
+        ("cache", "families", "data", "settings", "settings_parser", "launch", "folder_lock", "run_identity"),
+        1,
+    ),
     "routing": 2,
     "experts": 2,
     **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints"), 3),
-    "loading": 4,
+    **dict.fromkeys(("loading", "base_model"), 4),
     **dict.fromkeys(("evaluation", "plots", "serve"), 5),
     "cli": 6,
     **dict.fromkeys(("__init__", "__main__"), 7),
@@ -27,7 +30,18 @@ SAME_LAYER = {
 ROOT_FILES = ("main", "inference", "config", "trainer", "model_loader", "data_preparer")
 SCRIPTS = ("benchmarks", "docs", "runs", "models")
 """Folders of scripts: they import the package, files of the root and one another; no other file does so."""
-TORCH_FREE = ("cache", "plots", "errors", "files", "registry", "options", "log", "cli", "settings", "__init__")
+TORCH_FREE = (
+    "cache",
+    "plots",
+    "errors",
+    "files",
+    "registry",
+    "options",
+    "log",
+    "cli",
+    "settings",
+    "__init__",
+)
 
 
 def _room(path: Path) -> str:

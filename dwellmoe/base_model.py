@@ -1,0 +1,67 @@
+"""The base model of an adapter: recorded in the adapter's folder, and checked before the adapter is used."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from dwellmoe.errors import UserError
+from dwellmoe.log import warn_once
+from dwellmoe.offload.io.fingerprint import checkpoint_fingerprint
+
+BASE_FILE = "base_model.json"
+
+
+class BaseModel(NamedTuple):
+    """Which checkpoint an adapter belongs to."""
+
+    name: str
+    """Its name on the hub, or its folder as an absolute path."""
+    fingerprint: str
+    """Of its weights."""
+
+
+def base_model(model_name: str) -> BaseModel:
+    """What identifies a checkpoint. Raises UserError for one without readable weights."""
+    return BaseModel(full_name(model_name), checkpoint_fingerprint(model_name))
+
+
+def full_name(model_name: str) -> str:
+    """The name by which a checkpoint is found from any folder: a hub's name, or an absolute path."""
+    return str(Path(model_name).resolve()) if Path(model_name).is_dir() else model_name
+
+
+def check_base_model(adapters: Iterable[str], model_name: str, allow_other: bool) -> None:
+    """Raises UserError for an adapter folder whose record names other weights than the checkpoint's.
+
+    An adapter without a record is used, and that it was not checked is said.
+    """
+    records = {path: _read_record(path) for path in adapters}
+    found = base_model(model_name) if any(records.values()) else None
+    for path, trained_on in records.items():
+        if trained_on is None or found is None:
+            warn_once(f"adapter '{path}' has no {BASE_FILE}: not checked whether '{model_name}' is its base")
+        elif trained_on.fingerprint != found.fingerprint:
+            _refuse(path, trained_on, found, allow_other)
+
+
+def _refuse(path: str, trained_on: BaseModel, found: BaseModel, allow_other: bool) -> None:
+    fault = (
+        f"adapter '{path}' was trained on '{trained_on.name}' (fingerprint {trained_on.fingerprint}), not on "
+        f"the weights of '{found.name}' ({found.fingerprint})"
+    )
+    if not allow_other:
+        raise UserError(f"{fault}: give the --model_name it was trained on, or --allow_other_base True")
+    warn_once(f"{fault}: used all the same (--allow_other_base)")
+
+
+def _read_record(path: str) -> BaseModel | None:
+    """The record in an adapter's folder; None where there is none, which `load_adapters` may refuse."""
+    file = Path(path) / BASE_FILE
+    if not file.exists():
+        return None
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        return BaseModel(str(table["name"]), str(table["fingerprint"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"'{file}' is no record of a base model (name and fingerprint)") from None
