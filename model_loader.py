@@ -6,6 +6,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Run
+from dwellmoe.base_model import check_base_model
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
@@ -17,11 +18,13 @@ from trainer import LocalityTrainer
 def load_evaluated_model(options: Options) -> EvaluatedModel:
     """The model of the options with all its adapters, and its tokenizer. Raises UserError."""
     tokenizer = load_tokenizer(options.model)
+    adapters = options.adapters
+    check_base_model(adapters.values(), options.model.model_name, options.adapter.allow_other_base)
     engine = options.engine
     model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
     find_moe_layers(model, options.model.moe_module_name)  # refuses a wrong name early
-    if options.adapters:
-        model = load_adapters(model, options.adapters)
+    if adapters:
+        model = load_adapters(model, adapters)
     name = Path(options.model.model_name).name
     return EvaluatedModel(model.eval(), tokenizer, find_moe_layers(model), name)
 

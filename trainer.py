@@ -311,3 +311,25 @@ class RoutingFigures(TrainerCallback):
         callbacks = self._trainer.callback_handler.callbacks
         found = (callback for callback in callbacks if isinstance(callback, TensorBoardCallback))
         return getattr(next(found, None), "tb_writer", None)
+
+
+class AnotherRun(TrainerCallback):
+    """Lets a resumed run differ from the one whose checkpoint it goes on from: the best checkpoint is chosen
+    among its own, and the optimizer's state takes over this run's options.
+    """
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        state.log_history = [_without_scores(entry) for entry in state.log_history]
+        rate = args.learning_rate
+        for group in optimizer.param_groups:
+            group["lr"] *= rate / (group.get("initial_lr") or rate)
+            group["initial_lr"] = rate
+            if "betas" in group:
+                group["betas"] = (args.adam_beta1, args.adam_beta2)
+        optimizer.param_groups[0]["weight_decay"] = args.weight_decay  # the others never decay
+        lr_scheduler.base_lrs = [rate for _ in lr_scheduler.base_lrs]
+
+
+def _without_scores(entry: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if not name.startswith("eval_")}

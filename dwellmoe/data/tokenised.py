@@ -83,6 +83,11 @@ def tokenise_split(
     return rows
 
 
+def rows_name(rows: Dataset) -> str:
+    """The name of a split's rows in the cache, which their content decides."""
+    return Path(rows.cache_files[0]["filename"]).parent.name
+
+
 def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) -> Dataset:
     """Rows of the examples, in their order and with the columns of `tokenise_split`; nothing is cached."""
     texts = {"prompt": [e.prompt for e in examples], "answer": [e.answer for e in examples]}
