@@ -16,7 +16,7 @@ from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.io.storage import Storage
-from dwellmoe.offload.pack import locate_packed
+from dwellmoe.offload.pack import find_packed
 from dwellmoe.offload.prefetch_predictors import validate_predictor
 from dwellmoe.offload.skeleton import load_without_experts
 from dwellmoe.settings.engine import EngineSettings
@@ -70,10 +70,9 @@ def load_with_cache(
     check_settings(settings)
     shards = find_shards(model_name)
     model, layers = load_without_experts(model_name, shards, dtype, torch.device(device))
+    weights = locate_experts(model, layers, shards)
     if settings.packed:
-        weights = locate_packed(model, layers, shards, Path(settings.packed))
-    else:
-        weights = locate_experts(model, layers, shards)
+        weights = find_packed(weights, Path(settings.packed))
     storage = storage or Storage(weights.shards.paths, settings.io)
     return model, attach(model, layers, weights, storage, settings)
 

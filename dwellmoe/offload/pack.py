@@ -9,25 +9,23 @@ reads, a packed one takes one. All other weights are still read from the checkpo
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.files import replacing
 from dwellmoe.folder_lock import only_writer
-from dwellmoe.offload.expert_weights import ExpertWeights, Part, Piece, locate_experts
+from dwellmoe.offload.expert_weights import ExpertWeights, Piece, locate_experts
+from dwellmoe.offload.io.fingerprint import fingerprint
 from dwellmoe.offload.io.memory import HostMemory, pages
-from dwellmoe.offload.io.shards import Shards, find_shards
+from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
 from dwellmoe.offload.io.storage import Span, Storage
 from dwellmoe.offload.skeleton import load_shapes
 
-RECORDS, INDEX, VERSION = "experts.bin", "experts.json", 1
+RECORDS, INDEX, VERSION = "experts.bin", "experts.json", 2
+AGAIN = "pack the checkpoint again"
 
 
 def pack(model_name: str, folder: Path) -> None:
@@ -35,19 +33,32 @@ def pack(model_name: str, folder: Path) -> None:
     model, layers = load_shapes(model_name)
     weights = locate_experts(model, layers, find_shards(model_name))
     with only_writer(folder):
+        _make_room(folder, len(weights.pieces) * _stride(weights))
         storage = Storage(weights.shards.paths)
         try:
-            _write_records(weights, storage, folder / RECORDS)
+            _write_records(weights, storage, folder)
         finally:
             storage.close()
         with replacing(folder / INDEX) as file:
-            file.write(json.dumps(_index(weights)).encode())
+            file.write(json.dumps({"version": VERSION, "experts": _fingerprint(weights)}).encode())
 
 
-def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None:
-    stride = pages(max(weights.record_bytes))
-    memory = HostMemory(stride).bytes
-    with replacing(path) as file:
+def _stride(weights: ExpertWeights) -> int:
+    """Bytes from one record to the next."""
+    return pages(max(weights.record_bytes))
+
+
+def _make_room(folder: Path, nbytes: int) -> None:
+    """Removes what a killed process left; UserError where the records would not fit."""
+    for left in folder.glob(f".{RECORDS}.*.part"):
+        left.unlink()
+    if (free := shutil.disk_usage(folder).free) < nbytes:
+        raise UserError(f"'{folder}': the experts take {nbytes:,} bytes, and {free:,} are free")
+
+
+def _write_records(weights: ExpertWeights, storage: Storage, folder: Path) -> None:
+    memory = HostMemory(_stride(weights)).bytes
+    with replacing(folder / RECORDS) as file:
         for pieces in tqdm(weights.pieces, desc="experts", unit="expert"):
             memory[:] = 0
             for piece in pieces:
@@ -56,62 +67,57 @@ def _write_records(weights: ExpertWeights, storage: Storage, path: Path) -> None
             file.write(memory.data)
         file.flush()
         os.fsync(file.fileno())
+        (folder / INDEX).unlink(missing_ok=True)  # of an earlier pack, which is gone from here on
 
 
-def _index(weights: ExpertWeights) -> dict[str, Any]:
-    layers = [
-        [[part.name, list(part.shape), str(part.dtype).removeprefix("torch."), part.begin] for part in parts]
-        for parts in weights.parts
-    ]
-    return {
-        "version": VERSION,
-        "source": _source(weights.shards),
-        "stride": pages(max(weights.record_bytes)),
-        "record_bytes": list(weights.record_bytes),
-        "layers": layers,
-    }
-
-
-def _source(shards: Shards) -> list[list[Any]]:
-    """Names and sizes of the shards, by which a pack is recognised as one of this checkpoint."""
-    return sorted([path.name, path.stat().st_size] for path in shards.paths)
-
-
-def locate_packed(
-    model: nn.Module, layers: Sequence[MoeLayer], shards: Shards, folder: Path
-) -> ExpertWeights:
-    """Where the experts lie in the packed file of a checkpoint. Raises UserError for a file that was not
-    written by `pack`, belongs to another checkpoint, or is incomplete.
+def find_packed(weights: ExpertWeights, folder: Path) -> ExpertWeights:
+    """The experts of a checkpoint in the file that `pack` wrote. Raises UserError for a folder without one,
+    and for a file that holds other experts than the checkpoint or is damaged.
     """
+    packed, wanted = _read_index(folder), _fingerprint(weights)
+    if packed != wanted:
+        raise UserError(
+            f"{folder}: packed from another checkpoint: it holds experts {packed}, "
+            f"{weights.shards.paths[0].parent} holds {wanted}: {AGAIN}"
+        )
+    path, stride = folder / RECORDS, _stride(weights)
+    if not path.is_file() or path.stat().st_size != stride * len(weights.pieces):
+        raise UserError(f"{path}: missing or truncated: {AGAIN}")
+    moved = [
+        tuple(piece._replace(shard=0, offset=flat_id * stride + piece.begin) for piece in pieces)
+        for flat_id, pieces in enumerate(weights.pieces)
+    ]
+    found = weights._replace(shards=Shards((path,), {}), pieces=tuple(moved))
+    if (holds := _fingerprint(found)) != packed:
+        raise UserError(f"{path}: changed since it was packed: it holds {holds} instead of {packed}: {AGAIN}")
+    return found._replace(pieces=tuple(map(_joined, moved)))
+
+
+def _joined(pieces: tuple[Piece, ...]) -> tuple[Piece]:
+    """The pieces of a packed record, which follow one another, as one."""
+    return (pieces[0]._replace(nbytes=sum(piece.nbytes for piece in pieces)),)
+
+
+def _fingerprint(weights: ExpertWeights) -> str:
+    """Of the experts' bytes alone: a pack serves every checkpoint with the same experts."""
+    pieces = {
+        f"{flat_id}.{piece.begin}": StoredTensor(piece.shard, piece.offset, piece.nbytes, (), "U8")
+        for flat_id, pieces in enumerate(weights.pieces)
+        for piece in pieces
+    }
+    return fingerprint(weights.shards._replace(tensors=pieces))
+
+
+def _read_index(folder: Path) -> str:
+    """The fingerprint of the experts that were packed."""
     try:
-        index = json.loads((folder / INDEX).read_text())
-        stride, sizes = int(index["stride"]), tuple(int(size) for size in index["record_bytes"])
-        parts = tuple(tuple(_part(*entry) for entry in layer) for layer in index["layers"])
-        version, source = index["version"], index["source"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        version = index["version"]
+        experts = str(index["experts"]) if version == VERSION else ""
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: no packed experts ({INDEX} is missing or broken)") from None
-    if version != VERSION or source != _source(shards):
-        raise UserError(f"{folder}: packed from another checkpoint: pack this one again")
-    _check_parts(model, layers, parts, folder)
-    experts = layers[0].num_experts
-    pieces = tuple(
-        (Piece(shard=0, offset=flat_id * stride, nbytes=sizes[flat_id // experts], begin=0),)
-        for flat_id in range(experts * len(layers))
-    )
-    path = folder / RECORDS
-    if not path.is_file() or path.stat().st_size != stride * len(pieces):
-        raise UserError(f"{path}: missing or truncated")
-    return ExpertWeights(Shards((path,), {}), parts, pieces, sizes)
-
-
-def _part(name: str, shape: list[int], dtype: str, begin: int) -> Part:
-    return Part(name, tuple(shape), getattr(torch, dtype), begin)
-
-
-def _check_parts(
-    model: nn.Module, layers: Sequence[MoeLayer], parts: tuple[tuple[Part, ...], ...], folder: Path
-) -> None:
-    for layer, found in zip(layers, parts, strict=True):
-        wanted = {name: tuple(weight.shape[1:]) for name, weight in expert_parameters(model, layer).items()}
-        if {part.name: part.shape for part in found} != wanted:
-            raise UserError(f"{folder}: packed experts of MoE layer {layer.index} do not fit the model")
+    if version != VERSION:
+        raise UserError(
+            f"{folder}: packed by another version of dwellmoe ({version}, not {VERSION}): {AGAIN}"
+        )
+    return experts

@@ -25,8 +25,8 @@ def load_without_experts(
     experts that transformers does not run through its experts interface.
     """
     try:
-        config = AutoConfig.from_pretrained(model_name)
-        skeleton = _skeleton_class(_model_class(config))
+        model_class, config = _text_model(AutoConfig.from_pretrained(model_name))
+        skeleton = _skeleton_class(model_class)
         loaded: Any = skeleton.from_pretrained(
             None, config=config, dtype=dtype, state_dict=_other_weights(shards), output_loading_info=True
         )
@@ -50,11 +50,11 @@ def load_without_experts(
 def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     """The model without any weights (meta device)."""
     try:
-        config = AutoConfig.from_pretrained(model_name)
+        model_class, config = _text_model(AutoConfig.from_pretrained(model_name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
     with torch.device("meta"):
-        model = _model_class(config)(config)
+        model = model_class(config)
     return model, find_moe_layers(model)
 
 
@@ -82,10 +82,13 @@ def _set_generation(model: Any, model_name: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(model_name)
 
 
-def _model_class(config: Any) -> Any:
+def _text_model(config: Any) -> tuple[Any, Any]:
+    """The class of the causal language model and its configuration; of a multimodal one, its text part."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model_type '{config.model_type}' is not a causal language model of transformers")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    is_text = model_class.config_class is config.sub_configs.get("text_config")
+    return model_class, config.get_text_config() if is_text else config
 
 
 def _skeleton_class(model_class: Any) -> Any:
