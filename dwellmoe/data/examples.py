@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dwellmoe.data.download import SourceUnreachable
-from dwellmoe.data.fields import check_answer, fill, map_record, shuffle_choices, with_options
+from dwellmoe.data.fields import (
+    check_answer,
+    check_characters,
+    map_record,
+    shuffle_choices,
+    with_messages,
+    with_options,
+)
 from dwellmoe.data.files import Record
 from dwellmoe.data.records import read_records
 from dwellmoe.data.sources import choose_source
-from dwellmoe.data.splits import select
-from dwellmoe.data.task import SPLITS, Source, Task, check_split, load_task
+from dwellmoe.data.splits import SPLITS, select
+from dwellmoe.data.task import Source, Task, check_split, load_task, worded
+from dwellmoe.data.templates import fill
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 
@@ -79,12 +87,11 @@ def _render_split(task: Task, split: str) -> list[Example]:
 def _example(task: Task, source: Source, record: Record) -> Example:
     try:
         fields = map_record(record.row, source.map)
-        for name in task.fields:
-            if name not in fields:
-                raise KeyError(name)
+        fields = {name: fields[name] for name in task.fields}
         if task.shuffle_choices_seed is not None:
             fields = shuffle_choices(fields, task.shuffle_choices_seed)
-        fields = with_options(fields)
+        fields = with_messages(with_options(fields))
+        check_characters(fields)
         answer = fill(task.answer, fields)
         check_answer(answer, task.form)
         return Example(fill(task.prompt, fields), answer, fields, task.name)
@@ -110,7 +117,7 @@ def _members(task: Task, split: str, available_only: bool) -> dict[str, list[Exa
     missing: dict[str, str] = {}
     for name in task.mix:
         try:
-            pools[name] = load_examples(load_task(name), split)
+            pools[name] = load_examples(worded(load_task(name), task.chat), split)
         except SourceUnreachable as error:
             missing[name] = str(error)
     if missing:

@@ -11,12 +11,43 @@ out of a text or of each text of a list; `{from = "tests", lines = true}` a list
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from dwellmoe.data import keys
+from dwellmoe.data.keys import Place, list_of, table_of, table_with
+from dwellmoe.data.templates import as_text
+from dwellmoe.data.templates import fill as fill
 from dwellmoe.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
+OF_CHOICES = ("options", "option_numbers", "choice", "letter", "number")
+OF_MESSAGES = ("conversation", "reply")
+MESSAGE_KEYS = ("role", "content")
+
+
+def derived_fields(fields: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Fields that are made out of a task's own: name -> what it is made from."""
+    found: dict[str, tuple[str, ...]] = {}
+    if "choices" in fields:
+        found |= dict.fromkeys(OF_CHOICES, ("choices", "gold"))
+    if "messages" in fields:
+        found |= dict.fromkeys(OF_MESSAGES, ("messages",))
+    return found
+
+
+def check_rule(rule: Any, place: Place) -> None:
+    """A check for a rule of `source.map`. Raises UserError."""
+    if isinstance(rule, str):
+        return keys.WORD(rule, place)
+    if isinstance(rule, list):
+        return list_of(keys.WORD)(rule, place)
+    for key, check in _RULES.items():
+        if isinstance(rule, dict) and key in rule:
+            return check(rule, place)
+    raise place.error(
+        f"must be a path, a list of paths, or a table with {', '.join(_RULES)}, found {rule!r:.60}"
+    )
 
 
 def map_record(raw: Mapping, rules: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +55,15 @@ def map_record(raw: Mapping, rules: Mapping[str, Any]) -> dict[str, Any]:
     if not rules:
         return dict(raw)
     return {name: _apply(rule, raw) for name, rule in rules.items()}
+
+
+def columns_of(rules: Mapping[str, Any]) -> set[str]:
+    """The keys of a raw record that rules read."""
+    paths: list[str] = []
+    for rule in rules.values():
+        table = rule if isinstance(rule, Mapping) else {"join": [rule] if isinstance(rule, str) else rule}
+        paths += [*table.get("join", ()), *filter(None, [table.get("from")])]
+    return {path.partition(".")[0] for path in paths}
 
 
 def _apply(rule: Any, raw: Mapping) -> Any:
@@ -34,7 +74,8 @@ def _apply(rule: Any, raw: Mapping) -> Any:
     if "value" in rule:
         return rule["value"]
     if "join" in rule:
-        texts = [str(_value_at(raw, path)) for path in rule["join"]]
+        values = [(path, _value_at(raw, path)) for path in rule["join"]]
+        texts = [_plain_text(path, value) for path, value in values if value is not None]
         return rule.get("with", " ").join(text for text in texts if text.strip())
     value = _value_at(raw, rule["from"])
     for step, argument in rule.items():
@@ -46,19 +87,19 @@ def _apply(rule: Any, raw: Mapping) -> Any:
 def _step(step: str, argument: Any, value: Any, path: str) -> Any:
     try:
         return STEPS[step](argument, value)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError):
         raise UserError(f"'{path}' is {value!r:.60}, which does not fit {step} = {argument!r:.60}") from None
 
 
 def _match(pattern: str, value: Any) -> str:
-    found = re.search(pattern, str(value), re.DOTALL)
-    if found is None:
+    found = re.search(pattern, _plain_text("", value), re.DOTALL)
+    if found is None or found.group(1) is None:
         raise ValueError
     return found.group(1).strip()
 
 
 def _split(pattern: str, value: Any) -> list[str]:
-    return [part.strip() for part in re.split(pattern, str(value)) if part.strip()]
+    return [part.strip() for part in re.split(pattern, _plain_text("", value)) if part and part.strip()]
 
 
 def _remove(pattern: str, value: Any) -> Any:
@@ -69,15 +110,38 @@ def _remove(pattern: str, value: Any) -> Any:
     )
 
 
+def _plain_text(name: str, value: Any) -> str:
+    """A text, number or truth value as Python writes it. UserError for null, a list, a table, NaN."""
+    as_text(name, value)
+    return str(value)
+
+
 STEPS = {
     "match": _match,
     "split": _split,
     "remove": _remove,
     "index_of": lambda items, value: items.index(str(value)),
     "values": lambda table, value: table[str(value)],
-    "offset": lambda offset, value: int(value) + offset,
-    "lines": lambda _, value: "\n".join(str(part).strip() for part in value),
+    "offset": lambda offset, value: _integer(value) + offset,
+    "lines": lambda _, value: "\n".join(_plain_text("", part).strip() for part in value),
 }
+_RULES = {
+    "value": table_with({"value": keys.constant}),
+    "join": table_with({"join": list_of(keys.WORD), "with": keys.TEXT}),
+    "from": table_with(
+        {
+            "from": keys.WORD,
+            "match": keys.grouped_pattern,
+            "split": keys.pattern,
+            "remove": keys.pattern,
+            "index_of": list_of(keys.TEXT),
+            "values": table_of(keys.SCALAR),
+            "offset": keys.WHOLE,
+            "lines": keys.TRUE,
+        }
+    ),
+}
+"""Tables that are rules, by the key that each must have."""
 
 
 def _value_at(raw: Any, path: str) -> Any:
@@ -99,7 +163,7 @@ def with_options(fields: dict[str, Any]) -> dict[str, Any]:
     """
     if "choices" not in fields:
         return fields
-    choices = [str(choice).strip() for choice in _list_of(fields["choices"])]
+    choices = [_plain_text("choices", choice).strip() for choice in _list_of(fields["choices"])]
     gold = _integer(fields["gold"])
     if not 0 <= gold < len(choices):
         raise UserError(f"'gold' must lie in 0..{len(choices) - 1}, found {gold}")
@@ -127,37 +191,66 @@ def shuffle_choices(fields: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _list_of(value: Any) -> list:
-    try:
-        choices = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        choices = None
-    if not isinstance(choices, list) or not 1 <= len(choices) <= len(LETTERS):
+    choices = _read_list(value)
+    if not 1 <= len(choices) <= len(LETTERS):
         raise UserError(f"'choices' must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}")
     return choices
 
 
+def _read_list(value: Any) -> list:
+    """A list, or the JSON list that a text is; an empty one for anything else."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, list) else []
+
+
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value).strip()):
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value).strip()):
         raise UserError(
             f"'gold' must be the position of the right choice, counted from 0, found {value!r:.60}"
         )
     return int(value)
 
 
-def fill(template: str, fields: Mapping[str, Any]) -> str:
-    """The template with each `{name}` replaced; only plain names, so a data file cannot reach into objects.
+def with_messages(fields: dict[str, Any]) -> dict[str, Any]:
+    """Adds to a conversation the fields conversation, all before its last message as text, and reply, that
+    message.
 
-    KeyError for a field that is missing, UserError for one that is neither text nor number nor true / false.
+    UserError if `messages` is no list of texts with roles (a JSON list in a CSV cell is read) that the
+    assistant ends.
     """
-    return re.sub(r"\{(\w+)\}", lambda found: _text(found.group(1), fields[found.group(1)]), template)
+    if "messages" not in fields:
+        return fields
+    messages = _read_list(fields["messages"])
+    for message in messages:
+        parts = [message.get(key) if isinstance(message, dict) else None for key in MESSAGE_KEYS]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"each of 'messages' must have the texts role and content, found {message!r:.60}")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        found = messages[-1:] or fields["messages"]
+        raise UserError(
+            f"'messages' must be a list that ends with an answer of the assistant, found {found!r:.60}"
+        )
+    *before, last = messages
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in before]
+    return fields | {
+        "messages": messages,
+        "conversation": "\n".join([*lines, "Assistant:"]),
+        "reply": last["content"],
+    }
 
 
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str | int | float):
-        raise UserError(f"'{name}' must be a text, found {type(value).__name__} {value!r:.60}")
-    return str(value)
+def check_characters(fields: Mapping[str, Any]) -> None:
+    """Raises UserError for a text with half of a character in it, which no tokenizer and no file takes."""
+    for name, value in fields.items():
+        try:
+            str(value).encode() if isinstance(value, str) else None
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(f"'{name}' has half of a character (lone surrogate {half})") from None
 
 
 def check_answer(answer: str, form: str) -> None:

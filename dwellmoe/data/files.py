@@ -2,11 +2,14 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.errors import UserError, first_line, unknown_name
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
 
 
 class Record(NamedTuple):
@@ -16,25 +19,32 @@ class Record(NamedTuple):
     row: dict[str, Any]
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """Records of a local file, read by its ending. UserError names the file, and the line if there is one."""
+def read_file(path: Path, columns: Collection[str]) -> Iterator[Record]:
+    """Records of a local file, read by its ending. UserError names the file, and the line if there is one.
+
+    `columns` are those that are needed: where a file keeps its columns apart, what is wrong with another one
+    does not matter.
+    """
     if path.suffix not in READERS:
         raise unknown_name(f"ending of '{path}'", path.suffix, READERS)
     try:
-        yield from READERS[path.suffix](path)
+        yield from READERS[path.suffix](path, columns)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from None
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
-    with open(path, encoding="utf-8") as file:
+def _json_lines(path: Path, _: Collection[str]) -> Iterator[Record]:
+    with open(path, encoding="utf-8-sig") as file:
         for line_number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _record(f"{path}:{line_number}", _parse(line.strip(), str(path), line_number))
+            # A byte-order mark stands within a file where several were put together.
+            if text := line.strip().removeprefix("\ufeff"):
+                yield _record(f"{path}:{line_number}", _parse(text, str(path), line_number))
 
 
-def _json_list(path: Path) -> Iterator[Record]:
-    rows = _parse(path.read_text(encoding="utf-8"), str(path), 1)
+def _json_list(path: Path, _: Collection[str]) -> Iterator[Record]:
+    rows = _parse(path.read_text(encoding="utf-8-sig"), str(path), 1)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of records, found {type(rows).__name__}")
     for i, row in enumerate(rows, start=1):
@@ -43,10 +53,34 @@ def _json_list(path: Path) -> Iterator[Record]:
 
 def _parse(text: str, path: str, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: broken JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{path}:{first_line}: broken JSON: too many brackets within one another") from None
+    except ValueError as error:
+        raise UserError(f"{path}:{first_line}: broken JSON: {error}") from None
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise UserError(f"key '{_repeated(key for key, _ in pairs)}' twice in one record")
+    return table
+
+
+def _whole_number(digits: str) -> int | str:
+    """A number of more digits than Python converts stays the text that it is."""
+    return int(digits) if len(digits) < 4000 else digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_table, parse_int=_whole_number)
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _record(where: str, row: Any) -> Record:
@@ -55,9 +89,10 @@ def _record(where: str, row: Any) -> Record:
     return Record(where, row)
 
 
-def _csv_rows(path: Path) -> Iterator[Record]:
+def _csv_rows(path: Path, columns: Collection[str]) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
+        _check_columns(path, rows.fieldnames or (), columns)
         for i, row in enumerate(rows, start=1):
             where = f"{path}:{rows.line_num}, record {i}"
             if None in row:
@@ -68,18 +103,33 @@ def _csv_rows(path: Path) -> Iterator[Record]:
             yield Record(where, {key: cell for key, cell in row.items() if cell is not None})
 
 
-def _parquet_rows(path: Path) -> Iterator[Record]:
+def _check_columns(path: Path, names: Collection[str], needed: Collection[str]) -> None:
+    if name := _repeated(name for name in names if name in needed):
+        raise UserError(f"{path}: two columns are called '{name}'")
+
+
+def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Record]:
     import pyarrow.parquet
 
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
+    file = _as_parquet(path, lambda: pyarrow.parquet.ParquetFile(path, page_checksum_verification=True))
+    names = file.schema_arrow.names
+    _check_columns(path, names, columns)
+    if lost := [name for name in columns if name not in names]:
+        raise UserError(f"{path}: key '{lost[0]}' is missing; the file has {', '.join(names)}")
+    rows = _as_parquet(path, lambda: file.read([*columns]).to_pylist())
     for i, row in enumerate(rows, start=1):
         yield Record(f"{path}, record {i}", row)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+def _as_parquet(path: Path, read: Callable[[], Any]) -> Any:
+    """What `read` gives. UserError for a file that is no Parquet, damaged, or holds dates beyond Python's."""
+    try:
+        return read()
+    except (OSError, ValueError, OverflowError, NotImplementedError) as error:  # Arrow's errors are of these
+        raise UserError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
+
+
+READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Record]]] = {
     ".jsonl": _json_lines,
     ".json": _json_list,
     ".csv": _csv_rows,

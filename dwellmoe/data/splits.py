@@ -6,7 +6,8 @@ from typing import Any
 
 from dwellmoe.errors import UserError
 
-_PART = re.compile(r"^(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?$")
+SPLITS = ("train", "validation", "test")
+_PART = re.compile(r"(\w+)(?:\[(\d{0,18})(%?):(\d{0,18})(%?)\])?", re.ASCII)
 
 
 def select(expression: str, rows_of: Callable[[str], Sequence[Any]]) -> list[Any]:
@@ -23,7 +24,7 @@ def raw_names(expression: str) -> list[str]:
 
 
 def _parse(part: str) -> re.Match[str]:
-    found = _PART.match(part)
+    found = _PART.fullmatch(part)
     if found is None:
         raise UserError(f"split '{part}' is not of the form name, name[:90%], name[100:200]")
     return found

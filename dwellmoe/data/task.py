@@ -1,17 +1,19 @@
-"""Task files, `datasets/<name>/task.toml`: what they may hold, and how a mistake in one is reported."""
+"""Task files, `datasets/<name>/task.toml`: what they may hold, and how one is read."""
 
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dwellmoe.data.splits import raw_names
-from dwellmoe.errors import UserError, unknown_name
-from dwellmoe.files import data_file
+from dwellmoe.data import keys
+from dwellmoe.data.agreement import check_agreement
+from dwellmoe.data.fields import check_rule
+from dwellmoe.data.keys import Place, choice, list_of, table_of, table_with
+from dwellmoe.data.splits import SPLITS, raw_names
+from dwellmoe.errors import UserError, first_line, unknown_name
+from dwellmoe.files import check_name, data_file
 
 TASKS_FOLDER = data_file("datasets")
-SPLITS = ("train", "validation", "test")
 ANSWER_FORMS = (
     *("true_false", "option_number", "option_letter", "final_letter", "choice_text"),
     *("rationale", "boxed", "code", "free_text"),
@@ -19,14 +21,6 @@ ANSWER_FORMS = (
 METRICS = ("accuracy", "pass_at_1", "rouge", "perplexity")
 SOURCE_KINDS = {"package": ("package", "sha256"), "hub": ("hub_path",), "file": ()}
 """Kinds of source and the keys that each must have."""
-TASK_TYPES = {
-    **dict.fromkeys(("fields", "stop", "source"), list),
-    **dict.fromkeys(("benchmark", "undisclosed", "chat"), bool),
-    **dict.fromkeys(("answer_tokens", "shuffle_choices_seed"), int),
-    "mix": dict,
-}
-TYPE_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
-SOURCE_TYPES = {"files": dict, "map": dict, "splits": dict, "below": dict, "shuffle_seed": int}
 
 
 @dataclass(frozen=True)
@@ -120,77 +114,97 @@ def _task_path(name_or_path: str) -> Path:
     return TASKS_FOLDER / name_or_path / "task.toml"
 
 
+def worded(task: Task, chat: bool) -> Task:
+    """The task in its plain words or, with `chat`, in those for a message of a chat, where a reply ends by
+    itself and needs no stop word.
+    """
+    if not chat:
+        return replace(task, chat=False)
+    prompt = task.chat_prompt or task.prompt.strip()
+    return replace(task, chat=True, prompt=prompt, answer=task.chat_answer or task.answer.strip(), stop=())
+
+
 def _read_task_file(path: Path) -> Task:
     table = _read_toml(path)
-    _check_table(table, set(Task.__dataclass_fields__) - {"folder", "sources"} | {"source"}, TASK_TYPES, path)
     if "mix" in table:
-        _check_mix(table["mix"], path)
+        _MIX_FILE(table, Place(path))
+        _check_members(table["mix"], path)
     else:
-        _require_keys(table, ("prompt", "answer", "form", "metric", "fields", "source"), path)
-        _require_choice(table["form"], "form", ANSWER_FORMS, path)
-        _require_choice(table["metric"], "metric", METRICS, path)
-        _check_code(table, path)
-    sources = tuple(_source_from_table(source, path) for source in table.pop("source", ()))
-    settings: dict[str, Any] = {"name": path.resolve().parent.name} | table
+        _TASK_FILE(table, Place(path))
+        check_agreement(table, path)
+    sources = tuple(Source(**source) for source in table.pop("source", ()))
+    folder = path.resolve().parent
+    settings: dict[str, Any] = {"name": folder.name} | table
+    check_name(settings["name"], f"{path}: the name of the data set")
     settings |= {name: tuple(table.get(name, ())) for name in ("fields", "stop")}
-    return Task(folder=path.resolve().parent, sources=sources, **settings)
+    return Task(folder=folder, sources=sources, **settings)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"no task file at '{path}'") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise UserError(f"task file '{path}': {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, a number of 5,000 digits
+        raise UserError(f"{path}: not a TOML file: {first_line(error)}") from None
 
 
-def _check_code(table: dict[str, Any], path: Path) -> None:
-    if (table["form"] == "code") != (table["metric"] == "pass_at_1"):
-        raise UserError(f"{path}: form = 'code' and metric = 'pass_at_1' belong together")
-    if table["form"] == "code":
-        _require_keys(table, ("program",), path)
-
-
-def _check_mix(mix: dict[str, Any], path: Path) -> None:
-    for name, weight in mix.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-            raise UserError(f"{path}: the weight of '{name}' must be a number above 0, found {weight!r}")
+def _check_members(mix: dict[str, float], path: Path) -> None:
+    for name in mix:
         if "mix" in _read_toml(_task_path(name)):
             raise UserError(f"{path}: '{name}' is a mix itself, which a mix cannot hold")
 
 
-def _source_from_table(table: dict[str, Any], path: Path) -> Source:
-    _check_table(table, set(Source.__dataclass_fields__), SOURCE_TYPES, path, "source.")
-    _require_keys(table, ("kind", "files"), path, "source.")
-    _require_choice(table["kind"], "source.kind", SOURCE_KINDS, path)
-    _require_keys(table, SOURCE_KINDS[table["kind"]], path, "source.")
-    for expression in table.get("splits", {}).values():
-        raw_names(expression)
-    return Source(**table)
-
-
-def _check_table(
-    table: Mapping[str, Any], known: Collection[str], types: Mapping[str, type], path: Path, prefix: str = ""
-) -> None:
-    """Raises UserError for an unknown key or a value of a wrong type; not in `types`: a text."""
-    for key, value in table.items():
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{prefix}{key}': choose from {', '.join(sorted(known))}")
-        expected = types.get(key, str)
-        if not isinstance(value, expected):
-            found = f"{type(value).__name__} {value!r:.40}"
-            raise UserError(f"{path}: '{prefix}{key}' must be {TYPE_NAMES[expected]}, found {found}")
-
-
-def _require_keys(table: Mapping[str, Any], keys: Collection[str], path: Path, prefix: str = "") -> None:
-    """Raises UserError naming the first key that the table lacks."""
-    for key in keys:
+def _source(table: Any, place: Place) -> None:
+    """A check for one table of `[[source]]`."""
+    _SOURCE_TABLE(table, place)
+    for key in SOURCE_KINDS[table["kind"]]:
         if key not in table:
-            raise UserError(f"{path}: key '{prefix}{key}' is missing")
+            raise UserError(f"{place.file}: key '{place.at(key).key}' is missing")
 
 
-def _require_choice(value: str, key: str, choices: Collection[str], path: Path) -> None:
-    """Raises UserError, with the choices, for a value that is none of them."""
-    if value not in choices:
-        raise UserError(f"{path}: {key} = '{value}': choose from {', '.join(choices)}")
+def _expression(value: Any, place: Place) -> None:
+    """A check for what a split is made of."""
+    keys.WORD(value, place)
+    try:
+        raw_names(value)
+    except UserError as error:
+        raise place.error(f"is {value!r:.60}: {error}") from None
+
+
+_SOURCE_TABLE = table_with(
+    {
+        "kind": choice(SOURCE_KINDS),
+        "files": table_of(keys.FILE_PATH, keys.SPLIT_NAME, at_least=1),
+        "map": table_of(check_rule),
+        "splits": table_of(_expression, choice(SPLITS)),
+        "package": keys.REQUIREMENT,
+        "sha256": keys.CHECKSUM,
+        "hub_path": keys.WORD,
+        **dict.fromkeys(("hub_config", "revision", "root", "unique_by", "note"), keys.TEXT),
+        "below": table_of(keys.NUMBER),
+        "article_start": keys.pattern,
+        "shuffle_seed": keys.WHOLE,
+    },
+    required=("kind", "files"),
+)
+_ABOUT = {"name": keys.name, **dict.fromkeys(("summary", "licence", "homepage"), keys.TEXT)}
+_MIX_FILE = table_with(_ABOUT | {"chat": keys.BOOL, "mix": table_of(keys.WEIGHT, at_least=1)})
+_TASK_FILE = table_with(
+    _ABOUT
+    | dict.fromkeys(("prompt", "answer", "chat_prompt", "chat_answer", "program"), keys.template)
+    | dict.fromkeys(("benchmark", "undisclosed", "chat"), keys.BOOL)
+    | {
+        "form": choice(ANSWER_FORMS),
+        "metric": choice(METRICS),
+        "fields": list_of(keys.WORD),
+        "stop": list_of(keys.NOT_EMPTY),
+        "answer_tokens": keys.COUNT,
+        "shuffle_choices_seed": keys.WHOLE,
+        "source": list_of(_source, "tables, each headed [[source]]"),
+        "mix": keys.TABLE,
+    },
+    required=("prompt", "answer", "form", "metric", "fields"),
+)

@@ -1,5 +1,6 @@
 """A user's own file needs no code, and a mistake in it is reported with file, line and key."""
 
+import itertools
 import json
 
 import pyarrow
@@ -7,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from dwellmoe.data.examples import load_examples
+from dwellmoe.data.splits import SPLITS
 from dwellmoe.data.task import load_task, task_names
 from dwellmoe.errors import UserError
 from tests.data.stand_ins import TASK, write_task
@@ -20,6 +22,7 @@ metric = "accuracy"
 [[source]]
 kind = "file"
 files = { train = "a.NAME" }
+splits = { train = "train" }
 """
 ROWS = [{"question": f"w{n}?", "choices": ["yes", "no", "maybe"], "gold": n % 3} for n in range(4)]
 
@@ -76,7 +79,7 @@ def test_every_format_gives_the_same_examples(ending, tmp_path):
         ("a.csv", "question,reply\nw,w\nw\n", r"a\.csv:3, record 2: key 'reply' is missing"),
         ("a.csv", "question,reply\nw,w,w\n", r"a\.csv:2, record 1: more cells than"),
         ("a.csv", 'question,reply\nw,"w\n', r"a\.csv: cannot be read as text"),
-        ("a.parquet", "no parquet", r"a\.parquet: not a Parquet file"),
+        ("a.parquet", "no parquet", r"a\.parquet: cannot be read as Parquet"),
         (
             "a.txt",
             "w",
@@ -114,12 +117,6 @@ def test_a_missing_file_is_named(tmp_path):
         load_examples(load_task(str(write_task(tmp_path))), "train")
 
 
-def test_a_template_cannot_reach_into_objects(tmp_path):
-    text = TASK.replace("{question}", "{question.__class__} {question}")
-    task = load_task(str(write_task(tmp_path, text, a=[{"question": "{reply}", "reply": "w"}])))
-    assert load_examples(task, "train")[0].prompt == "{question.__class__} {reply}"
-
-
 def test_what_an_earlier_split_has_is_left_out_of_the_later(tmp_path, capsys):
     rows = [{"question": f"w{n}", "reply": "w"} for n in range(5)]
     task = load_task(str(write_task(tmp_path, a=rows[:3], b=rows[2:4], c=[rows[0], rows[3], rows[4]])))
@@ -130,10 +127,79 @@ def test_what_an_earlier_split_has_is_left_out_of_the_later(tmp_path, capsys):
     assert "2 of test left out" in capsys.readouterr().err
 
 
-def test_a_file_beside_the_task_file_comes_first(tmp_path):
+def read(path, split="train"):
+    return [example.prompt for example in load_examples(load_task(str(path)), split)]
+
+
+def test_the_named_file_is_read_whatever_lies_beside(tmp_path, capsys):
     path = write_task(tmp_path, a=[{"question": "w1", "reply": "w"}])
     (tmp_path / "train.csv").write_text("question,reply\nw2,w\n")
-    assert load_examples(load_task(str(path)), "train")[0].prompt == "w2"
+    assert read(path) == ["w1"]
+    assert "train.csv beside the task file is not read, but a.jsonl" in capsys.readouterr().err
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no data file at '.*a\.jsonl'"):
+        read(path)
+
+
+NAMED_TRAIN = TASK.replace("a.jsonl", "train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("rules", "prompts"),
+    [
+        ('map = { question = { from = "question", remove = "!" }, reply = "reply" }', ["w0", "w1", "w0"]),
+        ('splits = { train = "train[:1]" }', ["w0!"]),
+        ("below = { stars = 2 }", ["w0!", "w1!"]),
+        ('unique_by = "question"', ["w0!", "w1!"]),
+    ],
+)
+def test_the_rules_of_a_source_hold_for_a_file_called_after_a_split(rules, prompts, tmp_path):
+    rows = [{"question": f"w{n % 2}!", "reply": f"w{n}", "stars": n} for n in range(3)]
+    path = write_task(tmp_path, f"{NAMED_TRAIN}{rules}\n", train=rows)
+    assert read(path) == prompts
+
+
+SOURCELESS = TASK[: TASK.index("[[source]]")]
+
+
+def test_files_called_after_splits_are_read_where_nothing_is_named(tmp_path, capsys):
+    files = {name: [{"question": f"{name} w{n}", "reply": "w"} for n in range(4)] for name in SPLITS}
+    path = write_task(tmp_path, SOURCELESS, **files)
+    (tmp_path / "train.csv").write_text("question,reply\nw2,w\n")
+    assert {split: len(read(path, split)) for split in SPLITS} == dict.fromkeys(SPLITS, 4)
+    told = capsys.readouterr().err
+    assert "test is read from test.jsonl beside the task file" in told
+    assert "train.csv beside the task file is not read" in told
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_one_file_is_split_by_itself(named, tmp_path, capsys):
+    rows = [{"question": f"w{n}", "reply": "w"} for n in range(20)]
+    name = "mine" if named else "train"
+    files = f'[[source]]\nkind = "file"\nfiles = {{ train = "{name}.jsonl" }}\n' if named else ""
+    path = write_task(tmp_path, SOURCELESS + files, **{name: rows})
+    parts = {split: read(path, split) for split in SPLITS}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 16, "validation": 2, "test": 2}
+    assert sorted(itertools.chain(*parts.values())) == sorted(row["question"] for row in rows)
+    assert parts["train"] != sorted(parts["train"]) and parts["train"] == read(path)
+    assert capsys.readouterr().err.count(f"{name}.jsonl is shuffled (seed 0) and cut into 80 % train") == 1
+
+
+def test_a_single_file_of_held_out_data_stays_whole(tmp_path):
+    text = TASK.replace('train = "a.jsonl", validation = "b.jsonl", ', "")
+    path = write_task(tmp_path, text, c=[{"question": f"w{n}", "reply": "w"} for n in range(20)])
+    assert len(read(path, "test")) == 20
+    with pytest.raises(UserError, match="no source offers this split"):
+        read(path)
+
+
+def test_a_file_serves_where_the_named_hub_is_out_of_reach(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("dwellmoe.data.remote.hub_answers", lambda: False)
+    hub = '[[source]]\nkind = "hub"\nhub_path = "a/b"\nfiles = { train = "train" }\n'
+    path = write_task(tmp_path, SOURCELESS + hub, train=[{"question": "w1", "reply": "w"}])
+    assert read(path) == ["w1"]
+    assert "train.jsonl beside the task file, as nothing that it names is in reach" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,15 +207,18 @@ def test_a_file_beside_the_task_file_comes_first(tmp_path):
     [
         ('prompt = ""', "key 'answer' is missing"),
         ("prompt = [", "not a TOML file"),
-        (TASK.replace("free_text", "essay"), "form = 'essay': choose from true_false"),
-        (TASK.replace("rouge", "bleu"), "metric = 'bleu': choose from accuracy"),
-        (TASK.replace('"file"', '"ftp"'), "source.kind = 'ftp': choose from package, hub, file"),
-        (TASK.replace("prompt =", "promt ="), "unknown key 'promt': choose from"),
-        (TASK.replace('"{question}"', "7"), "'prompt' must be a text, found int"),
-        (TASK.replace("files = {", "hub_path = 3\nfiles = {"), "'source.hub_path' must be a text, found int"),
+        (TASK.replace("free_text", "essay"), "unknown form 'essay': choose from boxed"),
+        (TASK.replace("rouge", "bleu"), "unknown metric 'bleu': choose from accuracy"),
+        (TASK.replace('"file"', '"ftp"'), "unknown source\\[1\\].kind 'ftp': choose from file, hub, package"),
+        (TASK.replace("prompt =", "promt ="), "unknown key 'promt': did you mean 'prompt'"),
+        (TASK.replace('"{question}"', "7"), "'prompt' must be a text, found a whole number: 7"),
+        (
+            TASK.replace("files = {", "hub_path = 3\nfiles = {"),
+            "'source\\[1\\].hub_path' must be a text that is not blank, found a whole number: 3",
+        ),
         (TASK + '[source.splits]\nvalidation = "a[5"', "split 'a\\[5' is not of the form"),
         ("mix = { nope = 1 }", "unknown data set 'nope'"),
-        ("mix = { boolq = 0 }", "weight of 'boolq' must be a number above 0, found 0"),
+        ("mix = { boolq = 0 }", "'mix.boolq' must be a number above 0, found a whole number: 0"),
     ],
 )
 def test_a_bad_task_file_is_reported(text, message, tmp_path):
