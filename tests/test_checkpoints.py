@@ -1,0 +1,65 @@
+"""Checkpoints: which one a run goes on from when files are cut, changed or missing."""
+
+import json
+
+import pytest
+
+from dwellmoe.checkpoints import CHECKSUMS, checkpoint_to_resume, damage, write_checksums
+from dwellmoe.errors import UserError
+from dwellmoe.run_identity import RUN_FILE
+
+
+def make_checkpoint(run, step):
+    folder = run / f"checkpoint-{step}"
+    (folder / "global_step").mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(200)))
+    (folder / "global_step" / "rank_1.pt").write_bytes(bytes(100))
+    (folder / RUN_FILE).write_text("{}")
+    write_checksums(folder)
+    return folder
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change(path):
+    path.write_bytes(bytes(len(path.read_bytes())))
+
+
+FAULTS = [
+    (cut, "adapter_model.safetensors"),
+    (change, "adapter_model.safetensors"),
+    (cut, "global_step/rank_1.pt"),
+    (cut, "trainer_state.json"),
+    (cut, CHECKSUMS),
+    (lambda path: path.unlink(), CHECKSUMS),
+    (lambda path: path.unlink(), "global_step/rank_1.pt"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "name"), FAULTS)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_named(tmp_path, capsys, spoil, name):
+    first, last = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    assert checkpoint_to_resume(tmp_path, "auto", False) == last
+    spoil(last / name)
+    assert checkpoint_to_resume(tmp_path, "auto", False) == first
+    said = capsys.readouterr().err
+    assert str(last) in said and name.rpartition("/")[2] in said
+    with pytest.raises(UserError, match="checkpoint-10"):
+        checkpoint_to_resume(tmp_path, str(last), False)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
+    folder = make_checkpoint(tmp_path, 3)
+    cut(folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoint_to_resume(tmp_path, "auto", False)
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_taken(tmp_path):
+    folder = make_checkpoint(tmp_path, 3)
+    (folder / CHECKSUMS).unlink()
+    (folder / RUN_FILE).unlink()
+    assert damage(folder) == ""

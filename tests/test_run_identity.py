@@ -1,0 +1,93 @@
+"""Which options may change when a run is resumed."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import TrainingArguments
+
+from dwellmoe.errors import UserError
+from dwellmoe.run_identity import (
+    DEEPSPEED,
+    GROUPS_MAY_CHANGE,
+    MAY_CHANGE,
+    MAY_GROW,
+    RANKS,
+    RUN_FILE,
+    check_same_run,
+    counting,
+)
+
+RUN = {
+    "learning_rate": 0.001, "seed": 42, "lora_rank": 8, "max_steps": -1, "num_train_epochs": 2.0,
+    "training rows": "mmlu-train-12", DEEPSPEED: None, RANKS: 2,
+}  # fmt: skip
+
+
+def saved(folder, record):
+    (folder / RUN_FILE).write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", 0.01), ("seed", 1), ("training rows", "mmlu-train-9"), (RANKS, 1)]
+)
+def test_another_run_is_refused_with_both_values_unless_asked_for(tmp_path, capsys, name, value):
+    folder = saved(tmp_path, RUN)
+    assert check_same_run(folder, RUN, anyway=False)
+    with pytest.raises(UserError, match=f"{name} was {RUN[name]}, is {value}"):
+        check_same_run(folder, RUN | {name: value}, anyway=False)
+    assert not check_same_run(folder, RUN | {name: value}, anyway=True)
+    assert f"{name} was {RUN[name]}, is {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "changed"),
+    [
+        ({}, {"lora_rank": 4}),
+        ({}, {DEEPSPEED: "ZeRO stage 2"}),
+        ({DEEPSPEED: "ZeRO stage 2"}, {DEEPSPEED: "ZeRO stage 3"}),
+        ({DEEPSPEED: "ZeRO stage 2"}, {DEEPSPEED: "ZeRO stage 2", RANKS: 1}),
+    ],
+)
+def test_what_decides_a_checkpoints_tensors_is_refused_in_any_case(tmp_path, before, changed):
+    folder = saved(tmp_path, RUN | before)
+    with pytest.raises(UserError, match=f"give .*{list(changed)[-1]} as before"):
+        check_same_run(folder, RUN | before | changed, anyway=True)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_run_may_be_made_longer_and_not_shorter(tmp_path, before, after):
+    folder = saved(tmp_path, RUN | {"num_train_epochs": before})
+    now = RUN | {"num_train_epochs": after}
+    if after >= before:
+        assert check_same_run(folder, now, anyway=False)
+    else:
+        with pytest.raises(UserError, match="--num_train_epochs"):
+            check_same_run(folder, now, anyway=False)
+
+
+def test_a_checkpoint_without_a_record_is_taken_and_that_is_said(tmp_path, capsys):
+    assert check_same_run(tmp_path, RUN, anyway=False)
+    assert RUN_FILE in capsys.readouterr().err
+
+
+def test_a_broken_record_is_refused(tmp_path):
+    (tmp_path / RUN_FILE).write_text('{"seed": ')
+    with pytest.raises(UserError, match=RUN_FILE):
+        check_same_run(tmp_path, RUN, anyway=False)
+
+
+def test_what_may_change_are_options_that_exist():
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    ours = {"model_name", "dataset_name", "model_key", "moe_module_name", "trust_remote_code"}
+    ours |= {"lora_save_path", "save_merged", "overwrite_output", "profile_only", "profile_examples"}
+    ours |= {"resume_anyway", "allow_other_base", "experts_implementation", "data_preprocess_only"}
+    assert names | ours >= MAY_CHANGE
+    assert all(any(name.startswith(group) for name in names) for group in GROUPS_MAY_CHANGE)
+    assert {*MAY_GROW, "learning_rate", "seed", "per_device_train_batch_size"} <= {
+        *counting(dict.fromkeys(names))
+    }
