@@ -7,10 +7,10 @@
 The options of training are accepted too; most of them have no effect here.
 """
 
-from dwellmoe.launch import end_with_launcher
+from dwellmoe.launch import begin
 
 if __name__ == "__main__":
-    end_with_launcher()  # before the imports below, which take seconds
+    begin("dwellmoe.evaluation.command_line:parse_evaluation")  # before the imports below, which take seconds
 
 import dataclasses
 import sys
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from config import TrainSettings
+from dwellmoe.data.context import check_context, context_tokens
 from dwellmoe.data.task import Task, load_task
 from dwellmoe.errors import run_command
 from dwellmoe.evaluation.answers.choices import choice_rows, task_of
 from dwellmoe.evaluation.chat import chat
-from dwellmoe.evaluation.chat_template import chat_task, uses_chat_template
+from dwellmoe.evaluation.conversation import conversation_of
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import REROUTED, Options, parse_options
@@ -32,7 +32,6 @@ from dwellmoe.evaluation.prompt_mode import (
     answer_prompt,
     print_answer,
     rerouting_counts,
-    user_prompt,
     verdict_on,
 )
 from dwellmoe.evaluation.ranks import Ranks, joined_ranks
@@ -41,15 +40,24 @@ from dwellmoe.evaluation.report.output import write_json_also, write_results
 from dwellmoe.evaluation.report.report import SCHEMA_VERSION, build_report
 from dwellmoe.evaluation.report.speed import find_device
 from dwellmoe.evaluation.report.summary import print_answers, print_summary
-from dwellmoe.evaluation.requests import NEW_TOKENS, Request, load_requests, sample_spec_of
+from dwellmoe.evaluation.requests import (
+    NEW_TOKENS,
+    CutPrompt,
+    Request,
+    load_requests,
+    prompt_ids,
+    sample_spec_of,
+)
 from dwellmoe.evaluation.sandbox.run import check_sandbox
+from dwellmoe.evaluation.text_lengths import text_lengths
+from dwellmoe.evaluation.wording import asked_task, own_prompt, own_wording
 from dwellmoe.loading import BASE, active_variant, quiet
 from model_loader import load_evaluated_model
 
 
 def parse(arguments: list[str]) -> Options:
     """The options of a command line. Raises UserError."""
-    return parse_options(arguments, __doc__ or "", TrainSettings)
+    return parse_options(arguments)
 
 
 def evaluate(options: Options, ranks: Ranks) -> None:
@@ -60,22 +68,24 @@ def evaluate(options: Options, ranks: Ranks) -> None:
         check_sandbox(options.backends)
     device = find_device(settings.device_profile)
     evaluated = load_evaluated_model(options)
-    chat_template = uses_chat_template(settings.use_chat_template, task, evaluated.tokenizer)
-    task = chat_task(task) if chat_template else task
-    requests, work = _load_work(options, task, evaluated, chat_template)
+    task = asked_task(options, evaluated.tokenizer)
+    requests, work = _load_work(options, task, evaluated)
+    lengths = text_lengths(requests, work, evaluated, options.data.allow_beyond_context)
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
     console.print(_what_is_measured(options, task, requests, work), highlight=False)
+    if cut := lengths.remark(options.row_tokens(task, evaluated.model)):
+        console.print(cut, highlight=False)
     measured, engine_rows = _measure_variants(options, evaluated, work, ranks)
     if not ranks.first:
         return
     report = build_report(
         options=options,
         task=task,
-        chat_template=chat_template,
         evaluated=evaluated,
         device=device,
         requests=requests,
         new_tokens=work.max_new_tokens,
+        lengths=lengths,
         measured=measured,
         engine_rows=engine_rows,
     )
@@ -102,15 +112,11 @@ def _measure_variants(
     return measured, engine_rows
 
 
-def _load_work(
-    options: Options, task: Task, evaluated: EvaluatedModel, chat_template: bool
-) -> tuple[list[Request], Workload]:
+def _load_work(options: Options, task: Task, evaluated: EvaluatedModel) -> tuple[list[Request], Workload]:
     settings = options.evaluation
     tokenizer = evaluated.tokenizer
     sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
-    requests = load_requests(
-        task, settings.split, tokenizer, sample_spec, seed=options.seed, chat_template=chat_template
-    )
+    requests = load_requests(task, settings.split, tokenizer, sample_spec, seed=options.seed)
     choices = choice_rows(
         task, requests, tokenizer, max_tokens=sample_spec.row_tokens, limit=settings.choice_limit
     )
@@ -165,19 +171,42 @@ def answer_one(options: Options) -> None:
 
 def _answer_input(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
     settings = options.evaluation
-    prompt = user_prompt(
-        settings.input or "", evaluated, settings.use_chat_template, options.data.max_words_len
+    named = "dataset_name" in options.given
+    task = load_task(options.data.dataset_name) if named else None
+    wording = own_wording(options, evaluated.tokenizer)
+    prompt = own_prompt(wording, settings.input or "", evaluated.tokenizer, must_fit=named)
+    new_tokens = settings.max_new_tokens or (task and task.answer_tokens) or NEW_TOKENS
+    return _answer(
+        options,
+        evaluated,
+        prompt_ids(evaluated.tokenizer, prompt, options.data.max_words_len),
+        new_tokens,
+        stop=task.stop if task and not wording.chat_template else (),
+    ), False
+
+
+def _answer(
+    options: Options,
+    evaluated: EvaluatedModel,
+    prompt: CutPrompt,
+    new_tokens: int,
+    stop: Sequence[str],
+) -> dict:
+    """The answer to a prompt, and what that took. Raises UserError for one beyond the model's context."""
+    check_context(
+        "the prompt with its answer",
+        [len(prompt.ids) + new_tokens - 1],
+        context_tokens(evaluated.model.config),
+        options.data.allow_beyond_context,
     )
-    new_tokens = settings.max_new_tokens or NEW_TOKENS
-    return answer_prompt(evaluated, prompt, new_tokens, policies=options.policies), False
+    found = answer_prompt(evaluated, prompt.ids, new_tokens, policies=options.policies, stop=stop)
+    return found | {"cut_prompt_tokens": prompt.cut_tokens}
 
 
 def _answer_request(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
     """The answer to request --task_num, and whether its text may not be shown."""
     settings = options.evaluation
-    task = load_task(options.data.dataset_name)
-    chat_template = uses_chat_template(settings.use_chat_template, task, evaluated.tokenizer)
-    task = chat_task(task) if chat_template else task
+    task = asked_task(options, evaluated.tokenizer)
     one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
     sample_spec = sample_spec_of(one, task, options.row_tokens(task, evaluated.model))
     (request,) = load_requests(
@@ -186,11 +215,9 @@ def _answer_request(options: Options, evaluated: EvaluatedModel) -> tuple[dict, 
         evaluated.tokenizer,
         sample_spec,
         seed=options.seed,
-        chat_template=chat_template,
     )
-    found = answer_prompt(
-        evaluated, request.prompt_ids, sample_spec.new_tokens, policies=options.policies, stop=task.stop
-    )
+    prompt = CutPrompt(request.prompt_ids, request.cut_prompt_tokens)
+    found = _answer(options, evaluated, prompt, sample_spec.new_tokens, stop=task.stop)
     found["verdict"] = verdict_on(request, task_of(task, request.example), found["answer"], options.backends)
     return found | ({"answer": None} if task.undisclosed else {}), task.undisclosed
 
@@ -199,9 +226,16 @@ def chat_with(options: Options) -> None:
     """Chats with the tuned variant, if there is one, until the input ends."""
     settings = options.evaluation
     evaluated = load_evaluated_model(options)
+    new_tokens = settings.max_new_tokens or NEW_TOKENS
+    conversation = conversation_of(options, evaluated, new_tokens)
     with active_variant(evaluated.model, _chosen_variant(options)):
-        new_tokens = settings.max_new_tokens or NEW_TOKENS
-        chat(_rerouted(evaluated, options), new_tokens, temperature=settings.temperature)
+        chat(
+            _rerouted(evaluated, options),
+            conversation,
+            new_tokens,
+            lines=sys.stdin.buffer,
+            temperature=settings.temperature,
+        )
 
 
 def _chosen_variant(options: Options) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dwellmoe.data.task import load_task
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel, ReroutingSettings
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
@@ -25,6 +24,7 @@ from dwellmoe.evaluation.report.cache_rows import rerouting_row
 from dwellmoe.evaluation.report.comparison import perplexity_ratio, switch_rate_ratio
 from dwellmoe.evaluation.report.output import write_json
 from dwellmoe.evaluation.requests import load_requests, sample_spec_of
+from dwellmoe.evaluation.wording import asked_task
 from dwellmoe.loading import BASE, active_variant, quiet
 from dwellmoe.plots import methods
 from dwellmoe.plots.style import save
@@ -52,7 +52,7 @@ def setups(budgets: list[str], policies: list[str], strategies: list[str]) -> It
 
 
 def load_work(options: Options, evaluated: EvaluatedModel) -> Workload:
-    task = load_task(options.data.dataset_name)
+    task = asked_task(options, evaluated.tokenizer)
     settings = options.evaluation
     sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))
     requests = load_requests(task, settings.split, evaluated.tokenizer, sample_spec, seed=options.seed)

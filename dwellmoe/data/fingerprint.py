@@ -8,13 +8,14 @@ from dwellmoe.data.download import file_sha256
 from dwellmoe.data.download_cache import digest
 from dwellmoe.data.examples import splits_up_to
 from dwellmoe.data.sources import raw_splits, ready_source
-from dwellmoe.data.task import Task, load_task
+from dwellmoe.data.task import Task, load_task, worded
 
 
 def task_identity(task: Task, split: str) -> list:
     """All that a split's examples depend on, made from the sources that are here."""
     if task.mix:
-        return [task.mix, [task_identity(load_task(name), split) for name in task.mix]]
+        members = [worded(load_task(name), task.chat) for name in task.mix]
+        return [task.mix, [task_identity(member, split) for member in members]]
     order = [] if task.shuffle_choices_seed is None else [task.shuffle_choices_seed]
     sources = [_source_identity(task, name) for name in splits_up_to(split)]
     return [task.prompt, task.answer, task.fields, sources, *order]

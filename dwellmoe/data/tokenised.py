@@ -16,6 +16,7 @@ from dwellmoe.data.download_cache import build_once, cache_folder, digest
 from dwellmoe.data.examples import Example, fetch_for, load_examples, seeded_sample
 from dwellmoe.data.fingerprint import task_identity, tokenizer_identity
 from dwellmoe.data.task import Task, check_split
+from dwellmoe.data.wording import as_messages, beginning
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 
@@ -51,6 +52,8 @@ def tokenise_split(
 ) -> Dataset:
     """Rows of one split, from the cache on disk if the same were made before; only else is anything fetched.
 
+    `task` as `as_asked` gives it: with `task.chat` the prompts are messages in the tokenizer's chat template.
+
     Columns: `input_ids` and `labels` [T] (-100 on the prompt and on the first token, which nothing predicts),
     `prompt_tokens` (leading tokens that are prompt, BOS included), `cut_prompt_tokens`, `cut_answer_tokens`.
     `limit` keeps a sample of that many examples drawn by `seed`; `mix_available_only` lets a mix go without
@@ -64,6 +67,7 @@ def tokenise_split(
         raise UserError(f"limit = {limit}: at least 1 example is needed")
     check_split(split)
     settings = [SCHEME, split, max_tokens, limit, seed, mix_available_only]
+    settings += [tokenizer.chat_template] if task.chat else []
 
     def name() -> str:
         key = digest([task_identity(task, split), tokenizer_identity(tokenizer), settings])
@@ -73,7 +77,9 @@ def tokenise_split(
         examples = load_examples(task, split, seed=seed, mix_available_only=mix_available_only)
         if not examples:
             raise UserError(f"{task.name}: the split '{split}' is empty")
-        encode_examples(seeded_sample(examples, limit, seed), tokenizer, max_tokens).save_to_disk(folder)
+        examples = seeded_sample(examples, limit, seed)
+        examples = as_messages(examples, tokenizer) if task.chat else examples
+        encode_examples(examples, tokenizer, max_tokens).save_to_disk(folder)
 
     if not (cache_folder() / "tokenised" / name()).exists():
         fetch_for(task, split)  # what is fetched may be another source, which makes another name
@@ -120,11 +126,6 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Each text's tokens and nothing added; without a warning about long texts, since they are cut here."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-
-
-def beginning(tokenizer: Any) -> list[int]:
-    """The tokens that this tokenizer puts before every text: `[BOS]` or none."""
-    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
 
 
 def cut_counts(rows: Dataset) -> CutCounts:

@@ -12,6 +12,8 @@ from transformers import TextStreamer
 from dwellmoe.cache import metrics
 from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
+from dwellmoe.errors import UserError
+from dwellmoe.evaluation.conversation import Conversation
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.recording import Recording, has_pairs
@@ -34,34 +36,65 @@ class _Printer(TextStreamer):
 
 def chat(
     evaluated: EvaluatedModel,
+    conversation: Conversation,
     max_new_tokens: int,
-    lines: Iterable[str] = sys.stdin,
+    lines: Iterable[bytes | str],
     out: TextIO = sys.stdout,
     temperature: float = 0.0,
 ) -> None:
     """Replies to each line, token by token, until the lines end or Ctrl-C is pressed.
 
     After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is
-    one. The whole conversation is the prompt, in the tokenizer's chat template (without one: as plain lines).
+    one. A line that cannot be asked is answered with the reason, and the conversation goes on.
     """
-    messages: list[dict[str, str]] = []
     print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
+    if conversation.one_by_one:
+        task = conversation.wording.task
+        print(f"each message is asked by itself, in the words of '{task}', without a chat template", file=out)
     try:
-        for line in filter(str.strip, lines):
-            messages.append({"role": "user", "content": line.strip()})
-            generated = generate(
-                evaluated,
-                [0],
-                [_prompt_ids(evaluated, messages)],
-                max_new_tokens,
-                temperature=temperature,
-                streamer=_Printer(evaluated.tokenizer, out),
-            )
-            messages.append({"role": "assistant", "content": generated.answers[0].text.strip()})
-            cost = locality_of_reply(generated.recording) + engine_work(evaluated)
-            print(f"\n[{cost}]", file=out, flush=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                if message := _decoded(line, number):
+                    _reply(evaluated, conversation, message, max_new_tokens, temperature, out)
+            except UserError as error:
+                print(f"error: {error}", file=out, flush=True)
     except KeyboardInterrupt:
         print("\nchat ended", file=out)
+
+
+def _decoded(line: bytes | str, number: int) -> str:
+    """A line as a message. Raises UserError for bytes that are not UTF-8."""
+    try:
+        return (line if isinstance(line, str) else line.decode()).removeprefix("\ufeff").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"line {number} of the chat is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start} of the line"
+        ) from None
+
+
+def _reply(
+    evaluated: EvaluatedModel,
+    conversation: Conversation,
+    message: str,
+    max_new_tokens: int,
+    temperature: float,
+    out: TextIO,
+) -> None:
+    asked = conversation.ask(message)
+    if asked.left_out and conversation.room:
+        print(f"[the oldest {asked.left_out} messages are left out: {conversation.room.reason}]", file=out)
+    generated = generate(
+        evaluated,
+        [0],
+        [asked.ids],
+        max_new_tokens,
+        temperature=temperature,
+        streamer=_Printer(evaluated.tokenizer, out),
+    )
+    conversation.add_reply(generated.answers[0].text)
+    cost = locality_of_reply(generated.recording) + engine_work(evaluated)
+    print(f"\n[{cost}]", file=out, flush=True)
 
 
 def locality_of_reply(recording: Recording) -> str:
@@ -91,11 +124,3 @@ def engine_work(evaluated: EvaluatedModel) -> str:
     )
     engine.reset_counts()
     return work
-
-
-def _prompt_ids(evaluated: EvaluatedModel, messages: list[dict[str, str]]) -> list[int]:
-    tokenizer = evaluated.tokenizer
-    if tokenizer.chat_template:
-        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return found["input_ids"]
-    return tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]

@@ -13,32 +13,15 @@ from dwellmoe.cache import metrics
 from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.data.task import Task
-from dwellmoe.data.tokenised import token_ids
-from dwellmoe.errors import UserError
 from dwellmoe.evaluation.answers.judge import judge, program_of
-from dwellmoe.evaluation.chat_template import as_message
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
 from dwellmoe.evaluation.recording import has_pairs
 from dwellmoe.evaluation.report.speed import measured_speed_row
 from dwellmoe.evaluation.report.summary import four_digits, readable_bytes
-from dwellmoe.evaluation.requests import Request, prompt_ids
+from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.sandbox.run import run_program
 from dwellmoe.routing.simulated_cache import HITS, KEPT, MISSES, TOKENS
-
-
-def user_prompt(text: str, evaluated: EvaluatedModel, use_chat_template: str, row_tokens: int) -> list[int]:
-    """Tokens of a user's prompt, in the chat template unless that is `off` or there is none.
-
-    Raises UserError for an empty prompt, or for `on` without a template.
-    """
-    if not text.strip():
-        raise UserError("--input: the prompt is empty")
-    template = evaluated.tokenizer.chat_template
-    if use_chat_template == "on" and not template:
-        raise UserError("--use_chat_template on: the tokenizer has no chat template; choose from auto, off")
-    prompt = as_message(text, evaluated.tokenizer) if template and use_chat_template != "off" else text
-    return prompt_ids(evaluated.tokenizer, token_ids(evaluated.tokenizer, [prompt])[0], row_tokens)
 
 
 def answer_prompt(
@@ -99,7 +82,12 @@ def verdict_on(request: Request, task: Task, written: str, backends: Sequence[st
 def print_answer(found: dict[str, Any], console: Console, undisclosed: bool = False) -> None:
     """Prints the answer and what it took, a few lines."""
     console.print("(not shown)" if undisclosed else found["answer"], markup=False, highlight=False)
-    lines = [_speed(found), *map(_cache, found["cache"])]
+    lines = (
+        [f"the prompt lost its first {cut} tokens (--max_words_len)"]
+        if (cut := found["cut_prompt_tokens"])
+        else []
+    )
+    lines += [_speed(found), *map(_cache, found["cache"])]
     lines += [_rerouting(found["rerouting"])] if found.get("rerouting") else []
     lines += [f"ECR {found['ecr']:.4f}"] if found["ecr"] is not None else []
     lines += [f"verdict: {found['verdict']}"] if found.get("verdict") else []

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dwellmoe.data.examples import Example, load_examples, seeded_sample
 from dwellmoe.data.task import Task
-from dwellmoe.data.tokenised import beginning, encode_examples, token_ids
+from dwellmoe.data.tokenised import encode_examples, token_ids
+from dwellmoe.data.wording import as_messages, beginning
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.chat_template import as_messages
 from dwellmoe.evaluation.settings import EvaluationSettings
 
 Item = TypeVar("Item")
@@ -79,41 +79,52 @@ class Request:
     """What generation starts from: the prompt, of which `row` may hold less if the reference answer is long;
     for running text the first half of its window.
     """
+    cut_prompt_tokens: int = 0
+    """Tokens that `prompt_ids` lost at its beginning."""
 
 
 def load_requests(
-    task: Task, split: str, tokenizer: Any, sample_spec: SampleSpec, seed: int, chat_template: bool = False
+    task: Task, split: str, tokenizer: Any, sample_spec: SampleSpec, seed: int
 ) -> list[Request]:
-    """The measured examples of a split as numbered requests. Raises UserError."""
+    """The measured examples of a split as numbered requests; `task` as `as_asked` gives it. UserError."""
     examples = sample_spec.choose(load_examples(task, split, seed=seed), seed)
     if not examples:
         raise UserError(f"{task.name}: the split '{split}' is empty")
-    examples = as_messages(examples, tokenizer) if chat_template else examples
+    examples = as_messages(examples, tokenizer) if task.chat else examples
     prompted = [example for example in examples if example.prompt]
     rows = encode_examples(prompted, tokenizer, sample_spec.row_tokens) if prompted else []
     texts = [example.prompt for example in prompted]
-    prompts = [prompt_ids(tokenizer, ids, sample_spec.row_tokens) for ids in token_ids(tokenizer, texts)]
+    prompts = [prompt_ids(tokenizer, text, sample_spec.row_tokens) for text in texts]
     found = list(zip(prompted, map(dict, rows), prompts, strict=True))
     for example in examples:
         if not example.prompt:
             windows = map(dict, encode_examples([example], tokenizer, sample_spec.row_tokens))
-            found += [(example, row, _first_half(row["input_ids"])) for row in windows]
+            found += [(example, row, CutPrompt(_first_half(row["input_ids"]), 0)) for row in windows]
     return [
         Request(
             request_id=request_id,
             row=row,
             example=example,
             has_prompt=bool(example.prompt),
-            prompt_ids=prompt,
+            prompt_ids=prompt.ids,
+            cut_prompt_tokens=prompt.cut_tokens,
         )
         for request_id, (example, row, prompt) in enumerate(found)
     ]
 
 
-def prompt_ids(tokenizer: Any, ids: list[int], max_tokens: int) -> list[int]:
+class CutPrompt(NamedTuple):
+    """A prompt's tokens, and how many it lost at its beginning."""
+
+    ids: list[int]
+    cut_tokens: int
+
+
+def prompt_ids(tokenizer: Any, prompt: str, max_tokens: int | None) -> CutPrompt:
     """A prompt's tokens, after what the tokenizer puts before every text; a long prompt loses its start."""
-    begin = beginning(tokenizer)
-    return begin + ids[max(0, len(ids) - max_tokens + len(begin)) :]
+    begin, (ids,) = beginning(tokenizer), token_ids(tokenizer, [prompt])
+    first = 0 if max_tokens is None else max(0, len(ids) - max_tokens + len(begin))
+    return CutPrompt(begin + ids[first:], first)
 
 
 def _first_half(ids: list[int]) -> list[int]:

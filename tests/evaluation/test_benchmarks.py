@@ -9,10 +9,9 @@ import torch
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.data.examples import Example
-from dwellmoe.data.task import Task, load_task
+from dwellmoe.data.task import Task, load_task, worded
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.answers.judge import program_of
-from dwellmoe.evaluation.chat_template import as_message, chat_task, uses_chat_template
 from dwellmoe.evaluation.generation import StopWords, Timing, before_stop, generate
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.ranks import Ranks
@@ -96,7 +95,7 @@ def test_one_request_and_a_prompt_of_the_user(tasks, capsys):
     assert all(row["miss_bytes_per_token"] > 0 for row in numbered["cache"])
     shown = capsys.readouterr().out
     assert "tokens/s" in shown and "hit rate" in shown and "verdict: failed" in shown
-    answer_one(parse([*alone(tasks), "--input", "w1 w33", "--json", str(path)]))
+    answer_one(parse([*alone(tasks), "--input", "w33", "--json", str(path)]))
     prompted = json.loads(path.read_text())
     assert prompted["prompt_tokens"] == 2 and prompted["answer"].startswith(numbered["answer"].split()[0])
 
@@ -183,23 +182,10 @@ def test_pass_at_1_is_a_share():
     assert found["pass_at_1"] == 0.5 and found["verdicts"] == {"passed": 2, "failed": 2} and found["sandbox"]
 
 
-def test_the_chat_template_is_requested_by_task_or_user():
-    tokenizer = word_tokenizer(with_bos=True)
-    task = Task("t", None, (), prompt="p ", answer=" a", chat=True, chat_answer="b", stop=("x",))  # type: ignore[arg-type]
-    assert not uses_chat_template("auto", task, tokenizer)
-    tokenizer.chat_template = "<bos>{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    assert uses_chat_template("auto", task, tokenizer) and not uses_chat_template("off", task, tokenizer)
-    assert not uses_chat_template("auto", dataclasses.replace(task, chat=False), tokenizer)
-    worded = chat_task(task)
-    assert (worded.prompt, worded.answer, worded.stop) == ("p", "b", ())
-    assert as_message("w1", tokenizer) == "[w1]", "the tokenizer itself puts BOS before it"
-    assert as_message("w1", word_tokenizer_with(tokenizer.chat_template)) == "<bos>[w1]"
-
-
 def test_a_chat_is_scored_and_continued_in_its_own_words(tasks):
-    task = chat_task(load_task(str(tasks / "code" / "task.toml")))
+    task = worded(load_task(str(tasks / "code" / "task.toml")), chat=True)
     tokenizer = word_tokenizer_with("{% for m in messages %}w90 {{ m['content'] }} w91{% endfor %}")
-    request = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0, chat_template=True)[0]
+    request = load_requests(task, "test", tokenizer, SampleSpec(1, 1, 5, 64, 2), 0)[0]
     assert tokenizer.decode(request.prompt_ids) == "w90 w1 w32 w91"
     assert tokenizer.decode(request.row["input_ids"]) == "w90 w1 w32 w91 w2 w3 w4 <eos>"
 

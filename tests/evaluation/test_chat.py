@@ -2,12 +2,22 @@
 
 import io
 
+import pytest
+
+from dwellmoe.data.wording import Wording
+from dwellmoe.errors import UserError
 from dwellmoe.evaluation.chat import chat
+from dwellmoe.evaluation.conversation import Conversation, Room
+from tests.data.stand_ins import word_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{{ 'w90' if m['role'] == 'user' else 'w91' }} {{ m['content'] }} {% endfor %}w91"
+)
 
 
-def talk(evaluated, lines):
+def talk(evaluated, lines, **settings):
     out = io.StringIO()
-    chat(evaluated, 6, lines, out)
+    chat(evaluated, Conversation(evaluated.tokenizer, **{"wording": Wording()} | settings), 6, lines, out)
     return out.getvalue()
 
 
@@ -23,3 +33,46 @@ def test_ctrl_c_ends_it(evaluated):
         raise KeyboardInterrupt
 
     assert talk(evaluated, lines()).endswith("chat ended\n")
+
+
+@pytest.mark.parametrize("bad", [b"w1 \xff\n", b"\xfe\xff\x00w\n", "w1 é\n".encode("latin-1")])
+def test_a_line_that_is_not_utf_8_is_named_and_the_chat_goes_on(evaluated, bad):
+    output = talk(evaluated, [b"\xef\xbb\xbfw1\r\n", bad, b"w4 w5\n"])
+    offset = next(n for n, byte in enumerate(bad) if byte > 127)
+    assert output.count("ECR 0.") == 2
+    assert f"line 2 of the chat is not UTF-8: byte 0x{bad[offset]:02x} at offset {offset}" in output
+
+
+def test_a_message_that_is_too_long_is_refused_and_the_oldest_are_left_out(evaluated):
+    room = Room(8, "there is room for 8")
+    output = talk(evaluated, ["w1 w2\n", "w3 " * 9 + "\n", "w4 w5 w6 w7 w8 w9\n"], room=room)
+    assert "the message has 9 tokens, there is room for 8" in output and output.count("ECR 0.") == 2
+    assert "the oldest 2 messages are left out: there is room for 8" in output
+
+
+def conversation(**settings):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer, Conversation(tokenizer, **settings)
+
+
+def test_a_conversation_is_in_the_chat_template():
+    tokenizer, talk = conversation(wording=Wording("t", "w7 {question}", chat_template=True))
+    talk.ask("w1")
+    talk.add_reply(" w2 ")
+    assert tokenizer.decode(talk.ask("w3").ids) == "w90 w7 w1 w91 w2 w90 w7 w3 w91"
+
+
+def test_plain_words_of_a_task_are_asked_one_by_one_as_trained():
+    tokenizer, talk = conversation(wording=Wording("t", "w7 {question} w8"))
+    talk.ask("w1")
+    talk.add_reply("w2")
+    assert tokenizer.decode(talk.ask("w3").ids) == "w7 w3 w8" and talk.one_by_one
+
+
+def test_a_message_that_lacks_fields_is_refused_only_where_the_task_was_named():
+    wording = Wording("t", "{a} {b}")
+    tokenizer, talk = conversation(wording=wording)
+    assert tokenizer.decode(talk.ask("w1").ids) == "w1"
+    with pytest.raises(UserError, match="a, b"):
+        conversation(wording=wording, must_fit=True)[1].ask("w1")

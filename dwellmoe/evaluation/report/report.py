@@ -19,6 +19,7 @@ from dwellmoe.evaluation.report.locality_rows import locality_rows
 from dwellmoe.evaluation.report.quality import quality_row
 from dwellmoe.evaluation.report.speed import device_note, measured_speed_row, speed_rows
 from dwellmoe.evaluation.requests import Request
+from dwellmoe.evaluation.text_lengths import TextLengths
 from dwellmoe.loading import BASE
 
 SCHEMA_VERSION = 1
@@ -55,11 +56,11 @@ def build_report(
     *,
     options: Options,
     task: Task,
-    chat_template: bool,
     evaluated: EvaluatedModel,
     device: DeviceProfile,
     requests: Sequence[Request],
     new_tokens: int,
+    lengths: TextLengths,
     measured: Mapping[str, Measured],
     engine_rows: Sequence[dict],
 ) -> dict[str, Any]:
@@ -80,8 +81,9 @@ def build_report(
         "convention": CONVENTION,
         "model": evaluated.fields(),
         "data": _data(options, task, requests, measured)
+        | asdict(lengths)
         | {
-            "chat_template": chat_template,
+            "chat_template": task.chat,
             "row_tokens": options.row_tokens(task, evaluated.model),
             "new_tokens": new_tokens,
         },
@@ -109,8 +111,6 @@ def _data(
         "requests": len(requests),
         "tokens": sum(len(request.row["input_ids"]) for request in requests),
         "generated_requests": len(measured[BASE].answers),
-        "cut_prompts": sum(request.row["cut_prompt_tokens"] > 0 for request in requests),
-        "cut_answers": sum(request.row["cut_answer_tokens"] > 0 for request in requests),
     }
 
 

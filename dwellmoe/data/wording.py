@@ -1,0 +1,162 @@
+"""How a question becomes a prompt: by the words of a task, through the model's chat template or not.
+
+Training, evaluation, `--input` and chat all ask here. What an adapter was trained with is kept in its folder.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from dwellmoe.data.examples import Example
+from dwellmoe.data.fields import with_options
+from dwellmoe.data.task import Task, worded
+from dwellmoe.data.templates import fill, placeholders
+from dwellmoe.errors import UserError, first_line
+from dwellmoe.files import replacing
+from dwellmoe.log import warn_once
+
+WORDING_FILE = "wording.json"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What is put around a question, and around an answer in training."""
+
+    task: str = ""
+    """Name of the data set that these are the words of; empty: none."""
+    prompt: str = ""
+    """With `{field}` for each field; empty: a question is the whole prompt, as for running text or a mix."""
+    answer: str = ""
+    chat_template: bool = False
+    """Whether the prompt is a message in the model's chat template."""
+
+    def prompt_of(self, question: str) -> str:
+        """The prompt that asks a question: a text, or a JSON object where the words need several fields.
+
+        Raises UserError for a question that lacks a field.
+        """
+        names = self.fields
+        if len(names) < 2:
+            return fill(self.prompt, dict.fromkeys(names, question)) if names else question
+        return fill(self.prompt, _fields_of(question, names, self.task))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the prompt needs."""
+        return tuple(sorted(placeholders(self.prompt)))
+
+    def save(self, folder: Path) -> None:
+        """Writes the wording into the folder of an adapter or a model."""
+        with replacing(folder / WORDING_FILE) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+
+def _fields_of(question: str, names: Sequence[str], task: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(question)
+    except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict):
+        fields = with_options({"gold": 0} | fields)
+    missing = [name for name in names if name not in (fields or {})]
+    if missing:
+        raise UserError(
+            f"the wording of '{task}' needs {', '.join(names)}: give a JSON object with them, which lacks "
+            f"{', '.join(missing)}"
+        )
+    return fields or {}
+
+
+def wording_of(task: Task) -> Wording:
+    """The wording of a task as `as_asked` gives it."""
+    return Wording(task.name, task.prompt, task.answer, task.chat)
+
+
+def saved_wording(folder: str | Path | None) -> Wording | None:
+    """The wording that trained what a folder holds; None where none was kept. Raises UserError."""
+    path = Path(folder or "") / WORDING_FILE
+    if not folder or not path.exists():
+        return None
+    types = {field.name: type(field.default) for field in dataclasses.fields(Wording)}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [name for name, kind in types.items() if not isinstance(found[name], kind)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: not a wording: {type(error).__name__} {first_line(error)}") from None
+    if wrong or len(found) > len(types):
+        fault = wrong[0] if wrong else next(name for name in found if name not in types)
+        raise UserError(f"{path}: not a wording: '{fault}' is {found[fault]!r:.60}")
+    return Wording(**found)
+
+
+def uses_chat_template(choice: str, requested: bool, tokenizer: Any) -> bool:
+    """Whether prompts go through the chat template: `on`, `off`, or `auto`, which is as requested.
+
+    Raises UserError for `on` where the tokenizer has no template; `auto` then goes without.
+    """
+    if choice == "on" and not tokenizer.chat_template:
+        raise UserError("--use_chat_template on: the tokenizer has no chat template; choose from auto, off")
+    return choice == "on" or (choice == "auto" and requested and bool(tokenizer.chat_template))
+
+
+def as_asked(task: Task, tokenizer: Any, choice: str = "auto", trained: Wording | None = None) -> Task:
+    """The task with the words that are used, and `chat` for whether they go through the chat template.
+
+    `auto` is as an adapter was trained (`trained`), and without one as the task requests. Raises UserError.
+    """
+    requested = trained.chat_template if trained else task.chat
+    if choice == "auto" and requested and not tokenizer.chat_template:
+        warn_once(f"{task.name}: asked without a chat template, since the tokenizer has none")
+    return worded(task, uses_chat_template(choice, requested, tokenizer))
+
+
+def as_message(text: str, tokenizer: Any) -> str:
+    """A user's message in the chat template, ready for the reply."""
+    return as_conversation([{"role": "user", "content": text}], tokenizer)
+
+
+def as_conversation(messages: Sequence[dict[str, str]], tokenizer: Any) -> str:
+    """Messages in the chat template, ready for the next reply; reasoning is off where it is an option.
+
+    Raises UserError where the template refuses them.
+    """
+    try:
+        prompt = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise UserError(f"the chat template of '{tokenizer.name_or_path}': {first_line(error)}") from None
+    # Where the tokenizer puts BOS before every text, that of the template would be a second one.
+    return prompt.removeprefix(tokenizer.bos_token) if beginning(tokenizer) else prompt
+
+
+def as_messages(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The examples with their prompts as messages of a chat; running text, which has none, stays as it is."""
+    return [
+        dataclasses.replace(each, prompt=as_message(each.prompt, tokenizer)) if each.prompt else each
+        for each in examples
+    ]
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The tokens that this tokenizer puts before every text: `[BOS]` or none."""
+    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
+
+
+def difference(trained: Wording, asked: Wording) -> str:
+    """How prompts differ from those of training, in one phrase; empty where they do not."""
+    parts = []
+    if trained.chat_template != asked.chat_template:
+        how = {True: "through the chat template", False: "without the chat template"}
+        parts.append(
+            f"trained {how[trained.chat_template]}, asked {how[asked.chat_template]} (--use_chat_template)"
+        )
+    if (trained.prompt, trained.answer) != (asked.prompt, asked.answer):
+        words = f"{asked.prompt!r:.80}" if asked.prompt else "the question alone"
+        parts.append(f"trained on '{trained.task}' as {trained.prompt!r:.80}, asked as {words}")
+    return "; ".join(parts)
