@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dwellmoe.data.examples import Example
 from dwellmoe.data.fields import fill, with_options
-from dwellmoe.data.task import Task, load_task
+from dwellmoe.data.task import Task, load_task, worded
 from dwellmoe.data.tokenised import encode_examples
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.teacher_forced import Score
@@ -32,7 +32,7 @@ class ChoiceScore(NamedTuple):
 
 def task_of(task: Task, example: Example) -> Task:
     """The task that an example comes from: in a mix, that of the member."""
-    return load_task(example.task) if task.mix else task
+    return worded(load_task(example.task), task.chat) if task.mix else task
 
 
 def other_answers(task: Task, example: Example) -> list[str]:
