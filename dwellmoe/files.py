@@ -130,7 +130,7 @@ def check_name(name: str, where: str) -> None:
 
     `where` says in the message what has the name.
     """
-    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+    if name.strip() in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
         raise UserError(f"{where} must be the name of a file, without / or \\, found {name!r:.60}")
     if len(name.encode()) > LONGEST_NAME_BYTES:
         raise UserError(f"{where} must be at most {LONGEST_NAME_BYTES} bytes long, found {name!r:.60}")
