@@ -4,6 +4,7 @@ import pytest
 
 from dwellmoe.errors import UserError
 from dwellmoe.locality.settings import LocalitySettings
+from dwellmoe.settings.model import ModelSettings
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,9 @@ from dwellmoe.locality.settings import LocalitySettings
 def test_a_wrong_setting_is_a_users_mistake(given, message):
     with pytest.raises(UserError, match=message):
         LocalitySettings(**given)
+
+
+@pytest.mark.parametrize("key", ["/../x", "..", "a/b", "a\nb"])
+def test_a_label_in_folder_names_names_no_other_folder(key):
+    with pytest.raises(UserError, match="--model_key must be the name of a file"):
+        ModelSettings(model_key=key)

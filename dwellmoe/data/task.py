@@ -89,6 +89,9 @@ class Task:
     mix: dict[str, float] = field(default_factory=dict)
     """Other tasks -> share of the mix; a mix has no sources of its own."""
 
+    def __post_init__(self):
+        check_name(self.name, "the name of a data set")
+
 
 def check_split(split: str) -> None:
     """Raises UserError for a split that is not one of the three."""
@@ -135,7 +138,6 @@ def _read_task_file(path: Path) -> Task:
     sources = tuple(Source(**source) for source in table.pop("source", ()))
     folder = path.resolve().parent
     settings: dict[str, Any] = {"name": folder.name} | table
-    check_name(settings["name"], f"{path}: the name of the data set")
     settings |= {name: tuple(table.get(name, ())) for name in ("fields", "stop")}
     return Task(folder=folder, sources=sources, **settings)
 

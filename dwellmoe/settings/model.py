@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dwellmoe.files import check_name
 from dwellmoe.options import Settings, option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -29,3 +30,8 @@ class ModelSettings(Settings):
         "implementation of transformers that computes the experts: eager, grouped_mm, ...; default: its own",
     )
     trust_remote_code: bool = option(False, "allow modelling code that comes with the checkpoint to run")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_key:
+            check_name(self.model_key, "--model_key")
