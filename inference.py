@@ -12,13 +12,17 @@ from dwellmoe.launch import begin
 if __name__ == "__main__":
     begin("dwellmoe.evaluation.command_line:parse_evaluation")  # before the imports below, which take seconds
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from dwellmoe.cache.device import DeviceProfile
 from dwellmoe.data.context import check_context, context_tokens
 from dwellmoe.data.task import Task, load_task
 from dwellmoe.errors import run_command
@@ -26,6 +30,7 @@ from dwellmoe.evaluation.answers.choices import choice_rows, task_of
 from dwellmoe.evaluation.chat import chat
 from dwellmoe.evaluation.conversation import conversation_of
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
+from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import REROUTED, Options, parse_options
 from dwellmoe.evaluation.prompt_mode import (
@@ -36,7 +41,14 @@ from dwellmoe.evaluation.prompt_mode import (
 )
 from dwellmoe.evaluation.ranks import Ranks, joined_ranks
 from dwellmoe.evaluation.report.cache_rows import counted
-from dwellmoe.evaluation.report.output import write_json_also, write_results
+from dwellmoe.evaluation.report.output import (
+    check_json,
+    check_outputs,
+    check_space,
+    choose_folder,
+    write_json_also,
+    write_results,
+)
 from dwellmoe.evaluation.report.report import SCHEMA_VERSION, build_report
 from dwellmoe.evaluation.report.speed import find_device
 from dwellmoe.evaluation.report.summary import print_answers, print_summary
@@ -50,7 +62,9 @@ from dwellmoe.evaluation.requests import (
 )
 from dwellmoe.evaluation.sandbox.run import check_sandbox
 from dwellmoe.evaluation.text_lengths import text_lengths
+from dwellmoe.evaluation.unfinished import kept_batches, results_bytes, stoppable
 from dwellmoe.evaluation.wording import asked_task, own_prompt, own_wording
+from dwellmoe.folder_lock import only_writer
 from dwellmoe.loading import BASE, active_variant, quiet
 from model_loader import load_evaluated_model
 
@@ -67,17 +81,35 @@ def evaluate(options: Options, ranks: Ranks) -> None:
     if task.metric == "pass_at_1":
         check_sandbox(options.backends)
     device = find_device(settings.device_profile)
+    folder = choose_folder(_results_folder(options, task), options.fields())
+    check_outputs(folder, settings.json)
+    console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True, highlight=False)
+    with only_writer(folder, "choose another --results_dir") if ranks.first else nullcontext():
+        report = _evaluate_into(folder, options, device, ranks, console)
+    if report:
+        write_json_also(settings.json, report)
+        print_summary(report, console)
+        print_answers(report, console)
+        console.print(f"report: {folder / 'report.html'}")
+
+
+def _evaluate_into(
+    folder: Path, options: Options, device: DeviceProfile, ranks: Ranks, console: Console
+) -> dict[str, Any]:
+    """The report, written into a folder; nothing on every rank but the first."""
     evaluated = load_evaluated_model(options)
     task = asked_task(options, evaluated.tokenizer)
     requests, work = _load_work(options, task, evaluated)
     lengths = text_lengths(requests, work, evaluated, options.data.allow_beyond_context)
-    console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True)
-    console.print(_what_is_measured(options, task, requests, work), highlight=False)
+    check_space(folder, results_bytes(evaluated, requests, work, len(options.variants)))
+    console.print(_what_is_measured(options, task, requests, work))
     if cut := lengths.remark(options.row_tokens(task, evaluated.model)):
-        console.print(cut, highlight=False)
-    measured, engine_rows = _measure_variants(options, evaluated, work, ranks)
+        console.print(cut)
+    kept = kept_batches(folder, options, requests, work, ranks)
+    with stoppable(kept, console):
+        measured, engine_rows = _measure_variants(options, evaluated, work, ranks, kept)
     if not ranks.first:
-        return
+        return {}
     report = build_report(
         options=options,
         task=task,
@@ -89,26 +121,25 @@ def evaluate(options: Options, ranks: Ranks) -> None:
         measured=measured,
         engine_rows=engine_rows,
     )
-    folder = write_results(
-        _results_folder(options, task), report, measured, requests, undisclosed=task.undisclosed
-    )
-    write_json_also(settings.json, report)
-    print_summary(report, console)
-    print_answers(report, console)
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
+    write_results(folder, report, measured, requests, undisclosed=task.undisclosed)
+    kept.remove()
+    return report
 
 
 def _measure_variants(
-    options: Options, evaluated: EvaluatedModel, work: Workload, ranks: Ranks
+    options: Options, evaluated: EvaluatedModel, work: Workload, ranks: Ranks, kept: KeptBatches
 ) -> tuple[dict[str, Measured], list[dict]]:
     """Every variant as measured (on the first rank only), and what an offloading engine did for it."""
     measured: dict[str, Measured] = {}
     engine_rows = []
     for variant, rerouting in options.variants.items():
+        engine = f"{variant}-engine-{ranks.rank}"
+        # An engine counts over all batches of a variant: of an unfinished one none is found.
+        usable = kept if options.engine is None or kept.get(engine) else replace(kept, resume=False)
         with active_variant(evaluated.model, variant.removesuffix(REROUTED)), counted(evaluated) as row:
-            found = measure(evaluated, work, ranks, variant, rerouting=rerouting)
+            found = measure(evaluated, work, ranks, variant, rerouting=rerouting, kept=usable)
         measured |= {variant: found} if found else {}
-        engine_rows += [{"variant": variant} | row] if row else []
+        engine_rows += [{"variant": variant} | usable.get_or(engine, partial(dict, row))] if row else []
     return measured, engine_rows
 
 
@@ -157,6 +188,7 @@ def _label(adapter: Path) -> str:
 def answer_one(options: Options) -> None:
     """Answers one request or prompt with the tuned variant, if there is one, and prints what that took."""
     settings = options.evaluation
+    check_json(settings.json)
     evaluated = load_evaluated_model(options)
     console = Console(stderr=settings.json == "-", soft_wrap=True)
     with active_variant(evaluated.model, _chosen_variant(options)):
@@ -207,7 +239,7 @@ def _answer_request(options: Options, evaluated: EvaluatedModel) -> tuple[dict, 
     """The answer to request --task_num, and whether its text may not be shown."""
     settings = options.evaluation
     task = asked_task(options, evaluated.tokenizer)
-    one = dataclasses.replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
+    one = replace(settings, limit=1, limit_start=settings.task_num, task_num=None)
     sample_spec = sample_spec_of(one, task, options.row_tokens(task, evaluated.model))
     (request,) = load_requests(
         task,
@@ -244,7 +276,7 @@ def _chosen_variant(options: Options) -> str:
 
 def _rerouted(evaluated: EvaluatedModel, options: Options) -> EvaluatedModel:
     rerouting = options.rerouting
-    return dataclasses.replace(evaluated, rerouting=rerouting.start(evaluated)) if rerouting else evaluated
+    return replace(evaluated, rerouting=rerouting.start(evaluated)) if rerouting else evaluated
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from dwellmoe.evaluation.answers.choices import ChoiceRow, ChoiceScore, likeliest_is_right
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, ReroutingSettings
 from dwellmoe.evaluation.generation import Answer, Timing, generate
+from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import Recording, join
 from dwellmoe.evaluation.requests import Request, in_batches
@@ -102,18 +104,21 @@ def measure(
     ranks: Ranks,
     variant: str,
     rerouting: ReroutingSettings | None = None,
+    kept: KeptBatches | None = None,
 ) -> Measured | None:
     """Everything about the variant that is active now; None on every rank but the first.
 
     With `rerouting` the model routes as if memory were small; each kind of text starts with an empty cache.
+    What `kept` holds is not measured again, and what is measured is kept there.
     """
     scoring, generating, ranking = (
         replace(evaluated, rerouting=rerouting.start(evaluated) if rerouting else None) for _ in range(3)
     )
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
-        scored = _shared(ranks, bar, work.scored, lambda batch: _score(scoring, batch))
-        generated = _shared(ranks, bar, work.generated, lambda batch: _generate(generating, batch, work))
-        ranked = _shared(ranks, bar, work.choices, lambda batch: _rank(ranking, batch))
+        shares = _Shares(ranks, bar, variant, kept, in_one_go=rerouting is not None)
+        scored = shares.run("scored", work.scored, lambda batch: _score(scoring, batch))
+        generated = shares.run("generated", work.generated, lambda batch: _generate(generating, batch, work))
+        ranked = shares.run("ranked", work.choices, lambda batch: _rank(ranking, batch))
     return _merged(scored, generated, ranked) if ranks.first else None
 
 
@@ -147,13 +152,34 @@ def _rank(evaluated: EvaluatedModel, batch: list[ChoiceRow]) -> list[ChoiceScore
     return [ChoiceScore(choice.request_id, score) for choice, score in zip(batch, scores, strict=True)]
 
 
-def _shared(ranks: Ranks, bar: Any, batches: Sequence[Item], run: Callable[[Item], Result]) -> list[Result]:
-    """The results of `run` for all batches, on the first rank, in the batches' order."""
-    results = []
-    for index, batch in ranks.share(batches):
-        results.append((index, run(batch)))
-        bar.update(ranks.world_size)
-    return ranks.gather(results)
+@dataclass(frozen=True)
+class _Shares:
+    """The batches that this rank measures of one variant, or finds measured."""
+
+    ranks: Ranks
+    bar: Any
+    variant: str
+    kept: KeptBatches | None
+    in_one_go: bool
+    """Whether a batch depends on those before it: of such batches all are found, or none."""
+
+    def run(self, kind: str, batches: Sequence[Item], measure: Callable[[Item], Result]) -> list[Result]:
+        """The results of all batches of a kind, on the first rank, in the batches' order."""
+        share = self.ranks.share(batches)
+        kept = self._usable(f"{self.variant}-{kind}", [index for index, _ in share])
+        results = []
+        for index, batch in share:
+            name = f"{self.variant}-{kind}-{index}"
+            result = kept.get_or(name, partial(measure, batch)) if kept else measure(batch)
+            results.append((index, result))
+            self.bar.update(self.ranks.world_size)
+        return self.ranks.gather(results)
+
+    def _usable(self, name: str, indices: Sequence[int]) -> KeptBatches | None:
+        if self.kept is None or not self.in_one_go:
+            return self.kept
+        complete = all(self.kept.get(f"{name}-{index}") is not None for index in indices)
+        return self.kept if complete else replace(self.kept, resume=False)
 
 
 def _merged(

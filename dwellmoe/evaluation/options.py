@@ -1,7 +1,6 @@
 """The command line of evaluation: every option, and what follows from them together."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,26 +8,21 @@ from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.cecar_names import translate
+from dwellmoe.evaluation.command_line import names_of, parse_evaluation, unused_options
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.loading import BASE
-from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
+from dwellmoe.locality.settings import AdapterSettings
 from dwellmoe.offload.load import check_settings
+from dwellmoe.registry import take_plugins
 from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
-from dwellmoe.settings_parser import SettingsParser, settings_parser
 
 BENCHMARK_TOKENS = 4096
 """Longest row of a benchmark: enough for nearly every prompt with its reference answer."""
 REROUTED = "-rerouted"
 """Ends the name of a variant that is measured with re-routing."""
-USED = {
-    *(field.name for field in dataclasses.fields(ModelSettings)),
-    *("dataset_name", "max_words_len", "use_chat_template"),
-    *("lora_save_path", "use_lora", "seed", "output_dir"),
-}
 
 
 class Options(NamedTuple):
@@ -71,7 +65,7 @@ class Options(NamedTuple):
         live = self.rerouting and self.cache.reroute_live
         if not live and (self.rerouting or not self.cache.expert_budget):
             return None
-        given: dict[str, Any] = {name: getattr(self.cache, name) for name in _names(EngineSettings)}
+        given: dict[str, Any] = {name: getattr(self.cache, name) for name in names_of(EngineSettings)}
         given["expert_budget"] = self._expert_budget
         return EngineSettings(**given)
 
@@ -108,7 +102,7 @@ class Options(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """Every setting that affects the numbers, but not where the report is written."""
         evaluation = dataclasses.asdict(self.evaluation)
-        for name in ("results_dir", "json", "chat_mode"):
+        for name in ("resume", "results_dir", "json", "chat_mode"):
             del evaluation[name]
         return {
             **dataclasses.asdict(self.model),
@@ -136,24 +130,20 @@ def policy_list(text: str) -> list[str]:
     return specs
 
 
-def parse_options(arguments: list[str], description: str, train_settings: type) -> Options:
-    """The options of a command line; those without effect here are named in one warning. Raises UserError.
-
-    `train_settings` is the dataclass of the Trainer's options, which are accepted though nothing is trained.
-    """
-    kinds = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, train_settings)
-    parser = settings_parser((*kinds, EvaluationSettings, CacheSettings), description)
-    model, data, adapter, _, train, evaluation, cache = parser.parse(translate(arguments))
+def parse_options(arguments: list[str]) -> Options:
+    """The options of a command line; those without effect here are named in one warning. Raises UserError."""
+    parsed = parse_evaluation(take_plugins(arguments))
     options = Options(
-        model=model,
-        data=data,
-        adapter=adapter,
-        seed=train.seed,
-        evaluation=evaluation,
-        cache=cache,
-        given=frozenset(parser.given),
+        model=parsed.model,
+        data=parsed.data,
+        adapter=parsed.adapter,
+        seed=parsed.seed,
+        evaluation=parsed.evaluation,
+        cache=parsed.cache,
+        given=frozenset(parsed.parser.given),
     )
-    _warn(parser, options, train_settings)
+    unused = unused_options(rerouting=options.rerouting is not None, engine=options.engine is not None)
+    parsed.parser.warn_without_effect(unused, "inference.py")
     _check(options)
     return options
 
@@ -177,20 +167,3 @@ def _check_live(options: Options) -> None:
             "--reroute_live True: give --input, --task_num or --chat_mode; a whole evaluation also scores "
             "reference text in one pass, without decode steps, and simulates the cache (--reroute_live False)"
         )
-
-
-def _warn(parser: SettingsParser, options: Options, train_settings: type) -> None:
-    kinds = (DataSettings, AdapterSettings, LocalitySettings, train_settings)
-    names = {"batch_size"}.union(*map(_names, kinds), _names(CacheSettings))
-    if options.rerouting:
-        names -= {"routing_strategy", "expert_budget", "decode_policy", "prefill_handoff"}
-        names -= {"reroute_prefill", "reroute_live"}
-    if options.engine:
-        names -= _names(EngineSettings)
-    if os.environ.get("RANK", "0") == "0":
-        unused = dataclasses.make_dataclass("Unused", sorted(names - USED))
-        parser.warn_without_effect(unused, "inference.py")
-
-
-def _names(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}

@@ -76,6 +76,10 @@ class EvaluationSettings(Settings):
         "configs/devices/cfmoe_cpu.toml",
         "TOML file with the memory and bandwidths of a device, for its speed",
     )
+    resume: bool = option(
+        False,
+        "go on with an evaluation of the same settings that was stopped, with the batches that it measured",
+    )
     results_dir: str | None = option(None, "folder of the report [./results{model_key}/<data>-<adapters>]")
     json: str | None = option(None, "also write the report to this JSON file; -: standard output")
     bootstrap_samples: int = option(

@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from dwellmoe.cache import metrics
 from dwellmoe.cache.trace import DECODE
+from dwellmoe.errors import UserError
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.recording import has_pairs
 from dwellmoe.evaluation.report.figures import write_figures
 from dwellmoe.evaluation.report.html_report import write_html
+from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.evaluation.requests import Request
-from dwellmoe.files import replacing, written_whole
+from dwellmoe.files import check_writable, replacing, written_whole
 from dwellmoe.provenance import provenance
 
 REPORT = "report.json"
@@ -27,18 +31,17 @@ TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
 
 
 def write_results(
-    wanted: Path,
+    target: Path,
     report: dict,
     measured: Mapping[str, Measured],
     requests: Sequence[Request],
     undisclosed: bool = False,
-) -> Path:
-    """Writes report, page, figures, samples and traces; returns their folder.
+) -> None:
+    """Writes report, page, figures, samples and traces into the folder `target`.
 
-    The report gets `made`: command, code and date. A folder with a report of other settings is left alone,
-    and the next numbered one is used. For `undisclosed` data neither text nor tokens are written.
+    The report gets `made`: command, code and date. Of `undisclosed` data neither text nor tokens are written,
+    only numbers.
     """
-    target = choose_folder(wanted, report["settings"])
     report["made"] = provenance()
     with written_whole(target, last=REPORT) as folder:
         for name, found in measured.items():
@@ -50,11 +53,13 @@ def write_results(
         write_html(folder, report, captions)
         report["files"] = sorted([*(file.name for file in folder.iterdir()), REPORT])
         write_json(folder / REPORT, report)
-    return target
 
 
 def choose_folder(wanted: Path, settings: dict[str, Any]) -> Path:
-    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first without a report of other settings."""
+    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first without a report of other settings.
+
+    Raises UserError where the folder cannot be.
+    """
     numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
     return next(folder for folder in chain([wanted], numbered) if _is_free(folder, settings))
 
@@ -64,9 +69,45 @@ def _is_free(folder: Path, settings: dict[str, Any]) -> bool:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return True
-    except (OSError, ValueError):
+    except (IsADirectoryError, ValueError, RecursionError):
         return False
+    except OSError as error:  # of the folder, not of what is in it: it would be the same with every number
+        raise UserError(f"results folder '{folder}': {error.strerror}") from None
     return isinstance(report, dict) and report.get("settings") == json.loads(json.dumps(settings))
+
+
+def check_outputs(folder: Path, json_path: str | None) -> None:
+    """Makes the folder of the results, and raises UserError where it, or the file of `--json`, cannot be
+    written: better before long work than after it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise UserError(f"results folder '{folder}': {error.strerror}") from None
+    check_json(json_path)
+
+
+def check_json(path: str | None) -> None:
+    """Makes the folder of the file of `--json`. Raises UserError where the file cannot be written."""
+    if not path or path == "-":
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--json {path}: {error.strerror}") from None
+    check_writable(path)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raises UserError if the folder's disk has less room than the results need."""
+    free_bytes = disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"results folder '{folder}': the results need about {readable_bytes(needed_bytes)}, "
+            f"{readable_bytes(free_bytes)} are free"
+        )
 
 
 def write_json_also(destination: str | None, report: Mapping[str, Any]) -> None:
