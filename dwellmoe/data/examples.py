@@ -96,8 +96,7 @@ def _example(task: Task, source: Source, record: Record) -> Example:
         check_answer(answer, task.form)
         return Example(fill(task.prompt, fields), answer, fields, task.name)
     except KeyError as error:
-        keys = ", ".join(record.row)
-        raise UserError(f"{record.where}: key {error} is missing; the record has {keys}") from None
+        raise record.lacks(error.args[0]) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{record.where}: {error}") from None
 

@@ -11,12 +11,21 @@ from dwellmoe.errors import UserError, first_line, unknown_name
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
 
+SHOWN_KEYS = 30
+
 
 class Record(NamedTuple):
     """A raw row and where it is from, such as `train.jsonl:12`."""
 
     where: str
     row: dict[str, Any]
+
+    def lacks(self, key: str) -> UserError:
+        """The error for a key that is not there; it names the first that are, in one line."""
+        names = [repr(name)[1:-1] for name in self.row]
+        more = ", ..." if len(names) > SHOWN_KEYS else ""
+        shown = ", ".join(names[:SHOWN_KEYS])
+        return UserError(f"{self.where}: key '{key}' is missing; the record has {shown}{more}")
 
 
 def read_file(path: Path, columns: Collection[str]) -> Iterator[Record]:
@@ -29,7 +38,9 @@ def read_file(path: Path, columns: Collection[str]) -> Iterator[Record]:
         raise unknown_name(f"ending of '{path}'", path.suffix, READERS)
     try:
         yield from READERS[path.suffix](path, columns)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as text: it is not UTF-8 (byte {error.start})") from None
+    except csv.Error as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from None

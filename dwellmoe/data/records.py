@@ -131,7 +131,7 @@ def _article(where: str, lines: list[str]) -> Iterator[Record]:
 
 def _value(record: Record, key: str, kind: Any, expected: str) -> Any:
     if key not in record.row:
-        raise UserError(f"{record.where}: key '{key}' is missing; the record has {', '.join(record.row)}")
+        raise record.lacks(key)
     value = record.row[key]
     if not isinstance(value, kind):
         raise UserError(f"{record.where}: '{key}' must be {expected}, found {value!r:.60}")

@@ -26,7 +26,7 @@ def raw_names(expression: str) -> list[str]:
 def _parse(part: str) -> re.Match[str]:
     found = _PART.fullmatch(part)
     if found is None:
-        raise UserError(f"split '{part}' is not of the form name, name[:90%], name[100:200]")
+        raise UserError(f"split {part!r} is not of the form name, name[:90%], name[100:200]")
     return found
 
 
