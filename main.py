@@ -9,9 +9,12 @@ if __name__ == "__main__":
     end_with_launcher()  # before the imports below, which take seconds
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +23,25 @@ from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from config import Run, parse_run
-from dwellmoe.checkpoints import checkpoint_to_resume, checkpoints_kept, make_run_folder, remove_checkpoints
+from dwellmoe.base_model import BASE_FILE, BaseModel, base_bytes, base_model, full_name
+from dwellmoe.checkpoints import (
+    check_room,
+    checkpoint_to_resume,
+    checkpoints_kept,
+    make_run_folder,
+    remove_checkpoints,
+    step_of,
+)
 from dwellmoe.data.collate import PackingCollator, PaddingCollator
+from dwellmoe.data.context import check_context, context_tokens
 from dwellmoe.data.task import Task, load_task
-from dwellmoe.data.tokenised import tokenise_split
+from dwellmoe.data.tokenised import rows_name, tokenise_split
+from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.files import written_whole
-from dwellmoe.loading import load_model, load_tokenizer, quiet
+from dwellmoe.folder_lock import only_writer
+from dwellmoe.loading import load_config, load_model, load_tokenizer, quiet
 from dwellmoe.locality.closest_to_target import EvaluateAtEnd
 from dwellmoe.locality.elastic_lora import (
     LoraShape,
@@ -38,28 +52,40 @@ from dwellmoe.locality.elastic_lora import (
     trainable_count,
 )
 from dwellmoe.locality.gradient_check import GradientCheck
+from dwellmoe.locality.model_card import model_card
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
+from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, check_same_run, counting
 from model_loader import save_merged, trained_model
-from trainer import LocalityTrainer, RoutingFigures
+from trainer import AnotherRun, LocalityTrainer, RoutingFigures
 
 
 def main() -> None:
     run = parse_run(sys.argv[1:], __doc__ or "")
-    if not run.data.data_preprocess_only:
-        make_run_folder(run.folder)
     quiet()
-    task, tokenizer = load_task(run.data.dataset_name), load_tokenizer(run.model)
-    train_rows, validation_rows = load_rows(run, task, tokenizer)
     if run.data.data_preprocess_only:
+        load_rows(run, *load_task_and_tokenizer(run))
         return
-    requested = run.train.resume_from_checkpoint
-    checkpoint = checkpoint_to_resume(run.folder, requested, run.adapter.overwrite_output)
-    if requested:
-        run.report(
-            f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
-        )
+    make_run_folder(run.folder, "--lora_save_path")
+    if "tensorboard" in (run.train.report_to or ()):
+        make_run_folder(Path(os.environ["TENSORBOARD_LOGGING_DIR"]), "TensorBoard's folder")
+    first = run.train.process_index == 0
+    with only_writer(run.folder, "choose another --lora_save_path") if first else nullcontext():
+        train(run)
+
+
+def load_task_and_tokenizer(run: Run) -> tuple[Task, Any]:
+    tokenizer = load_tokenizer(run.model)
+    return as_asked(load_task(run.data.dataset_name), tokenizer, run.data.use_chat_template), tokenizer
+
+
+def train(run: Run) -> None:
+    task, tokenizer = load_task_and_tokenizer(run)
+    train_rows, validation_rows = load_rows(run, task, tokenizer)
+    base = base_model(run.model.model_name)
+    now = identity(run, train_rows, validation_rows, base)
+    checkpoint, same_run = find_checkpoint(run, now)
     model = load_model(run.model)
     layers = find_moe_layers(model, run.model.moe_module_name)
     collator = make_collator(run, tokenizer)
@@ -70,11 +96,54 @@ def main() -> None:
     model = make_trainable(run, model, selected)
     set_gates(model, smoothed)
     report_selection(run, model, selected, layers)
-    trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator)
+    wording = wording_of(task)
+    records = {BASE_FILE: base._asdict(), RUN_FILE: now, WORDING_FILE: asdict(wording)}
+    trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator, records)
+    if not same_run:
+        trainer.add_callback(AnotherRun())
     if checkpoint is None and run.train.process_index == 0:
         remove_checkpoints(run.folder)
+    check_free_space(run, model)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save(run, trainer, tokenizer, selected)
+    if trainer.state.global_step == 0:
+        raise UserError(f"{task.name}: too few training examples for a single step; nothing was trained")
+    save(run, trainer, tokenizer, selected, wording)
+
+
+def check_free_space(run: Run, model) -> None:
+    """UserError, before the training, where its files would not fit on the disk."""
+    weights = 4 * trainable_count(model)
+    moments = 0 if run.train.save_only_model or "adam" not in str(run.train.optim) else 2 * weights
+    merged = base_bytes(run.model.model_name) if run.adapter.save_merged and run.adapter.use_lora else 0
+    needed = {"a checkpoint": weights + moments, "the result": weights, "the merged model": merged}
+    check_room(run.folder, needed)
+
+
+def identity(run: Run, train_rows, validation_rows, base: BaseModel) -> dict[str, Any]:
+    """What makes another run the same as this one."""
+    settings = (run.model, run.data, run.adapter, run.locality)
+    options = {name: value for each in settings for name, value in asdict(each).items()}
+    plugin = run.train.deepspeed_plugin
+    return counting(options | run.train.to_dict()) | {
+        "training rows": rows_name(train_rows),
+        "validation rows": rows_name(validation_rows),
+        "weights of the base model": base.fingerprint,
+        DEEPSPEED: plugin and f"ZeRO stage {plugin.zero_stage}",
+        RANKS: run.train.world_size,
+    }
+
+
+def find_checkpoint(run: Run, now: dict[str, Any]) -> tuple[Path | None, bool]:
+    """The checkpoint to resume, None for a new run, and whether it is of the same run."""
+    requested = run.train.resume_from_checkpoint
+    checkpoint = checkpoint_to_resume(run.folder, requested, run.adapter.overwrite_output)
+    if requested:
+        run.report(
+            f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
+        )
+    if checkpoint and 0 < run.train.max_steps < step_of(checkpoint):
+        raise UserError(f"--max_steps {run.train.max_steps}: '{checkpoint}' is already beyond that")
+    return checkpoint, checkpoint is None or check_same_run(checkpoint, now, run.adapter.resume_anyway)
 
 
 def load_rows(run: Run, task: Task, tokenizer):
@@ -84,8 +153,19 @@ def load_rows(run: Run, task: Task, tokenizer):
         tokenise_split(task, split, tokenizer, run.data.max_words_len, limit=limit, seed=run.train.seed)
         for split, limit in limits.items()
     )
+    check_rows(run, train_rows, validation_rows)
     run.report(f"{task.name}: {len(train_rows)} training and {len(validation_rows)} validation examples")
     return train_rows, validation_rows
+
+
+def check_rows(run: Run, *splits) -> None:
+    """Raises UserError for rows beyond the model's context, unless they are allowed."""
+    context = context_tokens(load_config(run.model))
+    if context is None or run.data.max_words_len <= context:
+        return
+    for rows, name in zip(splits, ("training", "validation"), strict=True):
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        check_context(f"{name} examples", lengths, context, run.data.allow_beyond_context)
 
 
 def make_collator(run: Run, tokenizer) -> PaddingCollator | PackingCollator:
@@ -142,7 +222,9 @@ def make_trainable(run: Run, model, selected: list[MoeLayer]):
     if run.adapter.use_lora:
         adapter = run.adapter
         names = tuple(adapter.target_names), tuple(adapter.extra_names)
-        return add_elastic_lora(model, selected, LoraShape(adapter.lora_rank, adapter.lora_alpha, *names))
+        model = add_elastic_lora(model, selected, LoraShape(adapter.lora_rank, adapter.lora_alpha, *names))
+        model.active_peft_config.base_model_name_or_path = full_name(run.model.model_name)
+        return model
     if needs_profile(run.adapter.daft_threshold):
         model.requires_grad_(False)
         for layer in selected:
@@ -162,7 +244,9 @@ def report_selection(run: Run, model, selected: list[MoeLayer], layers: list[Moe
     )
 
 
-def make_trainer(run: Run, model, selected, train_rows, validation_rows, collator) -> LocalityTrainer:
+def make_trainer(
+    run: Run, model, selected, train_rows, validation_rows, collator, records: dict[str, Any]
+) -> LocalityTrainer:
     reference = run.locality.quality_reference
     trainer = LocalityTrainer(
         model,
@@ -173,6 +257,7 @@ def make_trainer(run: Run, model, selected, train_rows, validation_rows, collato
         locality=run.locality,
         trained_layers=selected,
         control_losses=control_losses(reference) if reference else (),
+        records=records,
     )
     trainer.add_callback(EvaluateAtEnd())
     if run.adapter.use_lora:  # in full training, a part that a text does not use may stay as it is
@@ -190,19 +275,40 @@ def target_result(run: Run, trainer: LocalityTrainer) -> dict | None:
     return closest.result()._asdict()
 
 
-def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]) -> None:
-    """The final adapter (the best by validation), the settings, and on request the merged model."""
+def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer], wording: Wording) -> None:
+    """The final adapter (the best by validation), wording, settings, and on request the merged model."""
     with checkpoints_kept(run.folder), written_whole(run.folder) as beside:
         trainer.save_model(str(beside))
         if run.train.process_index == 0:
             tokenizer.save_pretrained(beside)
             write_summary(run, trainer, selected, beside / "training_summary.json")
+            write_card(run, trainer, selected, wording.task, beside / "README.md")
     if run.adapter.save_merged and run.adapter.use_lora and run.train.process_index == 0:
         with checkpoints_kept(run.folder):
-            save_merged(trained_model(run, trainer), tokenizer, run.folder / "merged")
+            save_merged(trained_model(run, trainer), tokenizer, run.folder / "merged", run.model)
+            wording.save(run.folder / "merged")
     run.report(
         f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}"
     )
+
+
+def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], data: str, path: Path) -> None:
+    """The model card, with the first validation and that of the checkpoint that is kept."""
+    state, locality, adapter = trainer.state, run.locality, run.adapter
+    kept = state.best_global_step or state.global_step
+    scores = {entry["step"]: entry for entry in state.log_history if "eval_lm_loss" in entry}
+    history = [(step, scores[step]) for step in sorted({min(scores, default=0), kept}) if step in scores]
+    lora = f"rank {adapter.lora_rank}, alpha {adapter.lora_alpha}" if adapter.use_lora else "none"
+    facts = {
+        "base model": "{name}, fingerprint {fingerprint}".format(**trainer.records[BASE_FILE]),
+        "data set": f"{data}, {trainer.num_examples(trainer.get_train_dataloader())} training examples",
+        "locality objective": f"{locality.consecutive_expert_loss_type}, weight {trainer.locality_weight:g}",
+        "LoRA": lora,
+        "trained MoE layers": ", ".join(str(layer.layer_id) for layer in selected),
+        "steps": f"{state.global_step}, the kept checkpoint is of step {kept}",
+        "learning rate, seed": f"{run.train.learning_rate:g}, {run.train.seed}",
+    }
+    path.write_text(model_card(run.folder, full_name(run.model.model_name), adapter.use_lora, facts, history))
 
 
 def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], path: Path) -> None:

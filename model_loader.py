@@ -1,7 +1,10 @@
 """The models of the application: for evaluation, whole after training, saved with its adapter merged."""
 
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
+from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -10,8 +13,10 @@ from dwellmoe.base_model import check_base_model
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
-from dwellmoe.files import replacing_path
+from dwellmoe.files import give_usual_modes, replacing_path
 from dwellmoe.loading import load_adapters, load_model, load_model_with_cache, load_tokenizer
+from dwellmoe.offload.io.shards import DTYPES, find_shards
+from dwellmoe.settings.model import ModelSettings
 from trainer import LocalityTrainer
 
 
@@ -37,11 +42,29 @@ def trained_model(run: Run, trainer: LocalityTrainer):
     return load_adapters(load_model(run.model), {"tuned": str(run.folder)})
 
 
-def save_merged(model, tokenizer, folder: Path) -> None:
+def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:
     """Writes the model with its adapter merged into the weights, as an ordinary checkpoint; the folder
-    appears complete or not at all.
+    appears complete or not at all. With `--dtype auto` every tensor keeps the type that it has in the base.
     """
     merged = model.merge_and_unload()
+    if base.dtype == "auto":
+        _cast_as_stored(merged, base.model_name)
     with replacing_path(folder) as beside:
         merged.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        give_usual_modes(beside)
+
+
+def _cast_as_stored(model: nn.Module, base_name: str) -> None:
+    """Gives every tensor the type that it has in the base's files; what is named otherwise there (experts, of
+    which transformers makes one tensor) gets the type of most bytes.
+    """
+    stored = find_shards(base_name).tensors
+    bytes_by_type: Counter[str] = Counter()
+    for tensor in stored.values():
+        bytes_by_type[tensor.dtype] += tensor.nbytes
+    usual = DTYPES.get(bytes_by_type.most_common(1)[0][0])
+    for name, weight in chain(model.named_parameters(), model.named_buffers()):
+        dtype = DTYPES.get(stored[name].dtype) if name in stored else usual
+        if dtype and weight.is_floating_point() and (name in stored or isinstance(weight, nn.Parameter)):
+            weight.data = weight.data.to(dtype)

@@ -68,7 +68,7 @@ class LocalityTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.model: PreTrainedModel
-        self._records = records or {}
+        self.records = records or {}
         self.locality = locality
         self._loss = LocalityLoss(
             self.model,
@@ -206,7 +206,7 @@ class LocalityTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or self._folder)
-            for name, value in self._records.items():
+            for name, value in self.records.items():
                 (folder / name).write_text(json.dumps(value, indent=1) + "\n")
             give_usual_modes(folder)
 

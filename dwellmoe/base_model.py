@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 from dwellmoe.offload.io.fingerprint import checkpoint_fingerprint
+from dwellmoe.offload.io.shards import find_shards
 
 BASE_FILE = "base_model.json"
 
@@ -24,6 +25,11 @@ class BaseModel(NamedTuple):
 def base_model(model_name: str) -> BaseModel:
     """What identifies a checkpoint. Raises UserError for one without readable weights."""
     return BaseModel(full_name(model_name), checkpoint_fingerprint(model_name))
+
+
+def base_bytes(model_name: str) -> int:
+    """Bytes of a checkpoint's weights."""
+    return sum(tensor.nbytes for tensor in find_shards(model_name).tensors.values())
 
 
 def full_name(model_name: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,14 +21,24 @@ _TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
 """Words in the bare RuntimeError that torch.save raises for a failed write."""
 
 
-def make_run_folder(folder: Path) -> None:
-    """Raises UserError where nothing can be written, before hours of training end there."""
+def make_run_folder(folder: Path, what: str) -> None:
+    """Raises UserError, which begins with `what` and the folder, where nothing can be written: before hours
+    of training end there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"--lora_save_path {folder}: {error.strerror}") from None
+        raise UserError(f"{what} {folder}: {error.strerror}") from None
+
+
+def check_room(folder: Path, needed: Mapping[str, int]) -> None:
+    """UserError where fewer bytes are free than `needed` altogether: what is written -> its bytes."""
+    free_bytes = shutil.disk_usage(folder).free
+    if sum(needed.values()) > free_bytes:
+        sizes = ", ".join(f"{what} {nbytes / 2**20:.1f} MiB" for what, nbytes in needed.items() if nbytes)
+        raise UserError(f"'{folder}': {free_bytes / 2**20:.1f} MiB are free, but needed are: {sizes}")
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -12,11 +12,13 @@ import time
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import AutoModelForCausalLM, Trainer
 
 import main
-from dwellmoe.checkpoints import complete_checkpoints
+from dwellmoe.base_model import BASE_FILE
+from dwellmoe.checkpoints import CHECKSUMS, complete_checkpoints
 from dwellmoe.errors import UserError
+from dwellmoe.folder_lock import only_writer
 from tests.conftest import ROOT, quick_training
 
 pytestmark = pytest.mark.slow
@@ -76,7 +78,7 @@ def names(folder):
 
 
 def losses(folder):
-    history = json.loads((folder / "training_summary.json").read_text())["log_history"]
+    history = summary_of(folder)["log_history"]
     named = [(entry["step"], name, entry.get(name)) for entry in history for name in LOGGED]
     return {(step, name): value for step, name, value in named if value is not None}
 
@@ -141,7 +143,7 @@ def kill_at_checkpoint(folder, options, checkpoint):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
+    while process.poll() is None and not (checkpoint / CHECKSUMS).exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -170,6 +172,102 @@ def test_a_full_disk_leaves_the_last_checkpoint(train, tmp_path, monkeypatch, op
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
     train(*options, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-4")
     assert losses(tmp_path / "out") == pytest.approx(losses(whole[0] / "out"), rel=1e-5)
+
+
+def summary_of(folder):
+    return json.loads((folder / "training_summary.json").read_text())
+
+
+@pytest.fixture
+def half_done(tmp_path, whole):
+    """A copy of the whole run without its last checkpoint and without its adapter."""
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-12")
+    for name in ("training_summary.json", "adapter_model.safetensors"):
+        (tmp_path / "out" / name).unlink()
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("--learning_rate 0.01", "--learning_rate was 0.001, is 0.01"),
+        ("--seed 7", "--seed was 42, is 7"),
+        ("--limit_train 40", "--limit_train was none, is 40"),
+        ("--consecutive_expert_loss_type js", "--consecutive_expert_loss_type was cache_miss, is js"),
+        ("--batch_size 8", "--per_device_train_batch_size was 4, is 8"),
+        ("--lora_rank 4", "give --lora_rank as before"),
+        ("--train_scope router", "--train_scope was none, is router"),
+        ("--num_train_epochs 0.5", "--num_train_epochs was 1.0, is 0.5"),
+        ("--max_steps 6", "--max_steps 6: "),
+    ],
+)
+def test_another_run_does_not_go_on(train, half_done, options, changed, named):
+    before = sorted(half_done.rglob("*"))
+    with pytest.raises(UserError, match=re.escape(named)):
+        train(*options, "--resume_from_checkpoint", "auto", *changed.split())
+    assert sorted(half_done.rglob("*")) == before
+
+
+def test_another_base_model_does_not_go_on(train, half_done, options, tmp_path, tiny_checkpoint):
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.get_input_embeddings().weight.data *= 1.01
+    shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"weights of the base model was \w+, is \w+"):
+        train(*options, "--resume_from_checkpoint", "auto", "--model_name", tmp_path / "other")
+
+
+def test_a_run_that_goes_on_anyway_chooses_its_best_checkpoint_anew(train, half_done, options, capsys):
+    train(*options, "--resume_from_checkpoint", "auto", "--learning_rate", "1e-9", "--resume_anyway", "True")
+    assert "--learning_rate was 0.001, is 1e-09" in capsys.readouterr().err
+    summary = summary_of(half_done)
+    assert summary["best_checkpoint"].endswith("checkpoint-12")
+    rates = [entry["learning_rate"] for entry in summary["log_history"] if "learning_rate" in entry]
+    assert max(rates[-2:]) < 1e-8
+
+
+def test_free_room_is_counted_before_the_training(train, tmp_path, options, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
+    with pytest.raises(UserError, match=r"MiB are free, but needed are: a checkpoint .*the merged model"):
+        train(*options, "--save_merged", "True")
+    assert not list(tmp_path.glob("out/checkpoint*"))
+
+
+def test_a_longer_run_goes_on(train, half_done, options):
+    longer = ("--num_train_epochs", "1.5", "--save_total_limit", "9", "--logging_steps", "3")
+    train(*options, "--resume_from_checkpoint", "auto", *longer)
+    assert names(half_done)[-1] == "checkpoint-18"
+
+
+def test_cut_checkpoints_fall_back_to_whole_ones(train, tmp_path, options, whole, half_done, capsys):
+    """The last checkpoint, from which a run goes on, and the best, which it loads in the end."""
+    last = half_done / "checkpoint-8" / "optimizer.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    train(*options, "--resume_from_checkpoint", "auto")
+    assert "checkpoint-8' is left out: optimizer.pt" in capsys.readouterr().err
+    assert losses(half_done) == pytest.approx(losses(whole[0] / "out"), rel=1e-5)
+
+
+def test_a_second_run_into_one_folder_is_refused(train, tmp_path, options):
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()} "):
+        train(*options)
+    assert not list(tmp_path.glob("out/checkpoint*"))
+
+
+def test_an_adapter_folder_is_complete(whole, tiny_checkpoint):
+    out = whole[0] / "out"
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_checkpoint)
+    assert json.loads((out / BASE_FILE).read_text())["name"] == str(tiny_checkpoint)
+    plain = whole[0] / "plain"
+    plain.touch()
+    card = (out / "README.md").read_text()
+    for part in (str(tiny_checkpoint), "cache_miss", "PeftModel.from_pretrained", "| step 4 |", "seed"):
+        assert part in card
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert modes == {plain.stat().st_mode}
 
 
 @pytest.mark.parametrize(
@@ -201,8 +299,8 @@ def test_smoothed_gates_raise_the_ecr_before_the_first_step(train, tmp_path, opt
     ecr = []
     for strength in ("0", "20"):
         train(*options, *once, "--overwrite_output", "--smooth_gates", strength)
-        summary = json.loads((tmp_path / "out" / "training_summary.json").read_text())
-        ecr += [next(entry["eval_ecr"] for entry in summary["log_history"] if "eval_ecr" in entry)]
+        history = summary_of(tmp_path / "out")["log_history"]
+        ecr += [next(entry["eval_ecr"] for entry in history if "eval_ecr" in entry)]
     assert ecr[1] > ecr[0]
 
 

@@ -1,14 +1,21 @@
 """Errors for a checkpoint that cannot be loaded, and for an adapter that does not fit the model."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from dwellmoe.base_model import BASE_FILE
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation.options import parse_options
+from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
+from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.settings.model import ModelSettings
+from model_loader import load_evaluated_model, save_merged
 from tests.tiny_models import tiny_model
 
 
@@ -91,3 +98,30 @@ def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, 
 def test_a_whole_adapter_loads_under_two_names(adapter):
     model = load_adapters(tiny_model("olmoe"), {"control": str(adapter), "tuned": str(adapter)})
     assert set(model.peft_config) == {"control", "tuned"}
+
+
+def test_the_merged_model_keeps_the_types_of_the_bases_tensors(tmp_path, tiny_checkpoint):
+    base, merged = tmp_path / "base", tmp_path / "merged"
+    shutil.copytree(tiny_checkpoint, base)
+    tensors = load_file(base / "model.safetensors")
+    kept = next(name for name in tensors if name.endswith("mlp.gate.weight"))
+    stored = {name: tensor if name == kept else tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+    settings = ModelSettings(model_name=str(base))
+    model = load_model(settings)
+    model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
+    save_merged(model, load_tokenizer(settings), merged, settings)
+    found = load_file(merged / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        name: tensor.dtype for name, tensor in stored.items()
+    }
+    assert torch.equal(found[kept], stored[kept])  # new LoRA adds nothing
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_adapter_of_another_base_is_refused_before_the_model_loads(tmp_path, tiny_checkpoint, monkeypatch):
+    (tmp_path / BASE_FILE).write_text(json.dumps({"name": "another", "fingerprint": "0" * 32}))
+    options = parse_options(["--model_name", str(tiny_checkpoint), "--lora_save_path", str(tmp_path)])
+    monkeypatch.setattr("model_loader.load_model", lambda settings: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=r"'another'.*--allow_other_base"):
+        load_evaluated_model(options)

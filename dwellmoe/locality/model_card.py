@@ -1,0 +1,74 @@
+"""The model card of a training run, README.md beside its adapter: what it is, and how to load it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SHOWN = {
+    "lm_loss": "language-model loss on validation text (nats)",
+    "ecr": "expert consistency rate",
+    "hit_rate_lru_25": "hit rate of an LRU cache of 25 % of the experts",
+}
+"""Validation metric -> what it is."""
+
+
+def model_card(folder: Path, base: str, is_adapter: bool, facts: Mapping[str, str], history: Sequence) -> str:
+    """The card as Markdown. `facts`: the rows of its table; `history`: the validations, as (step, metrics)."""
+    what = "A LoRA adapter" if is_adapter else "A fine-tuned model"
+    parts = [
+        _front_matter(base, is_adapter),
+        f"# {folder.resolve().name}\n",
+        f"{what} of `{base}`, trained with DwellMoE so that its routers choose the same experts for "
+        "consecutive tokens more often and a cache of experts misses less.\n",
+        _table(("", ""), [(name, value) for name, value in facts.items()]),
+        _validations(history),
+        _loading(folder, base, is_adapter),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(base: str, is_adapter: bool) -> str:
+    lines = [f"library_name: {'peft' if is_adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    lines += [] if Path(base).is_absolute() else [f"base_model: {base}"]
+    return "\n".join(["---", *lines, "tags: [mixture-of-experts, expert-locality]", "---", ""])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _validations(history: Sequence) -> str:
+    """First and kept validation side by side; empty where nothing was validated."""
+    if not history:
+        return ""
+    head = ["validation", *(f"step {step}" for step, _ in history)]
+    rows = [[text, *(_number(metrics, name) for _, metrics in history)] for name, text in SHOWN.items()]
+    return _table(head, rows)
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    value = metrics.get(f"eval_{name}")
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _loading(folder: Path, base: str, is_adapter: bool) -> str:
+    if not is_adapter:
+        return f"```\npython inference.py --model_name {folder} --use_lora False --dataset_name NAME\n```\n"
+    return f"""## How to load it
+
+With PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(model, {str(folder)!r})
+```
+
+With DwellMoE:
+
+```
+python inference.py --model_name {base} --lora_save_path {folder} --dataset_name NAME
+```
+"""
