@@ -14,50 +14,34 @@ from transformers.integrations import get_reporting_integration_callbacks, is_de
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.launch import drop_stale_build_locks
+from dwellmoe.locality.command_line import parse_training
 from dwellmoe.locality.elastic_lora import ROUTER, needs_profile
 from dwellmoe.locality.objectives import load_objective
 from dwellmoe.locality.rerouted_training import check_rerouting
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
-from dwellmoe.options import option
+from dwellmoe.options import split_list
+from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings
-from dwellmoe.settings_parser import settings_parser
+from dwellmoe.settings.trainer import TrainerSettings
 
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent / "configs" / "zero2.json"
 
 
 @dataclass
-class TrainSettings(TrainingArguments):
+class TrainSettings(TrainerSettings, TrainingArguments):
     """transformers' own training options, with this project's defaults."""
-
-    output_dir: str | None = option(None, "folder of the run; set from --lora_save_path")
-    per_device_train_batch_size: int = option(1, "requests a step and device", aliases=["--batch_size"])
-    learning_rate: float = option(1e-3, "highest learning rate")
-    num_train_epochs: float = option(1.0, "passes over the training data")
-    logging_steps: float = option(10, "steps between log entries")
-    eval_strategy: str = option("steps", "when to validate")
-    eval_steps: float | None = option(500, "steps between validations")
-    save_steps: float = option(500, "steps between checkpoints")
-    load_best_model_at_end: bool = option(True, "save the adapter of the best checkpoint, not of the last")
-    metric_for_best_model: str | None = option(
-        "eval_lm_loss", "validation metric that the best checkpoint is chosen by"
-    )
-    greater_is_better: bool | None = option(False, "whether a higher value of that metric is better")
-    report_to: str | None = option("tensorboard", "tools to log to, e.g. tensorboard, wandb, none")
-    remove_unused_columns: bool = option(False, "always False: the trainer needs every column")
-    seed: int = option(42, "random seed")
 
     def __post_init__(self):
         self.output_dir = self.output_dir or AdapterSettings.lora_save_path
         # Without this, ranks on CPUs could not communicate.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.report_to = split_list(self.report_to) if isinstance(self.report_to, str) else self.report_to
+        TrainerSettings.__post_init__(self)
         try:
-            super().__post_init__()
+            TrainingArguments.__post_init__(self)
         except (ValueError, OSError) as error:
             raise UserError(f"training options: {first_line(error)}") from None
-
-
-SETTINGS = (ModelSettings, DataSettings, AdapterSettings, LocalitySettings, TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -80,17 +64,18 @@ class Run:
             print(text, flush=True)
 
 
-def parse_run(arguments: list[str], description: str) -> Run:
+def parse_run(arguments: list[str]) -> Run:
     """The settings of a command line. UserError for whatever is wrong before a model is loaded."""
-    parser = settings_parser(SETTINGS, description)
-    run = Run(*parser.parse(with_default_deepspeed(arguments)))
+    options = parse_training(take_plugins(with_default_deepspeed(arguments)))
+    train = TrainSettings(**vars(options.trainer), **options.library)
+    run = Run(options.model, options.data, options.adapter, options.locality, train)
     load_objective(run.locality.consecutive_expert_loss_type)
     if run.locality.compares_with_reference and not run.adapter.use_lora:
         raise UserError(
             "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
             "with its adapters off"
         )
-    if idle := sorted(parser.given & _without_effect(run)):
+    if idle := sorted(options.given & _without_effect(run)):
         run.report(
             "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )

@@ -5,6 +5,11 @@ python data_preparer.py list
 python data_preparer.py show boolq --split train --count 3 --tokenizer models/tiny-olmoe
 """
 
+from dwellmoe.launch import begin
+
+if __name__ == "__main__":
+    begin("dwellmoe.data.command_line:parse_options")  # before the imports below, which take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -17,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dwellmoe.data.catalogue import entries, fetch
+from dwellmoe.data.command_line import parse_options
 from dwellmoe.data.examples import Example, load_examples
 from dwellmoe.data.remote import hub_answers
 from dwellmoe.data.task import SPLITS, load_task, task_names
@@ -99,36 +105,13 @@ def _load_tokenizer(path: str):
         raise UserError(f"no tokenizer at '{path}': {str(error).splitlines()[0]}") from None
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
-
-
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command and its options; a mistake ends with the choices and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Fetches, lists and shows the data sets.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="{fetch,list,show}")
-    fetching = commands.add_parser("fetch", help="fetch data sets into the cache, resuming broken downloads")
-    fetching.add_argument("names", nargs="+", metavar="NAME", help="data sets or task files, or: all")
-    fetching.set_defaults(run=fetch_command)
-    commands.add_parser("list", help="list the data sets").set_defaults(run=list_command)
-    showing = commands.add_parser("show", help="show examples and their lengths")
-    showing.add_argument("name", metavar="NAME", help="a data set or a task file")
-    showing.add_argument("--split", choices=SPLITS, help="[train; of a benchmark: test]")
-    showing.add_argument("--count", type=_at_least_one, default=3, help="examples to show [3]")
-    showing.add_argument("--tokenizer", metavar="PATH", help="count its tokens instead of words")
-    showing.set_defaults(run=show_command)
-    return parser.parse_args(arguments)
-
-
 def main() -> None:
     """Runs the command."""
     options = parse_options(take_plugins(sys.argv[1:]))
-    options.run(options)
+    COMMANDS[options.command](options)
 
+
+COMMANDS = {"fetch": fetch_command, "list": list_command, "show": show_command}
 
 if __name__ == "__main__":
     run_command(main)

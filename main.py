@@ -3,10 +3,10 @@
 deepspeed main.py --model_name PATH --dataset_name mmlu ...   (or torchrun, accelerate launch, python)
 """
 
-from dwellmoe.launch import end_with_launcher
+from dwellmoe.launch import begin
 
 if __name__ == "__main__":
-    end_with_launcher()  # before the imports below, which take seconds
+    begin("dwellmoe.locality.command_line:parse_training")  # before the imports below, which take seconds
 
 import json
 import os
@@ -62,7 +62,7 @@ from trainer import AnotherRun, LocalityTrainer, RoutingFigures
 
 
 def main() -> None:
-    run = parse_run(sys.argv[1:], __doc__ or "")
+    run = parse_run(sys.argv[1:])
     quiet()
     if run.data.data_preprocess_only:
         load_rows(run, *load_task_and_tokenizer(run))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import TrainSettings
 from dwellmoe.cli.pack import pack_parser
 from dwellmoe.cli.simulate_options import simulate_parser
 from dwellmoe.data.settings import DataSettings
@@ -21,6 +20,7 @@ from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.files import replacing
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.settings.model import ModelSettings
+from dwellmoe.settings.trainer import TrainerSettings
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRODUCTION = """# Options
@@ -37,8 +37,8 @@ SECTIONS: tuple[tuple[str, str, Any], ...] = (
     ("Locality", "`main.py`", LocalitySettings),
     (
         "Trainer",
-        "`main.py`; these have a default of this project, all of transformers' `TrainingArguments` work",
-        TrainSettings,
+        "`main.py`; all of transformers' `TrainingArguments` work too, and `--help_all` lists them",
+        TrainerSettings,
     ),
     ("Evaluation", "`inference.py`", EvaluationSettings),
     (
@@ -68,10 +68,10 @@ def _settings() -> Iterator[str]:
 
 
 def _options_of(kind: Any) -> Iterator[Option]:
-    """The options that a dataclass of settings describes, without those that transformers describes."""
+    """The options that a dataclass of settings describes."""
     for field in dataclasses.fields(kind):
-        if "help" in field.metadata and (kind is not TrainSettings or field.name in kind.__annotations__):
-            yield Option(f"`--{field.name}`", _default(field.default), field.metadata["help"])
+        names = ", ".join(f"`{name}`" for name in (f"--{field.name}", *field.metadata.get("aliases", ())))
+        yield Option(names, _default(field.default), field.metadata["help"])
 
 
 def _commands() -> Iterator[str]:

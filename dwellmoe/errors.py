@@ -3,12 +3,32 @@
 import difflib
 import errno
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
-"""Errors of the system that are the user's to mend: a full disk, a quota, a limit, a reader that left."""
+REFUSED = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # a full disk, a quota, a limit, a broken disk
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EBUSY),  # not allowed
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),  # paths
+    *(
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EADDRINUSE,
+        errno.EADDRNOTAVAIL,
+    ),  # used up
+    *(errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EXDEV, errno.EPIPE),  # devices, and readers that left
+}
+"""Errors of the system that are the user's to mend. A file that does not exist is one where it has a path."""
+FAULT = 2
+INTERRUPTED = 128 + signal.SIGINT
+READER_LEFT = 128 + signal.SIGPIPE
+"""Exit codes: as shells have them for a process that a signal ended."""
 
 
 class UserError(ValueError):
@@ -26,7 +46,7 @@ def unknown_name(
     return UserError(f"unknown {kind} '{name}': {hint}choose from {', '.join(listed)}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message, with the next if it ends in a colon; the type if it is empty."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
@@ -51,20 +71,66 @@ def missing_package(error: ModuleNotFoundError, extra: str) -> str | None:
     return f'package {package} is not installed: pip install "dwellmoe[{extra}]"'
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Runs an entry point. A UserError and the errors in `REFUSED` end in one line and exit code 2."""
+def run_command(command: Callable[[], object]) -> None:
+    """Runs an entry point. A UserError, and what the system refuses, end in one line and exit code 2.
+
+    A reader of the output that left, as `| head` does, ends it quietly.
+    """
+    if signal.getsignal(signal.SIGINT) is end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        if error.errno == errno.EPIPE:  # else Python tries once more to write what is left, and complains
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # here, where a reader that left is noticed, not while Python shuts down
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", INTERRUPTED)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # which rich turns into an exit
+            _end("", READER_LEFT)
+        raise
+    except UserError as error:
+        _end(f"error: {error}", FAULT)
+    except BrokenPipeError:
+        _end("", READER_LEFT)
+    except Exception as error:
+        if (refused := refusal(error)) is None:
+            raise
+        _end(f"error: {refused}", FAULT)
+
+
+def end_interrupted(*_: object) -> NoReturn:
+    """A handler of SIGINT that ends the process at once, in one line."""
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _end(words: str, code: int) -> NoReturn:
+    """Ends the process with a line on standard error; nothing is written to readers that left."""
+    with suppress(OSError):
+        if words:
+            print(words, file=sys.stderr, flush=True)
+    if code == READER_LEFT:  # else Python tries once more to write what is left, and complains
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the system refused, in one line with the path, if that is what an error is about; else None.
+
+    Libraries in Rust and C++ wrap such errors in others, which name the number or the words in their text.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        known = error.errno in REFUSED or (error.errno == errno.ENOENT and error.filename)
+        return f"{error.filename or 'the system refused'}: {error.strerror}" if known else None
+    text = str(error)
+    if found := re.search(r"port: (\d+).*EADDRINUSE", text, re.DOTALL):
+        return f"port {found[1]} is in use: choose another, as with --master_port"
+    if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
+        return f"not enough memory: {first_line(error)}"
+    if found := re.search(r"os error (\d+)|Os { code: (\d+)", text):
+        number = int(found[1] or found[2])
+        return f"the system refused: {os.strerror(number)}" if number in REFUSED else None
+    return None

@@ -55,7 +55,7 @@ def option(
         metadata["range"] = Range(least, most, above, also)
     if choices:
         metadata["choices"] = choices
-    return field(default=default, metadata={"help": help.replace("%", "%%"), **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 class Settings:
@@ -63,7 +63,8 @@ class Settings:
 
     def __post_init__(self):
         for entry in dataclasses.fields(cast(Any, self)):
-            check_value(entry.name, getattr(self, entry.name), entry.metadata)
+            name = entry.metadata.get("aliases", [f"--{entry.name}"])[0]
+            check_value(name, getattr(self, entry.name), entry.metadata)
 
 
 def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -71,9 +72,9 @@ def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if value is None:
         return
     if "range" in metadata:
-        check_range(f"--{name}", value, metadata["range"])
+        check_range(name, value, metadata["range"])
     if "choices" in metadata and value not in metadata["choices"]:
-        raise UserError(f"--{name} {value}: choose from {', '.join(metadata['choices'])}")
+        raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
 
 
 def check_range(what: str, value: Any, allowed: Range) -> None:

@@ -128,8 +128,8 @@ def load_plugin(path: str | Path) -> ModuleType:
     return module
 
 
-def take_plugins(words: list[str]) -> list[str]:
-    """The words of a command line without `--plugin FILE`; each file named so is imported. UserError."""
+def take_plugins(words: list[str], load: Callable[[str], object] = load_plugin) -> list[str]:
+    """The words of a command line without `--plugin FILE`; `load` gets each path. UserError."""
     left: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -137,7 +137,7 @@ def take_plugins(words: list[str]) -> list[str]:
         if option != "--plugin":
             left.append(word)
         elif path := value if given else next(rest, ""):
-            load_plugin(path)
+            load(path)
         else:
             raise UserError("option --plugin: the path to a Python file is missing")
     return left

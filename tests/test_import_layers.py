@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
-    **dict.fromkeys(("errors", "files", "registry", "options", "log"), 0),
+    **dict.fromkeys(("errors", "files", "registry", "options", "log", "argument_parser", "config_file"), 0),
     **dict.fromkeys(
         ("cache", "families", "data", "settings", "settings_parser", "launch", "folder_lock", "run_identity"),
         1,
@@ -24,6 +24,7 @@ LAYERS = {
 """Module or folder of the package -> its layer. A file imports its own room and lower layers."""
 SAME_LAYER = {
     ("log", "errors"), ("files", "errors"), ("registry", "errors"), ("options", "errors"),
+    ("config_file", "errors"), ("argument_parser", "errors"), ("argument_parser", "options"),
     ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
 }  # fmt: skip
 """Imports inside a layer that the design allows."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dwellmoe.cli.simulate_options import Parser
+from dwellmoe.argument_parser import Parser
 
 ABOUT = "Writes each expert as one contiguous record, so that with --packed OUT it takes one read."
 
@@ -17,7 +17,7 @@ def run(words: list[str]) -> None:
 
 def pack_parser() -> Parser:
     """The parser of the command."""
-    parser = Parser(prog="dwellmoe pack", description=ABOUT, allow_abbrev=False)
+    parser = Parser(prog="dwellmoe pack", description=ABOUT)
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     return parser

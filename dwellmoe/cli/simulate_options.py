@@ -1,23 +1,12 @@
 """The command line of `dwellmoe simulate`: its commands and their options."""
 
 import argparse
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
-from dwellmoe.errors import UserError
+from dwellmoe.argument_parser import Parser, number
+from dwellmoe.options import COUNT, SEED
 
 ABOUT = "Replays recorded routing through simulated expert caches."
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, formatter_class=partial(argparse.HelpFormatter, max_help_position=30))
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.replace('argument ', 'option ', 1)}; see {self.prog} --help")
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
@@ -27,7 +16,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 def simulate_parser() -> Parser:
     """The parser of every command."""
-    parser = Parser(prog="dwellmoe simulate", description=ABOUT, allow_abbrev=False)
+    parser = Parser(prog="dwellmoe simulate", description=ABOUT)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_replay(commands)
     _add_curve(commands)
@@ -58,7 +47,7 @@ def _add_replay(commands) -> None:
     )
     command.add_argument(
         "--prefill_buffer",
-        type=int,
+        type=number(int, least=0, most=COUNT),
         metavar="N",
         help="with --prefill_handoff: how many of the cache's slots prefill streams through [0]",
     )
@@ -83,7 +72,7 @@ def _add_describe(commands) -> None:
     command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
     command.add_argument(
         "--segment_tokens",
-        type=int,
+        type=number(int, least=1, most=COUNT),
         default=16,
         metavar="N",
         help="tokens of a segment, for the best hit rate of a cache chosen segment by segment [16]",
@@ -113,7 +102,10 @@ def _add_plan(commands) -> None:
         "--resident", default="0B", help="bytes always in memory beside routed experts, e.g. 2.1GB [0B]"
     )
     command.add_argument(
-        "--tokens_per_second", type=float, metavar="N", help="find the least memory that reaches this speed"
+        "--tokens_per_second",
+        type=number(float, above=0, most=1e9),
+        metavar="N",
+        help="find the least memory that reaches this speed",
     )
     command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
 
@@ -147,12 +139,26 @@ def _add_fit(commands) -> None:
     command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
     command.add_argument("--capacity", default="25%", help="at which held-out requests are replayed [25%%]")
     command.add_argument(
-        "--validation", type=float, default=0.2, metavar="SHARE", help="share of requests held out [0.2]"
+        "--validation",
+        type=number(float, above=0, most=0.9),
+        default=0.2,
+        metavar="SHARE",
+        help="share of requests held out [0.2]",
     )
     command.add_argument(
-        "--epochs", type=int, default=40, metavar="N", help="at most; networks stop early [40]"
+        "--epochs",
+        type=number(int, least=1, most=100_000),
+        default=40,
+        metavar="N",
+        help="at most; networks stop early [40]",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the split and the initial weights [0]")
+    command.add_argument(
+        "--seed",
+        type=number(int, least=0, most=SEED),
+        default=0,
+        metavar="N",
+        help="of the split and the initial weights [0]",
+    )
 
 
 def _add_predict(commands) -> None:
@@ -195,14 +201,20 @@ def _add_calibrate(commands) -> None:
 
 
 def _command(commands, name: str, about: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=about, description=_sentence(about), allow_abbrev=False)
+    command = commands.add_parser(name, help=about, description=_sentence(about))
     command.set_defaults(command=name)
     command.add_argument("--trace", required=True, type=Path, help="a recorded trace, in any format")
     command.add_argument(
-        "--num_experts", type=int, metavar="N", help="experts a layer, for formats that do not state it"
+        "--num_experts",
+        type=number(int, least=1, most=65_535),
+        metavar="N",
+        help="experts a layer, for formats that do not state it",
     )
     command.add_argument(
-        "--prompt_tokens", type=int, metavar="N", help="how many rows of a .npy array are prefill [0]"
+        "--prompt_tokens",
+        type=number(int, least=0, most=COUNT),
+        metavar="N",
+        help="how many rows of a .npy array are prefill [0]",
     )
     if name not in ("convert", "calibrate"):
         command.add_argument("--json", metavar="PATH", help="write the result as JSON; '-': standard output")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import config
 import data_preparer
 import dwellmoe
 import inference
@@ -16,7 +15,7 @@ from dwellmoe.cli import main as cli
 from dwellmoe.cli.pack import pack_parser
 from dwellmoe.cli.simulate_options import parse_arguments
 from dwellmoe.errors import UserError
-from dwellmoe.settings_parser import settings_parser
+from dwellmoe.locality.command_line import training_parser
 from tests.docs.pages import HISTORY, PAGES, ROOT, blocks, code_spans, name_of
 
 OTHER_PROGRAMS = {"git", "cd", "source", "tensorboard", "curl", "export"}
@@ -97,7 +96,7 @@ def _check_launched(arguments: list[str]) -> None:
     i = next(i for i, word in enumerate(arguments) if word.endswith(".py"))
     script, options = arguments[i], arguments[i + 1 :]
     if script == "main.py":
-        settings_parser(config.SETTINGS, "").parse(options)
+        training_parser().parse(options)
     elif script == "inference.py":
         inference.parse(options)
     elif script == "data_preparer.py":
@@ -134,7 +133,7 @@ def test_an_option_named_in_passing_exists(page: Path):
     stored = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     scripts = (path for folder in SCRIPTS for path in (ROOT / folder).rglob("*.py"))
     parsers = stored + "".join(path.read_text(encoding="utf-8") for path in scripts)
-    known = {*settings_parser(config.SETTINGS, "")._option_string_actions, *re.findall(r"--\w+", parsers)}
+    known = {*training_parser().options, *re.findall(r"--\w+", parsers)}
     spans = [span for span in code_spans(page) if _program(span) not in PROGRAMS - {"dwellmoe"}]
     named = [name for span in spans for name in re.findall(r"(?<!\S)--\w+", span)]
     assert sorted({*named} - known) == []

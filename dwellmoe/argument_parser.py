@@ -1,0 +1,112 @@
+"""argparse with this project's errors: one line that names the option, its value and what it takes."""
+
+import argparse
+import difflib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from dwellmoe.errors import UserError
+from dwellmoe.options import Range
+
+WIDEST = 120
+"""Columns of a help page; as many where the output is no terminal."""
+_LONGEST_VALUE = 60
+"""Characters of a wrong value that a message repeats."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that wants names in full, and whose errors are a UserError."""
+
+    def __init__(self, **options: Any) -> None:
+        width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+        layout = partial(argparse.HelpFormatter, max_help_position=36, width=width)
+        super().__init__(**{"formatter_class": layout, "allow_abbrev": False, **options})
+
+    def parse_args(self, args=None, namespace=None) -> Any:  # type: ignore[override]
+        """The options. UserError also for an unknown option, before what is missing, and for a stray word."""
+        words = sys.argv[1:] if args is None else list(args)
+        known = self._known_to(words)
+        for name in (word.partition("=")[0] for word in words):
+            if name.startswith("--") and name != "--" and name not in known:
+                raise unknown_option(name, known)
+        found, stray = self.parse_known_args(words, namespace)
+        if stray:
+            raise stray_word(stray[0])
+        return found
+
+    def _known_to(self, words: Sequence[str]) -> list[str]:
+        """The options of this parser and of the command that the words name."""
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += [action.choices[word] for word in words if word in action.choices][:1]
+        return [name for parser in parsers for name in parser._option_string_actions]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.replace('argument ', 'option ', 1)}; see {self.prog} --help")
+
+
+def number(kind: type, *, most: float, least: float | None = None, above: float | None = None) -> Callable:
+    """The `type` of an argparse option: an int or a float in a range."""
+    allowed = Range(least, most, above)
+
+    def parse(text: str) -> Any:
+        value = (whole_number if kind is int else real_number)(text)
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"{shown(text)} must be {allowed}")
+        return value
+
+    return parse
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
+
+
+def real_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
+
+
+def boolean(text: str) -> bool:
+    """True or False, as argparse itself does not read them."""
+    for value, words in {True: ("true", "yes", "1", "t", "y"), False: ("false", "no", "0", "f", "n")}.items():
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"{shown(text)} is neither True nor False")
+
+
+def json_object(text: str) -> Any:
+    """A JSON object; a text that does not begin like one, such as a path, as it is."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not JSON: {error}") from None
+
+
+def unknown_option(name: str, known: Iterable[str]) -> UserError:
+    """The error for an option that does not exist, with the nearest ones."""
+    close = difflib.get_close_matches(f"--{name.lstrip('-')}", known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "--help lists the options"
+    return UserError(f"unknown option {shown(name)}: {hint}")
+
+
+def stray_word(word: str) -> UserError:
+    """The error for a word that belongs to no option."""
+    return UserError(f"stray word {shown(word)}: a value follows its option, as in --name value")
+
+
+def shown(text: str) -> str:
+    """A wrong value as messages repeat it."""
+    return repr(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}...")
