@@ -11,7 +11,7 @@ out of a text or of each text of a list; `{from = "tests", lines = true}` a list
 import json
 import random
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dwellmoe.data import keys
@@ -216,11 +216,10 @@ def _integer(value: Any) -> int:
 
 
 def with_messages(fields: dict[str, Any]) -> dict[str, Any]:
-    """Adds to a conversation the fields conversation, all before its last message as text, and reply, that
-    message.
+    """Adds to a chat the fields `conversation`, all before its last message as text, and `reply`, the last.
 
-    UserError if `messages` is no list of texts with roles (a JSON list in a CSV cell is read) that the
-    assistant ends.
+    UserError if `messages` is no list of texts with roles (a JSON list in a CSV cell is read), or the last is
+    not of the assistant.
     """
     if "messages" not in fields:
         return fields
@@ -235,12 +234,17 @@ def with_messages(fields: dict[str, Any]) -> dict[str, Any]:
             f"'messages' must be a list that ends with an answer of the assistant, found {found!r:.60}"
         )
     *before, last = messages
-    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in before]
     return fields | {
         "messages": messages,
-        "conversation": "\n".join([*lines, "Assistant:"]),
+        "conversation": conversation_text(before),
         "reply": last["content"],
     }
+
+
+def conversation_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages as text without a chat template: a line each, after its role, up to the assistant's answer."""
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n".join([*lines, "Assistant:"])
 
 
 def check_characters(fields: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dwellmoe.data.examples import Example
-from dwellmoe.data.fields import with_options
+from dwellmoe.data.fields import conversation_text, with_options
 from dwellmoe.data.task import Task, worded
 from dwellmoe.data.templates import fill, placeholders
 from dwellmoe.errors import UserError, first_line
@@ -41,6 +41,8 @@ class Wording:
         Raises UserError for a question that lacks a field.
         """
         names = self.fields
+        if names == ("conversation",) and not self.chat_template:
+            question = conversation_text([{"role": "user", "content": question}])
         if len(names) < 2:
             return fill(self.prompt, dict.fromkeys(names, question)) if names else question
         return fill(self.prompt, _fields_of(question, names, self.task))
@@ -138,9 +140,16 @@ def as_conversation(messages: Sequence[dict[str, str]], tokenizer: Any) -> str:
 def as_messages(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The examples with their prompts as messages of a chat; running text, which has none, stays as it is."""
     return [
-        dataclasses.replace(each, prompt=as_message(each.prompt, tokenizer)) if each.prompt else each
+        dataclasses.replace(each, prompt=_message_of(each, tokenizer)) if each.prompt else each
         for each in examples
     ]
+
+
+def _message_of(example: Example, tokenizer: Any) -> str:
+    """A prompt that is a whole conversation keeps its messages and their roles."""
+    if example.prompt == example.fields.get("conversation"):
+        return as_conversation(example.fields["messages"][:-1], tokenizer)
+    return as_message(example.prompt, tokenizer)
 
 
 def beginning(tokenizer: Any) -> list[int]:

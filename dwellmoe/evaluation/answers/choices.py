@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dwellmoe.data.examples import Example
-from dwellmoe.data.fields import fill, with_options
+from dwellmoe.data.fields import with_options
 from dwellmoe.data.task import Task, load_task, worded
+from dwellmoe.data.templates import fill
 from dwellmoe.data.tokenised import encode_examples
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.teacher_forced import Score
