@@ -1,8 +1,12 @@
 """Settings that cannot be together, and values that cannot be."""
 
+import itertools
+
 import pytest
 
+from config import parse_run
 from dwellmoe.errors import UserError
+from dwellmoe.locality.command_line import parse_training
 from dwellmoe.locality.settings import LocalitySettings
 from dwellmoe.settings.model import ModelSettings
 
@@ -27,3 +31,68 @@ def test_a_wrong_setting_is_a_users_mistake(given, message):
 def test_a_label_in_folder_names_names_no_other_folder(key):
     with pytest.raises(UserError, match="--model_key must be the name of a file"):
         ModelSettings(model_key=key)
+
+
+STEPS = {
+    "eval_strategy": (None, "no", "steps", "epoch"),
+    "eval_steps": (None, "7", "200", "0.1"),
+    "save_strategy": (None, "no", "epoch", "best"),
+    "save_steps": (None, "200", "21", "0.2"),
+}
+"""Option -> what a user may give, None: nothing."""
+
+
+@pytest.mark.parametrize("eval_strategy", STEPS["eval_strategy"])
+@pytest.mark.parametrize("save_strategy", STEPS["save_strategy"])
+def test_when_to_validate_and_save_can_be_given_in_any_way(
+    eval_strategy, save_strategy, tmp_path, monkeypatch
+):
+    """The project's defaults give way; what the user gave stays, and transformers accepts the whole."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    for eval_steps, save_steps in itertools.product(STEPS["eval_steps"], STEPS["save_steps"]):
+        values = {
+            "eval_strategy": eval_strategy,
+            "eval_steps": eval_steps,
+            "save_strategy": save_strategy,
+            "save_steps": save_steps,
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        train = parse_run([*words, "--lora_save_path", str(tmp_path)]).train
+        for name, value in given.items():
+            found = getattr(train, name)
+            assert found == type(found)(value), (name, words)
+        if train.load_best_model_at_end and train.save_strategy != "best":
+            assert train.eval_strategy == train.save_strategy != "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("--save_steps 200", "--eval_steps 200"),
+        ("--eval_steps 300", "--save_steps 600"),
+        ("--eval_strategy epoch", "--save_strategy epoch"),
+        ("--save_strategy epoch", "--eval_strategy epoch"),
+        ("--eval_strategy no", "--load_best_model_at_end False"),
+        ("--eval_strategy epoch --save_steps 20", "--load_best_model_at_end False"),
+        ("--eval_steps 100", None),
+        ("--eval_strategy no --load_best_model_at_end False", None),
+    ],
+)
+def test_a_default_that_gives_way_is_said(words, changed, capsys, monkeypatch):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    parse_training(words.split())
+    said = capsys.readouterr().err
+    assert (f"note: {changed}: " in said) if changed else said == ""
+
+
+@pytest.mark.parametrize("words", ["--eval_strategy no", "--save_steps 3 --eval_steps 2"])
+def test_the_best_checkpoint_cannot_be_kept_unvalidated(words):
+    with pytest.raises(UserError, match=f"--load_best_model_at_end True .*{words.split()[0]}"):
+        parse_training([*words.split(), "--load_best_model_at_end", "True"])
+
+
+@pytest.mark.parametrize("name", ["eval_steps", "save_steps", "logging_steps"])
+def test_steps_above_one_are_whole(name):
+    with pytest.raises(UserError, match=f"--{name} 2.5: "):
+        parse_training([f"--{name}", "2.5"])
