@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dwellmoe.families  # noqa: F401 - registers the families that transformers lacks
@@ -59,6 +59,21 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+_VISION_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "depth": 1,
+    "num_hidden_layers": 1,
+    "num_heads": 2,
+    "num_attention_heads": 2,
+    "out_hidden_size": 32,
+    "vision_output_dim": 32,
+    "projector_input_dim": 16,
+    "projector_output_dim": 16,
+    "image_size": 28,
+    "patch_size": 14,
+    "num_position_embeddings": 16,
 }
 _MLA = {"num_key_value_heads": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
@@ -132,6 +147,19 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"mlp_only_layers": [1]},
     "qwen3_5_moe_text": _HYBRID,
     "qwen3_next": _HYBRID,
+    "qwen4_exp_text": _HYBRID
+    | {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 2,
+        "ple_layer_ids": [1],
+        "ngram_vocab_size_base": 64,
+        "heads_per_ngram": 2,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 2,
+    },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 FAMILIES_BY_NAME = (
@@ -191,6 +219,8 @@ OTHER_FAMILIES = (
     "solar_open",
     "zaya",
 )
+MULTIMODAL = {"llama4": "llama4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text"}
+"""`model_type` of a checkpoint for images and text, and of its text part."""
 FAMILIES = FAMILIES_BY_NAME + OTHER_FAMILIES
 
 
@@ -205,7 +235,22 @@ def tiny_config(family: str, **overrides):
 def tiny_model(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
     """A random model of a `model_type` in evaluation mode; its router prefers some experts clearly."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides))
+    return _with_clear_preferences(AutoModelForCausalLM.from_config(tiny_config(family, **overrides)))
+
+
+def tiny_multimodal(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random model for images and text, as such checkpoints are published; its text part is a MoE."""
+    config_class: Any = CONFIG_MAPPING[family]
+    vision = {field.name for field in dataclasses.fields(config_class.sub_configs["vision_config"])}
+    config = config_class(
+        text_config=tiny_config(MULTIMODAL[family]).to_dict(),
+        vision_config={name: size for name, size in _VISION_SIZES.items() if name in vision},
+    )
+    torch.manual_seed(seed)
+    return _with_clear_preferences(AutoModelForImageTextToText.from_config(config))
+
+
+def _with_clear_preferences(model: PreTrainedModel) -> PreTrainedModel:
     for name, weight in model.named_parameters():
         if re.search(r"\.(gate|router)\.", name) and weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.5)

@@ -21,6 +21,7 @@ from dwellmoe.offload.experts_implementation import run_experts_from
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.io.storage import Storage
+from dwellmoe.offload.other_experts import run_through_interface
 from dwellmoe.offload.prefetch import Prefetch
 from dwellmoe.offload.prefetch_predictors import make_live_predictor, make_prefetch_predictor
 from dwellmoe.offload.slot_table import SlotTable
@@ -64,6 +65,8 @@ def attach(
         statistics=statistics,
     )
     run_experts_from(cached_experts, model, layers)
+    for layer in layers:
+        run_through_interface(model, layer)
     engine = Engine(
         model=model,
         layers=list(layers),

@@ -131,12 +131,17 @@ class CachedExperts:
         self._record(layer, chosen_TK, 0)
         plan = self.live.prefill(layer, chosen_TK)
         requested = list(dict.fromkeys(chosen_TK[chosen_TK < self.live.experts].tolist()))
-        if not plan.load and self.slot_table.all_fit and self._run_all_present is not None:
+        if not plan.load and self._run_all_present is not None and self._as_in_memory(module, chosen_TK):
             self.statistics.prefill.device_hits += len(requested)
             return self._run_all_present(module, hidden_TD, indices_TK, weights_TK)
         work = ManyTokens(module, hidden_TD, indices_TK, weights_TK, self.live.experts)
         self._serve(layer, hidden_TD, requested, plan, work)
         return work.result()
+
+    def _as_in_memory(self, module: Any, chosen_TK: np.ndarray) -> bool:
+        """Whether transformers' own implementation can compute a chunk of experts that are all present."""
+        every_slot_used = bool((chosen_TK < self.live.experts).all())
+        return self.slot_table.all_fit and every_slot_used and not module.weighs_inputs
 
     def _serve(
         self, layer: int, hidden_TD: Tensor, experts: Sequence[int], plan: TransferPlan, work: Any

@@ -24,7 +24,7 @@ def run_expert(module: Any, x_TD: Tensor, expert: Expert) -> Tensor:
 
 def _project(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = x.to(weight.dtype)
-    if not module.is_transposed:
+    if not module.transposed:
         return linear(x, weight, bias)
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
@@ -38,10 +38,15 @@ class OneToken:
         self.outputs: list[Tensor | None] = [None] * len(experts)
 
     def add(self, expert: int, weights: Expert) -> None:
-        self.outputs[self.index_of[expert]] = run_expert(self.module, self.hidden_1D, weights)
+        k, x_1D = self.index_of[expert], self.hidden_1D
+        if self.module.weighs_inputs:
+            x_1D = x_1D * self.weights_1K[:, k, None]
+        self.outputs[k] = run_expert(self.module, x_1D, weights)
 
     def result(self) -> Tensor:
         out_KD = torch.cat(self.outputs)  # type: ignore[arg-type] - every expert was added
+        if self.module.weighs_inputs:
+            return out_KD.sum(dim=0, keepdim=True).to(self.hidden_1D.dtype)
         weighted_KD = out_KD * self.weights_1K.view(-1, 1)
         return weighted_KD.sum(dim=0, keepdim=True).to(self.hidden_1D.dtype)
 
@@ -55,6 +60,8 @@ class ManyTokens:
         self.order = flat.argsort(stable=True)
         self.x = hidden_TD[self.order // self.shape[1]]
         self.weights = weights_TK.reshape(-1, 1)[self.order]
+        if module.weighs_inputs:
+            self.x, self.weights = self.x * self.weights, torch.ones_like(self.weights)
         ends = torch.bincount(flat, minlength=experts + 1).cumsum(0).tolist()
         self.begin, self.end = [0, *ends[:-1]], ends
         dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)

@@ -67,11 +67,11 @@ def weightless_experts(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator
     behind it, so that PEFT can wrap them. Afterwards they are the same as before.
     """
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
-    modules = [unwrap(model.get_submodule(layer.experts)) for layer in layers]
+    modules: list[Any] = [unwrap(model.get_submodule(layer.experts)) for layer in layers]
     before = [dict(module.named_parameters(recurse=False)) for module in modules]
     for module, parameters in zip(modules, before, strict=True):
         for name, weight in parameters.items():
-            empty = torch.zeros(1, dtype=weight.dtype, device=device).expand(weight.shape)
+            empty = torch.zeros(1, dtype=weight.dtype, device=device).expand(module.full_shapes[name])
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
     try:
         yield

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    Interleave,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
@@ -50,6 +51,8 @@ class Part(NamedTuple):
     """Its torch.dtype in the checkpoint."""
     begin: int
     """First byte in the record."""
+    interleaved: bool = False
+    """The checkpoint has rows of gate and up in turns, the model all of gate and then all of up."""
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +76,7 @@ class _Source(NamedTuple):
 
     tensors: tuple[tuple[StoredTensor, ...], ...]
     fused: bool
+    interleaved: bool = False
 
 
 def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards) -> ExpertWeights:
@@ -84,8 +88,9 @@ def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards)
     sources = _sources(model, shards)
     parts, pieces, sizes = [], [], []
     for layer in layers:
+        unused = getattr(model.get_submodule(layer.experts), "zero_expert_num", 0)
         wanted = {name: tuple(weight.shape) for name, weight in expert_parameters(model, layer).items()}
-        found = {name: _checked(sources, f"{layer.experts}.{name}", wanted[name]) for name in wanted}
+        found = {name: _checked(sources, f"{layer.experts}.{name}", wanted[name], unused) for name in wanted}
         order = sorted(found, key=lambda name: found[name].tensors[0][0][:2])
         layout = _layout(order, wanted, found)
         parts.append(layout)
@@ -118,6 +123,8 @@ def _source(name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: 
         return _Source((tuple(lists[None]),), fused=True)
     converter = by_pattern[pattern]
     kinds = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+    if kinds == [(Interleave, 1)] and not converter.operations[0].inverse:
+        return _Source((tuple(lists[pattern]),), fused=True, interleaved=True)
     if kinds not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         steps = ", ".join(kind.__name__ for kind, _ in kinds)
         raise UserError(
@@ -126,14 +133,15 @@ def _source(name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: 
     return _Source(tuple(tuple(lists.get(each, ())) for each in converter.source_patterns), fused=False)
 
 
-def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...]) -> _Source:
+def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...], unused: int) -> _Source:
+    """`unused`: tensors of experts that compute nothing, which a checkpoint may have beyond the others."""
     source = sources.get(name)
     if source is None:
         others = [each.removeprefix(name) for each in sources if each.startswith(f"{name}_")]
         instead = f", but '{others[0]}' of it: {CONVERT}" if others else ""
         raise UserError(f"the checkpoint has no weights for '{name}'{instead}")
     for tensors in source.tensors:
-        if not source.fused and len(tensors) != shape[0]:
+        if not source.fused and not shape[0] <= len(tensors) <= shape[0] + unused:
             raise UserError(f"'{name}': {len(tensors)} of {shape[0]} experts are in the checkpoint")
         if unknown := [tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES]:
             raise UserError(f"'{name}' is stored as {unknown[0]}: {CONVERT}")
@@ -160,7 +168,9 @@ def _layout(
     parts: list[Part] = []
     begin = 0
     for name in order:
-        parts.append(Part(name, shapes[name][1:], DTYPES[found[name].tensors[0][0].dtype], begin))
+        source = found[name]
+        dtype = DTYPES[source.tensors[0][0].dtype]
+        parts.append(Part(name, shapes[name][1:], dtype, begin, source.interleaved))
         begin += parts[-1].nbytes
     return tuple(parts)
 

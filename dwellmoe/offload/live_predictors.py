@@ -83,7 +83,8 @@ class LiveGateAhead:
 
     def _order(self, layer: int) -> np.ndarray:
         """int [E]: experts in the order of the gate, best first."""
-        return self._ahead.margin_of(layer).amax(dim=0).argsort(descending=True, stable=True).cpu().numpy()
+        margin_E = self._ahead.margin_of(layer).amax(dim=0)[: self._used_LE.shape[1]]
+        return margin_E.argsort(descending=True, stable=True).cpu().numpy()
 
 
 class FusedLive:

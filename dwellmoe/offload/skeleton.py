@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.offload.io.shards import Shards, StoredTensor
+from dwellmoe.offload.other_experts import describe_experts
 from dwellmoe.offload.slots import NAMES
 
 
@@ -54,7 +55,8 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
     with torch.device("meta"):
-        model = model_class(config)
+        model = _skeleton_class(model_class)(config)
+    _put_back_shapes(model)
     return model, find_moe_layers(model)
 
 
@@ -111,16 +113,25 @@ def _skeleton_class(model_class: Any) -> Any:
     return type(model_class.__name__, (model_class,), body)
 
 
-def _take_shapes(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+def _take_shapes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     shapes = {}
     for layer in find_moe_layers(model):
-        experts = model.get_submodule(layer.experts)
+        experts: Any = model.get_submodule(layer.experts)
+        describe_experts(experts)
         _check_seam(experts, layer)
-        shapes[layer.experts] = dict(experts.named_parameters(recurse=False))
+        experts.full_shapes = {name: weight.shape for name, weight in experts.named_parameters(recurse=False)}
+        shapes[layer.experts] = _shapes_of(experts)
         for name in shapes[layer.experts]:
             experts.register_parameter(name, None)
-        experts._is_hf_initialized = True  # type: ignore[assignment] - no parameter is left to initialise
+        experts._is_hf_initialized = True  # no parameter is left to initialise
     return shapes
+
+
+def _shapes_of(experts: nn.Module) -> dict[str, Tensor]:
+    """The parameters of the experts that compute: some have a first matrix that is never used."""
+    parameters = dict(experts.named_parameters(recurse=False))
+    computing = min(len(weight) for weight in parameters.values())
+    return {name: weight[:computing] for name, weight in parameters.items()}
 
 
 def _check_seam(experts: nn.Module, layer: MoeLayer) -> None:

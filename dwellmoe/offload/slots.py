@@ -110,6 +110,15 @@ def copy_expert(source: Expert, target: Expert) -> None:
             new.copy_(old, non_blocking=True)
 
 
+def deinterleave(expert: Expert, parts: Sequence[Part]) -> None:
+    """Puts the rows of `gate, up, gate, up, ...` into the order that the model has, in place."""
+    for part in parts:
+        if part.interleaved:
+            weight = expert.up if part.name in UP else expert.up_bias
+            assert weight is not None
+            weight.copy_(torch.cat([weight[0::2], weight[1::2]]))
+
+
 def page_offset_of(pieces: Sequence[Piece], itemsize: int) -> int:
     """Where in its page of the file a record of one piece begins; 0 for a record that must be copied."""
     offset = pieces[0].offset % PAGE_BYTES

@@ -14,7 +14,15 @@ from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 
 EXPERTS = ["gate_proj", "up_proj", "down_proj"]
-NAMES = {"gpt_oss": ["q_proj", "gate_up_proj", "down_proj"], "deepseek_v3": ["q_b_proj", *EXPERTS]}
+FUSED = ["gate_up_proj", "down_proj"]
+NAMES = {
+    "gpt_oss": ["q_proj", *FUSED],
+    "deepseek_v3": ["q_b_proj", *EXPERTS],
+    "inkling2_text": ["q_proj", *FUSED],
+    "llama4_text": ["q_proj", *FUSED],
+    "longcat_flash": ["q_b_proj", *EXPERTS],
+}
+FAMILIES = ["olmoe", "qwen2_moe", *NAMES]
 
 
 def _adapter(family, folder, seed, full_gate=False):
@@ -44,7 +52,7 @@ def _adapter(family, folder, seed, full_gate=False):
     return str(folder)
 
 
-@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", ["2", "100%"])
 def test_variants_through_the_cache(family, budget, tmp_path):
     paths = {name: _adapter(family, tmp_path / name, seed) for seed, name in enumerate(("control", "tuned"))}

@@ -1,0 +1,65 @@
+"""Experts that transformers does not run through its experts interface, made to run through ours: those of
+Llama 4, whose routing weights come before the experts, and of LongCat-Flash, some of whose experts compute
+nothing.
+
+Letters: T tokens of all rows, K chosen experts a token, D hidden size, E routed experts with weights.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import _default_apply_gate
+
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.base import unwrap
+from dwellmoe.offload.experts_implementation import cached_experts_forward
+
+LLAMA4, LONGCAT = "Llama4TextExperts", "LongcatFlashExperts"
+
+
+def describe_experts(experts: Any) -> None:
+    """Gives an experts module the attributes by which transformers' interface describes one, and two more:
+    `weighs_inputs`, and `transposed` for `is_transposed`, by which PEFT would shape LoRA in another way than
+    on the model in memory.
+    """
+    name = type(experts).__name__
+    experts.weighs_inputs = experts.transposed = name == LLAMA4
+    if hasattr(experts, "has_gate"):
+        experts.transposed = experts.is_transposed
+    elif name in (LLAMA4, LONGCAT):
+        _describe(experts)
+
+
+def _describe(experts: Any) -> None:
+    experts.has_gate = experts.is_concatenated = True
+    experts.has_bias = experts.has_post_expert_norm = experts._is_expert_parallel = False
+    experts.num_experts = len(experts.down_proj)
+    experts._apply_gate = MethodType(_default_apply_gate, experts)
+
+
+def run_through_interface(model: nn.Module, layer: MoeLayer) -> None:
+    """From now on a layer's experts are called as transformers' interface calls them."""
+    block, experts = model.get_submodule(layer.block), unwrap(model.get_submodule(layer.experts))
+    if type(experts).__name__ == LLAMA4:
+        block.forward = MethodType(_llama4_block, block)
+    if type(experts).__name__ == LONGCAT:
+        experts.forward = MethodType(_longcat_experts, experts)
+
+
+def _llama4_block(block: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's output and its router's logits. Its own forward runs every expert on every token."""
+    hidden_TD = hidden_states.reshape(-1, block.hidden_dim)
+    scores_TE, logits_TE = block.router(hidden_TD)
+    weights_TK, indices_TK = scores_TE.topk(block.top_k, dim=-1)
+    routed_TD = cached_experts_forward(unwrap(block.experts), hidden_TD, indices_TK, weights_TK)
+    return block.shared_expert(hidden_TD) + routed_TD, logits_TE
+
+
+def _longcat_experts(experts: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The output of a layer's experts, [T, D]; an id of E and above is an expert that returns its input."""
+    routed = experts.num_experts
+    out_TD = cached_experts_forward(experts, hidden_TD, indices_TK.clamp(max=routed), weights_TK)
+    unchanged_T1 = weights_TK.masked_fill(indices_TK < routed, 0).sum(dim=-1, keepdim=True)
+    return torch.addcmul(out_TD, hidden_TD, unchanged_T1.to(out_TD.dtype))
