@@ -27,7 +27,8 @@ class GradientCheck(TrainerCallback):
             self._handles.pop().remove()
         if self._waiting:
             names = sorted(self._waiting)
+            some = ", ".join(names[:4]) + (", ..." if names[4:] else "")
             raise UserError(
-                f"no gradient reached {len(names)} trained tensors in the first step, so they would not be "
-                f"trained: {', '.join(names[:4])}{', ...' if names[4:] else ''}; choose other --target_modules"
+                f"no gradient reached {len(names)} trained tensors in the first step, so they stay as "
+                f"they are: {some}: choose other --target_modules"
             )

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
-from dwellmoe.locality.objectives import load_objective
+from dwellmoe.locality.objectives import is_by_rank, load_objective
 from dwellmoe.locality.pairs import mean_over_pairs, pair_mask, segments_of
+from dwellmoe.log import warn_once
 from dwellmoe.routing import RouterOutput, RouterTap
+from dwellmoe.routing.router_scores import ScoreRule, choice_rules
 from dwellmoe.routing.router_tap import Observer, Strategy
 
 
@@ -94,9 +96,32 @@ class LocalityLoss:
         self.moe_layers = find_moe_layers(model)
         self._objective = load_objective(objective)
         self._layers = None if layers is None else self._indices(layers)
+        self._rules = self._ranking_rules(model, objective) if is_by_rank(objective) else ()
         self._recorder = GateRecorder()
         self._tap = RouterTap(model, self.moe_layers, [self._recorder])
         self._last: tuple[Tensor, Tensor] | None = None
+
+    def _ranking_rules(self, model: nn.Module, objective: str) -> Sequence[ScoreRule | None]:
+        """How each router that counts ranks its experts; nothing where all rank them by their logits."""
+        counted = [layer for layer in self.moe_layers if self._layers is None or layer.index in self._layers]
+        rules = choice_rules(model, counted)
+        for layer, rule in zip(counted, rules, strict=True):
+            if rule is None:
+                warn_once(
+                    f"{objective} goes by logits: how router '{layer.router}' ranks its experts is unknown"
+                )
+        return rules if any(rule and not rule.ranks_by_logits for rule in rules) else ()
+
+    def _ranked(self, logits_LBTE: Tensor) -> Tensor:
+        """What the routers rank their experts by, for an objective that reads that; else the logits."""
+        if not self._rules:
+            return logits_LBTE
+        return torch.stack(
+            [
+                logits_BTE.float() if rule is None or rule.ranks_by_logits else rule.rank(logits_BTE)
+                for rule, logits_BTE in zip(self._rules, logits_LBTE, strict=True)
+            ]
+        )
 
     def _indices(self, layers: Iterable[int]) -> set[int]:
         index_of = {layer.layer_id: layer.index for layer in self.moe_layers}
@@ -146,4 +171,4 @@ class LocalityLoss:
         device = gates.logits_LBTE.device
         self._last = gates.chosen_LBTK, segments_BT.to(device)
         mask_BP = pair_mask(segments_BT, labels_BT, self.on_prompt)
-        return self._objective(gates.logits_LBTE, gates.chosen_LBTK, mask_BP.to(device))
+        return self._objective(self._ranked(gates.logits_LBTE), gates.chosen_LBTK, mask_BP.to(device))

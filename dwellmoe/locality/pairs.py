@@ -62,23 +62,40 @@ def mean_over_pairs(values_LBP: Tensor, mask_BP: Tensor) -> Tensor:
     return (values_LBP * mask_LBP).sum() / mask_LBP.sum().clamp(min=1)
 
 
-def soft_membership(logits_LBTE: Tensor, top_k: int, mask_BP: Tensor, width: float = WIDTH) -> Tensor:
+def soft_membership(rank_LBTE: Tensor, top_k: int, mask_BP: Tensor, width: float = WIDTH) -> Tensor:
     """float32 [L, B, T, E]: sigmoid((z - boundary) / tau), a gradient only for experts near the decision.
 
-    The boundary lies midway between the K-th and the next logit, so that a chosen expert has more than 1/2
-    and no other has. Tau is `width` times the layer's spread of logits, over the tokens of valid pairs.
-    Neither carries a gradient.
+    z is what the router ranks its experts by; the membership of an expert that it may not choose (-inf) is 0.
+    The boundary lies midway between the K-th and the next z, so that a chosen expert has more than 1/2 and no
+    other has. Tau is `width` times the layer's spread of z, over the tokens of valid pairs. Neither carries a
+    gradient.
     """
-    z = logits_LBTE.float()
+    z = rank_LBTE.float()
     with torch.no_grad():
         largest = z.topk(min(top_k + 1, z.shape[-1]), dim=-1).values
-        boundary = largest[..., -2:].mean(-1, keepdim=True)
-        squares_LBT = (z - z.mean(-1, keepdim=True)).square().sum(-1)
-        spread_LBT = (squares_LBT / (z.shape[-1] - 1)).sqrt()  # z.std is several times slower
+        boundary = _between(largest[..., -2:])
+        spread_LBT = _spread(z)
         counted_BT = in_pairs(mask_BP).to(spread_LBT)
         spread_L = (spread_LBT * counted_BT).sum(dim=(1, 2)) / counted_BT.sum().clamp(min=1)
         tau = width * spread_L.clamp(min=1e-6)[:, None, None, None]
     return torch.sigmoid((z - boundary) / tau)
+
+
+def _between(last_two: Tensor) -> Tensor:
+    """The middle of the two last values; where the last is -inf, just below the other."""
+    middle = last_two.mean(-1, keepdim=True)
+    return torch.where(middle.isneginf(), last_two[..., :1] - 1e-6, middle)
+
+
+def _spread(z_LBTE: Tensor) -> Tensor:
+    """Standard deviation over the experts that may be chosen; `std` is several times slower."""
+    allowed = z_LBTE.isfinite()
+    if allowed.all():
+        mean, count = z_LBTE.mean(-1, keepdim=True), z_LBTE.shape[-1]
+        return ((z_LBTE - mean).square().sum(-1) / (count - 1)).sqrt()
+    count, z_LBTE = allowed.sum(-1), z_LBTE.masked_fill(~allowed, 0)
+    mean = z_LBTE.sum(-1, keepdim=True) / count[..., None]
+    return (((z_LBTE - mean).square() * allowed).sum(-1) / (count - 1).clamp(min=1)).sqrt()
 
 
 def check_width(width: float) -> None:

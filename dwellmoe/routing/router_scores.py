@@ -4,6 +4,7 @@ Letters: T tokens, E experts, K chosen experts a token, D hidden size, G groups 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,8 +22,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda logits_TE: logits_TE.sigmoid(),
     "sqrt_softplus": lambda logits_TE: softplus(logits_TE).sqrt(),
 }
-PROBE_TOKENS = 64
-"""Tokens that each router is run on to find its rule."""
+PROBE_TOKENS = 1024
+"""Tokens that each router is run on to find its rule: enough for a small bias to change a choice."""
+MODEL_TOKENS = 64
+"""The same, where the whole model has to run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Groups:
     count: int
     kept: int
     best: int
+    outside: float = -torch.inf
+    """Rank of the experts of the other groups; 0 (A.X-K2) lets them in before an expert of negative rank."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class ScoreRule:
     """Whether the weights of the chosen experts are scaled to a fixed sum."""
     bias_E: Tensor | None = None
     groups: Groups | None = None
+    bias_on_logits: bool = False
+    """Whether the bias is added to the logits and not to the scores (Kolibri)."""
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         """Original scores of all experts, `[T, E]` float32: weights up to one factor a token."""
@@ -56,13 +63,18 @@ class ScoreRule:
 
     def rank(self, logits_TE: Tensor) -> Tensor:
         """What the router ranks its experts by, `[T, E]` float32; -inf where it may not choose."""
-        if self.activation == "softmax" and self.bias_E is None:
+        if self.bias_on_logits or (self.activation == "softmax" and self.bias_E is None):
             ranked_TE = logits_TE.float()
         else:
             ranked_TE = self.scores(logits_TE)
         if self.bias_E is not None:
             ranked_TE = ranked_TE + self.bias_E.to(ranked_TE)
         return _within_groups(ranked_TE, self.groups) if self.groups else ranked_TE
+
+    @property
+    def ranks_by_logits(self) -> bool:
+        """Whether the K largest logits are the choice."""
+        return self.bias_E is None and self.groups is None
 
     def weights(self, output: RouterOutput, indices_TK: Tensor) -> Tensor:
         """Routing weights of another choice (-1: empty slot, weight 0) in place of the router's own.
@@ -80,9 +92,10 @@ class ScoreRule:
 
     def explains(self, output: RouterOutput) -> bool:
         """Whether the router's own output agrees with this rule."""
-        return self._explains_choice(output) and self._explains_weights(output)
+        return self.explains_choice(output) and self._explains_weights(output)
 
-    def _explains_choice(self, output: RouterOutput) -> bool:
+    def explains_choice(self, output: RouterOutput) -> bool:
+        """Whether the experts that the router chose are those that this rule ranks highest."""
         rank_TE = self.rank(output.logits_TE)
         chosen_T = rank_TE.gather(-1, output.indices_TK).min(-1).values
         others_T = rank_TE.scatter(-1, output.indices_TK, -torch.inf).max(-1).values
@@ -105,7 +118,7 @@ def _within_groups(ranked_TE: Tensor, groups: Groups) -> Tensor:
     worth_TG = ranked_TGN.topk(groups.best, dim=-1).values.sum(-1)
     kept_TG = torch.zeros_like(worth_TG, dtype=torch.bool)
     kept_TG.scatter_(-1, worth_TG.topk(groups.kept, dim=-1).indices, True)
-    return ranked_TGN.masked_fill(~kept_TG[..., None], -torch.inf).flatten(-2)
+    return ranked_TGN.masked_fill(~kept_TG[..., None], groups.outside).flatten(-2)
 
 
 def score_rules(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> list[ScoreRule]:
@@ -115,6 +128,36 @@ def score_rules(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> list[ScoreR
     """
     outputs = _probed(model, moe_layers)
     return [_rule_of(model, layer, outputs[layer.index]) for layer in moe_layers]
+
+
+def choice_rules(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> list[ScoreRule | None]:
+    """How each layer's router ranks its experts.
+
+    None where no rule explains its choice, and where it cannot be run (sharded by ZeRO-3, and of more inputs
+    than hidden states). Of the rules that explain the choice, one that also explains the weights is taken.
+    """
+    with _gathered(model, moe_layers):
+        try:
+            outputs = _probed(model, moe_layers)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return [None for _ in moe_layers]
+        return [_choice_rule(model, layer, outputs[layer.index]) for layer in moe_layers]
+
+
+def _choice_rule(model: nn.Module, layer: MoeLayer, output: RouterOutput) -> ScoreRule | None:
+    found = [rule for rule in _candidates(model, layer) if rule.explains_choice(output)]
+    return next((rule for rule in found if rule.explains(output)), found[0] if found else None)
+
+
+def _gathered(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> AbstractContextManager:
+    """The routers' weights in one piece, on every rank, where ZeRO-3 has sharded them."""
+    routers = [model.get_submodule(layer.router) for layer in moe_layers]
+    weights = [weight for router in routers for weight in router.parameters() if hasattr(weight, "ds_id")]
+    if not weights:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters  # pyright: ignore[reportMissingImports] - slow to import
+
+    return GatheredParameters(weights)
 
 
 def _rule_of(model: nn.Module, layer: MoeLayer, output: RouterOutput) -> ScoreRule:
@@ -129,9 +172,12 @@ def _rule_of(model: nn.Module, layer: MoeLayer, output: RouterOutput) -> ScoreRu
 
 def _candidates(model: nn.Module, layer: MoeLayer) -> Iterator[ScoreRule]:
     """All rules, simple ones first: those without groups and bias."""
-    rules = product(_groupings(model, layer), _biases(model, layer), ACTIVATIONS, (True, False))
-    for groups, bias_E, activation, renormalised in rules:
-        yield ScoreRule(activation, renormalised, bias_E, groups)
+    rules = product(
+        (False, True), _groupings(model, layer), _biases(model, layer), ACTIVATIONS, (True, False)
+    )
+    for bias_on_logits, groups, bias_E, activation, renormalised in rules:
+        if bias_E is not None or not bias_on_logits:
+            yield ScoreRule(activation, renormalised, bias_E, groups, bias_on_logits)
 
 
 def _biases(model: nn.Module, layer: MoeLayer) -> Iterator[Tensor | None]:
@@ -149,7 +195,7 @@ def _groupings(model: nn.Module, layer: MoeLayer) -> Iterator[Groups | None]:
     text = None if config is None else config.get_text_config()
     count, kept = getattr(text, "n_group", None), getattr(text, "topk_group", None)
     if count and kept and kept < count and layer.num_experts % count == 0:
-        yield from (Groups(count, kept, best) for best in (2, 1))
+        yield from (Groups(count, kept, best, outside) for outside in (-torch.inf, 0.0) for best in (2, 1))
 
 
 def _probed(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> dict[int, RouterOutput]:
@@ -182,5 +228,5 @@ def _run_router(model: nn.Module, layer: MoeLayer) -> None:
 def _run_model(model: nn.Module) -> None:
     config, device = config_of(model), next(model.parameters()).device
     vocabulary = 2 if config is None else config.get_text_config().vocab_size
-    tokens = torch.randint(0, vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, vocabulary, (1, MODEL_TOKENS), generator=torch.Generator().manual_seed(0))
     model(tokens.to(device), use_cache=False)

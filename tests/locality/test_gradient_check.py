@@ -1,5 +1,7 @@
 """A trained tensor that no gradient reaches ends the run after its first step."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,7 +19,7 @@ NEVER_CALLED = "model.layers.1.mlp.router.classifier.weight"
 
 def train(model, folder):
     tokens = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
-    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    rows: Any = [{"input_ids": row, "labels": row} for row in tokens]
     settings = TrainingArguments(
         str(folder), max_steps=2, report_to="none", use_cpu=True, save_strategy="no", learning_rate=0.1
     )
@@ -38,11 +40,10 @@ def test_lora_on_a_module_that_is_never_called_ends_the_run_by_name(tmp_path):
 def test_the_default_targets_of_that_family_all_get_one(tmp_path):
     model = tiny_model("longcat_flash")
     layers = find_moe_layers(model)
-    before = model.get_submodule(layers[0].router).classifier.weight.clone()
+    gate: Any = model.get_submodule(layers[0].router)
+    before = gate.classifier.weight.clone()
     model = add_elastic_lora(model, layers, LoraShape(rank=2))
     assert train(model, tmp_path) == 2
-    trained = dict(model.named_parameters())[
-        "base_model.model." + layers[0].router + ".modules_to_save.default.classifier.weight"
-    ]
-    assert not torch.equal(trained, before)
+    name = f"base_model.model.{layers[0].router}.modules_to_save.default.classifier.weight"
+    assert not torch.equal(model.get_parameter(name), before)
     assert not any(weight._backward_hooks for weight in model.parameters())

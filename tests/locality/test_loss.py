@@ -65,6 +65,32 @@ def test_a_plain_loop_makes_the_router_more_local(family):
     assert hooks(model) == before, "a hook was left behind"
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "zaya"])
+def test_the_objective_counts_the_experts_that_run(family):
+    """With a narrow membership `overlap` is 1 - ECR, whatever a router ranks its experts by: logits, or score
+    + bias within groups. (A token of ZAYA may skip its experts.)
+    """
+    model, batch = tiny_model(family), batch_of()
+    for name, weight in (*model.named_buffers(), *model.named_parameters()):
+        if "correction_bias" in name or "expert_bias" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    with torch.no_grad(), LocalityLoss(model, "overlap:width=0.0001") as locality:
+        run(model, batch)
+        found = locality(batch).item()
+    assert found == pytest.approx(1 - locality.ecr, abs=0.01)  # a near tie
+
+
+def test_the_gradient_reaches_a_gate_whose_choice_goes_by_biases_and_groups():
+    model, batch = tiny_model("deepseek_v3"), batch_of()
+    layers = find_moe_layers(model)
+    torch.nn.init.normal_(model.get_buffer(f"{layers[0].router}.e_score_correction_bias"))
+    with LocalityLoss(model, OBJECTIVE) as locality:
+        run(model, batch)
+        locality(batch).backward()
+    gate = gate_matrix(model, layers[0])[1]
+    assert gate.grad is not None and gate.grad.abs().sum() > 0 and gate.grad.isfinite().all()
+
+
 def test_the_gradient_reaches_the_gate():
     model, batch = tiny_model("olmoe"), batch_of()
     with LocalityLoss(model, OBJECTIVE) as locality:

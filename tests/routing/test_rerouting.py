@@ -19,7 +19,7 @@ from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
 TOKENS_BT = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(1))
 PROMPT = 5
-UNKNOWN = ("inkling_text", "kolibri1", "phimoe", "zaya")  # they make weights in ways of their own
+UNKNOWN = ("inkling_text", "phimoe", "zaya")  # they make weights in ways of their own
 
 
 @cache

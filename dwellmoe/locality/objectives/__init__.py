@@ -16,6 +16,10 @@ one term a pair.
 strategy left empty); `mask`: the valid pairs (P = T - 1). A pure function: no state, no gradient through the
 choice, computed in float32 whatever the model's type. Options are keywords with defaults; a file may define
 `check`, with the same options, which raises UserError for a value that makes no sense.
+
+A file may define `BY_RANK = True`: in place of the logits it is given what each router ranks its experts by,
+of which the K largest are the choice. For most families that is the logits; for some it is score + bias, with
+-inf for the experts of groups that are out (DeepSeek-V3).
 """
 
 
@@ -33,3 +37,8 @@ def load_objective(spec: str) -> LocalityObjective:
     if options and (check := getattr(inspect.getmodule(loss), "check", None)):
         check(**options)
     return functools.partial(loss, **options)
+
+
+def is_by_rank(spec: str) -> bool:
+    """Whether the objective is given ranks in place of logits."""
+    return getattr(inspect.getmodule(OBJECTIVES.parse(spec)[0]), "BY_RANK", False)

@@ -14,6 +14,8 @@ from dwellmoe.cache.replay.residency_mask import residents_before
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.locality.pairs import WIDTH, check_width, in_pairs, mean_over_pairs, soft_membership
 
+BY_RANK = True
+
 
 def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> None:
     parse_policy(policy)
@@ -22,7 +24,7 @@ def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> 
 
 
 def loss(
-    logits_LBTE: Tensor,
+    rank_LBTE: Tensor,
     chosen_LBTK: Tensor,
     mask_BP: Tensor,
     *,
@@ -36,8 +38,8 @@ def loss(
     The cache of a layer starts cold in each run of valid pairs, so that the loss does not depend on the order
     of the rows. `budget` as in the simulator: slots a layer or percent.
     """
-    resident_LBPE = _residents(chosen_LBTK, mask_BP, logits_LBTE.shape[-1], policy, budget)
-    membership = soft_membership(logits_LBTE, chosen_LBTK.shape[-1], mask_BP, width)[..., 1:, :]
+    resident_LBPE = _residents(chosen_LBTK, mask_BP, rank_LBTE.shape[-1], policy, budget)
+    membership = soft_membership(rank_LBTE, chosen_LBTK.shape[-1], mask_BP, width)[..., 1:, :]
     missing = (membership * ~resident_LBPE).sum(-1) / membership.sum(-1)
     return mean_over_pairs(missing, mask_BP)
 
