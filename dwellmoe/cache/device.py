@@ -3,16 +3,18 @@
 import os
 import tomllib
 from dataclasses import dataclass, field, fields
-from math import isfinite
 from typing import Any
 
-from dwellmoe.errors import UserError
+from dwellmoe.cache.tensor_file import check_regular
+from dwellmoe.errors import UserError, first_line
 from dwellmoe.files import find_file
 
 GIGA = 1e9
 NEEDED = ("name", "memory_gb_per_second", "storage_gb_per_second")
 TEXTS = ("name", "predictor", "lookahead")
 MAY_BE_ZERO = ("eta", "gamma", "hysteresis")
+MOST_WINDOW = 10_000
+LEAST, MOST = 1e-12, 1e12  # of a number in a profile: beyond, times are no longer finite
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,15 @@ class DeviceProfile:
 def load_device(path: str | os.PathLike) -> DeviceProfile:
     """Reads a profile, a user's or the project's. UserError names a key that is missing, unknown or wrong."""
     try:
-        with open(find_file(path), "rb") as file:
-            table = tomllib.load(file)
+        file = find_file(path)
+        check_regular(file)
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a TOML file: {first_line(error)}") from None
     placement = table.pop("placement", {})
     if not isinstance(placement, dict):
         raise UserError(f"{path}: 'placement' must be a table, got {placement!r}")
@@ -88,8 +93,10 @@ def load_device(path: str | os.PathLike) -> DeviceProfile:
         raise UserError(f"{path}: give ram_gb and ram_gb_per_second together")
     if placement.get("eta", 0) > 1:
         raise UserError(f"{path}: 'eta' must be at most 1, got {placement['eta']}")
-    if placement.get("window", 1) % 1:
-        raise UserError(f"{path}: 'window' must be a whole number, got {placement['window']}")
+    if placement.get("window", 1) % 1 or placement.get("window", 1) > MOST_WINDOW:
+        raise UserError(
+            f"{path}: 'window' must be a whole number up to {MOST_WINDOW}, got {placement['window']}"
+        )
     return DeviceProfile(**table, placement=PlacementConstants(**placement))
 
 
@@ -100,12 +107,15 @@ def _check(path, table: dict[str, Any], kind: type) -> None:
             raise UserError(f"{path}: unknown key '{key}': choose from {', '.join(known)}")
         zero = "latency" in key or key in MAY_BE_ZERO
         if not _fits(key, value, zero):
-            wanted = "text" if key in TEXTS else f"a number {'>= 0' if zero else 'above 0'}"
-            raise UserError(f"{path}: '{key}' must be {wanted}, got {value!r}")
+            range_ = f"a number {'>= 0' if zero else 'above 0'} and at most {MOST:g}"
+            raise UserError(
+                f"{path}: '{key}' must be {'text' if key in TEXTS else range_}, got {value!r:.60}"
+            )
 
 
 def _fits(key: str, value: Any, zero: bool) -> bool:
     if key in TEXTS:
         return isinstance(value, str)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    return number and (value > 0 or (value == 0 and zero))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return LEAST <= value <= MOST or (value == 0 and zero)

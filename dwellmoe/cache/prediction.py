@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dwellmoe.cache.memory import check_memory
 from dwellmoe.cache.predictors import Predictor, make_predictor
 from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 
@@ -18,6 +19,11 @@ ETAS = np.linspace(0, 1, 21)
 def used_of(trace: RoutingTrace) -> list[np.ndarray]:
     """bool [T, L, E] of each request's decoded tokens."""
     rows = np.flatnonzero(trace.phase == DECODE)
+    tokens, layers = len(rows), trace.layers
+    check_memory(
+        2 * tokens * layers * trace.num_experts,
+        f"the experts of {tokens} tokens in {layers} layers x {trace.num_experts}",
+    )
     experts, request = np.asarray(trace.experts[rows]).astype(np.int64), trace.request[rows]
     used = np.zeros((*experts.shape[:2], trace.num_experts + 1), np.bool_)
     np.put_along_axis(used, np.where(experts == EMPTY, trace.num_experts, experts), True, axis=2)

@@ -37,7 +37,10 @@ class RecordedPredictions:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in LAYOUT if getattr(self, name) is not None}
-        if len(given) < 2 or self.prior.ndim != 2:
+        wrong = [name for name, value in given.items() if value.ndim != len(LAYOUT[name][0])]
+        if wrong:
+            raise UserError(f"{wrong[0]} must have {len(LAYOUT[wrong[0]][0])} dimensions")
+        if len(given) < 2:
             raise UserError("not predictions of use: 'prior' [layers, experts] and 'early' or 'late' needed")
         tokens = next(len(value) for name, value in given.items() if name != "prior")
         sizes = dict(zip("DLE", (tokens, *self.prior.shape), strict=True))
@@ -83,7 +86,9 @@ class RecordedPredictions:
         tensors, facts = map_tensors(path)
         found = (facts.get("format"), facts.get("version"))
         if found != (FORMAT, VERSION):
-            raise UserError(f"{path}: format and version must be {FORMAT} 1, got {found[0]} {found[1]}")
+            raise UserError(
+                f"{path}: format and version must be {FORMAT} 1, got {found[0]!r:.40} {found[1]!r:.40}"
+            )
         unknown = sorted(set(tensors) - set(LAYOUT))
         absent = [name for name in METADATA if name not in facts]
         if unknown or absent or "prior" not in tensors:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import stat
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,7 @@ DTYPES = {
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LONGEST_HEADER_BYTES = 100_000_000
 COPY_BYTES = 1 << 24
+MOST_DIMENSIONS = 8
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -54,15 +57,17 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     path = Path(path)
     header, data_begin = read_header(path)
     metadata = header.pop("__metadata__", {})
-    data_bytes = path.stat().st_size - data_begin
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: broken header: metadata is not an object")
-    return {name: _map(path, data_begin, data_bytes, name, entry) for name, entry in header.items()}, metadata
+    if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
+        raise UserError(f"{path}: broken header: __metadata__ must be an object of texts")
+    entries = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+    _check_places(path, entries, data_begin)
+    return {name: _map(path, data_begin, entry) for name, entry in entries.items()}, metadata
 
 
 def read_header(path: Path) -> tuple[dict, int]:
     """(tensor -> entry, first byte of the data). UserError for a file that is not of this format."""
     try:
+        check_regular(path)
         size_bytes = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -71,7 +76,7 @@ def read_header(path: Path) -> tuple[dict, int]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a .safetensors file: its header is not JSON") from error
@@ -80,25 +85,68 @@ def read_header(path: Path) -> tuple[dict, int]:
     return header, 8 + length
 
 
-def _map(path: Path, data_begin: int, data_bytes: int, name: str, entry: dict) -> np.ndarray:
+def check_regular(path: Path) -> None:
+    """UserError for a device or a pipe: it may never end, and cannot be read twice. OSError if missing."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path}: cannot be read: a device or a pipe, expected a file")
+
+
+class _Entry(NamedTuple):
+    """Where a tensor lies behind the header, and what it holds."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _parse_entry(path: Path, name: str, entry: Any) -> _Entry:
     try:
         dtype = np.dtype(DTYPES[entry["dtype"]])
-        shape = tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        expected_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        in_order = 0 <= begin <= end
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: tensor '{name}' has a broken or unsupported entry {entry}") from error
-    if not in_order or end - begin != expected_bytes:
+        found = _Entry(dtype, tuple(entry["shape"]), *entry["data_offsets"])
+        whole = all(type(number) is int and number >= 0 for number in (*found.shape, *found[2:]))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole or len(found.shape) > MOST_DIMENSIONS:
+        raise UserError(f"{path}: tensor {name!r:.60} has a broken or unsupported entry {entry!s:.200}")
+    expected_bytes = dtype.itemsize * prod(found.shape)
+    if found.end - found.begin != expected_bytes:
         raise UserError(
-            f"{path}: tensor '{name}': {end - begin} bytes given, {expected_bytes} needed for {shape} {dtype}"
+            f"{path}: tensor {name!r:.60}: {found.end - found.begin} bytes given, {expected_bytes} needed "
+            f"for {list(found.shape)} {dtype}"
         )
-    if end > data_bytes:
+    return found
+
+
+def _check_places(path: Path, entries: dict[str, _Entry], data_begin: int) -> None:
+    """UserError unless the tensors lie one after the other and fill the file."""
+    data_bytes = path.stat().st_size - data_begin
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.end > data_bytes:
+            raise UserError(
+                f"{path}: truncated: tensor {name!r:.60} ends at byte {data_begin + entry.end}, "
+                f"the file at {data_begin + data_bytes}"
+            )
+        if entry.begin != end:
+            raise UserError(
+                f"{path}: tensor {name!r:.60} begins at {entry.begin}, the one before ends at {end}"
+            )
+        end = entry.end
+    if end != data_bytes:
         raise UserError(
-            f"{path}: truncated: tensor '{name}' ends at byte {data_begin + end}, "
-            f"the file at {data_begin + data_bytes}"
+            f"{path}: the tensors end at byte {data_begin + end}, the file at {data_begin + data_bytes}"
         )
-    if expected_bytes == 0:
-        return np.empty(shape, dtype)
-    mapped = np.memmap(path, dtype, "r", data_begin + begin, shape)
+
+
+def _map(path: Path, data_begin: int, entry: _Entry) -> np.ndarray:
+    if entry.begin == entry.end:
+        return np.empty(entry.shape, entry.dtype)
+    mapped = np.memmap(path, entry.dtype, "r", data_begin + entry.begin, entry.shape)
     return mapped if mapped.flags.aligned else mapped.copy()
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value of JSON is text that can be printed: half of a surrogate pair cannot."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)

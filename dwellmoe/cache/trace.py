@@ -13,11 +13,12 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.tensor_file import map_tensors, write_tensors
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
 
 PREFILL, DECODE = 0, 1
 EMPTY = 65535  # a slot that a routing strategy left unused
 FORMAT, VERSION = "moe-routing-trace", "1"
+MOST_EXPERT_BYTES = 1 << 40  # beyond it, sums over a trace may not fit into 64 bits
 BLOCK_BYTES = 128 << 20  # of a mapped trace that is read at once
 
 LAYOUT = {  # tensor -> dtype, shape in the letters above, must be present
@@ -150,25 +151,25 @@ def _known_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     unknown = sorted(set(tensors) - set(LAYOUT))
     missing = [name for name, (_, _, needed) in LAYOUT.items() if needed and name not in tensors]
     if unknown or missing:
-        raise UserError(f"not a routing trace: tensors missing {missing}, unknown {unknown}")
+        raise UserError(f"not a routing trace: tensors missing {missing}, unknown {unknown[:8]}")
     return tensors
 
 
 def _parse_metadata(metadata: dict[str, str]) -> dict:
     found = (metadata.get("format"), metadata.get("version"))
     if found != (FORMAT, VERSION):
-        raise UserError(f"format and version must be {FORMAT} 1, got {found[0]} {found[1]}")
+        raise UserError(f"format and version must be {FORMAT} 1, got {found[0]!r:.40} {found[1]!r:.40}")
     try:
         return {
-            "num_experts": int(metadata["num_experts"]),
+            "num_experts": json.loads(metadata["num_experts"]),
             "layer_ids": _numbers(metadata["layer_ids"]),
             "expert_bytes": _numbers(metadata["expert_bytes"]),
             "model": metadata.get("model", ""),
             "source": metadata.get("source", ""),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"metadata num_experts, layer_ids or expert_bytes is missing or broken: {error}"
+            f"metadata num_experts, layer_ids or expert_bytes is missing or broken: {first_line(error)}"
         ) from None
 
 
@@ -187,20 +188,24 @@ def _check_shapes(trace: RoutingTrace) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     found = json.loads(text)
-    if not isinstance(found, list):
-        raise TypeError(f"expected a list, got {text[:40]}")
-    return tuple(int(value) for value in found)
+    if not isinstance(found, list) or not all(type(value) is int for value in found):
+        raise TypeError(f"expected a list of whole numbers, got {text[:60]}")
+    return tuple(found)
 
 
 def _check_metadata(trace: RoutingTrace) -> None:
-    if not trace.top_k <= trace.num_experts < EMPTY:
+    if not isinstance(trace.num_experts, int | np.integer) or not trace.top_k <= trace.num_experts < EMPTY:
         raise UserError(
-            f"num_experts must be between top_k = {trace.top_k} and {EMPTY - 1}, got {trace.num_experts}"
+            f"num_experts must be a whole number between top_k = {trace.top_k} and {EMPTY - 1}, "
+            f"got {trace.num_experts!s:.40}"
         )
-    for field in ("layer_ids", "expert_bytes"):
+    for field, most in (("layer_ids", 2**31 - 1), ("expert_bytes", MOST_EXPERT_BYTES)):
         values = getattr(trace, field)
-        if len(values) != trace.layers or min(values) < 0:
-            raise UserError(f"{field} must hold {trace.layers} numbers >= 0, got {list(values)[:8]}")
+        if len(values) != trace.layers:
+            raise UserError(f"{field} must hold {trace.layers} numbers, one a layer, got {len(values)}")
+        bad = [value for value in values if not 0 <= value <= most]
+        if bad:
+            raise UserError(f"{field} must hold {trace.layers} numbers from 0 to {most}, got {bad[0]}")
 
 
 def _check_values(trace: RoutingTrace) -> None:

@@ -109,7 +109,12 @@ NINE_LAYERS = f"# route_trace v1\n# n_layer=9 n_expert=4\n{COLUMNS}\n0,1,0,0,0,1
     [
         ("t.route.csv", "# route_trace v1\n", {}, "truncated"),
         ("t.route.csv", "# route_trace v1\nturn,phase\n", {}, "line 2: expected the columns"),
-        ("t.route.csv", "# route_trace v1\n# n_layer=x n_expert=4\n", {}, "line 2: expected a whole number"),
+        (
+            "t.route.csv",
+            "# route_trace v1\n# n_layer=x n_expert=4\n",
+            {},
+            "line 2: n_layer: expected a whole number",
+        ),
         (
             "t.route.csv",
             "# route_trace v1\n# n_layer=9 n_expert=4\n" + COLUMNS + "\n0,1,0,0,0,1,0.5,0,5\n",
@@ -137,13 +142,13 @@ def test_foreign_content_is_refused(tmp_path, name, content, hints, message):
 @pytest.mark.parametrize(
     ("array", "hints", "message"),
     [
-        (np.zeros((2, 1, 2), np.float32), {"num_experts": 4}, "expected int16"),
-        (np.zeros((2, 2), np.int16), {"num_experts": 4}, "expected int16"),
+        (np.zeros((2, 1, 2), np.float32), {"num_experts": 4}, "expected whole numbers"),
+        (np.zeros((2, 2), np.int16), {"num_experts": 4}, "expected whole numbers"),
         (np.array([[[0, -2]]], np.int16), {"num_experts": 4}, "ids must be -1"),
-        (np.array([[[0, 4]]], np.int16), {"num_experts": 4}, "below 4"),
+        (np.array([[[0, 4]]], np.int16), {"num_experts": 4}, "row 0, layer 0, slot 1 is 4"),
         (np.array([[[0, 1]]], np.int16), {"num_experts": 4, "prompt_tokens": 2}, "prompt_tokens must be"),
         (np.array([[[0, 1]]], np.int16), {}, "num_experts"),
-        (np.array([{}], object), {"num_experts": 4}, "not a whole .npy"),
+        (np.array([{}], object), {"num_experts": 4}, "pickled"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, array, hints, message):
@@ -164,5 +169,5 @@ def test_nothing_is_left_of_a_failed_write(tmp_path):
 
 def test_an_array_of_empty_slots_is_an_empty_trace(tmp_path):
     np.save(tmp_path / "t.npy", np.full((4, 2, 2), -1, np.int16))
-    with pytest.raises(UserError, match="empty slots"):
+    with pytest.raises(UserError, match="only empty slots"):
         read_trace(tmp_path / "t.npy", num_experts=4)

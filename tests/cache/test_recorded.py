@@ -126,7 +126,7 @@ def test_what_is_no_file_of_predictions_is_told(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         RecordedPredictions.load(path)
     trace.save(path)
-    with pytest.raises(UserError, match="format and version must be moe-use-predictions 1, got moe-routing"):
+    with pytest.raises(UserError, match="format and version must be moe-use-predictions 1, got 'moe-routing"):
         RecordedPredictions.load(path)
     whole = {"format": "moe-use-predictions", "version": "1", "trace_digest": "0", "predictor": "p"}
     early, prior = truth(trace), sure(trace).prior

@@ -3,13 +3,15 @@
 A format has
 SUFFIXES                    the endings of its files; the longest one that fits decides what is written
 HINTS                       names of what a caller may state about a file that does not state it itself
-recognise(head) -> bool     whether a file that begins with these bytes is of this format
+recognise(head) -> bool     whether a file that begins so, after a byte-order mark, is of this format
 read(path, **hints)         RoutingTrace; UserError for a broken file
 write(trace, path)          the file appears complete or not at all
 """
 
+import codecs
 from pathlib import Path
 
+from dwellmoe.cache.tensor_file import check_regular
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.registry import Registry
@@ -34,7 +36,12 @@ def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
     without_effect = sorted(set(given) - set(module.HINTS))
     if without_effect:
         raise UserError(f"{path}: {without_effect[0]} has no effect on a trace of this format")
-    return module.read(path, **given)
+    try:
+        return module.read(path, **given)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory") from None
 
 
 def write_trace(trace: RoutingTrace, path: str | Path) -> None:
@@ -48,8 +55,9 @@ def _modules() -> list:
 
 def _recognised(path: Path):
     try:
+        check_regular(path)
         with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
+            head = file.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return next((module for module in _modules() if module.recognise(head)), None)

@@ -5,20 +5,44 @@ the index of the next access to the same object, -1 for none. Phases, requests a
 format: what is read back is one request of decode steps.
 """
 
+import codecs
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
+from dwellmoe.cache.memory import check_filled, check_memory
+from dwellmoe.cache.text_trace import broken_row, check_range, read_lines, whole_number
+from dwellmoe.cache.trace import DECODE, EMPTY, MOST_EXPERT_BYTES, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.files import replacing
+from dwellmoe.log import warn_once
 
 SUFFIXES = (".oracleGeneral", ".oracleGeneral.bin", ".csv")
 HINTS = ("num_experts",)
 FIELDS = {"time": "<u4", "object": "<u8", "size": "<u4", "next": "<i8"}
 RECORD = np.dtype(list(FIELDS.items()))
 COLUMNS = "time,object,size,next_access_vtime"
+NAMES = {
+    "time": ("time", "timestamp", "ts"),
+    "object": ("object", "object_id", "obj", "obj_id", "id", "key"),
+    "size": ("size", "object_size", "obj_size"),
+}
+"""What a column is read as -> its names in headers; no other column is read."""
 NONE = -1
+BYTES_A_RECORD = 200  # of memory, while it is read
+MOST_LAYERS = 1 << 16
+MOST_TIME = (1 << 63) - 1
+
+
+class Accesses(NamedTuple):
+    """One access after the other."""
+
+    time: np.ndarray
+    object: np.ndarray
+    size: np.ndarray
+    place: str  # the word for where one stands in its file, "record" or "line"
+    first: int  # the number of the first
 
 
 def recognise(head: bytes) -> bool:
@@ -26,36 +50,53 @@ def recognise(head: bytes) -> bool:
 
 
 def read(path: Path, num_experts: int | None = None) -> RoutingTrace:
-    """Splits accesses into token steps where the time changes, and into layers by object // num_experts."""
-    if num_experts is None or num_experts < 1:
+    """Splits accesses into token steps where the time changes, and into layers by object // num_experts.
+
+    The columns of a CSV are found by the names in its first line or, where it has none, taken in the order of
+    `COLUMNS`.
+    """
+    if num_experts is None:
         raise UserError(f"{path}: the format does not state the experts a layer: give --num_experts")
-    records = _read_csv(path) if path.name.endswith(".csv") else _read_binary(path)
-    if len(records) == 0:
+    if not 1 <= num_experts < EMPTY:
+        raise UserError(f"{path}: num_experts must be 1 to {EMPTY - 1}, got {num_experts}")
+    accesses = _read_csv(path) if _is_csv(path) else _read_binary(path)
+    if len(accesses.time) == 0:
         raise UserError(f"{path}: the trace is empty")
-    layer, expert = np.divmod(records["object"].astype(np.int64), num_experts)
-    row = np.cumsum(np.append(0, records["time"][1:] != records["time"][:-1]))
+    place = path, accesses.place, accesses.first
+    check_range(*place, "time", accesses.time, MOST_TIME)
+    check_range(*place, "object", accesses.object, MOST_LAYERS * num_experts - 1)
+    check_range(*place, "size", accesses.size, MOST_EXPERT_BYTES)
+    layer, expert = np.divmod(accesses.object.astype(np.int64), num_experts)
+    row = np.cumsum(np.append(0, accesses.time[1:] != accesses.time[:-1]))
     layers = int(layer.max()) + 1
-    if layers > 1 << 16:
-        raise UserError(
-            f"{path}: object {int(records['object'].max())} is too large for {num_experts} experts a layer"
-        )
     slot = _index_in_group(row * layers + layer)
-    experts = np.full((row[-1] + 1, layers, slot.max() + 1), EMPTY, np.uint16)
+    shape = int(row[-1]) + 1, layers, int(slot.max()) + 1
+    check_filled(path, shape, len(row))
+    if np.bincount(row[slot == 0]).max() < layers:
+        warn_once(f"{path}: no time has accesses to all {layers} layers; each time is one token step")
+    experts = np.full(shape, EMPTY, np.uint16)
     experts[row, layer, slot] = expert
-    sizes = np.zeros(layers, np.int64)
-    sizes[layer] = records["size"]
-    steps = len(experts)
     try:
         return RoutingTrace(
             experts,
-            np.full(steps, DECODE, np.uint8),
-            np.zeros(steps, np.int32),
+            np.full(len(experts), DECODE, np.uint8),
+            np.zeros(len(experts), np.int32),
             num_experts,
-            expert_bytes=tuple(sizes.tolist()) if sizes.max() > 1 else (),
+            expert_bytes=_expert_bytes(path, layer, accesses.size.astype(np.int64), layers),
             source=path.name,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _expert_bytes(path: Path, layer: np.ndarray, size: np.ndarray, layers: int) -> tuple[int, ...]:
+    """The size of the objects of each layer; () where none is stated or they differ."""
+    sizes = np.zeros(layers, np.int64)
+    sizes[layer] = size
+    if (sizes[layer] != size).any():
+        warn_once(f"{path}: objects of one layer have several sizes; bytes are not counted")
+        return ()
+    return tuple(sizes.tolist()) if sizes.max() > 1 else ()
 
 
 def write(trace: RoutingTrace, path: str | Path) -> None:
@@ -99,20 +140,68 @@ def _index_in_group(group: np.ndarray) -> np.ndarray:
     return index
 
 
-def _read_binary(path: Path) -> np.ndarray:
-    if path.stat().st_size % RECORD.itemsize:
-        raise UserError(
-            f"{path}: truncated: {path.stat().st_size} bytes are no multiple of {RECORD.itemsize}"
-        )
-    return np.fromfile(path, RECORD)
+def _is_csv(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(len(codecs.BOM_UTF8) + len(COLUMNS))
+    return path.name.endswith(".csv") or recognise(head.removeprefix(codecs.BOM_UTF8))
 
 
-def _read_csv(path: Path) -> np.ndarray:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    records = np.empty(len(lines), RECORD)
-    for i, line in enumerate(lines):
-        try:
-            records[i] = tuple(int(value) for value in line.split(","))
-        except (ValueError, TypeError, OverflowError):
-            raise UserError(f"{path}, line {i + 2}: broken row '{line[:60]}': expected {COLUMNS}") from None
-    return records
+def _read_binary(path: Path) -> Accesses:
+    size_bytes = path.stat().st_size
+    if size_bytes % RECORD.itemsize:
+        raise UserError(f"{path}: truncated: {size_bytes} bytes are no multiple of {RECORD.itemsize}")
+    check_memory(size_bytes / RECORD.itemsize * BYTES_A_RECORD, f"{path}: reading it")
+    records = np.fromfile(path, RECORD)
+    return Accesses(records["time"], records["object"], records["size"], "record", 1)
+
+
+def _read_csv(path: Path) -> Accesses:
+    lines = read_lines(path)
+    cells = lines[0].split(",") if lines else []
+    header = not any(map(_is_number, cells))
+    if header:
+        width, index = len(cells), _columns(path, cells)
+    else:
+        width, index = len(FIELDS), {name: i for i, name in enumerate(NAMES)}
+        warn_once(f"{path}: has no header; its columns are taken as {COLUMNS}")
+    rows = [_row(path, number, line, width, index) for number, line in enumerate(lines[header:], 1 + header)]
+    table = dict(zip(index, np.array(rows, np.int64).reshape(-1, len(index)).T, strict=True))
+    size = table.get("size", np.zeros(len(rows), np.int64))
+    return Accesses(table["time"], table["object"], size, "line", 1 + header)
+
+
+def _columns(path: Path, cells: list[str]) -> dict[str, int]:
+    """The columns that are read and where they stand. UserError where one is missing or there twice."""
+    names = [cell.strip(' #"\r').lower().replace("-", "_").replace(" ", "_") for cell in cells]
+    unread = [name for name in names if name not in sum(NAMES.values(), ()) and not name.startswith("next")]
+    if unread:
+        warn_once(f"{path}: columns that are not read: {', '.join(unread):.80}")
+    index = {}
+    for column, known in NAMES.items():
+        found = [i for i, name in enumerate(names) if name in known]
+        if len(found) > 1 or (not found and column != "size"):
+            listed = ", ".join(names)[:80]
+            raise UserError(
+                f"{path}, line 1: needs one column '{column}' (or {', '.join(known[1:])}), got {listed!r}"
+            )
+        index |= {column: found[0]} if found else {}
+    return index
+
+
+def _row(path: Path, number: int, line: str, width: int, index: dict[str, int]) -> list[int]:
+    """The values of one line that are read."""
+    texts = line.split(",")
+    found = [whole_number(texts[i].strip('" \r')) for i in index.values()] if len(texts) == width else []
+    values = [value for value in found if value is not None and abs(value) <= MOST_TIME]
+    if len(values) < len(index):
+        expected = f"{width} columns, whole numbers below 2**63 in {', '.join(index)}"
+        raise broken_row(path, number, line, expected)
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.strip(' "'))
+    except ValueError:
+        return False
+    return True

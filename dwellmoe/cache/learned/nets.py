@@ -29,7 +29,19 @@ class Nets(NamedTuple):
         return Nets(*(np.ascontiguousarray(array.swapaxes(1, -1)) for array in chosen))
 
 
+def shapes_of(prefix: str, inputs: int | str, outputs: int | str) -> dict[str, tuple[int | str, ...]]:
+    """The shapes of nets in a file, for `check_shapes`: N nets, H hidden units."""
+    hidden = f"{prefix}H"
+    shapes = {0: (hidden, inputs), 1: (hidden, hidden), 2: (outputs, hidden)}
+    return {
+        f"{prefix}{part}.{kind}": ("N", *(shape if kind == "weight" else shape[:1]))
+        for part, shape in shapes.items()
+        for kind in ("weight", "bias")
+    }
+
+
 def nets_of(tensors: dict[str, np.ndarray], prefix: str = "") -> Nets:
+    """The nets of tensors that have the shapes of `shapes_of`."""
     return Nets(*(tensors[prefix + name] for name in NAMES))
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned.uses import in_layer
+from dwellmoe.cache.learned.weights import check_shapes, load_weights
+from dwellmoe.cache.memory import check_memory
 
 DECAYS = (0.9, 0.998)
 DECAY_RATES = len(DECAYS)
@@ -41,6 +43,7 @@ class RoutingStatistics(NamedTuple):
     @classmethod
     def allocate(cls, caches: int, experts: int, layers: int) -> "RoutingStatistics":
         each = experts * caches // layers
+        check_memory(8 * layers * each * each, f"ml_habits with {layers} layers x {each} experts")
         return cls(
             decayed=np.zeros((caches, DECAY_RATES, experts)),
             steps=np.zeros((caches, DECAY_RATES)),
@@ -56,6 +59,13 @@ class RoutingStatistics(NamedTuple):
             stale=np.ones(layers, np.bool_),
             decays=np.array(DECAYS),
         )
+
+
+def load_habits(path: str) -> np.ndarray:
+    """float64 [F]: the weights of `ml_habits` in a file, or the shipped ones where `path` is empty."""
+    tensors, _ = load_weights(path, "ml_habits", LAYOUT)
+    check_shapes(path, tensors, {"weight": (len(NAMES),)})
+    return tensors["weight"].astype(np.float64)
 
 
 @helper

@@ -1,6 +1,7 @@
 """Files of learned weights, which name the policy and the layout of features that they were trained for."""
 
 import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,35 @@ def load_weights(path: str, policy: str, layout: str) -> tuple[dict[str, np.ndar
     for name, wanted in (("format", FORMAT), ("policy", policy), ("layout", layout)):
         if facts.get(name) != wanted:
             raise UserError(f"{file}: {name} must be '{wanted}', got '{facts.get(name)}'")
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    with np.errstate(over="ignore"):
+        found = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+    bad = [name for name, value in found.items() if not np.isfinite(value).all()]
     if bad:
-        raise UserError(f"{file}: tensor '{bad[0]}' holds NaN or infinite values")
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}, facts
+        raise UserError(f"{file}: tensor '{bad[0]}' holds NaN, infinite or too large values")
+    return found, facts
+
+
+def check_shapes(
+    path: str, tensors: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int | str]]
+) -> None:
+    """UserError unless every tensor in `shapes` is there as described: a number is a size, a letter stands
+    for any size above 0, which is the same wherever it appears.
+    """
+    sizes: dict[int | str, int] = {}
+    for name, shape in shapes.items():
+        found = tensors[name].shape if name in tensors else None
+        if found is None or len(found) != len(shape) or 0 in found:
+            raise UserError(f"{path}: tensor '{name}' {_described(shape)} needed, found {found}")
+        for letter, size in zip(shape, found, strict=True):
+            if size != (letter if isinstance(letter, int) else sizes.setdefault(letter, size)):
+                raise UserError(
+                    f"{path}: tensor '{name}' {_described(sizes.get(part, part) for part in shape)} needed, "
+                    f"found {found}"
+                )
+
+
+def _described(shape: Iterable[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def depths(layers: int, trained: int) -> np.ndarray:

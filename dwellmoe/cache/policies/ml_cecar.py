@@ -1,16 +1,18 @@
 """CECAR's learned eviction: two nets a layer predict an expert's next use from its recency and frequency."""
 
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned import uses
-from dwellmoe.cache.learned.nets import Nets, evaluate, nets_of
+from dwellmoe.cache.learned.nets import Nets, evaluate, nets_of, shapes_of
 from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.uses import TINY, Uses
-from dwellmoe.cache.learned.weights import depths, load_weights
+from dwellmoe.cache.learned.weights import check_shapes, depths, load_weights
 from dwellmoe.cache.policies.base import Shape
+from dwellmoe.errors import UserError
 
 LAYOUT = "r, f"
 LAGS, STEPS = 256, 64  # rows and columns of the table, beside the last row and the last column
@@ -33,8 +35,10 @@ class MlCecar(NamedTuple):
     @classmethod
     def allocate(cls, shape: Shape, *, weights: str = ""):
         tensors, facts = load_weights(weights, "ml_cecar", LAYOUT)
+        for prefix in ("short.", "long."):
+            check_shapes(weights, tensors, shapes_of(prefix, 2, 1))
         each_layer = shape.capacity[0] / (shape.layers // shape.caches)
-        table = tabulate(tensors, share_of_long(each_layer, float(facts["c0"])))
+        table = tabulate(tensors, share_of_long(each_layer, _c0(weights, facts)))
         table = table[depths(shape.layers, len(table))]
         return cls(ResidentOrder.allocate(*shape.per_expert), Uses.allocate(*shape.per_expert), table)
 
@@ -50,6 +54,16 @@ class MlCecar(NamedTuple):
         recency = uses.recency(self.uses.last[cache, expert], now.step)
         frequency = uses.frequency(self.uses.count[cache, expert], self.uses.most[cache])
         return look_up(self.table[layer], recency, frequency)
+
+
+def _c0(path: str, facts: dict[str, str]) -> float:
+    try:
+        found = float(facts["c0"])
+    except (KeyError, ValueError):
+        found = 0.0
+    if not 0 < found < inf:
+        raise UserError(f"{path}: metadata 'c0' must be a number above 0, got {facts.get('c0')!r}")
+    return found
 
 
 def share_of_long(capacity: float, c0: float) -> float:

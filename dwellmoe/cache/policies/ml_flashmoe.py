@@ -6,10 +6,10 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import helper
 from dwellmoe.cache.learned import uses
-from dwellmoe.cache.learned.nets import Nets, nets_of, run
+from dwellmoe.cache.learned.nets import Nets, nets_of, run, shapes_of
 from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.learned.uses import Uses
-from dwellmoe.cache.learned.weights import depths, load_weights
+from dwellmoe.cache.learned.weights import check_shapes, depths, load_weights
 from dwellmoe.cache.policies.base import Shape
 from dwellmoe.errors import UserError
 
@@ -36,8 +36,14 @@ class MlFlashmoe(NamedTuple):
     @classmethod
     def allocate(cls, shape: Shape, *, weights: str = ""):
         tensors, _ = load_weights(weights, "ml_flashmoe", LAYOUT)
+        check_shapes(weights, tensors, shapes_of("", "I", "O"))
         nets = nets_of(tensors)
-        trained, width = len(nets.in_bias), nets.out_bias.shape[1]
+        trained, width = nets.out_bias.shape
+        if nets.in_weight.shape[2] != 2 * width:
+            raise UserError(
+                f"{weights}: its nets have {width} outputs and need twice as many inputs, not "
+                f"{nets.in_weight.shape[2]}"
+            )
         each = shape.experts_per_layer
         if each > width:
             raise UserError(f"ml_flashmoe: its weights are for {width} experts a layer, the model has {each}")

@@ -6,8 +6,7 @@ import numpy as np
 
 from dwellmoe.cache.learned import routing_statistics
 from dwellmoe.cache.learned.order import ResidentOrder
-from dwellmoe.cache.learned.routing_statistics import LAYOUT, NAMES, RoutingStatistics
-from dwellmoe.cache.learned.weights import load_weights
+from dwellmoe.cache.learned.routing_statistics import LAYOUT, NAMES, RoutingStatistics, load_habits
 from dwellmoe.cache.policies.base import Shape
 
 
@@ -27,11 +26,10 @@ class MlHabits(NamedTuple):
 
     @classmethod
     def allocate(cls, shape: Shape, *, weights: str = ""):
-        tensors, _ = load_weights(weights, "ml_habits", LAYOUT)
         return cls(
             resident_order=ResidentOrder.allocate(*shape.per_expert),
             statistics=RoutingStatistics.allocate(*shape.per_expert, shape.layers),
-            weight=tensors["weight"].astype(np.float64),
+            weight=load_habits(weights),
             x=np.zeros((shape.caches, len(NAMES))),
         )
 

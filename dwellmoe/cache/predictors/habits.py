@@ -4,8 +4,7 @@ import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.learned import routing_statistics
-from dwellmoe.cache.learned.routing_statistics import LAYOUT, RoutingStatistics
-from dwellmoe.cache.learned.weights import load_weights
+from dwellmoe.cache.learned.routing_statistics import RoutingStatistics, load_habits
 from dwellmoe.cache.trace import RoutingTrace
 
 
@@ -15,7 +14,7 @@ class HabitsPredictor:
     horizon = 1
 
     def __init__(self, layers: int, experts: int, *, weights: str = "") -> None:
-        self.weight = load_weights(weights, "ml_habits", LAYOUT)[0]["weight"].astype(np.float64)
+        self.weight = load_habits(weights)
         self.statistics = RoutingStatistics.allocate(layers, experts, layers)
         self.steps = [0] * layers
         self.scores = np.zeros(experts)

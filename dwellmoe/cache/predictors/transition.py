@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dwellmoe.cache.memory import check_memory
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 
@@ -16,6 +17,7 @@ class Transition:
     def __init__(self, layers: int, experts: int, *, pseudocount: float = 16.0) -> None:
         if not pseudocount > 0:
             raise UserError(f"transition: pseudocount must be above 0, got {pseudocount}")
+        check_memory(8 * layers * experts**2, f"transition with {layers} layers x {experts} experts")
         self.pseudocount = pseudocount
         self.together_LEE = np.zeros((layers, experts, experts))
         self.uses_LE, self.tokens_L = np.zeros((layers, experts)), np.zeros(layers)

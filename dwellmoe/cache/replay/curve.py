@@ -9,6 +9,7 @@ from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import Budget, budget_of, check_holds
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
+from dwellmoe.cache.memory import STATE_BYTES, check_memory
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.replay import CacheRun
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
@@ -42,11 +43,22 @@ def curve(
     if not policies:
         raise UserError("curve: name at least one policy")
     slots = _slots(inputs, capacities)
+    _check_memory(inputs, policies, len(slots))
     budgets = [budget_of(trace, inputs.setup.scope, size) for size in slots]
     runs = {spec: _runs(spec, inputs, slots, budgets) for spec in policies}
     sweep(inputs, [run for found in runs.values() for run in found], progress)
     counts = {spec: _counts(found) for spec, found in runs.items()}
     return [row for spec in policies for row in hit_rate_rows(spec, budgets, inputs, counts[spec], resamples)]
+
+
+def _check_memory(inputs: ReplayInputs, policies: Sequence[str], capacities: int) -> None:
+    caches = sum(1 if is_stack(spec) else capacities for spec in policies)
+    state_bytes = caches * STATE_BYTES * inputs.caches * inputs.experts
+    size_bytes = capacities * np.dtype(np.int64).itemsize * inputs.experts  # `Budget.sizes`
+    check_memory(
+        state_bytes + size_bytes,
+        f"a curve of {len(policies)} policies at {capacities} capacities of {inputs.experts} experts",
+    )
 
 
 def _runs(spec: str, inputs: ReplayInputs, slots: list[int], budgets: list[Budget]) -> Runs:

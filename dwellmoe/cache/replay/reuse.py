@@ -14,6 +14,7 @@ from dwellmoe.cache.access import PHASES, Stream
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import rates
 from dwellmoe.cache.kernel.jit import compiled
+from dwellmoe.cache.memory import check_memory
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.sweep import replay_inputs, sweep
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
@@ -139,6 +140,8 @@ def segment_coverage(
     rows = _segments(trace, tokens, phase)
     if len(rows) == 0:
         return []
+    uses_bytes = np.dtype(np.int64).itemsize * len(rows) * trace.num_experts
+    check_memory(3 * uses_bytes, f"{len(rows)} segments of {trace.num_experts} experts")
     best = [min(trace.num_experts, max(1, round(ratio * trace.top_k))) - 1 for ratio in ratios]
     names, request = np.unique(trace.request[rows[:, 0]], return_inverse=True)
     covered_RCL = np.zeros((len(names), len(ratios), trace.layers), np.int64)

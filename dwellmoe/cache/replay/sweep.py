@@ -17,6 +17,7 @@ import numpy as np
 from dwellmoe.cache import trace as trace_module
 from dwellmoe.cache.access import PassIndex, Stream, gather
 from dwellmoe.cache.cache_setup import CacheSetup
+from dwellmoe.cache.memory import STATE_BYTES, check_memory
 from dwellmoe.cache.policies.base import NEVER
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.next_use import next_uses
@@ -72,6 +73,8 @@ def replay_inputs(trace: RoutingTrace, setup: CacheSetup, by_request: bool = Fal
 
     More requests than `MOST_GROUPS` are counted in so many groups of whole requests.
     """
+    experts = trace.layers * trace.num_experts
+    check_memory(STATE_BYTES * experts, f"a cache for {trace.layers} layers x {trace.num_experts} experts")
     passes, counted = setup.passes(trace)
     names, index = np.unique(passes.request, return_inverse=True)
     groups = min(len(names), MOST_GROUPS if by_request else 1)
