@@ -38,9 +38,27 @@ def test_without_lora_only_the_base_is_reported(workspace):
         ({"split": "exam"}, "--split exam: choose from "),
         ({"dataset_name": "unheard_of"}, "unknown data set 'unheard_of'"),
         ({"eval_batch_size": "0"}, "must be at least 1"),
+        ({"results_dir": "{}/model/config.json/x/y"}, "results folder .*config.json/x/y"),
+        ({"results_dir": "{}/model/config.json"}, "results folder"),
+        ({"results_dir": "{}/" + "x" * 300}, "results folder"),
+        ({"json": "{}/model/config.json/report.json"}, "--json .*report.json"),
+        ({"json": "{}/model"}, "model': cannot be written"),
     ],
 )
 def test_mistakes_are_named(workspace, change, message):
     change = {name: value.format(workspace) for name, value in change.items()}
     with pytest.raises(UserError, match=message):
         evaluate(parse(options(workspace, **change)), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("w1 \udcff w2", "byte 0xff at offset 3"),
+        ("é\udce9", "byte 0xe9 at offset 2"),
+        (" \n", "empty"),
+    ],
+)
+def test_a_prompt_that_cannot_be_asked_is_named(workspace, text, message):
+    with pytest.raises(UserError, match=f"--input.*{message}"):
+        parse(["--model_name", str(workspace / "model"), "--use_lora", "False", "--input", text])

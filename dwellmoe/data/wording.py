@@ -112,6 +112,12 @@ def as_asked(task: Task, tokenizer: Any, choice: str = "auto", trained: Wording 
     `auto` is as an adapter was trained (`trained`), and without one as the task requests. Raises UserError.
     """
     requested = trained.chat_template if trained else task.chat
+    if choice == "auto" and trained and trained.chat_template != task.chat:
+        request = "requests" if task.chat else "does not request"
+        warn_once(
+            f"{task.name} {request} the chat template: asked {_manner(trained)}, as the adapter was trained "
+            "(--use_chat_template)"
+        )
     if choice == "auto" and requested and not tokenizer.chat_template:
         warn_once(f"{task.name}: asked without a chat template, since the tokenizer has none")
     return worded(task, uses_chat_template(choice, requested, tokenizer))
@@ -161,11 +167,19 @@ def difference(trained: Wording, asked: Wording) -> str:
     """How prompts differ from those of training, in one phrase; empty where they do not."""
     parts = []
     if trained.chat_template != asked.chat_template:
-        how = {True: "through the chat template", False: "without the chat template"}
-        parts.append(
-            f"trained {how[trained.chat_template]}, asked {how[asked.chat_template]} (--use_chat_template)"
-        )
-    if (trained.prompt, trained.answer) != (asked.prompt, asked.answer):
-        words = f"{asked.prompt!r:.80}" if asked.prompt else "the question alone"
-        parts.append(f"trained on '{trained.task}' as {trained.prompt!r:.80}, asked as {words}")
+        how = f"trained {_manner(trained)}, asked {_manner(asked)} (--use_chat_template)"
+        parts.append(how)
+    if trained.task != asked.task or not parts:
+        parts += [
+            f"trained with the {what} {before!r:.80} of '{trained.task}', asked with {now!r:.80}"
+            for what, before, now in (
+                ("prompt", trained.prompt, asked.prompt),
+                ("answer", trained.answer, asked.answer),
+            )
+            if before != now
+        ]
     return "; ".join(parts)
+
+
+def _manner(wording: Wording) -> str:
+    return "through the chat template" if wording.chat_template else "without the chat template"

@@ -150,12 +150,26 @@ def parse_options(arguments: list[str]) -> Options:
 
 def _check(options: Options) -> None:
     policy_list(options.evaluation.policies)
+    if options.evaluation.input is not None:
+        _check_question(options.evaluation.input)
     if options.rerouting:
         options.rerouting.check()
     if options.cache.reroute_live:
         _check_live(options)
     if options.engine:
         check_settings(options.engine)
+
+
+def _check_question(text: str) -> None:
+    """Raises UserError for a prompt that is empty, or was given in bytes that are not UTF-8."""
+    if not text.strip():
+        raise UserError("--input: the prompt is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python keeps such bytes of a command line as lone surrogates
+        offset = len(text[: error.start].encode())
+        byte = ord(text[error.start]) & 0xFF
+        raise UserError(f"--input is not UTF-8: byte 0x{byte:02x} at offset {offset}") from None
 
 
 def _check_live(options: Options) -> None:

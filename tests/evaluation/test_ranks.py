@@ -2,27 +2,36 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.evaluation.workspace import options
+from tests.evaluation.workspace import NOT_COMPARED, options
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def torchrun(ranks: int, script: str, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, script, *arguments]
+
+
 def launch(ranks: int, script: str, *arguments: str, timeout: float = 580) -> subprocess.CompletedProcess:
     """`torchrun` on this machine with one thread a rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*command, script, *arguments],
+        torchrun(ranks, script, *arguments),
         cwd=ROOT,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -34,7 +43,25 @@ def test_any_number_of_ranks_gives_the_same_report(workspace, report, ranks, tmp
     done = launch(ranks, "inference.py", *options(workspace, results_dir=tmp_path / "results"))
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "results" / "report.json").read_text())
-    assert again | {"measured_speed": None} == report | {"measured_speed": None}
+    assert again | NOT_COMPARED == report | NOT_COMPARED
+
+
+def test_ranks_that_were_killed_go_on_with_what_they_measured(workspace, report, tmp_path):
+    arguments = options(workspace, results_dir=tmp_path / "results")
+    killed = subprocess.Popen(
+        torchrun(2, "inference.py", *arguments), cwd=ROOT, env=ENVIRONMENT, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("results/unfinished-*/control-*.pickle")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "results" / "report.json").exists()
+    done = launch(2, "inference.py", *arguments, "--resume", "True")
+    assert done.returncode == 0, done.stderr
+    assert int(re.findall(r"going on with (\d+) batches", done.stdout)[0]) >= 11, done.stdout
+    again = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert again | NOT_COMPARED == report | NOT_COMPARED
 
 
 def test_a_dead_rank_ends_the_run(tmp_path):

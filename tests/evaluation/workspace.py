@@ -9,6 +9,8 @@ from peft import LoraConfig, get_peft_model
 from tests.data.stand_ins import WORDS, word_tokenizer, write_task
 from tests.tiny_models import tiny_model
 
+NOT_COMPARED = {"measured_speed": None, "made": None, "engine": None}
+"""Parts of a report that hold times, which two runs never share."""
 CHOICE_TASK = """
 prompt = "{question}\\n{options}\\nw1"
 answer = " {choice}"
