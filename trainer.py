@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -25,6 +26,7 @@ from dwellmoe.locality.loss import Gates, LocalityLoss
 from dwellmoe.locality.monitor import (
     RoutingMonitor,
     RunningMeans,
+    collapsed_layers,
     ecr_per_layer,
     experts_used,
     lru_hit_rate,
@@ -82,6 +84,7 @@ class LocalityTrainer(Trainer):
         self._uses = UsesOfAStep(sum_over_ranks)
         self._means = {True: RunningMeans(), False: RunningMeans()}
         self._monitors = {True: RoutingMonitor(self.moe_layers), False: RoutingMonitor(self.moe_layers)}
+        self._used_before_L: list[int] | None = None
         self.ecr_per_layer: dict[str, Any] = {}
         """`train` and `eval` -> ECR of each layer at the last log entry; for `RoutingFigures`."""
         self.closest_to_target = self._target_callback(control_losses)
@@ -194,8 +197,9 @@ class LocalityTrainer(Trainer):
     def _remember(self, lm_loss: Tensor, terms: dict[str, Tensor], labels_BT: Tensor) -> None:
         """Keeps the losses for the next log entry."""
         training = self.model.training
-        weight = 1.0 if training else (labels_BT[:, 1:] != IGNORED_LABEL).sum()
-        self._means[training].add(weight, lm_loss=lm_loss * self._parts_of_a_step(), **terms)
+        weight = 1.0 if training else int((labels_BT[:, 1:] != IGNORED_LABEL).sum())
+        if weight:  # the mean over no tokens is no number
+            self._means[training].add(weight, lm_loss=lm_loss * self._parts_of_a_step(), **terms)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -270,12 +274,35 @@ class LocalityTrainer(Trainer):
         return means.read()
 
     def _refuse_collapse(self, trace: RoutingTrace | None) -> None:
-        """Raises UserError, on every rank, where a trained layer uses only a few experts."""
+        """Raises UserError, on every rank, where training left a trained layer with only a few experts."""
+        used_L, tokens = self._used_experts(trace)
+        if self.state.global_step == 0:
+            self._used_before_L = used_L
+        found = collapsed_layers(self._trained_layers, used_L, tokens)
+        if found and self._used_before_L is None and isinstance(self.model, PeftModel):
+            self._used_before_L = self._used_by_reference_model()
+        for layer in found:
+            before = self._used_before_L[layer.index] if self._used_before_L else None
+            refuse_collapse(layer, used_L[layer.index], before)
+
+    def _used_experts(self, trace: RoutingTrace | None) -> tuple[list[int], int]:
+        """Distinct experts of each MoE layer and the number of tokens, over all ranks."""
         experts = self.moe_layers[0].num_experts
         uses_LE = experts_used(trace) if trace else np.zeros((len(self.moe_layers), experts))
         uses_LE = sum_over_ranks(torch.tensor(uses_LE, dtype=torch.float32))
         tokens = sum_over_ranks(torch.tensor(trace.steps if trace else 0))
-        refuse_collapse(self._trained_layers, (uses_LE > 0).sum(-1).tolist(), int(tokens))
+        return (uses_LE > 0).sum(-1).tolist(), int(tokens)
+
+    def _used_by_reference_model(self) -> list[int]:
+        """Distinct experts that each MoE layer of the reference model uses over the validation set."""
+        monitor = RoutingMonitor(self.moe_layers)
+        with as_reference(self.model), self._loss.watch([monitor.recorder]):
+            for batch in self.get_eval_dataloader():
+                inputs = self._prepare_inputs(batch)
+                segments_BT = inputs.pop("segment_ids")
+                self.model(**{name: value for name, value in inputs.items() if name != "labels"})
+                monitor.add(segments_BT)
+        return self._used_experts(monitor.trace())[0]
 
 
 HEAT_MAP_COLUMNS = 40

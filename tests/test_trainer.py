@@ -189,13 +189,35 @@ def test_a_budget_is_counted_from_the_reference_model(tmp_path):
     assert closest.verdict().startswith("target rise of the validation loss 0.5 met: reached ")
 
 
-def test_a_collapsed_router_ends_the_run(tmp_path):
-    model = tiny_model("olmoe")
+def collapse(model):
+    """Every choice of the routers becomes a tie, which falls alike each time."""
     for layer in find_moe_layers(model):
-        router: Any = model.get_submodule(layer.router)
-        router.weight.data.zero_()  # every choice is a tie, which falls alike each time
-    with pytest.raises(UserError, match=r"the router of layer 0 has collapsed: 2 of 8 experts"):
+        for name, weight in model.get_submodule(layer.router).named_parameters():
+            if "original_module" not in name:
+                weight.data.zero_()
+
+
+def test_a_router_that_training_made_collapse_ends_the_run(tmp_path):
+    model = tiny_model("olmoe")
+    model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2, extra=("gate",)))
+    collapse(model)
+    with pytest.raises(
+        UserError, match=r"router of layer 0 has collapsed: 2 of 8 experts .* before training [4-8];"
+    ):
         trainer_of(tmp_path, model, learning_rate=0.0).train()
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_router_that_had_collapsed_before_is_told_and_trained(tmp_path, capsys, monkeypatch, lora):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    model = tiny_model("olmoe")
+    collapse(model)
+    if lora:
+        model = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
+    trainer = trainer_of(tmp_path, model, learning_rate=0.0, eval_on_start=not lora)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert "layer 0 had collapsed before training: 2 of 8" in capsys.readouterr().err
 
 
 def test_distances_pull_back_to_the_reference_model(tmp_path):
@@ -257,3 +279,15 @@ def test_the_linear_schedule_falls_to_zero(tmp_path):
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     added = [(entry["loss"] - entry["lm_loss"]) / entry["locality_loss"] for entry in logged]
     assert added == pytest.approx([1.0, 0.75, 0.5, 0.25], abs=2e-3)
+
+
+def test_a_mean_over_no_tokens_is_no_number_of_the_log(tmp_path):
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), per_device_eval_batch_size=1)
+    for row in list(trainer.eval_dataset)[:3]:
+        row["labels"] = [-100] * len(row["labels"])
+    metrics = trainer.evaluate()
+    only = trainer.eval_dataset[3]
+    trainer.eval_dataset = [only]
+    assert metrics["eval_lm_loss"] == pytest.approx(trainer.evaluate()["eval_lm_loss"])
+    trainer.eval_dataset = [only | {"labels": [-100] * len(only["labels"])}]
+    assert "eval_lm_loss" not in trainer.evaluate()

@@ -20,7 +20,7 @@ from dwellmoe.data.wording import as_messages, beginning
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 
-SCHEME = 1
+SCHEME = 2
 """Part of the cache key: raised when a row comes to mean something else."""
 BATCH_EXAMPLES = 1000
 """Examples encoded at a time; fewer need no progress bar."""
@@ -102,11 +102,13 @@ def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) ->
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
         prompts = token_ids(tokenizer, batch["prompt"])
         answers = token_ids(tokenizer, batch["answer"])
-        rows = [
-            row
+        rows_of = [
+            [*_rows(begin, prompt, [*answer, tokenizer.eos_token_id], max_tokens)]
             for prompt, answer in zip(prompts, answers, strict=True)
-            for row in _rows(begin, prompt, [*answer, tokenizer.eos_token_id], max_tokens)
         ]
+        if empty := rows_of.count([]):
+            warn_once(f"{empty} empty texts are left out: nothing in them could be predicted")
+        rows = [row for rows in rows_of for row in rows]
         return {name: [row[name] for row in rows] for name in _FEATURES}
 
     if len(examples) <= BATCH_EXAMPLES:
@@ -141,8 +143,18 @@ def _rows(begin: list[int], prompt: list[int], answer: list[int], max_tokens: in
         first = max(0, len(prompt) - (room - len(kept_answer)))
         yield _row(begin + prompt[first:], kept_answer, first, len(answer) - len(kept_answer))
     else:
-        for start in range(0, len(answer), room):
-            yield _row(begin, answer[start : start + room], 0, 0)
+        for window in _windows(answer, room, least=2 - len(begin)):
+            yield _row(begin, window, 0, 0)
+
+
+def _windows(text: list[int], room: int, least: int) -> Iterator[list[int]]:
+    """Running text in pieces of `room` tokens. A last piece below `least`, in which nothing is predicted,
+    begins a token earlier: that token is only its context. A text below `least` gives none.
+    """
+    if len(text) < least:
+        return
+    for start in range(0, len(text), room):
+        yield text[min(start, len(text) - least) : start + room]
 
 
 def _row(prompt: list[int], answer: list[int], cut_prompt_tokens: int, cut_answer_tokens: int) -> Row:

@@ -19,6 +19,7 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
+from dwellmoe.log import warn_once
 from dwellmoe.routing.trace_recorder import TraceRecorder
 
 CACHE_SHARE = 0.25
@@ -77,21 +78,38 @@ def experts_used(trace: RoutingTrace) -> np.ndarray:
     return used
 
 
-def refuse_collapse(layers: Sequence[MoeLayer], used_L: Sequence[int], tokens: int) -> None:
-    """UserError where one of `layers` used fewer than 2K experts over a validation set.
+def collapsed_layers(layers: Sequence[MoeLayer], used_L: Sequence[int], tokens: int) -> list[MoeLayer]:
+    """Those of `layers` that used fewer than 2K experts over a validation set.
 
     `used_L`: distinct experts of every MoE layer of the model, by its index. With fewer tokens than
     experts nothing is concluded.
     """
-    for layer in layers:
-        least = min(LEAST_SETS * layer.top_k, layer.num_experts)
-        if used_L[layer.index] < least and tokens >= layer.num_experts:
-            raise UserError(
-                f"the router of layer {layer.layer_id} has collapsed: {used_L[layer.index]} of "
-                f"{layer.num_experts} experts are used over the validation set, at least {least} "
-                f"(2 x {layer.top_k}) must be. Checkpoints are kept. Lower the locality weight, or raise "
-                "--aux_loss_alpha or --gate_kl_weight"
-            )
+    return [layer for layer in layers if used_L[layer.index] < _least(layer) and tokens >= layer.num_experts]
+
+
+def _least(layer: MoeLayer) -> int:
+    return min(LEAST_SETS * layer.top_k, layer.num_experts)
+
+
+def refuse_collapse(layer: MoeLayer, used: int, used_before: int | None) -> None:
+    """Ends a run whose training made a router collapse; one that had collapsed before is only told of.
+
+    `used`, `used_before`: distinct experts over the validation set, now and before training (None: not
+    known). Raises UserError.
+    """
+    counts = f"{used} of {layer.num_experts} experts are used over the validation set"
+    if used_before is not None and used_before < _least(layer):
+        warn_once(
+            f"the router of layer {layer.layer_id} had collapsed before training: {used_before} of "
+            f"{layer.num_experts} experts were used over the validation set, by the model as it was loaded"
+        )
+        return
+    before = "not counted (--eval_on_start True counts them)" if used_before is None else str(used_before)
+    raise UserError(
+        f"the router of layer {layer.layer_id} has collapsed: {counts}, before training {before}; at least "
+        f"{_least(layer)} (2 x {layer.top_k}) must be. Checkpoints are kept. Lower the locality weight, or "
+        "raise --aux_loss_alpha or --gate_kl_weight"
+    )
 
 
 class RunningMeans:
@@ -108,7 +126,7 @@ class RunningMeans:
             self._weights[name] = self._weights[name] + weight
 
     def read(self) -> dict[str, float]:
-        """The means over all ranks; starts anew. Every rank must call it."""
+        """The means over all ranks, without those of nothing; starts anew. Every rank must call it."""
         names = sorted(self._sums)
         totals = torch.tensor(
             [[float(self._sums[name]), float(self._weights[name])] for name in names], dtype=torch.float64
@@ -118,7 +136,8 @@ class RunningMeans:
         if not names:
             return {}
         sums = sum_over_ranks(totals.float())
-        return {name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True)}
+        means = zip(names, sums, strict=True)
+        return {name: (total / weight).item() for name, (total, weight) in means if weight}
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

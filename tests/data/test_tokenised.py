@@ -4,6 +4,8 @@ import json
 import multiprocessing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dwellmoe.data.examples import Example
 from dwellmoe.data.task import load_task
@@ -48,6 +50,25 @@ def test_running_text_is_cut_into_windows_and_loses_nothing():
     assert [token for row in rows.to_list() for token in row["input_ids"][1:]] == [*range(4, 14), EOS]
     assert all(len(row["input_ids"]) <= 5 and row["labels"][0] == -100 for row in rows.to_list())
     assert cut_counts(rows) == CutCounts(rows=3, cut_prompts=0, cut_answers=0)
+
+
+@given(st.integers(1, 40), st.integers(2, 9), st.booleans())
+def test_every_window_predicts_something_and_all_text_is_predicted_once(count, max_tokens, with_bos):
+    rows = encode_examples([Example("", words(0, count), {})], word_tokenizer(with_bos), max_tokens).to_list()
+    text = [*range(4, 4 + count), EOS]
+    predicted = [label for row in rows for label in row["labels"] if label != -100]
+    firsts = [row["input_ids"][0] for row in rows]
+    assert all(any(label != -100 for label in row["labels"]) for row in rows)
+    if with_bos:
+        assert predicted == text
+    else:  # a window's first token is not predicted, one that repeats the window before is already there
+        assert [token for token in text if token not in predicted and token not in firsts] == []
+        assert len(predicted) == len({*predicted})
+
+
+def test_a_text_of_one_token_is_left_out_and_that_is_said(capsys):
+    assert len(encode_examples([Example("", "", {})] * 3, word_tokenizer(), 8)) == 0
+    assert "3 empty texts" in capsys.readouterr().err
 
 
 def test_the_first_token_is_never_a_label():

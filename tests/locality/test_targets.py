@@ -10,7 +10,7 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
-from dwellmoe.locality.monitor import ecr_per_layer, experts_used, refuse_collapse
+from dwellmoe.locality.monitor import collapsed_layers, ecr_per_layer, experts_used, refuse_collapse
 from dwellmoe.locality.targets import Target, control_losses, target_of
 
 LAYER = MoeLayer(0, 3, "mlp", "mlp.gate", "mlp.experts", "attention", (), num_experts=8, top_k=2)
@@ -62,12 +62,20 @@ def test_checkpoints_that_meet_the_target_come_first():
 def test_a_collapse_names_the_layer():
     used = experts_used(trace())
     assert used.sum(-1).tolist() == [8, 8]
-    refuse_collapse([LAYER], [4], tokens=100)
-    refuse_collapse([LAYER], [1], tokens=7)
-    with pytest.raises(UserError, match="layer 3 has collapsed: 3 of 8 experts are used"):
-        refuse_collapse([LAYER], [3], tokens=100)
-    with pytest.raises(UserError, match="layer 9 has collapsed"):
-        refuse_collapse([LAYER, replace(LAYER, index=1, layer_id=9)], [8, 2], tokens=100)
+    other = replace(LAYER, index=1, layer_id=9)
+    assert not collapsed_layers([LAYER], [4], tokens=100)
+    assert not collapsed_layers([LAYER], [1], tokens=7)
+    assert collapsed_layers([LAYER, other], [3, 8], tokens=100) == [LAYER]
+    assert collapsed_layers([LAYER, other], [8, 2], tokens=100) == [other]
+    with pytest.raises(UserError, match=r"layer 3 has collapsed: 3 of 8 experts .* before training 8"):
+        refuse_collapse(LAYER, 3, used_before=8)
+    with pytest.raises(UserError, match=r"layer 9 has collapsed: .* before training not counted"):
+        refuse_collapse(other, 2, used_before=None)
+
+
+def test_a_collapse_from_before_the_training_is_not_blamed_on_it(capsys):
+    refuse_collapse(LAYER, 2, used_before=3)
+    assert "layer 3 had collapsed before training: 3 of 8" in capsys.readouterr().err
 
 
 def test_losses_of_a_control_run(tmp_path):
