@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.offload.expert_weights import CONVERT
 from dwellmoe.offload.io.shards import Shards, StoredTensor
 from dwellmoe.offload.other_experts import describe_experts
 from dwellmoe.offload.slots import NAMES
@@ -25,8 +26,8 @@ def load_without_experts(
     Raises UserError for a checkpoint that cannot be loaded or lacks weights of the rest of the model, and for
     experts that transformers does not run through its experts interface.
     """
+    model_class, config = _text_model(model_name)
     try:
-        model_class, config = _text_model(AutoConfig.from_pretrained(model_name))
         skeleton = _skeleton_class(model_class)
         loaded: Any = skeleton.from_pretrained(
             None, config=config, dtype=dtype, state_dict=_other_weights(shards), output_loading_info=True
@@ -50,10 +51,7 @@ def load_without_experts(
 
 def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     """The model without any weights (meta device)."""
-    try:
-        model_class, config = _text_model(AutoConfig.from_pretrained(model_name))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    model_class, config = _text_model(model_name)
     with torch.device("meta"):
         model = _skeleton_class(model_class)(config)
     _put_back_shapes(model)
@@ -84,13 +82,34 @@ def _set_generation(model: Any, model_name: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(model_name)
 
 
-def _text_model(config: Any) -> tuple[Any, Any]:
-    """The class of the causal language model and its configuration; of a multimodal one, its text part."""
+def _text_model(model_name: str) -> tuple[Any, Any]:
+    """The class of the causal language model and its configuration; of a multimodal one, its text part.
+
+    Raises UserError for a checkpoint without such a model, and for a quantised one.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    if method := _quantised_by(config):
+        raise UserError(f"checkpoint '{model_name}' is quantised ({method}): {CONVERT}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model_type '{config.model_type}' is not a causal language model of transformers")
+        raise UserError(
+            f"checkpoint '{model_name}': model_type '{config.model_type}' is not a causal language model of "
+            "transformers"
+        )
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     is_text = model_class.config_class is config.sub_configs.get("text_config")
     return model_class, config.get_text_config() if is_text else config
+
+
+def _quantised_by(config: Any) -> str:
+    """The method by which a configuration says that its weights are quantised; empty if they are not."""
+    for part in (config, config.get_text_config()):
+        if found := getattr(part, "quantization_config", None):
+            fields = found if isinstance(found, dict) else vars(found)
+            return str(fields.get("quant_method", "unknown"))
+    return ""
 
 
 def _skeleton_class(model_class: Any) -> Any:

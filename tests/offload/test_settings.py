@@ -1,5 +1,6 @@
 """Settings that cannot work are refused in one line, before anything large is loaded."""
 
+import json
 import shutil
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
+from dwellmoe.offload.pack import pack
 from tests.offload.workbench import checkpoint, engine_of, prompt
+from tests.tiny_models import MULTIMODAL, tiny_multimodal
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,31 @@ def test_quantised_experts_are_refused(family, change, message, tmp_path):
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(UserError, match=message):
         engine_of(family, folder)
+
+
+@pytest.mark.parametrize(
+    "quantised",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+        {"quant_method": "fp8"},
+        {"bits": 4},
+    ],
+)
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_5_moe"])
+def test_a_configuration_of_quantised_weights_is_refused(family, quantised, tmp_path):
+    if family in MULTIMODAL:
+        tiny_multimodal(family).save_pretrained(tmp_path)
+    else:
+        shutil.copytree(checkpoint(family), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    method = quantised.get("quant_method", "unknown")
+    with pytest.raises(UserError, match=rf"{tmp_path}.*quantised \({method}\).*convert"):
+        engine_of(family, tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}.*quantised \({method}\).*convert"):
+        pack(str(tmp_path), tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_a_dense_model_has_no_experts(tmp_path):
