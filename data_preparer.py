@@ -22,11 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dwellmoe.data.catalogue import entries, fetch
+from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.data.command_line import parse_options
 from dwellmoe.data.examples import Example, load_examples
 from dwellmoe.data.remote import hub_answers
 from dwellmoe.data.task import SPLITS, load_task, task_names
-from dwellmoe.data.tokenised import token_ids
+from dwellmoe.data.tokenised import check_end_token, encode_examples, token_ids
+from dwellmoe.data.wording import as_asked, as_messages
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.registry import take_plugins
 
@@ -57,20 +59,25 @@ def list_command(options: argparse.Namespace) -> None:
 def show_command(options: argparse.Namespace) -> None:
     """The first examples of a split, the answer marked, and how long prompts and answers are.
 
+    With a tokenizer also the tokens, as a model reads them: through the chat template where the task says so.
     Where the authors of a data set ask that no example be shown, the lengths alone.
     """
     task = load_task(options.name)
     options.split = options.split or ("test" if task.benchmark else "train")
     tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
+    task = as_asked(task, tokenizer) if tokenizer else task
     examples = load_examples(task, options.split, mix_available_only=True)
     if not examples:
         raise UserError(f"{options.name}: the split '{options.split}' is empty")
+    examples = as_messages(examples, tokenizer) if tokenizer and task.chat else examples
     if task.undisclosed:
         console.print(
             f"{task.name}: {len(examples)} examples, not shown: its authors ask to keep them offline"
         )
     for i, example in enumerate(examples[: 0 if task.undisclosed else options.count], start=1):
         console.print(_rendered(example, f"{options.split} {i} of {len(examples)}, {options.name}"))
+        if tokenizer:
+            console.print(_rendered_tokens(example, tokenizer))
     console.print(_length_table(examples, tokenizer))
 
 
@@ -78,6 +85,20 @@ def _rendered(example: Example, title: str) -> Panel:
     text = Text(example.prompt)
     text.append("⟦").append(example.answer, style="bold green").append("⟧")
     return Panel(text, title=title, title_align="left")
+
+
+def _rendered_tokens(example: Example, tokenizer: Any) -> Panel:
+    """The row of an example, whatever its length: each token as text, then as its number."""
+    check_end_token(tokenizer)
+    (row,) = encode_examples([example], tokenizer, max_tokens=sys.maxsize).to_list()
+    ids = row["input_ids"]
+    text = Text()
+    for token, label in zip(ids, row["labels"], strict=True):
+        style = "bold green" if label != IGNORED_LABEL else ""
+        text.append(repr(tokenizer.decode([token]))[1:-1], style=style).append("¦", style="dim")
+    text.append("\n" + " ".join(map(str, ids)))
+    learned = sum(label != IGNORED_LABEL for label in row["labels"])
+    return Panel(text, title=f"{len(ids)} tokens, {learned} of them learned", title_align="left")
 
 
 def _length_table(examples: list[Example], tokenizer: Any | None) -> Table:

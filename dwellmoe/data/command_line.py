@@ -19,10 +19,10 @@ def data_parser() -> Parser:
     fetching = commands.add_parser("fetch", help="fetch data sets into the cache, resuming broken downloads")
     fetching.add_argument("names", nargs="+", metavar="NAME", help="data sets or task files, or: all")
     commands.add_parser("list", help="list the data sets")
-    showing = commands.add_parser("show", help="show examples and their lengths")
+    showing = commands.add_parser("show", help="show examples, their tokens and lengths")
     showing.add_argument("name", metavar="NAME", help="a data set or a task file")
     showing.add_argument("--split", choices=SPLITS, help="[train; of a benchmark: test]")
     at_least_one = number(int, least=1, most=COUNT)
     showing.add_argument("--count", type=at_least_one, metavar="N", default=3, help="examples to show [3]")
-    showing.add_argument("--tokenizer", metavar="PATH", help="count its tokens instead of words")
+    showing.add_argument("--tokenizer", metavar="PATH", help="show its tokens and count them, not words")
     return parser

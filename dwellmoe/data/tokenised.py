@@ -61,8 +61,7 @@ def tokenise_split(
     """
     if max_tokens < 2:
         raise UserError(f"max_words_len = {max_tokens}: an example needs at least 2 tokens")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of '{tokenizer.name_or_path}' has no end-of-text token")
+    check_end_token(tokenizer)
     if limit is not None and limit < 1:
         raise UserError(f"limit = {limit}: at least 1 example is needed")
     check_split(split)
@@ -92,6 +91,12 @@ def tokenise_split(
 def rows_name(rows: Dataset) -> str:
     """The name of a split's rows in the cache, which their content decides."""
     return Path(rows.cache_files[0]["filename"]).parent.name
+
+
+def check_end_token(tokenizer: Any) -> None:
+    """Raises UserError for a tokenizer without the token that ends an answer."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of '{tokenizer.name_or_path}' has no end-of-text token")
 
 
 def encode_examples(examples: list[Example], tokenizer: Any, max_tokens: int) -> Dataset:

@@ -48,6 +48,22 @@ def test_show_counts_a_tokenizer_s_tokens(run, own_task, tmp_path):
     assert code == 0 and out.split()[-15:-10] == ["tokens", "mean", "p50", "p95", "max"]
 
 
+def test_show_prints_the_tokens_that_a_model_reads(run, own_task, tmp_path):
+    word_tokenizer(with_bos=True).save_pretrained(tmp_path / "tokenizer")
+    code, out, _ = run("show", own_task, "--count", "1", "--tokenizer", tmp_path / "tokenizer")
+    assert code == 0 and "6 tokens, 3 of them learned" in out
+    assert "<bos>¦w0¦w1¦w50¦w51¦<eos>¦" in out and "0 4 5 54 55 1" in out
+
+
+def test_show_goes_through_the_chat_template_where_the_task_does(run, own_task, tmp_path):
+    own_task.write_text("chat = true\n" + own_task.read_text())
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}w90 {{ m['content'] }} w91 {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    code, out, _ = run("show", own_task, "--count", "1", "--tokenizer", tmp_path / "tokenizer")
+    assert code == 0 and "w90¦w0¦w1¦w91¦w50¦w51¦<eos>¦" in out
+
+
 def test_fetch_tells_where_each_split_came_from(run, own_task):
     code, out, _ = run("fetch", own_task)
     assert code == 0 and out.count("file a.jsonl") == 3
@@ -65,7 +81,7 @@ def test_fetch_goes_on_past_what_is_out_of_reach(run, own_task):
         (["fetch", "nope"], "unknown data set 'nope': choose from alpaca"),
         (["show", "nope.toml"], "no task file at 'nope.toml'"),
         (["show", "boolq", "--split", "dev"], "choose from"),
-        (["show", "boolq", "--count", "0"], "expected a whole number of at least 1, got '0'"),
+        (["show", "boolq", "--count", "0"], "option --count: '0' must be at least 1"),
         (["show", "boolq", "--tokenizer", "no/where"], "no tokenizer at 'no/where'"),
         (["fetch"], "NAME"),
         ([], "fetch,list,show"),
