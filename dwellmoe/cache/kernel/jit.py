@@ -11,6 +11,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core import event
+
+from dwellmoe.log import warn_once
 
 # Loops over caches allocate nothing, so they need not count references to their arrays; counting them at each
 # call takes several times as long as the step itself.
@@ -99,7 +102,28 @@ def compiled_for(label: str, kernel: Callable, **names: Callable) -> Callable:
     """`kernel` with its names bound, compiled, and kept on disk under `label`."""
     copy = bound(kernel, **names)
     copy.__qualname__ += f"-{label}"
-    return compiled(copy, **BARE)
+    function = compiled(copy, **BARE)
+    if names:
+        _compiled_around[function] = label.partition("-")[0]
+    return function
+
+
+_compiled_around: dict[Any, str] = {}
+"""A compiled function -> the policy that it is compiled around."""
+
+
+class _Announce(event.Listener):
+    """Says that a policy is compiled, which takes seconds; there is no event where it is read from disk."""
+
+    def on_start(self, event: Any) -> None:
+        if policy := _compiled_around.get(event.data["dispatcher"]):
+            warn_once(f"note: compiling the expert cache with policy {policy}; kept for later runs")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announce())
 
 
 def direct(function: Callable, *arguments) -> Callable:
