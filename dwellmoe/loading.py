@@ -11,11 +11,20 @@ import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer
+from dwellmoe.families.text_model import quantised_by, runs_whole
+from dwellmoe.log import warn_once
 from dwellmoe.offload import (
     EngineSettings,
     engine_of,
@@ -30,6 +39,8 @@ BASE = "base"
 """The variant without adapters."""
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+QUANTISED = ("torchao", "bitsandbytes")
+"""Methods of quantisation that leave no experts which can be found or trained."""
 
 
 def load_tokenizer(settings: ModelSettings):
@@ -64,8 +75,9 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     code of its own.
     """
     check_checkpoint(settings.model_name)
+    auto_class = _auto_class(settings)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             settings.model_name,
             dtype=_dtype(settings.dtype),
             trust_remote_code=settings.trust_remote_code,
@@ -73,7 +85,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them and names the tensor
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
     model, loading_info = loaded
     _check_loaded(settings.model_name, loading_info)
@@ -82,15 +94,35 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     return model
 
 
+def _auto_class(settings: ModelSettings) -> Any:
+    """The class of transformers that loads the checkpoint. Raises UserError for quantised experts."""
+    config = load_config(settings)
+    if (method := quantised_by(config)) in QUANTISED:
+        raise UserError(
+            f"checkpoint '{settings.model_name}' is quantised by {method}, which is not supported: give the "
+            "checkpoint that it was made from"
+        )
+    return AutoModelForImageTextToText if runs_whole(config) else AutoModelForCausalLM
+
+
 def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:
     """The same model with its routed experts in a cache over the checkpoint's files.
 
     `engine_of(model)` is the engine; close it when done. The dtype `auto` is the checkpoint's own here, on a
-    CPU too. Raises UserError.
+    CPU too, where it says that it is not that of a model in memory: float32 would take twice the memory and
+    twice the copying. Raises UserError.
     """
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return load_with_cache(settings.model_name, engine, dtype, device)[0]
+    model = load_with_cache(settings.model_name, engine, dtype, device)[0]
+    in_memory = _dtype(settings.dtype)
+    if in_memory not in ("auto", model.dtype):
+        here, there = (str(kind).removeprefix("torch.") for kind in (model.dtype, in_memory))
+        warn_once(
+            f"--dtype auto: with experts in a cache this CPU computes in {here}, the checkpoint's type; with "
+            f"all experts in memory it computes in {there}, as it does here with --dtype {there}"
+        )
+    return model
 
 
 def _dtype(name: str) -> str | torch.dtype:

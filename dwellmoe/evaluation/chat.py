@@ -39,14 +39,15 @@ def chat(
     conversation: Conversation,
     max_new_tokens: int,
     lines: Iterable[bytes | str],
-    out: TextIO = sys.stdout,
+    out: TextIO | None = None,
     temperature: float = 0.0,
 ) -> None:
-    """Replies to each line, token by token, until the lines end or Ctrl-C is pressed.
+    """Replies to each line, on `out` or standard output, until the lines end or Ctrl-C is pressed.
 
     After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is
     one. A line that cannot be asked is answered with the reason, and the conversation goes on.
     """
+    out = out or sys.stdout
     print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
     if conversation.one_by_one:
         task = conversation.wording.task

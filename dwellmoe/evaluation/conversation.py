@@ -33,8 +33,6 @@ class Conversation:
 
     tokenizer: Any
     wording: Wording
-    must_fit: bool = False
-    """Whether a message must have the fields that the wording needs."""
     room: Room | None = None
     reply_tokens: int = 0
     """The most tokens of a reply."""
@@ -53,7 +51,7 @@ class Conversation:
         Raises UserError for that.
         """
         earlier = [] if self.one_by_one else self.messages
-        messages = [*earlier, question_text(self.wording, message, self.must_fit)]
+        messages = [*earlier, question_text(self.wording, message, must_fit=False)]
         while self.room and len(self._ids(messages)) > self.room.tokens:
             if len(messages) == 1:
                 raise UserError(f"the message has {len(self._ids(messages))} tokens, {self.room.reason}")
@@ -102,7 +100,6 @@ def conversation_of(options: Options, evaluated: EvaluatedModel, reply_tokens: i
     return Conversation(
         evaluated.tokenizer,
         own_wording(options, evaluated.tokenizer),
-        must_fit="dataset_name" in options.given,
         room=room,
         reply_tokens=reply_tokens,
         exceeded_context=context if options.data.allow_beyond_context else None,

@@ -22,7 +22,8 @@ class ModelSettings(Settings):
     )
     dtype: str = option(
         "auto",
-        f"number type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, but float32 on a CPU",
+        f"number type of the weights: {', '.join(DTYPES)}; auto is the checkpoint's, but float32 on a CPU "
+        "that has all experts in memory",
         choices=DTYPES,
     )
     experts_implementation: str | None = option(

@@ -1,15 +1,23 @@
 """A whole evaluation, and a chat, with the experts in a cache: the numbers of the model in memory."""
 
+import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.loading import load_model, load_model_with_cache
 from dwellmoe.offload import engine_of
+from dwellmoe.settings.engine import EngineSettings
+from dwellmoe.settings.model import ModelSettings
 from inference import answer_one, evaluate, main, parse
+from tests.data.stand_ins import WORDS
 from tests.evaluation.workspace import options
+from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -48,10 +56,11 @@ def test_every_variant_has_a_row_of_the_engine(reports):
 def test_a_chat_is_streamed_and_sampled(workspace, monkeypatch, capsys):
     given = [*options(workspace, expert_budget="3", temperature="0.7", seed="3"), "--chat_mode", "True"]
     monkeypatch.setattr(sys, "argv", ["inference.py", *given])
-    monkeypatch.setattr("dwellmoe.evaluation.chat.chat.__defaults__", (["w1 w2 w3\n"], sys.stdout, 0.0))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"w1 w2 w3\n\xff\n")))
     main()
     output = capsys.readouterr().out
     assert "engine: first token" in output and "MB read" in output
+    assert "line 2 of the chat is not UTF-8: byte 0xff at offset 0" in output
 
 
 @pytest.mark.parametrize("spec", ["margin:loss=1", "cecar:fill=drop,tau=1"])
@@ -86,3 +95,19 @@ def test_live_rerouting_needs_a_strategy_and_one_answer(workspace, changes, mess
 
 def test_a_model_in_memory_has_no_engine(evaluated):
     assert engine_of(evaluated.model) is None
+
+
+def test_auto_says_that_the_engine_computes_in_another_type(tmp_path, capsys):
+    model = tiny_model("olmoe", vocab_size=len(WORDS), eos_token_id=1, pad_token_id=2)
+    model.bfloat16().save_pretrained(tmp_path)
+    settings, engine = ModelSettings(model_name=str(tmp_path)), EngineSettings(expert_budget="50%")
+    in_memory, cached = load_model(settings), load_model_with_cache(settings, engine)
+    assert (in_memory.dtype, cached.dtype) == (torch.float32, torch.bfloat16)
+    assert "--dtype float32" in capsys.readouterr().err
+    same = load_model_with_cache(replace(settings, dtype="float32"), engine)
+    ids = torch.arange(4, 24)[None]
+    with torch.no_grad():
+        assert torch.allclose(in_memory(ids).logits, same(ids).logits, atol=1e-6)
+    for model in (cached, same):
+        engine_of(model).close()
+    assert "--dtype" not in capsys.readouterr().err
