@@ -5,10 +5,12 @@ makes up for what launchers such as torchrun leave undone.
 import ctypes
 import importlib
 import os
+import select
 import signal
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 from dwellmoe.errors import end_interrupted, run_command
 
@@ -43,10 +45,25 @@ def _without_plugins(words: list[str]) -> list[str]:
 def end_with_launcher() -> None:
     """Has the kernel kill this rank when its launcher dies, which alone would end it if another rank died.
 
-    No effect in a process that no launcher started.
+    The deepspeed command starts a launcher, which starts the ranks and outlives the command if that is
+    killed: its ranks watch the command too. No effect in a process that no launcher started.
     """
-    if "LOCAL_RANK" in os.environ and hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if "LOCAL_RANK" not in os.environ or not hasattr(ctypes.CDLL(None), "prctl"):
+        return
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    launcher = Path("/proc", str(os.getppid()))
+    try:
+        if b"deepspeed.launcher.launch" in (launcher / "cmdline").read_bytes():
+            command = int((launcher / "stat").read_text().rpartition(")")[2].split()[1])
+            Thread(target=_end_after, args=(os.pidfd_open(command),), daemon=True).start()
+    except OSError:
+        return  # a system without these files
+
+
+def _end_after(process: int) -> None:
+    """Waits for the end of another process, given as its descriptor, and kills this one."""
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def drop_stale_build_locks() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from config import DEFAULT_DEEPSPEED, with_default_deepspeed
 from dwellmoe.launch import STALE_SECONDS
 from tests.conftest import ROOT
@@ -15,6 +17,11 @@ RANK = (
     "print('ready', flush=True); time.sleep(60)"
 )
 LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}])"
+DEEPSPEED = (
+    "import subprocess, sys; "
+    f"subprocess.run([sys.executable, '-c', {LAUNCHER!r}, '-m', 'deepspeed.launcher.launch'])"
+)
+"""The deepspeed command, which starts a launcher, which starts the ranks."""
 
 
 def test_only_the_deepspeed_launcher_gets_the_default_file():
@@ -37,11 +44,12 @@ def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monk
     assert not old.exists() and fresh.exists()
 
 
-def test_a_rank_ends_with_its_launcher():
+@pytest.mark.parametrize("command", [LAUNCHER, DEEPSPEED], ids=["launcher", "deepspeed"])
+def test_a_rank_ends_with_its_launcher(command):
     """The rank's output closes when the rank ends."""
     environment = os.environ | {"LOCAL_RANK": "0"}
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     with launcher:
         assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
