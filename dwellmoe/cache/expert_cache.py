@@ -20,7 +20,7 @@ from dwellmoe.cache.kernel.step import (
     discard_for,
     serve_for,
 )
-from dwellmoe.cache.policies.base import NEVER, STEP_BITS, Shape, parse_policy
+from dwellmoe.cache.policies.base import NEVER, STEP_BITS, Shape, check_live_policy, parse_policy
 from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError, unknown_name
 
@@ -55,9 +55,8 @@ class ExpertCache:
         budget_bytes: int | None = None,
         expert_bytes: Sequence[int] | None = None,
     ) -> None:
+        check_live_policy(policy, "ExpertCache", allowed=("none", "horizon"))
         found, options = parse_policy(policy)
-        if found.lookahead == "all":
-            raise UserError(f"policy '{policy}' needs the whole trace: it can be simulated, not run live")
         limit, size = _limit(layers, experts, capacity, scope, access, budget_bytes, expert_bytes)
         caches = layers if scope == "layer" else 1
         self.spec = policy

@@ -4,14 +4,14 @@ Pairs are consecutive rows of one request and one phase. Letters: S rows, P pair
 E routed experts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dwellmoe.cache.access import PHASES, check_phase
-from dwellmoe.cache.intervals import ratio_interval, ratio_intervals
+from dwellmoe.cache.intervals import RESAMPLES, ratio_interval, ratio_intervals
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.trace import EMPTY, RoutingTrace, release
 from dwellmoe.errors import UserError
@@ -26,16 +26,24 @@ class Locality:
     pairs: int
     by_request: np.ndarray  # float64 [requests, L]: sum over a request's pairs
     pairs_by_request: np.ndarray  # int64 [requests]
+    resamples: int = RESAMPLES
+
+    @classmethod
+    def of(cls, by_request: np.ndarray, pairs_by_request: np.ndarray) -> "Locality":
+        """The metric of sums over each request's pairs."""
+        pairs = pairs_by_request.sum()
+        per_layer = by_request.sum(axis=0) / pairs
+        return cls(float(per_layer.mean()), per_layer.tolist(), int(pairs), by_request, pairs_by_request)
 
     @cached_property
     def ci95(self) -> list[float] | None:
         """Bootstrap over requests, made when asked for; None with one request."""
-        return ratio_interval(self.by_request.mean(axis=1), self.pairs_by_request)
+        return ratio_interval(self.by_request.mean(axis=1), self.pairs_by_request, self.resamples)
 
     @cached_property
     def per_layer_ci95(self) -> list[list[float] | None]:
         """The same of each layer."""
-        return ratio_intervals(self.by_request, self.pairs_by_request)
+        return ratio_intervals(self.by_request, self.pairs_by_request, self.resamples)
 
 
 def ecr(trace: RoutingTrace, phase: str = "decode") -> Locality:
@@ -67,14 +75,16 @@ class LayerWeighted:
     unnormalised: float  # sum_l (l / L) ECR_l
 
 
-def lal(trace: RoutingTrace, phase: str = "decode") -> LayerWeighted:
-    """Layer-weighted ECR, in [0, 1]."""
-    found = ecr(trace, phase)
-    unnormalised = layer_weighted(found.per_layer) * (trace.layers + 1) / 2
-    weights = np.arange(1, trace.layers + 1) / trace.layers
-    by_request = found.by_request @ weights / weights.sum()
+def lal(consistency: Locality) -> LayerWeighted:
+    """Layer-weighted ECR, in [0, 1], of what `ecr` found."""
+    layers = len(consistency.per_layer)
+    weights = np.arange(1, layers + 1) / layers
+    by_request = consistency.by_request @ weights / weights.sum()
+    value = layer_weighted(consistency.per_layer)
     return LayerWeighted(
-        layer_weighted(found.per_layer), ratio_interval(by_request, found.pairs_by_request), unnormalised
+        value=value,
+        ci95=ratio_interval(by_request, consistency.pairs_by_request, consistency.resamples),
+        unnormalised=value * (layers + 1) / 2,
     )
 
 
@@ -105,11 +115,21 @@ class LocalityRow:
         return dict(vars(self))
 
 
-def locality_row(trace: RoutingTrace, phase: str = "decode") -> LocalityRow:
-    """Measures one phase of a trace. UserError where no two tokens of a request follow each other in it."""
-    consistency = ecr(trace, phase)
-    weighted = lal(trace, phase)
-    similarity = None if trace.gate_probs is None else gds(trace, phase)
+def locality_row(
+    trace: RoutingTrace,
+    phase: str = "decode",
+    similarity: Locality | None = None,
+    resamples: int = RESAMPLES,
+) -> LocalityRow:
+    """Measures one phase of a trace. UserError where no two tokens of a request follow each other in it.
+
+    `similarity`: its GDS, where gate_probs are no longer in the trace.
+    """
+    if similarity is None and trace.gate_probs is not None:
+        similarity = gds(trace, phase)
+    similarity = similarity and replace(similarity, resamples=resamples)
+    consistency = replace(ecr(trace, phase), resamples=resamples)
+    weighted = lal(consistency)
     return LocalityRow(
         phase=phase,
         pairs=consistency.pairs,
@@ -147,9 +167,7 @@ def _mean_over_pairs(trace: RoutingTrace, phase: str, values: np.ndarray, compar
     compare(values, now, following, request, sums)
     release(values)
     sums *= scale
-    counts = np.bincount(request, minlength=len(names))
-    per_layer = sums.sum(axis=0) / counts.sum()
-    return Locality(float(per_layer.mean()), per_layer.tolist(), int(counts.sum()), sums, counts)
+    return Locality.of(sums, np.bincount(request, minlength=len(names)))
 
 
 @compiled

@@ -17,6 +17,7 @@ from dwellmoe.errors import UserError, first_line
 
 PREFILL, DECODE = 0, 1
 EMPTY = 65535  # a slot that a routing strategy left unused
+SIGNED_EMPTY = -1  # the same where ids are signed, as routers and strategies give them
 FORMAT, VERSION = "moe-routing-trace", "1"
 MOST_EXPERT_BYTES = 1 << 40  # beyond it, sums over a trace may not fit into 64 bits
 BLOCK_BYTES = 128 << 20  # of a mapped trace that is read at once
@@ -130,6 +131,11 @@ def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> Ro
     kept = {name: getattr(trace, name)[rows] for name in LAYOUT if getattr(trace, name) is not None}
     kept |= {"phase": np.full(len(kept["phase"]), DECODE, np.uint8), "chunk": None, "batch_step": None}
     return replace(trace, **kept)
+
+
+def unsigned_ids(ids: np.ndarray) -> np.ndarray:
+    """uint16 of signed ids: here `SIGNED_EMPTY` becomes `EMPTY`, which has the same 16 bits."""
+    return ids.astype(np.int16, copy=False).view(np.uint16)
 
 
 def release(array: np.ndarray) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dwellmoe.cache.trace import SIGNED_EMPTY
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.engine import Engine
 from dwellmoe.routing import Rerouter, RouterOutput
 from dwellmoe.routing.simulated_cache import PREFILL_LOADS, count_rows, new_tallies
-from dwellmoe.routing.strategies.base import EMPTY
 
 
 class LiveRerouting:
@@ -54,7 +54,7 @@ class LiveRerouting:
         else:
             chosen_TK = self.rerouter.prompt(layer, rows, resident_E if self.reroute_prefill else None)
             for request in self._requests[:1]:
-                requested = np.unique(chosen_TK[chosen_TK != EMPTY])
+                requested = np.unique(chosen_TK[chosen_TK != SIGNED_EMPTY])
                 loads = len(requested) - self.engine.on_device(layer)[requested].sum()
                 self.tallies[request][layer, PREFILL_LOADS] += loads
         weights_TK, indices_TK = self.rerouter.replace(output, chosen_TK)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dwellmoe.cache.trace import SIGNED_EMPTY
 from dwellmoe.families import MoeLayer
 from dwellmoe.routing.router_scores import score_rules
 from dwellmoe.routing.router_tap import RouterOutput
 from dwellmoe.routing.strategies import load_strategy
-from dwellmoe.routing.strategies.base import EMPTY, NEVER, RoutingContext, in_rows
+from dwellmoe.routing.strategies.base import NEVER, RoutingContext, in_rows
 
 SPREAD_DECAY = 0.99
 """Of the running range of logits, as Cache-Prior has it (arXiv 2412.00099)."""
@@ -57,7 +58,7 @@ class History:
 
     def add_uses(self, chosen_TK: np.ndarray) -> None:
         """One token step, in which these rows ran together."""
-        used = chosen_TK[chosen_TK != EMPTY]
+        used = chosen_TK[chosen_TK != SIGNED_EMPTY]
         self.step += 1
         self.last_E[used] = self.step
         np.add.at(self.uses_E, used, 1)
@@ -156,5 +157,5 @@ class Rerouter:
 
 def _router_order(chosen_TK: np.ndarray, score_TE: np.ndarray) -> np.ndarray:
     score_TK = score_TE[in_rows(np.maximum(chosen_TK, 0))]
-    order_TK = np.argsort(np.where(chosen_TK == EMPTY, np.inf, -score_TK), axis=1, kind="stable")
+    order_TK = np.argsort(np.where(chosen_TK == SIGNED_EMPTY, np.inf, -score_TK), axis=1, kind="stable")
     return chosen_TK[in_rows(order_TK)]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
+from dwellmoe.cache.trace import SIGNED_EMPTY
 from dwellmoe.families import MoeLayer
 from dwellmoe.routing.rerouter import Rerouter, Rows
 from dwellmoe.routing.router_tap import RouterOutput
-from dwellmoe.routing.strategies.base import EMPTY
 from dwellmoe.routing.token_importance import TokenImportance
 
 HITS, MISSES, KEPT, AGREED, TOKENS, PREFILL_LOADS = range(6)
@@ -131,7 +131,7 @@ class SimulatedCache:
         """A chunk of one request's prompt."""
         resident_E = self.cache.decode_cache.resident(layer) if self.reroute_prefill else None
         chosen_TK = self.rerouter.prompt(layer, rows, resident_E, importance_T)
-        requested_TK = np.where(chosen_TK == EMPTY, self.cache.decode_cache.experts, chosen_TK)
+        requested_TK = np.where(chosen_TK == SIGNED_EMPTY, self.cache.decode_cache.experts, chosen_TK)
         self.tallies[request][layer, PREFILL_LOADS] += len(self.cache.prefill(layer, requested_TK).load)
         return chosen_TK
 
@@ -153,7 +153,7 @@ class SimulatedCache:
     ) -> None:
         """A row hits what was resident before the wave or was loaded for an earlier row of it."""
         resident_E = self.cache.decode_cache.resident(layer)
-        self.cache.request(layer, chosen_TK[chosen_TK != EMPTY])
+        self.cache.request(layer, chosen_TK[chosen_TK != SIGNED_EMPTY])
         count_rows(self.tallies, layer, resident_E, chosen_TK, own_TK, requests)
 
 
@@ -172,7 +172,7 @@ def count_rows(
 ) -> None:
     """Adds one decoded token of each request to its tally and what it loads to `resident_E`."""
     for row, own, request in zip(chosen_TK.tolist(), own_TK.tolist(), requests, strict=True):
-        kept = {expert for expert in row if expert != EMPTY}
+        kept = {expert for expert in row if expert != SIGNED_EMPTY}
         hits = sum(bool(resident_E[expert]) for expert in kept)
         counts = hits, len(kept) - hits, len(kept), len(kept.intersection(own)), 1
         tallies[request][layer, :PREFILL_LOADS] += counts

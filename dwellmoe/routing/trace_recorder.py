@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cache.trace import RoutingTrace, unsigned_ids
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.routing.router_tap import RouterOutput, router_order
@@ -131,7 +131,7 @@ class TraceRecorder:
         pieces = [piece[name] for piece in self._passes]
         pieces = [piece.reshape(len(piece), shape[0], -1, piece.shape[-1]) for piece in pieces]
         rows = np.concatenate(pieces, axis=2).transpose(1, 2, 0, 3)
-        return rows.view(np.uint16) if name == "experts" else rows
+        return unsigned_ids(rows) if name == "experts" else rows
 
 
 def generated_lengths(sequences: ArrayLike, prompt_tokens: int, eos_token_ids: Iterable[int]) -> np.ndarray:

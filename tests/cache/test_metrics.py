@@ -56,7 +56,7 @@ def test_gds_and_chance():
 def test_lal():
     trace = random_trace(1)
     per_layer = metrics.ecr(trace).per_layer
-    found = metrics.lal(trace)
+    found = metrics.lal(metrics.ecr(trace))
     assert found.value == pytest.approx((per_layer[0] + 2 * per_layer[1] + 3 * per_layer[2]) / 6)
     assert found.unnormalised == pytest.approx((per_layer[0] + 2 * per_layer[1] + 3 * per_layer[2]) / 3)
 

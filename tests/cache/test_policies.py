@@ -122,7 +122,7 @@ def test_wrong_policy_is_refused(spec, message):
 @pytest.mark.slow
 def test_opt_is_refused_live_and_limited_sight_needs_the_future():
     sizes: dict = {"layers": 1, "experts": 8, "capacity": 4}
-    with pytest.raises(UserError, match="'opt' needs the whole trace"):
+    with pytest.raises(UserError, match="'opt' looks into the future"):
         ExpertCache("opt", **sizes)
     with pytest.raises(UserError, match="give next_tokens"):
         ExpertCache("lopt:horizon=2", **sizes).request(0, [1])

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from dwellmoe.cache.trace import SIGNED_EMPTY as EMPTY
 from dwellmoe.cache.weight_ratios import Thresholds, kept_counts, thresholds_of
 from dwellmoe.errors import UserError
 from dwellmoe.routing.strategies import STRATEGIES, load_strategy
-from dwellmoe.routing.strategies.base import EMPTY, NEVER
+from dwellmoe.routing.strategies.base import NEVER
 from tests.cache.traces import random_trace
 from tests.routing.contexts import EXPERTS, TOP_K, context, specs, thresholds_file
 

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.lib import format as npy
 
 from dwellmoe.cache.memory import check_memory
-from dwellmoe.cache.trace import BLOCK_BYTES, DECODE, EMPTY, PREFILL, RoutingTrace
+from dwellmoe.cache.trace import BLOCK_BYTES, DECODE, EMPTY, PREFILL, SIGNED_EMPTY, RoutingTrace
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.files import replacing
 from dwellmoe.log import warn_once
 
 SUFFIXES = (".npy",)
 HINTS = ("num_experts", "prompt_tokens")
-ABSENT = -1
 READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 EXPECTED = "whole numbers [tokens, layers, top_k]"
 
@@ -94,7 +93,7 @@ def _read_header(path: Path) -> _Header:
 
 def _ids(path: Path, chosen: np.ndarray, num_experts: int) -> np.ndarray:
     """uint16 of the same shape, with `EMPTY` where a slot is; a block of rows at a time."""
-    absent = EMPTY if chosen.dtype == np.uint16 else ABSENT
+    absent = EMPTY if chosen.dtype == np.uint16 else SIGNED_EMPTY
     experts = np.empty(chosen.shape, np.uint16)
     count = max(1, BLOCK_BYTES // (chosen.nbytes // len(chosen)))
     for begin in range(0, len(chosen), count):
@@ -127,6 +126,6 @@ def write(trace: RoutingTrace, path: str | Path) -> None:
     """Writes the chosen experts of all rows; phases, requests and weights have no place in the format."""
     if trace.num_experts > np.iinfo(np.int16).max:
         raise UserError(f"{path}: {trace.num_experts} experts a layer do not fit into int16")
-    chosen = np.where(trace.experts == EMPTY, ABSENT, trace.experts.astype(np.int32)).astype(np.int16)
+    chosen = np.where(trace.experts == EMPTY, SIGNED_EMPTY, trace.experts.astype(np.int32)).astype(np.int16)
     with replacing(path) as file:
         np.save(file, chosen, allow_pickle=False)

@@ -5,7 +5,7 @@ registered from a user's file. It owns only its own state and moves nothing. `Ho
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -138,9 +138,11 @@ def parse_policy(spec: str) -> tuple[Any, dict]:
     return policy, options
 
 
-def check_live_policy(spec: str, where: str) -> None:
-    """UserError, which begins with `where` it was given, for a policy that needs to know the future."""
-    if parse_policy(spec)[0].lookahead != "none":
+def check_live_policy(spec: str, where: str, allowed: Sequence[str] = ("none",)) -> None:
+    """UserError, which begins with `where` it was given, for a policy that needs to know more of the future
+    than the `LOOKAHEADS` that are allowed.
+    """
+    if parse_policy(spec)[0].lookahead not in allowed:
         raise UserError(
             f"{where}: policy '{spec}' looks into the future: it can be simulated, but cannot run live"
         )

@@ -12,7 +12,7 @@ from dwellmoe.data.task import Task
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel
 from dwellmoe.evaluation.generation import repeated_share
 from dwellmoe.evaluation.measure import Measured
-from dwellmoe.evaluation.options import Options
+from dwellmoe.evaluation.options import REROUTED, Options
 from dwellmoe.evaluation.report.cache_rows import ACCESS, hit_rate_rows, rerouting_rows
 from dwellmoe.evaluation.report.comparison import comparisons
 from dwellmoe.evaluation.report.locality_rows import locality_rows
@@ -95,11 +95,20 @@ def build_report(
         "rerouting": _rerouting(options, evaluated, measured),
         "comparison": {name: comparison.as_dict() for name, comparison in compared.items()},
         "measured_speed": [
-            measured_speed_row(name, found.timings).as_dict() for name, found in measured.items()
+            measured_speed_row(
+                name, found.timings, adapter=_adapter(name, options), merged=found.merged_timings
+            ).as_dict()
+            for name, found in measured.items()
         ],
         "speed": [row.as_dict() for row in speed_rows(device, measured, cache, evaluated.resident_bytes)],
     }
     return report | ({"engine": list(engine_rows)} if engine_rows else {})
+
+
+def _adapter(variant: str, options: Options) -> str:
+    if variant.removesuffix(REROUTED) == BASE:
+        return "none"
+    return "unmerged, its experts' part merged when read" if options.engine else "unmerged"
 
 
 def _data(
@@ -117,9 +126,7 @@ def _data(
 def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
     rows = []
     for text, recording in measured.recordings.items():
-        found = [
-            {"variant": variant, "text": text} | row.as_dict() for row in locality_rows(recording, resamples)
-        ]
+        found = [{"variant": variant, "text": text} | row for row in locality_rows(recording, resamples)]
         if text == "generated":
             repeated = repeated_share([answer.token_ids for answer in measured.answers.values()])
             found = [row | {"repeated_4grams": repeated} for row in found]

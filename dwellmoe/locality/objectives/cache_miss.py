@@ -11,7 +11,7 @@ from torch.nn import functional
 from dwellmoe.cache.budget import check_capacity
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.residency_mask import residents_before
-from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
+from dwellmoe.cache.trace import DECODE, RoutingTrace, unsigned_ids
 from dwellmoe.locality.pairs import WIDTH, check_width, in_pairs, mean_over_pairs, soft_membership
 
 BY_RANK = True
@@ -52,7 +52,7 @@ def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, 
         run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
         chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).numpy()
         trace = RoutingTrace(
-            np.where(chosen_SLK < 0, EMPTY, chosen_SLK).astype(np.uint16),
+            unsigned_ids(chosen_SLK),
             phase=np.full(len(run_S), DECODE, np.uint8),
             request=run_S,
             num_experts=experts,

@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dwellmoe.cache.trace import SIGNED_EMPTY
 from dwellmoe.errors import UserError
 
 NEVER = 1 << 30
 """Lag of an expert that was never used."""
-EMPTY = -1
 
 
 class RoutingContext(NamedTuple):
@@ -82,7 +82,7 @@ def front(order_TE: np.ndarray, preferred_TE: np.ndarray, count: int) -> np.ndar
 def emptied(indices_TK: np.ndarray, kept_TK: np.ndarray) -> np.ndarray:
     """The kept ones moved to the front, the other slots empty."""
     order_TK = np.argsort(~kept_TK, axis=1, kind="stable")
-    return np.where(kept_TK, indices_TK, EMPTY)[in_rows(order_TK)]
+    return np.where(kept_TK, indices_TK, SIGNED_EMPTY)[in_rows(order_TK)]
 
 
 def first_of(order_TE: np.ndarray, count: int, experts: int = 0) -> np.ndarray:
