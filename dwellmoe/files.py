@@ -3,8 +3,10 @@
 What is written has another name in the same folder until it is whole; then it is renamed.
 """
 
+import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,8 @@ from typing import BinaryIO
 from dwellmoe.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
+_MOST_LINKS = 40
+"""As many links as Linux follows."""
 LONGEST_NAME_BYTES = 150
 """A file's name has at most 255 bytes, and others are made of it: with a split, a checksum, an ending."""
 
@@ -37,23 +41,53 @@ def find_file(path: str | os.PathLike) -> Path:
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` only when the block ends well: no reader ever sees half of it.
 
-    A device or a pipe (/dev/stdout) is written to: nothing may take its place.
+    Devices, pipes and open streams (/dev/stdout) are written to: nothing may take their place. Of a link, the
+    file that it leads to is replaced.
     """
     check_writable(path)
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        with _writing(path), open(path, "wb") as file:
-            yield file
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _writing(path):
-            with open(beside, "wb") as file:
+    target = Path(os.path.realpath(path))
+    with _writing(Path(path)):
+        if (stream := _stream_of(path)) is not None:
+            sys.stdout.flush()
+            with open(os.dup(stream), "wb") as file:
                 yield file
-            os.replace(beside, path)
+        elif target.exists() and not target.is_file():
+            with open(target, "wb") as file:
+                yield file
+        else:
+            with _beside(target) as file:
+                yield file
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[BinaryIO]:
+    """A file in the same folder, with the same permissions, which takes the place of `target` at the end."""
+    part = target.with_name(f".{target.name[:40]}.{os.getpid()}-{next(_part_numbers)}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+
+
+_part_numbers = itertools.count()
+
+
+def _stream_of(path: str | os.PathLike) -> int | None:
+    """The number of the open stream that a path such as /dev/stdout or /dev/fd/63 leads to, else None."""
+    link = Path(path)
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(link.parent)
+        if folder == f"/proc/{os.getpid()}/fd" and link.name.isdigit():
+            return int(link.name)
+        if not os.path.islink(link):
+            break
+        link = Path(folder, os.readlink(link))
+    return None
 
 
 @contextmanager
@@ -63,6 +97,7 @@ def replacing_path(target: Path) -> Iterator[Path]:
 
     Only one process at a time may do so for one target: what a killed one left is removed first.
     """
+    target = Path(os.path.realpath(target))  # a link stays, what it leads to is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
     _remove(beside)
@@ -84,24 +119,44 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what the system refuses into a UserError that names the file."""
+    """Turns what the system refuses into a UserError with the path; that a reader left is no mistake."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def check_writable(path: str | os.PathLike) -> None:
     """UserError if a file of that name could not be written: better before long work than after it."""
-    text, folder = os.fspath(path), Path(path).parent
-    if not text or text.endswith("/") or Path(text).is_dir():
+    text = os.fspath(path)
+    if not text or text.endswith("/"):
         raise UserError(f"'{text}': cannot be written: not the name of a file")
-    if Path(text).exists() and not Path(text).is_file():
+    if _stream_of(path) is not None:
+        return
+    with _writing(Path(text)):
+        exists = _exists(path)
+    folder = Path(os.path.realpath(path)).parent
+    if Path(text).is_dir():
+        raise UserError(f"'{text}': cannot be written: not the name of a file")
+    if exists and not os.access(text, os.W_OK):
+        raise UserError(f"{text}: cannot be written: no permission")
+    if exists and not Path(text).is_file():
         return  # a device or a pipe, which needs no folder
     if not folder.is_dir():
         raise UserError(f"{text}: cannot be written: there is no folder '{folder}'")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{text}: cannot be written: no permission in '{folder}'")
+
+
+def _exists(path: str | os.PathLike) -> bool:
+    """Whether a file is there. OSError for a path that cannot be, such as a loop of links."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager
