@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dwellmoe.cache.trace import RoutingTrace
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
 from dwellmoe.files import replacing
 
 FORMAT = "expert-count-thresholds"
@@ -41,7 +41,7 @@ class Thresholds:
     def load(cls, path: str | os.PathLike) -> "Thresholds":
         """UserError for a file that is missing or of another format."""
         try:
-            table = json.loads(Path(path).read_text(encoding="utf-8"))
+            table = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             if table["format"] != FORMAT:
                 raise ValueError(f"format is '{table['format']}'")
             found = cls(
@@ -51,8 +51,8 @@ class Thresholds:
                 raise ValueError(f"median_ratio needs {len(found.kept)} numbers a layer")
         except OSError as error:
             raise UserError(f"thresholds '{path}': {error.strerror}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"thresholds '{path}': not a file of thresholds: {error}") from None
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"thresholds '{path}': not a file of thresholds: {first_line(error)}") from None
         return found
 
 

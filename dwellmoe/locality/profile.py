@@ -55,12 +55,20 @@ def write_profile(path: Path, layers: Sequence[MoeLayer], ecr_L: np.ndarray) -> 
 def read_profile(path: Path, layers: Sequence[MoeLayer]) -> np.ndarray:
     """ECR of each of the model's MoE layers, float64 [L]. Raises UserError naming file and line."""
     try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except OSError as error:
         raise UserError(f"ECR profile '{path}': {error.strerror}") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"ECR profile '{path}': cannot be read as text: {error}") from None
     if not lines or lines[0] != COLUMNS:
         raise UserError(f"{path}:1: expected the columns {','.join(COLUMNS)}")
-    ecr_of = dict(_entry(path, number, line) for number, line in enumerate(lines[1:], start=2) if line)
+    ecr_of: dict[int, float] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if line:
+            layer, ecr = _entry(path, number, line)
+            if layer in ecr_of:
+                raise UserError(f"{path}:{number}: layer {layer} is there twice")
+            ecr_of[layer] = ecr
     missing = [layer.layer_id for layer in layers if layer.layer_id not in ecr_of]
     if missing:
         raise UserError(f"{path}: no ECR for layer {missing[0]}: the profile is of another model")

@@ -96,7 +96,7 @@ def control_losses(folder: str) -> list[tuple[int, float]]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for entry in summary["log_history"] if "eval_lm_loss" in entry]
         losses = {entry["step"]: float(entry["eval_lm_loss"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--quality_reference {folder}: no readable training_summary.json there") from None
     if not losses:
         raise UserError(f"--quality_reference {folder}: the run never validated")

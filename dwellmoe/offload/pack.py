@@ -114,7 +114,7 @@ def _read_index(folder: Path) -> str:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         version = index["version"]
         experts = str(index["experts"]) if version == VERSION else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder}: no packed experts ({INDEX} is missing or broken)") from None
     if version != VERSION:
         raise UserError(

@@ -39,6 +39,8 @@ def test_file_round_trip(tmp_path):
     write_profile(path, LAYERS, ECR)
     assert path.read_text().splitlines()[0] == "layer_idx,ECR"
     assert read_profile(path, LAYERS) == pytest.approx(ECR)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as spreadsheets write it
+    assert read_profile(path, LAYERS) == pytest.approx(ECR)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -49,10 +51,15 @@ def test_file_round_trip(tmp_path):
         ("layer_idx,ECR\n1,0.5\n2;0.5\n", ":3: expected 'layer,ECR'"),
         ("layer_idx,ECR\n1,7\n", ":2: an ECR lies in 0..1"),
         ("layer_idx,ECR\n1,0.5\n", "no ECR for layer 2"),
+        ("layer_idx,ECR\n1,0.5\n1,0.6\n", ":3: layer 1 is there twice"),
+        ("layer_idx,ECR\n1,nan\n", ":2: an ECR lies in 0..1"),
+        ("layer_idx,ECR\n" + "9" * 5000 + ",0.5\n", ":2: expected 'layer,ECR'"),
+        ("layer_idx,ECR\n1," + "9" * 200_000, "profile.csv': cannot be read as text"),
+        (b"layer_idx,ECR\n1,0.5\n\xe9", "profile.csv': cannot be read as text"),
     ],
 )
 def test_bad_file_names_the_line(tmp_path, text, message):
     path = tmp_path / "profile.csv"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         read_profile(path, LAYERS)

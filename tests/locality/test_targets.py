@@ -79,8 +79,10 @@ def test_a_collapse_from_before_the_training_is_not_blamed_on_it(capsys):
 
 
 def test_losses_of_a_control_run(tmp_path):
-    with pytest.raises(UserError, match="no readable training_summary"):
-        control_losses(str(tmp_path))
+    for content in ("", "[" * 100_000, "[]"):
+        (tmp_path / "training_summary.json").write_text(content)
+        with pytest.raises(UserError, match="no readable training_summary"):
+            control_losses(str(tmp_path))
     history = [{"step": 8, "eval_lm_loss": 3.5}, {"step": 4, "eval_lm_loss": 4}, {"step": 2}]
     (tmp_path / "training_summary.json").write_text(json.dumps({"log_history": history}))
     assert control_losses(str(tmp_path)) == [(4, 4.0), (8, 3.5)]

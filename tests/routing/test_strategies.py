@@ -214,6 +214,10 @@ def test_thresholds_are_medians_of_a_trace_and_read_back(tmp_path):
         assert found.median_LN[layer] == pytest.approx(expected)
     found.save(tmp_path / "t.json")
     assert Thresholds.load(tmp_path / "t.json") == found
+    for content in (b"[" * 100_000, b'"\xff"', b"{}"):
+        (tmp_path / "t.json").write_bytes(content)
+        with pytest.raises(UserError, match="not a file of thresholds"):
+            Thresholds.load(tmp_path / "t.json")
     with pytest.raises(UserError, match="holds no routing weights"):
         thresholds_of(random_trace(3, steps=5))
 

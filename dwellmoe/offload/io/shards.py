@@ -145,7 +145,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(tensor): str(file) for tensor, file in table.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{index}: not an index of safetensors files") from None
 
 
