@@ -32,6 +32,7 @@ from dwellmoe.evaluation.conversation import conversation_of
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from dwellmoe.evaluation.merged_speed import merged_timings
 from dwellmoe.evaluation.options import REROUTED, Options, parse_options
 from dwellmoe.evaluation.prompt_mode import (
     answer_prompt,
@@ -140,6 +141,11 @@ def _measure_variants(
             found = measure(evaluated, work, ranks, variant, rerouting=rerouting, kept=usable)
         measured |= {variant: found} if found else {}
         engine_rows += [{"variant": variant} | usable.get_or(engine, partial(dict, row))] if row else []
+    for variant in options.adapters if options.engine is None else ():
+        with active_variant(evaluated.model, variant):
+            timings = merged_timings(evaluated, work, ranks, variant)
+        if variant in measured:
+            measured[variant] = replace(measured[variant], merged_timings=timings)
     return measured, engine_rows
 
 

@@ -51,7 +51,9 @@ class Measured:
     tallies: dict[str, Tallies] = field(default_factory=dict)
     """By text, for a variant that was routed by a cache."""
     timings: list[Timing] = field(default_factory=list)
-    """Of each batch of answers; the only part in which two runs differ."""
+    """Of each batch of answers; with `merged_timings` the only part in which two runs differ."""
+    merged_timings: list[Timing] = field(default_factory=list)
+    """Of some batches with the variant's adapter merged into the weights."""
 
 
 class _ScoredBatch(NamedTuple):

@@ -13,6 +13,7 @@ from dwellmoe.cache import metrics
 from dwellmoe.cache.budget import layer_slots
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.data.task import Task
+from dwellmoe.evaluation.answers.choices import states_answers
 from dwellmoe.evaluation.answers.judge import judge, program_of
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.generation import generate
@@ -73,7 +74,7 @@ def verdict_on(request: Request, task: Task, written: str, backends: Sequence[st
     if task.metric == "pass_at_1":
         outcome = run_program(program_of(task, request.example, written), backends=tuple(backends))
         return f"{outcome.verdict.value} {outcome.reason}".strip()
-    if task.metric == "accuracy":
+    if task.metric == "accuracy" and states_answers(task, [request.example]):
         choices = tuple(request.example.fields.get("choices", ()))
         return judge(written, request.example.answer, task.form, choices).value
     return None

@@ -5,10 +5,22 @@ import pytest
 import torch
 
 from dwellmoe.cache import metrics
-from dwellmoe.evaluation.answers.choices import ChoiceScore, choice_rows, likeliest_is_right, other_answers
-from dwellmoe.evaluation.generation import generate, repeated_share
+from dwellmoe.data.examples import Example
+from dwellmoe.data.task import Task
+from dwellmoe.evaluation.answers.choices import (
+    ChoiceScore,
+    choice_rows,
+    likeliest_is_right,
+    other_answers,
+    states_answers,
+)
+from dwellmoe.evaluation.generation import Answer, generate, repeated_share
+from dwellmoe.evaluation.measure import Measured, workload
+from dwellmoe.evaluation.merged_speed import BATCHES, merged_timings
+from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import has_pairs, join
-from dwellmoe.evaluation.requests import in_batches
+from dwellmoe.evaluation.report.quality import quality_row
+from dwellmoe.evaluation.requests import Request, in_batches
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
 from dwellmoe.loading import active_variant
 from dwellmoe.routing import RouterTap
@@ -94,3 +106,42 @@ def test_the_reference_must_beat_every_other_answer_a_token():
 def test_a_single_token_has_no_pair(evaluated, requests):
     generated = generate(evaluated, [0], [requests[0].prompt_ids], 2)
     assert not has_pairs(generated.recording.trace, "decode")
+
+
+@pytest.mark.parametrize(
+    ("form", "prompts", "stated"),
+    [
+        ("choice_text", ["A story"], False),
+        ("choice_text", ["A story", "either red or blue"], True),
+        ("option_letter", ["A story"], True),
+        ("free_text", ["A story"], True),
+    ],
+)
+def test_an_accuracy_needs_choices_that_the_prompts_state(form, prompts, stated):
+    task = Task("t", None, (), form=form)  # type: ignore[arg-type]
+    examples = [Example(prompt, "red", {"choices": ["red", "blue"]}) for prompt in prompts]
+    assert states_answers(task, examples) is stated
+
+
+def test_free_text_has_exact_matches_in_place_of_an_accuracy():
+    task = Task("t", None, (), form="free_text", metric="accuracy")  # type: ignore[arg-type]
+    requests = [Request(n, {}, Example("p", "red", {}, "t"), True, []) for n in range(2)]
+    answers = {0: Answer(0, " Red.", []), 1: Answer(1, "redder", [])}
+    found = Measured({}, {0: Score(1.0, 1)}, {}, answers)
+    row = quality_row("base", task, requests, found, resamples=10).as_dict()
+    assert row["exact_match"] == 0.5 and not {"accuracy", "no_answer"} & set(row)
+
+
+def test_the_merged_speed_leaves_the_model_as_it_was(evaluated, requests):
+    work = workload(requests, [], batch_size=1, generate_limit=5, max_new_tokens=4)
+    with active_variant(evaluated.model, "tuned"):
+        before = score_rows(evaluated, [requests[0].row])
+        timings = merged_timings(evaluated, work, Ranks(), "tuned")
+        after = score_rows(evaluated, [requests[0].row])
+    assert len(timings) == BATCHES and all(timing.prefill_seconds > 0 for timing in timings)
+    assert after[0].nll == pytest.approx(before[0].nll, rel=1e-4)
+
+
+def test_without_answers_nothing_is_merged(requests):
+    work = workload(requests, [], batch_size=1, generate_limit=0, max_new_tokens=4)
+    assert merged_timings(None, work, Ranks(), "tuned") == []  # type: ignore[arg-type]

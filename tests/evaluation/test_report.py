@@ -126,3 +126,10 @@ def test_small_helpers():
         and readable_bytes(12) == "12 B"
     )
     assert _finite({"a": float("inf"), "b": [1.0, float("nan")], "c": 2}) == {"a": None, "b": None, "c": 2}
+
+
+def test_speeds_tell_how_the_adapter_ran(report):
+    rows = {row["variant"]: row for row in report["measured_speed"]}
+    assert [rows[name]["adapter"] for name in VARIANTS] == ["none", "unmerged", "unmerged"]
+    assert rows["base"]["merged_decode_tokens_per_second"] is None
+    assert all(rows[name]["merged_decode_tokens_per_second"] > 0 for name in VARIANTS[1:])

@@ -36,6 +36,16 @@ def task_of(task: Task, example: Example) -> Task:
     return worded(load_task(example.task), task.chat) if task.mix else task
 
 
+def states_answers(task: Task, examples: Sequence[Example]) -> bool:
+    """Whether the prompts state the choices whose text is an answer: no model can guess their very words."""
+    if task.form != "choice_text":
+        return True
+    return any(
+        all(str(choice) in example.prompt for choice in example.fields.get("choices", ()))
+        for example in examples
+    )
+
+
 def other_answers(task: Task, example: Example) -> list[str]:
     """Every answer but the reference that the task's form allows; [] where it is not a choice."""
     member = task_of(task, example)

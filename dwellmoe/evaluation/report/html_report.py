@@ -17,6 +17,7 @@ SHOWN_SAMPLES = 8
 METRICS = {
     "perplexity": "perplexity (lower is better)",
     "accuracy": "accuracy of generated answers",
+    "exact_match": "exact match of generated answers",
     "pass_at_1": "pass@1: programs that pass the tests",
     "choice_accuracy": "choice accuracy: the reference is the likeliest choice",
     "rouge_1": "ROUGE-1 (shared words)",

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from dwellmoe.cache.intervals import bootstrap_ci
 from dwellmoe.data.task import Task
-from dwellmoe.evaluation.answers.choices import task_of
+from dwellmoe.evaluation.answers.choices import states_answers, task_of
 from dwellmoe.evaluation.answers.judge import program_of
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.sandbox.confine import BACKENDS
+from dwellmoe.log import warn_once
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,16 @@ def _judged(group: _Group, measured: Measured, backends: Sequence[str], resample
         inputs = {"predictions": programs, "backends": tuple(backends)}
     if task.metric == "accuracy":
         choices = [tuple(request.example.fields.get("choices", ())) for request in requests]
+        if not states_answers(task, [request.example for request in requests]):
+            warn_once(
+                f"{task.name}: no accuracy of generated answers, since the prompts do not state the choices; "
+                "choice_accuracy ranks them (--choice_limit)"
+            )
+            return {"answered_requests": len(requests)}
         inputs |= {"form": task.form, "choices": choices}
     found = load_metric(task.metric).compute(**inputs, resamples=resamples) or {}
+    if task.form == "free_text" and task.metric == "accuracy":
+        found = {f"exact_match{end}": found[f"accuracy{end}"] for end in ("", "_ci95")}
     return {"answered_requests": len(requests)} | found
 
 

@@ -43,7 +43,10 @@ CONVENTION = {
     "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the "
     "one cache that serves all of them (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
-    "accuracy": "answer extracted from the generated text",
+    "accuracy": "answer extracted from the generated text; only where the prompts state the choices, or the "
+    "form of an answer is fixed",
+    "exact_match": "in place of accuracy for free text: the generated text is the reference, but for case, "
+    "blanks and punctuation at its ends",
     "pass_at_1": "share of answers whose program, with the task's tests at its end, runs to its end in a "
     "sandbox; one greedy answer a request",
     "choice_accuracy": "the reference has the highest mean log-likelihood a token of all allowed answers",

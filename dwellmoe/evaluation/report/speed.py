@@ -27,6 +27,11 @@ class MeasuredSpeedRow:
     rows_together: int
     warm: bool
     """Whether a batch before those that are timed warmed the machine up."""
+    adapter: str = "none"
+    """How the variant's adapter ran: none, unmerged, or (in an engine) its experts' part merged when read."""
+    merged_prefill_tokens_per_second: float | None = None
+    merged_decode_tokens_per_second: float | None = None
+    """The same with the adapter merged into the weights; None where that was not timed."""
     convention: str = MEASURED
 
     def as_dict(self) -> dict[str, Any]:
@@ -34,20 +39,42 @@ class MeasuredSpeedRow:
         return dict(vars(self))
 
 
-def measured_speed_row(variant: str, timings: Sequence[Timing]) -> MeasuredSpeedRow:
-    """The speed over all batches but the first, which warms the machine up, unless it is the only one."""
-    timed = timings[1:] or timings
+def measured_speed_row(
+    variant: str, timings: Sequence[Timing], adapter: str = "none", merged: Sequence[Timing] = ()
+) -> MeasuredSpeedRow:
+    """The speed over all batches but the first, which warms the machine up, unless it is the only one.
+
+    `merged`: timings with the variant's adapter merged.
+    """
+    timed = _timed(timings)
+    prefill, decode = _tokens_per_second(timed)
+    merged_prefill, merged_decode = _tokens_per_second(_timed(merged))
+    return MeasuredSpeedRow(
+        variant=variant,
+        prefill_tokens_per_second=prefill,
+        decode_tokens_per_second=decode,
+        batches_timed=len(timed),
+        rows_together=max((timing.rows for timing in timed), default=0),
+        warm=len(timings) > 1,
+        adapter=adapter,
+        merged_prefill_tokens_per_second=merged_prefill,
+        merged_decode_tokens_per_second=merged_decode,
+    )
+
+
+def _timed(timings: Sequence[Timing]) -> Sequence[Timing]:
+    return timings[1:] or timings
+
+
+def _tokens_per_second(timed: Sequence[Timing]) -> tuple[float | None, float | None]:
+    """Of prefill and of decode."""
     prefill_seconds = sum(timing.prefill_seconds for timing in timed)
     decode_seconds = sum(timing.decode_seconds for timing in timed)
     prefilled = sum(timing.prefill_tokens for timing in timed)
     decoded = sum(timing.decoded_tokens for timing in timed)
-    return MeasuredSpeedRow(
-        variant=variant,
-        prefill_tokens_per_second=prefilled / prefill_seconds if prefill_seconds else None,
-        decode_tokens_per_second=decoded / decode_seconds if decode_seconds else None,
-        batches_timed=len(timed),
-        rows_together=max((timing.rows for timing in timed), default=0),
-        warm=len(timings) > 1,
+    return (
+        prefilled / prefill_seconds if prefill_seconds else None,
+        decoded / decode_seconds if decode_seconds else None,
     )
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from dwellmoe.evaluation.report.comparison import at_share
 
 HEADINGS = ("variant", "perplexity", "ECR", "LRU hit rate at 25 %", "miss bytes a token")
-SCORES = ("pass_at_1", "accuracy", "no_answer", "rouge_l")
+SCORES = ("pass_at_1", "accuracy", "exact_match", "no_answer", "rouge_l")
 CONVENTION = "reference text, decode, cache a layer, cold, atomic"
 
 
@@ -65,13 +65,17 @@ def print_answers(report: Mapping, console: Console) -> None:
     """Prints a line a variant: the scores of its answers, and their speed."""
     for quality, speed in zip(report["quality"], report["measured_speed"], strict=True):
         scores = [f"{name} {four_digits(quality[name])}" for name in SCORES if name in quality]
-        speeds = [
-            f"{phase} {four_digits(speed[f'{phase}_tokens_per_second'])} tokens/s"
-            for phase in ("prefill", "decode")
-        ]
+        speeds = [_speed(speed, phase) for phase in ("prefill", "decode")]
+        speeds[-1] += f" (adapter {speed['adapter']})" if speed["adapter"] != "none" else ""
         parts = [f"{quality['answered_requests']} answers", *scores, *speeds] if scores else speeds
         if speed["batches_timed"]:
             console.print(f"{quality['variant']}: {', '.join(parts)}", highlight=False)
+
+
+def _speed(row: Mapping, phase: str) -> str:
+    text = f"{phase} {four_digits(row[f'{phase}_tokens_per_second'])} tokens/s"
+    merged = row[f"merged_{phase}_tokens_per_second"]
+    return text if merged is None else f"{text}, merged {four_digits(merged)}"
 
 
 def four_digits(value: float | None) -> str:
