@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ from dwellmoe.offload import (
 from dwellmoe.offload.io.shards import check_checkpoint, check_folder
 from dwellmoe.settings.model import ModelSettings
 
+PICKLE = (UnpicklingError, EOFError)
+BAD_PICKLE = (
+    "its pickled weights (.bin) are damaged, or hold more than tensors, which could run any program: have "
+    "them saved as safetensors where they come from"
+)
 BASE = "base"
 """The variant without adapters."""
 ADAPTER_FILE = "adapter_config.json"
@@ -85,8 +91,10 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them and names the tensor
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, *PICKLE) as error:
+        unpickled = isinstance(error, PICKLE) or "PytorchStreamReader" in str(error)
+        why = BAD_PICKLE if unpickled else first_line(error)
+        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {why}") from None
     model, loading_info = loaded
     _check_loaded(settings.model_name, loading_info)
     if torch.cuda.is_available() and not _is_sharded(model):

@@ -95,6 +95,27 @@ def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, 
     assert "\n" not in str(error.value)
 
 
+class Hostile:
+    """Calls a function where it is unpickled."""
+
+    def __reduce__(self):
+        return exit, (3,)
+
+
+@pytest.mark.parametrize("content", ["hostile", "cut", "empty"])
+def test_pickled_weights_that_hold_more_than_tensors_are_refused_in_one_line(tmp_path, content):
+    model = tiny_model("olmoe")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    weights = tmp_path / "pytorch_model.bin"
+    torch.save({"a": Hostile()} if content == "hostile" else model.state_dict(), weights)
+    if content != "hostile":
+        weights.write_bytes(weights.read_bytes()[: 1000 if content == "cut" else 0])
+    with pytest.raises(UserError, match=f"checkpoint '{tmp_path}' cannot be loaded") as error:
+        load_model(ModelSettings(model_name=str(tmp_path)))
+    assert "\n" not in str(error.value) and "torch" not in str(error.value).replace("pytorch_model", "")
+
+
 def test_a_whole_adapter_loads_under_two_names(adapter):
     model = load_adapters(tiny_model("olmoe"), {"control": str(adapter), "tuned": str(adapter)})
     assert set(model.peft_config) == {"control", "tuned"}
