@@ -5,14 +5,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwellmoe.cli.simulate_options import parse_arguments
 from dwellmoe.errors import UserError, needs
 from dwellmoe.files import check_writable, replacing
+from dwellmoe.log import warn_once
 
 if TYPE_CHECKING:
     from dwellmoe.cache.replay.rows import HitRateRow
+    from dwellmoe.cache.trace import RoutingTrace
 
 SCHEMA_VERSION = 1
 SETUP = ("scope", "access", "phase", "start", "reset")
@@ -91,13 +94,13 @@ def run_describe(arguments: argparse.Namespace) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
-    from dwellmoe.cache.budget import parse_bytes
     from dwellmoe.cache.device import load_device
     from dwellmoe.cache.replay.curve import curve
-    from dwellmoe.cache.replay.plan import plan, plan_lines
+    from dwellmoe.cache.replay.plan import check_sizes, plan, plan_lines
 
-    device, resident_bytes = load_device(arguments.device), parse_bytes(arguments.resident, "--resident")
-    trace = read(arguments)
+    device, trace = load_device(arguments.device), read(arguments)
+    check_sizes(trace)
+    resident_bytes = resident_bytes_for(arguments, trace)
     rows = curve(trace, arguments.policies, arguments.capacities, progress=bar("plan"))
     found = plan(trace, device, rows, resident_bytes, arguments.tokens_per_second)
     if arguments.plot:
@@ -109,6 +112,35 @@ def run_plan(arguments: argparse.Namespace) -> None:
             arguments.plot,
         )
     report(arguments, found.as_dict() | {"cache": rows}, plan_lines(found))
+
+
+def resident_bytes_for(arguments: argparse.Namespace, trace: "RoutingTrace") -> int:
+    """Bytes beside routed experts: as given, else of the checkpoint that is given or that the trace names."""
+    from dwellmoe.cache.budget import parse_bytes
+
+    if arguments.resident is not None:
+        if arguments.model_name:
+            raise UserError("--model_name has no effect with --resident: give one of them")
+        return parse_bytes(arguments.resident, "--resident")
+    model_name = arguments.model_name or find_model(trace.model)
+    if model_name is None:
+        warn_once(
+            "what is in memory beside routed experts is unknown and counted as 0: give --model_name PATH or "
+            "--resident BYTES"
+        )
+        return 0
+    with needs("offload"):
+        from dwellmoe.offload.resident_bytes import resident_bytes_of
+
+    found = resident_bytes_of(model_name, trace)
+    warn_once(f"always in memory: the weights of '{model_name}' beside its routed experts")
+    return found
+
+
+def find_model(name: str) -> str | None:
+    """The folder of the checkpoint that a trace names, if it is here or in models/."""
+    folders = (Path(name), Path("models") / name)
+    return next((str(folder) for folder in folders if name and (folder / "config.json").is_file()), None)
 
 
 def run_stall(arguments: argparse.Namespace) -> None:

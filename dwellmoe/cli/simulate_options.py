@@ -99,7 +99,15 @@ def _add_plan(commands) -> None:
         help="experts or percent [every one that is large enough]",
     )
     command.add_argument(
-        "--resident", default="0B", help="bytes always in memory beside routed experts, e.g. 2.1GB [0B]"
+        "--model_name",
+        metavar="PATH",
+        help="checkpoint whose weights beside routed experts are always in memory [the folder that the trace "
+        "names, if it is here or in models/]",
+    )
+    command.add_argument(
+        "--resident",
+        metavar="BYTES",
+        help="bytes always in memory beside routed experts, e.g. 2.1GB, in place of the checkpoint's",
     )
     command.add_argument(
         "--tokens_per_second",

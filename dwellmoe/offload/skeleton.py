@@ -66,12 +66,13 @@ def _other_weights(shards: Shards) -> dict[str, Tensor]:
     for shard, path in enumerate(shards.paths):
         with safe_open(path, framework="pt", backend="pread") as file:
             for name, tensor in shards.tensors.items():
-                if tensor.shard == shard and not _is_routed_expert(name, tensor):
+                if tensor.shard == shard and not is_routed_expert(name, tensor):
                     weights[name] = file.get_tensor(name)
     return weights
 
 
-def _is_routed_expert(name: str, tensor: StoredTensor) -> bool:
+def is_routed_expert(name: str, tensor: StoredTensor) -> bool:
+    """Whether a tensor of a checkpoint is a weight of routed experts."""
     _, within, rest = name.partition(".experts.")
     return bool(within) and (rest[0].isdigit() or len(tensor.shape) > 1)
 
