@@ -14,7 +14,8 @@ from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
 from dwellmoe.files import give_usual_modes, replacing_path
-from dwellmoe.loading import load_adapters, load_model, load_model_with_cache, load_tokenizer
+from dwellmoe.loading import load_adapters, load_config, load_model, load_model_with_cache, load_tokenizer
+from dwellmoe.merged_checkpoint import complete_checkpoint
 from dwellmoe.offload.io.shards import DTYPES, find_shards
 from dwellmoe.settings.model import ModelSettings
 from trainer import LocalityTrainer
@@ -45,12 +46,16 @@ def trained_model(run: Run, trainer: LocalityTrainer):
 def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:
     """Writes the model with its adapter merged into the weights, as an ordinary checkpoint; the folder
     appears complete or not at all. With `--dtype auto` every tensor keeps the type that it has in the base.
+    What the base holds besides (the vision part of a multimodal one) is copied.
     """
     merged = model.merge_and_unload()
-    if base.dtype == "auto":
+    is_part = type(merged.config) is not type(load_config(base))
+    keep_types = base.dtype == "auto"
+    if keep_types and not is_part:
         _cast_as_stored(merged, base.model_name)
     with replacing_path(folder) as beside:
         merged.save_pretrained(beside)
+        complete_checkpoint(beside, base.model_name, is_part=is_part, keep_types=keep_types)
         tokenizer.save_pretrained(beside)
         give_usual_modes(beside)
 

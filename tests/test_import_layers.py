@@ -16,7 +16,7 @@ LAYERS = {
     "routing": 2,
     "experts": 2,
     **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints"), 3),
-    **dict.fromkeys(("loading", "base_model"), 4),
+    **dict.fromkeys(("loading", "base_model", "merged_checkpoint"), 4),
     **dict.fromkeys(("evaluation", "plots", "serve"), 5),
     "cli": 6,
     **dict.fromkeys(("__init__", "__main__"), 7),

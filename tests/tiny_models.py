@@ -78,6 +78,7 @@ _VISION_SIZES: dict[str, Any] = {
 _MLA = {"num_key_value_heads": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 _DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 _SLIDING = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 2,
@@ -113,7 +114,12 @@ _EXTRAS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "num_hidden_layers": 2,
     },
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [16, 16],
+        "rope_parameters": _MROPE | {"mrope_section": [1, 1, 2]},
+    },
     "glm4_moe_lite": _MLA,
+    "glm4v_moe_text": {"rope_parameters": _MROPE},
     "glm_moe_dsa": _MLA,
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention", "mamba"],
@@ -134,6 +140,7 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     "kimi_linear": _MLA | _DENSE_FIRST | _HYBRID,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "longcat_flash": {"num_key_value_heads": 4, "zero_expert_num": 2},
+    "mistral4": _MLA,
     "nemotron_h": {
         "layers_block_type": ["mamba", "moe", "attention", "moe"],
         "num_hidden_layers": 4,
@@ -221,6 +228,16 @@ OTHER_FAMILIES = (
 )
 MULTIMODAL = {"llama4": "llama4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text"}
 """`model_type` of a checkpoint for images and text, and of its text part."""
+WHOLE_MULTIMODAL = {
+    "aria": "aria_text",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "gemma4": "gemma4_text",
+    "glm4v_moe": "glm4v_moe_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+    "mistral3": "mistral4",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+}
+"""The same for those whose text part transformers has no class for."""
 FAMILIES = FAMILIES_BY_NAME + OTHER_FAMILIES
 
 
@@ -241,10 +258,15 @@ def tiny_model(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
 def tiny_multimodal(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model for images and text, as such checkpoints are published; its text part is a MoE."""
     config_class: Any = CONFIG_MAPPING[family]
-    vision = {field.name for field in dataclasses.fields(config_class.sub_configs["vision_config"])}
+    vision_type = {"aria": "idefics3_vision", "mistral3": "pixtral"}.get(family)
+    vision_class: Any = (
+        CONFIG_MAPPING[vision_type] if vision_type else config_class.sub_configs["vision_config"]
+    )
+    vision = {field.name for field in dataclasses.fields(vision_class)}
     config = config_class(
-        text_config=tiny_config(MULTIMODAL[family]).to_dict(),
-        vision_config={name: size for name, size in _VISION_SIZES.items() if name in vision},
+        text_config=tiny_config((MULTIMODAL | WHOLE_MULTIMODAL)[family]).to_dict(),
+        vision_config={name: size for name, size in _VISION_SIZES.items() if name in vision}
+        | ({"model_type": vision_type} if vision_type else {}),
     )
     torch.manual_seed(seed)
     return _with_clear_preferences(AutoModelForImageTextToText.from_config(config))

@@ -3,6 +3,7 @@
 Letters: L MoE layers, E experts, K chosen experts a token.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch import nn
 from dwellmoe.errors import UserError
 from dwellmoe.families.base import MoeFamily, MoeLayer, shape_of, unwrap
 from dwellmoe.families.registry import config_of, family_of
+from dwellmoe.families.text_model import quantised_by
 
 _MIXERS = ("self_attn", "attn", "attention", "mamba", "mixer", "conv")
 """Names of the module that mixes tokens beside the MoE block, tried in this order."""
+_OTHER_MODALITIES = ("vision", "visual", "audio", "talker")
+"""In the names of modules that no text passes; some of them are MoE blocks too (ERNIE-VL, dots3)."""
+EXPECTED = "expected a router beside fused experts in a decoder layer"
 _NAMES_OF_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
 """Names that configurations have for K."""
 
@@ -28,10 +33,12 @@ def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> lis
     family = family_of(model)
     found = [_describe(model, name, block, router, family) for name, block, router in _blocks(model, family)]
     if not found:
-        raise UserError(
-            f"{_title(model)} has no MoE layer: expected a router beside fused experts in a decoder layer"
-        )
+        raise UserError(f"{_title(model)} {_why_none(model)}")
     for layer in found:
+        if layer["num_experts"] < 2:
+            raise UserError(
+                f"{_title(model)}: layer {layer['layer_id']} has a single expert: nothing is routed"
+            )
         if not 1 <= layer["top_k"] <= layer["num_experts"]:
             raise UserError(
                 f"{_title(model)}: layer {layer['layer_id']} chooses {layer['top_k']} of its "
@@ -44,10 +51,23 @@ def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> lis
 def _blocks(model: nn.Module, family: MoeFamily) -> Iterator[tuple[str, nn.Module, str]]:
     """`(name, block, name of the router in it)` of every MoE block."""
     for name, module in model.named_modules():
+        if any(part in name for part in _OTHER_MODALITIES):
+            continue
         router = next((child for child in family.router if child in module._modules), None)
         experts = module._modules.get(family.experts)
         if router and experts is not None and _is_fused(unwrap(experts)):
             yield name, module, router
+
+
+def _why_none(model: nn.Module) -> str:
+    """Why no MoE layer was found: experts of another shape, quantised ones, or none at all."""
+    config = config_of(model)
+    if method := quantised_by(config) if config else "":
+        return f"has no experts that can be used: its weights are quantised ({method})"
+    kinds = (type(unwrap(module)).__name__ for module in model.modules())
+    if other := next((kind for kind in kinds if re.search("Experts|M[oO]E$", kind)), None):
+        return f"has experts of a shape that is not supported ({other}): {EXPECTED}"
+    return f"has no MoE layer: {EXPECTED}"
 
 
 def _is_fused(experts: nn.Module) -> bool:

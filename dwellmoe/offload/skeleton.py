@@ -7,10 +7,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.families.text_model import quantised_by, text_model_class
 from dwellmoe.offload.expert_weights import CONVERT
 from dwellmoe.offload.io.shards import Shards, StoredTensor
 from dwellmoe.offload.other_experts import describe_experts
@@ -92,25 +92,9 @@ def _text_model(model_name: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(model_name)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
-    if method := _quantised_by(config):
+    if method := quantised_by(config):
         raise UserError(f"checkpoint '{model_name}' is quantised ({method}): {CONVERT}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"checkpoint '{model_name}': model_type '{config.model_type}' is not a causal language model of "
-            "transformers"
-        )
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    is_text = model_class.config_class is config.sub_configs.get("text_config")
-    return model_class, config.get_text_config() if is_text else config
-
-
-def _quantised_by(config: Any) -> str:
-    """The method by which a configuration says that its weights are quantised; empty if they are not."""
-    for part in (config, config.get_text_config()):
-        if found := getattr(part, "quantization_config", None):
-            fields = found if isinstance(found, dict) else vars(found)
-            return str(fields.get("quant_method", "unknown"))
-    return ""
+    return text_model_class(config, model_name)
 
 
 def _skeleton_class(model_class: Any) -> Any:

@@ -72,8 +72,11 @@ def margin(logits_TE: Tensor, top_k: int) -> Tensor:
 def margins_ahead(model: Any, moe_layers: Sequence[MoeLayer], trace: RoutingTrace) -> np.ndarray:
     """`GateAhead.margins` of a trace's decoded tokens, request after request, float32 [S, L, E].
 
-    The model runs once more over the trace's `token_ids`; UserError for a trace without them.
+    The model runs once more over the trace's `token_ids`; UserError for a trace without them, and for a model
+    with one MoE layer.
     """
+    if len(moe_layers) < 2:
+        raise UserError("gate_ahead predicts a MoE layer from the one before it, and this model has only one")
     if trace.token_ids is None:
         raise UserError("gate_ahead needs a trace with token_ids")
     found = []
