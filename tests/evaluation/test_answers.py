@@ -1,11 +1,17 @@
 """Answers are found in each form, nothing found is no answer, numbers are read exactly and never run."""
 
+import time
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dwellmoe.data.examples import Example
+from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.answers.judge import EXTRACTORS, Verdict, extract_answer, judge
+from dwellmoe.evaluation.answers.final_text import final_text
+from dwellmoe.evaluation.answers.judge import EXTRACTORS, Verdict, extract_answer, judge, program_of
 from dwellmoe.evaluation.answers.number_answers import parse_number
 
 
@@ -21,6 +27,20 @@ from dwellmoe.evaluation.answers.number_answers import parse_number
         ("no idea", None),
         ("untrue", None),
         ("", None),
+        ("It isn't true.", "false"),
+        ("It isn\u2019t really true", "false"),
+        ("I don't think it's true.", "false"),
+        ("It cannot be true", "false"),
+        ("That is no longer true", "false"),
+        ("It's not the case that it is true", "false"),
+        ("The statement is not false", "true"),
+        ("This statement is true.", "true"),
+        ("Not only is it true, it is plain", "true"),
+        ("It is true that cats purr, but the answer is false.", "false"),
+        ("No, because the true story differs.", "false"),
+        ("I cannot say whether it is true", None),
+        ("neither true nor false", None),
+        ("<think>true</think>false", "false"),
     ],
 )
 def test_true_false(written, found):
@@ -39,6 +59,12 @@ def test_true_false(written, found):
         ("0", None),
         ("99999999999999999999999999", None),
         ("none of them", None),
+        ("The answer is 2. Option 1 is a trap.", "2"),
+        ("Option 1 is wrong. The answer is 2", "2"),
+        ("The value is 11. Answer: 2", "2"),
+        ("2\n\nQuestion: which?\nAnswer: 1", "2"),
+        ("001" + "0" * 6000, None),
+        ("The answer is 1 or 2", None),
     ],
 )
 def test_option_number(written, found):
@@ -53,7 +79,7 @@ def test_option_number(written, found):
         ("(C) the sea", "C"),
         ("A. a hen", "A"),
         ("A hen would do, so the answer is D", "D"),
-        ("The answer: b", None),
+        ("The answer: b", "B"),
         ("I think C", "C"),
         ("A hen lays eggs", None),
         ("Z", None),
@@ -63,6 +89,48 @@ def test_option_number(written, found):
 )
 def test_option_letter(written, found):
     assert extract_answer(written, "option_letter", ["w"] * 4) == found
+
+
+STATED = [
+    ("The answer is B. Note that option A is a common trap.", "B"),
+    ("Answer: B\n\nOption A is too small, option C too large.", "B"),
+    ("The correct answer is (C).\nOption D fails because it ignores heat.", "C"),
+    ("**Answer: D**\n\n(Choice B forgets the sign.)", "D"),
+    ("answer: c", "C"),
+    ("So the answer is d", "D"),
+    ("The answer is not B but D.", "D"),
+    ("The answer is not A, B, or C. It's D.", "D"),
+    ("Answer: rules out C, leaving D", "D"),
+    ("Answer: D, not B", "D"),
+    ("A is incorrect, B is correct, C is incorrect.", "B"),
+    ("The answer is A? No, the answer is D.", "D"),
+    ("If the answer were A we would see red. The answer is C.", "C"),
+    ("A common wrong answer is A, but the right answer is D.", "D"),
+    ("Both A and B are wrong; the answer is C.", "C"),
+    ("The best answer here is C.", "C"),
+    ("I would take B, a safe guess.", "B"),
+    ("A lamp gives light, so B.", "B"),
+    (r"So $\boxed{\text{B) green}}$, since A is red", "B"),
+    (r"$\boxed{\textbf{(C)}}$", "C"),
+    ("\u7b54\u6848\uff1a\uff22", "B"),
+    ("<think>Maybe the answer is A.</think>\nThe answer is B.", "B"),
+    ("Maybe A. </think>\n\n**D**", "D"),
+    ("<think>the answer is A", None),
+    ("The answer is A or B", None),
+    ("I cannot tell.", None),
+    ("All of the above are right.", None),
+    ("The answer is a hen? No: the answer is C", "C"),
+]
+
+
+@pytest.mark.parametrize("form", ["option_letter", "final_letter"])
+@pytest.mark.parametrize(("written", "found"), STATED)
+def test_the_letter_that_is_stated_wins_over_those_of_the_explanation(written, found, form):
+    assert extract_answer(written, form, ["w"] * 4) == found
+
+
+def test_a_direct_answer_ends_before_the_models_next_question():
+    assert extract_answer("Answer: B\n\nQuestion: And?\nAnswer: C", "option_letter", ["w"] * 4) == "B"
 
 
 @pytest.mark.parametrize(
@@ -175,3 +243,128 @@ def test_the_forms_are_those_of_task_files():
 def test_an_unknown_form_lists_the_known_ones():
     with pytest.raises(UserError, match="'essay': choose from boxed, choice_text"):
         extract_answer("w", "essay")
+
+
+def test_reasoning_is_no_answer():
+    assert final_text("<think>a</think> b <thinking>c</thinking>d") == " b d"
+    assert final_text("begun in the prompt </think>b") == "b"
+    assert final_text("b [THINK] cut off") == "b "
+    assert final_text('split("</think>")') == 'split("</think>")'
+
+
+F = "```"
+RIGHT = "def twice(n):\n    return 2 * n\n"
+WRONG = "def twice(n):\n    return n + 3\n"
+DOCUMENTED = f'''def twice(n):
+    """Doubles.
+
+    {F}
+    >>> twice(2)
+    {F}
+{F}python
+twice(2)
+{F}
+    """
+    return 2 * n
+'''
+FAILING_TEST = "class TestTwice:\n    def test(self): raise ValueError\n\nTestTwice().test()\n"
+PROGRAMS = [
+    f"Sample:\n{F}text\n2\n{F}\nThe function:\n{F}python\n{RIGHT}{F}\n",
+    f'For {F}json\n{{"n": 2}}\n{F}\nuse\n{F}python\n{RIGHT}{F}\nDone.',
+    f"Run\n{F}bash\npython twice.py\n{F}\n\n{F}\n{RIGHT}{F}\n",
+    f"{F}python3.11\n{RIGHT}{F}\nThat's all.\n",
+    f'{F}PYTHON title="twice.py"\n{RIGHT}{F}\nThat is all.\n',
+    f"{F}{{.python .numberLines}}\n{RIGHT}{F}",
+    f"~~~python\n{RIGHT}~~~",
+    f"{F}`python\n{RIGHT}{F}`",
+    f"{F}markdown\n# Solution\n{F}python\n{RIGHT}{F}\n{F}",
+    f"{F}python\r\n{RIGHT}{F}\r\n".replace("\n", "\r\n"),
+    f"1. Here:\n   {F}python\n   def twice(n):\n       return 2 * n\n   {F}\n",
+    f"> {F}python\n> def twice(n):\n>     return 2 * n\n> {F}\n",
+    f"{F}python\n    def twice(n):\n        return 2 * n\n{F}",
+    "Here it is:\n\n    def twice(n):\n        return 2 * n\n\nIt doubles the number.",
+    f"Sure:\n{F}python\n{RIGHT}",
+    f"{F}python\n{RIGHT.rstrip()}{F}",
+    f"{F}python\n{DOCUMENTED}{F}\nIt's done.",
+    DOCUMENTED,
+    f"{F}python\n{RIGHT}\nThis doubles the number.",
+    RIGHT,
+    RIGHT + F,
+    RIGHT + f"{F}\nThis doubles it. Usage:\n{F}python\nprint(twice(2))\n{F}",
+    "Here's the function:\n\n" + RIGHT + "\nThis doubles the number.\n",
+    f"Use {F}twice = lambda n: 2 * n{F} for it.",
+    f"<think>\nPerhaps\n{F}python\n{WRONG}{F}\nno.\n</think>\n\n{F}python\n{RIGHT}{F}",
+    f"Perhaps\n{F}python\n{WRONG}{F}\n</think>\n{F}python\n{RIGHT}{F}",
+    f"First:\n{F}python\n{WRONG}{F}\nThat is wrong for 2. Corrected:\n{F}python\n{RIGHT}{F}",
+    f"{F}python\n{RIGHT}{F}\nUsage:\n{F}python\nn = int(input())\nprint(twice(n))\n{F}",
+    f"{F}python\n{RIGHT}{F}\nTest:\n{F}python\n{FAILING_TEST}{F}",
+    f"{F}python\nTWO = 2\ndef f(n):\n    return n\n{F}\n{F}python\ndef twice(n):\n    return f(n) * TWO\n{F}",
+    f"{F}python\ndef twice(n):\n    return prod([n, 2])\n{F}\nwith\n{F}python\nfrom math import prod\n{F}",
+    f"{F}python\nfrom __future__ import annotations\n{RIGHT}{F}",
+    f"{F}python\n{RIGHT}\nif __name__ == '__main__':\n    import sys; print(twice(int(sys.argv[1])))\n{F}",
+    f"Install:\n{F}\npip install nothing\n{F}\n{F}python\n{RIGHT}{F}",
+    f"\ufeff{F}python\n# gr\u00f6\u00dfer \u6570\u5b57\n{RIGHT}{F}",
+]
+
+
+@pytest.mark.parametrize("before", ["", 'def twice(n):\n    """Twice a number."""\n'])
+@pytest.mark.parametrize("written", PROGRAMS)
+def test_the_program_is_found_however_it_is_handed_over(written, before):
+    task = Task("t", None, (), program="{before}{code}\n\n{tests}\n")  # type: ignore[arg-type]
+    tests = "assert twice(2) == 4\nassert twice(-3) == -6"
+    exec(program_of(task, Example("", "", {"before": before, "tests": tests}), written), {})
+
+
+@pytest.mark.parametrize(
+    "body", ["    return 2 * n\n", f"{F}\n    return 2 * n\n{F}", "    a, b = n, n\n    return a + b\n"]
+)
+def test_the_body_of_a_function_keeps_its_margin(body):
+    task = Task("t", None, (), program="def twice(n):\n{code}\nassert twice(2) == 4\n")  # type: ignore[arg-type]
+    exec(program_of(task, Example("", "", {}), body), {})
+
+
+def _judge_all(text: str) -> None:
+    task = Task("t", None, (), program="{code}\nf(1)\n")  # type: ignore[arg-type]
+    program_of(task, Example("", "", {}), text)
+    for form in EXTRACTORS:
+        for choices in ((), ("a", "b", "c")):
+            assert judge(text, text, form, choices) in Verdict
+
+
+@given(st.text(st.characters(), max_size=60))
+def test_any_text_is_judged(text):
+    """Control characters and halves of surrogate pairs too."""
+    _judge_all(text)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *"19 \n-A{[`'<_\ud800\0",
+        *('"""\n', "```\n", "~~~\n", '```python\n"""\n', "answer ", "answer: ", "not A, ", "isn't "),
+        *(
+            "true     ",
+            "\\boxed{",
+            "\\fbox{}",
+            "<think>",
+            "</think>",
+            "so ",
+            "A is ",
+            "1,",
+            "1/",
+            "- ",
+            "x = ",
+        ),
+    ],
+)
+def test_a_long_text_takes_less_than_a_second(unit):
+    text = unit * (100_000 // len(unit))
+    task = Task("t", None, (), program="{code}\nf(1)\n")  # type: ignore[arg-type]
+    for form in EXTRACTORS:
+        began = time.process_time()
+        extract_answer(text, form, ["w"] * 4)
+        assert time.process_time() - began < 1, form
+    began = time.process_time()
+    program_of(task, Example("", "", {}), text)
+    parse_number(text)
+    assert time.process_time() - began < 1

@@ -170,7 +170,8 @@ def test_a_program_is_run_as_the_harness_of_humaneval_runs_it(backends):
 
 
 def test_a_deleted_folder_ends_nothing():
-    program = "import os\nhere = os.open('..', 0)\nos.rmdir(os.path.basename(os.getcwd()), dir_fd=here)\nwhile 1: pass"
+    delete = "os.rmdir(os.path.basename(os.getcwd()), dir_fd=os.open('..', 0))"
+    program = f"import os\n{delete}\nwhile True: pass"
     assert run_program(program, SHORT, ("unconfined",)).verdict is Verdict.TIMED_OUT
 
 

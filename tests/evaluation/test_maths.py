@@ -42,6 +42,21 @@ SAME = [
     ("y = 2x+3", "2x+3"),
     (r"-1\frac{1}{2}", "-1.5"),
     ("5!", "120"),
+    ("1,331 and 1,728", "1331, 1728"),
+    ("1,234, 5,678", "5678, 1234"),
+    ("(1,234, 5,678)", "(1234, 5678)"),
+    (r"\{1,000, 2,000\}", r"\{2000, 1000\}"),
+    (r"\$1,234 \text{ or } \$5,678", "1234, 5678"),
+    (r"1,331,\ 1,728", "1331,1728"),
+    ("1{,}234, 5{,}678", "1234,5678"),
+    (r"1\,234", "1234"),
+    ("1 000", "1000"),
+    (r"\sin\pi", "0"),
+    (r"e^{i\pi}+1", "0"),
+    (r"\sqrt{10^{400}}", "10^{200}"),
+    (r"|-\sqrt{2}|", r"\sqrt2"),
+    ("1.414213562", r"\sqrt{2}"),
+    (r"e^{-1000}", r"\frac{1}{e^{1000}}"),
 ]
 DIFFERENT = [
     ("(1,2)", "(2,1)"),
@@ -56,6 +71,22 @@ DIFFERENT = [
     (r"\sqrt{x^2}", "x"),
     (r"1\pm2", "3"),
     ("(6,310)", "6310"),
+    ("(1,234)", "1234"),
+    ("1,234, 5,678", "(1234, 5678)"),
+    ("1,234, 5,678", "1, 234, 5, 678"),
+    ("12,34", "1234"),
+    ("2 3", "6"),
+    ("e^{-30}", "e^{-40}"),
+    ("e^{-1000}", "e^{-2000}"),
+    (r"\frac{\pi}{10^{12}}", r"\frac{\pi}{10^{13}}"),
+    (r"\frac{\sqrt{3}}{10^{9}}", "0"),
+    (r"\sqrt{2}\cdot 10^{10}", r"\sqrt{2}\cdot 10^{10}+1"),
+    (r"\tan\frac{\pi}{2}", "1"),
+    ("e^{100000000}", "e^{200000000}"),
+    (r"\quad", "5"),
+    (r"\text{}", r"\{1,2\}"),
+    (r"\,", r"(-\infty,3)\cup(3,\infty)"),
+    (",", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ("", "0"),
     ("9^{9^{9^9}}", "1"),
     ("(" * 300, "1"),
@@ -86,6 +117,31 @@ def test_the_last_box_counts_and_its_braces_match():
     assert boxed(r"first \boxed{1}, so \boxed{\frac{1}{2}} holds") == r"\frac{1}{2}"
     assert boxed(r"\boxed 5$.") == "5" and boxed(r"\fbox{3}") == "3"
     assert boxed("nothing") is boxed(r"\boxed{") is boxed(r"\boxed{}") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", " ", r"\quad", r"\,", r"\ ", "~", "$ $", "{}", r"\text{ }", r"\hspace{2cm}", r"\phantom{00}"),
+        *(r"\underline{\hspace{1em}}", r"\ldots", "?", r"\_\_", r"\left.\right."),
+    ],
+)
+def test_an_empty_box_is_no_answer(content):
+    for reference in (
+        "5",
+        r"(3,\frac{\pi}{2})",
+        "1,2",
+        r"\{1,2\}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+        r"\pm 3",
+    ):
+        written = rf"so \boxed{{{content}}}"
+        assert judge(written, rf"\boxed{{{reference}}}", "boxed") is Verdict.NO_ANSWER
+
+
+@pytest.mark.parametrize("content", ["0", "-", r"\emptyset", r"\{\}", r"\text{None}", r"\infty", ".5"])
+def test_a_box_with_a_sign_in_it_is_an_answer(content):
+    assert boxed(rf"\boxed{{{content}}}") == content
 
 
 def test_verdicts_of_the_two_new_forms():

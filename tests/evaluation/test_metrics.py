@@ -4,9 +4,13 @@ import math
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.tokenizers import DefaultTokenizer
 
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.metrics import METRICS, load_metric
+from dwellmoe.evaluation.metrics.rouge import Words
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,38 @@ def test_rouge_of_a_hand_made_pair():
     assert row["rouge_2"] == pytest.approx(4 / 5)
     assert row["rouge_l"] == pytest.approx(6 / 7)
     assert row["rouge_l_ci95"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u4eca\u5929\u5929\u6c14\u597d",
+        "Привет, как дела?",
+        "d\u00e9j\u00e0 l'\u00e9t\u00e9",
+        "नमस्ते दुनिया",
+        "สวัสดี",
+    ],
+)
+def test_rouge_knows_the_letters_of_every_script(text):
+    row = load_metric("rouge").compute(predictions=[text], references=[text])
+    assert row is not None and row["rouge_1"] == row["rouge_l"] == 1
+
+
+def test_rouge_takes_chinese_by_character_and_leaves_reasoning_out():
+    row = load_metric("rouge").compute(
+        predictions=["<think>\u597d</think>\u5929\u6c14\u4e0d\u597d"], references=["\u5929\u6c14\u5f88\u597d"]
+    )
+    assert row is not None and row["rouge_1"] == pytest.approx(3 / 4)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_english_words_are_those_of_rouge_score(text):
+    assert Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+def test_half_a_surrogate_pair_ends_no_metric():
+    row = load_metric("rouge").compute(predictions=["\ud83d cat"], references=["cat"])
+    assert row is not None and row["rouge_1"] == 1
 
 
 def test_perplexity_weighs_tokens_not_requests():

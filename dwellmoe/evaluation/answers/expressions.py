@@ -1,36 +1,45 @@
 """Evaluates a small LaTeX expression at fixed values of its letters, by a parser of its own; runs no code.
 
 Recursive descent over a small grammar: numbers, letters, + - * / ^ !, fractions, roots, brackets, a few
-functions. Length, depth and the size of exact numbers are bounded, so no input is expensive.
+functions. Length, depth and the size of numbers are bounded, so no input is expensive.
+
+What is not exact is computed twice, with 30 and with 60 digits. Where the two differ there is no value, but
+that of a difference of equals, which is zero however small the digits left of it.
 """
 
-import cmath
 import math
 import re
-from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import mpmath
 
 LONGEST = 400
 DEEPEST = 40
 MOST_DIGITS = 50
 MOST_BITS = 10_000
 POINTS = 3
-TOLERANCE = 1e-9
-Value = Fraction | complex
+TOLERANCE = mpmath.mpf("1e-9")
+"""For a decimal number that stands for a root, relative; two expressions without one must agree further."""
+SYMBOLIC_TOLERANCE = mpmath.mpf("1e-20")
+Value = Any
+"""A Fraction where it is exact, else a real or complex number of mpmath."""
 Values = tuple[Value, ...]
 """An expression's value at each of the fixed points."""
+_ROUGH, _FINE = mpmath.MPContext(), mpmath.MPContext()
+_ROUGH.dps, _FINE.dps = 30, 60
+_VANISHES = 2**-40
+"""The digits left of a difference of equals shrink by more than this from 30 to 60 digits."""
+_MOST_MAGNITUDE = 20
+"""Sines and powers are taken of exponents and angles below 2^20."""
 
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+)|([a-zA-Z])|([-+*/^!()\[\]{}|]))")
+_NO_PRODUCT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}|(?<!frac)(?<!frac )\b\d+\s+\d")
+"""A word of three letters or more, or two numbers side by side."""
 _TIMES, _OVER = {"*", r"\cdot", r"\times"}, {"/", r"\div"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
-_CONSTANTS = {r"\pi": complex(math.pi), "e": complex(math.e), "i": 1j}
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    **{rf"\{name}": getattr(cmath, name) for name in ("sin", "cos", "tan", "exp", "log")},
-    r"\ln": cmath.log,
-    r"\cot": lambda x: 1 / cmath.tan(x),
-    r"\sec": lambda x: 1 / cmath.cos(x),
-    r"\csc": lambda x: 1 / cmath.sin(x),
-}
+_FUNCTIONS = {rf"\{name}": name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "exp", "log", "ln")}
 _LETTERS = {rf"\{name}" for name in ("alpha", "beta", "gamma", "theta", "lambda", "omega", "phi", "infty")}
 
 
@@ -40,26 +49,49 @@ class Unreadable(ValueError):
 
 def evaluate(text: str) -> Values:
     """The values of an expression at the fixed points. Raises Unreadable."""
+    values = _values(text)
+    if values is None:
+        raise Unreadable(text)
+    return values
+
+
+@lru_cache(maxsize=4096)
+def _values(text: str) -> Values | None:
     try:
-        return tuple(_Parser(_tokens(text), point).parse() for point in range(POINTS))
-    except (ArithmeticError, ValueError) as error:
-        raise Unreadable(str(error)) from None
+        tokens = _tokens(text)
+        fine = [_Parser(tokens, point, _FINE).parse() for point in range(POINTS)]
+        if all(isinstance(value, Fraction) for value in fine):
+            return tuple(fine)
+        rough = [_Parser(tokens, point, _ROUGH).parse() for point in range(POINTS)]
+        return tuple(map(_settled, rough, fine))
+    except (ArithmeticError, ValueError, RecursionError):
+        return None
+
+
+def _settled(rough: Value, fine: Value) -> Value:
+    """A value that both precisions agree on; zero where only digits of a difference of equals are left."""
+    if _close(rough, fine):
+        return fine
+    if abs(fine) <= abs(rough) * _VANISHES or rough == 0:
+        return Fraction(0)
+    raise Unreadable
 
 
 def same_values(one: Values, other: Values) -> bool:
-    """Whether all values are equal: exactly where both are exact, else within 1e-9, relative above 1."""
+    """Whether all values are equal: exactly where both are exact, else within a relative tolerance."""
     return all(map(_close, one, other))
 
 
 def _close(one: Value, other: Value) -> bool:
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
-    return abs(complex(one) - complex(other)) <= TOLERANCE * max(1.0, abs(complex(one)))
+    tolerance = TOLERANCE if isinstance(one, Fraction) or isinstance(other, Fraction) else SYMBOLIC_TOLERANCE
+    first, second = _FINE.convert(one), _FINE.convert(other)
+    return abs(first - second) <= tolerance * max(abs(first), abs(second))
 
 
 def _tokens(text: str) -> list[str]:
-    # Three letters and more are a word, not a product.
-    if len(text) > LONGEST or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{3}", text):
+    if len(text) > LONGEST or _NO_PRODUCT.search(text):
         raise Unreadable
     tokens = []
     position = 0
@@ -74,9 +106,10 @@ def _tokens(text: str) -> list[str]:
 
 
 class _Parser:
-    """One pass over the tokens, with the letters' values at one point."""
+    """One pass over the tokens, with the letters' values at one point, in a context of mpmath."""
 
-    def __init__(self, tokens: list[str], point: int):
+    def __init__(self, tokens: list[str], point: int, maths: Any):
+        self._maths = maths
         self._tokens = tokens
         self._position = 0
         self._depth = 0
@@ -115,7 +148,7 @@ class _Parser:
         while self._next is not None and self._next not in ("+", "-", ")", "]", "}", "|"):
             if self._next in _OVER:
                 self._take()
-                value = value / self._signed()
+                value = self._quotient(value, self._signed())
             elif self._next in _TIMES:
                 self._take()
                 value = value * self._signed()
@@ -136,7 +169,7 @@ class _Parser:
             value = _factorial(value)
         if self._next == "^":
             self._take()
-            value = _raised(value, self._argument())
+            value = self._raised(value, self._argument())
         return value
 
     def _argument(self) -> Value:
@@ -156,14 +189,14 @@ class _Parser:
         if token in _CLOSING:
             value = self._sum()
             self._take(_CLOSING[token])
-            return Fraction(abs(value)) if token == "|" and isinstance(value, Fraction) else value
+            return abs(value) if token == "|" else value
         if token == r"\frac":
             numerator = self._argument()
-            return numerator / self._argument()
+            return self._quotient(numerator, self._argument())
         if token == r"\sqrt":
             return self._root()
         if token in _FUNCTIONS:
-            return _FUNCTIONS[token](complex(self._power()))
+            return self._function(_FUNCTIONS[token], self._power())
         return self._letter(token)
 
     def _number(self, token: str) -> Value:
@@ -180,11 +213,38 @@ class _Parser:
             self._take()
             degree = self._sum()
             self._take("]")
-        return _raised(self._argument(), 1 / degree)
+        return self._raised(self._argument(), self._quotient(Fraction(1), degree))
+
+    def _quotient(self, value: Value, divisor: Value) -> Value:
+        return value / divisor if isinstance(divisor, Fraction) else self._maths.convert(value) / divisor
+
+    def _function(self, name: str, value: Value) -> Value:
+        value = self._maths.convert(value)
+        if name not in ("log", "ln") and self._maths.mag(value) > _MOST_MAGNITUDE:
+            raise Unreadable
+        return self._finite(getattr(self._maths, name)(value))
+
+    def _raised(self, base: Value, exponent: Value) -> Value:
+        if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+            bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent.numerator)
+            if bits > MOST_BITS:
+                raise Unreadable
+            return base**exponent.numerator
+        base, exponent = self._maths.convert(base), self._maths.convert(exponent)
+        if base == 0:
+            return base**exponent
+        if self._maths.mag(exponent * self._maths.log(base)) > _MOST_MAGNITUDE:
+            raise Unreadable
+        return self._finite(self._maths.power(base, exponent))
+
+    def _finite(self, value: Value) -> Value:
+        if not self._maths.isfinite(value):
+            raise Unreadable
+        return value
 
     def _letter(self, token: str) -> Value:
-        if token in _CONSTANTS:
-            return _CONSTANTS[token]
+        if token in ("e", "i", r"\pi"):
+            return {"e": self._maths.e, "i": self._maths.j, r"\pi": self._maths.pi}[token] * 1
         if not (len(token) == 1 and token.isalpha()) and token not in _LETTERS:
             raise Unreadable
         number = ord(token) if len(token) == 1 else 200 + sorted(_LETTERS).index(token)
@@ -193,15 +253,6 @@ class _Parser:
 
 def _fits(token: str, wanted: str | None) -> bool:
     return token.isdigit() if wanted is None else token == wanted
-
-
-def _raised(base: Value, exponent: Value) -> Value:
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent.numerator)
-        if bits > MOST_BITS:
-            raise Unreadable
-        return base**exponent.numerator
-    return complex(base) ** complex(exponent)
 
 
 def _factorial(value: Value) -> Fraction:

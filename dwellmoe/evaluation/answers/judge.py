@@ -5,15 +5,20 @@ rationale, boxed, free_text. An answer in code becomes a program (`program_of`),
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from enum import Enum
 
 from dwellmoe.data.examples import Example
-from dwellmoe.data.fields import LETTERS, fill
+from dwellmoe.data.fields import LETTERS
 from dwellmoe.data.task import Task
+from dwellmoe.data.templates import fill
 from dwellmoe.errors import unknown_name
+from dwellmoe.evaluation.answers.code_blocks import find_code
+from dwellmoe.evaluation.answers.final_text import final_text
 from dwellmoe.evaluation.answers.maths import boxed, same_result
 from dwellmoe.evaluation.answers.number_answers import parse_number, same_number
+from dwellmoe.evaluation.answers.stated import LONGEST, Options, stated_option
 
 
 class Verdict(Enum):
@@ -41,7 +46,7 @@ def extract_answer(written: str, form: str, choices: Sequence[str] = ()) -> str 
     """
     if form not in EXTRACTORS:
         raise unknown_name("answer form", form, EXTRACTORS)
-    return EXTRACTORS[form](written.strip(), choices)
+    return EXTRACTORS[form](final_text(written).strip(), choices)
 
 
 def _same(found: str, expected: str, form: str) -> bool:
@@ -59,47 +64,87 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().strip(" \t\n.,;:!?()[]\"'*").split())
 
 
+_TRUTHS = Options("(?i:true|false|yes|no)", before=r"(?<!\w)", after=r"(?!\w)")
+_NOT = (
+    r"(?:\bnot(?!\s+only)|\b(?:is|are|was|were|do|does|did|would|could|should|ca|wo|has|have|had|ai)n['’]?t|\bcannot"
+    r"|\bnever|\bhardly|\bno\s+longer|\bfar\s+from|\banything\s+but|\bnothing|\bnone)"
+    r"(?:\W{1,3}(?:the|case|that|it|it['’]s|this|is|be|being|really|quite|entirely|exactly|necessarily|always"
+    r"|strictly|completely|at|all|think|believe|say|statement|claim|a|fully|actually|holds?|seems?|appears?|looks?"
+    r"|like|to|about|of)\b){0,8}\W{1,3}"
+)
+_UNDECIDED = re.compile(
+    r"\btrue\s{0,3}(?:n?or|/)\s{0,3}false\b|\b(?:whether|(?:sure|know|tell|clear|say)\s+if)\b[^.,;:!?\n]{0,60}"
+)
+
+
 def _true_false(written: str, choices: Sequence[str]) -> str | None:
-    text = re.sub(r"\btrue\s*(?:or|/)\s*false\b", "", written.casefold())
-    found = re.search(r"\b(not\s+)?(true|false)\b", text) or re.match(r"()(yes|no)(?=\s*$|\s*[.,:;!])", text)
-    if found is None:
+    """The truth that is stated, else a yes or no in front, else the first of both words, with its denial."""
+    text = _UNDECIDED.sub("", written[:LONGEST].casefold())
+    plain = re.match(r"\W{0,9}(yes|no)(?=\s*$|\s{0,3}[.,:;!])", text)
+    found = stated_option(text, _TRUTHS, kinds=1) or (plain and plain[1])
+    if found:
+        return "true" if found in ("true", "yes") else "false"
+    word = re.search(rf"({_NOT})?\b(true|false)\b", text)
+    if word is None:
         return None
-    means_true = (found[2] in ("true", "yes")) != bool(found[1])
-    return "true" if means_true else "false"
-
-
-_ANNOUNCED = r"(?i:answer|option|choice|number|letter)(?i:\s+(?:is|would be|must be))?\s*[:=]?\s*[(\[\"'*]*"
+    return "true" if (word[2] == "true") != bool(word[1]) else "false"
 
 
 def _option_number(written: str, choices: Sequence[str]) -> str | None:
-    alone = r"(?<![\w.,$/-])(\d+)(?![\w%/]|[.,]\d)"
-    found = re.search(_ANNOUNCED + alone, written) or re.search(alone, written)
-    if found is None or not 1 <= int(found[1][:3]) <= (len(choices) or len(LETTERS)):
-        return None
-    return str(int(found[1]))
+    """The number stated, else the first one that stands alone."""
+    text = unicodedata.normalize("NFKC", written[:LONGEST])
+    most = len(choices) or len(LETTERS)
+    numbers = Options(
+        "|".join(map(str, range(1, most + 1))), before=r"(?<![\w.,$/-])", after=r"(?![\w%/]|[.,]\d)"
+    )
+    found = stated_option(_NEXT_QUESTION.split(text)[0], numbers)
+    if found is not None:
+        return found or None
+    alone = re.search(rf"{numbers.before}(\d+){numbers.after}", text)
+    return alone[1] if alone and re.fullmatch(numbers.names, alone[1]) else None
+
+
+_NEXT_QUESTION = re.compile(
+    r"\n\s{0,9}(?:question|problem|goal|context|sentence|q)\b[ \d]{0,4}[:.]", re.IGNORECASE
+)
+"""Where a model that does not stop goes on with a question of its own."""
+
+
+def _letters(choices: Sequence[str]) -> Options:
+    letters = LETTERS[: len(choices) or len(LETTERS)]
+    return Options(f"[{letters}]", alone=f"[{letters.lower()}]")
 
 
 def _option_letter(written: str, choices: Sequence[str]) -> str | None:
-    letters = LETTERS[: len(choices) or len(LETTERS)]
-    patterns = (
-        rf"^[(\[\"'*]*([{letters}{letters.lower()}])(?![\w'])[)\]\"'*]*(?=[.:,;)]|\s*\n|\s*$)",
-        _ANNOUNCED + rf"([{letters}])(?![\w'])",
-        rf"[(\[]([{letters}])[)\]]",
-        # A bare capital in a sentence; "A" and "I" before a small letter are words.
-        rf"(?<![\w'])([{letters}])(?![\w'])(?!(?<=[AI])\s+[a-z])",
-    )
-    for pattern in patterns:
-        if found := re.search(pattern, written):
-            return found[1].upper()
-    return None
+    """The letter that the text begins with, else the one stated, else the first that stands alone."""
+    options = _letters(choices)
+    text = _NEXT_QUESTION.split(unicodedata.normalize("NFKC", written[:LONGEST]))[0]
+    leading = _leading_letter(text, options)
+    stated = None if leading else stated_option(text, options)
+    return leading or (_lone_letter(text, options) if stated is None else stated.upper() or None)
 
 
 def _final_letter(written: str, choices: Sequence[str]) -> str | None:
-    """The letter announced last, since reasoning comes before it; without one as `option_letter`."""
-    letters = LETTERS[: len(choices) or len(LETTERS)]
-    announced = _ANNOUNCED + rf"([{letters}])(?![\w'])" + rf"|\\boxed\{{(?:\\text\{{)?\(?([{letters}])\)?\}}"
-    found = [one or other for one, other in re.findall(announced, written)]
-    return found[-1] if found else _option_letter(written, choices)
+    """The letter stated last, since reasoning comes before it; else the first one, else the first alone."""
+    options = _letters(choices)
+    stated = stated_option(unicodedata.normalize("NFKC", written[-LONGEST:]), options)
+    if stated is not None:
+        return stated.upper() or None
+    text = unicodedata.normalize("NFKC", written[:LONGEST])
+    return _leading_letter(text, options) or _lone_letter(text, options)
+
+
+def _leading_letter(text: str, options: Options) -> str | None:
+    either = rf"({options.names}|{options.alone})(?!\w|['’]\w)[)\]\"'*]{{0,3}}"
+    found = re.match(rf"[^\w\\]{{0,9}}{either}(?=[.:,;)]|\s{{0,3}}\n|\s*$)", text)
+    return found[1].upper() if found else None
+
+
+def _lone_letter(text: str, options: Options) -> str | None:
+    found = re.search(rf"[(\[]({options.names})[)\]]", text) or re.search(
+        rf"(?<!\bnot )(?<!\bNot )({options.in_prose})", text
+    )
+    return found[1] if found else None
 
 
 def _boxed(written: str, choices: Sequence[str]) -> str | None:
@@ -134,13 +179,19 @@ EXTRACTORS: dict[str, Callable[[str, Sequence[str]], str | None]] = {
     "free_text": _free_text,
 }
 
-_BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-
 
 def program_of(task: Task, example: Example, written: str) -> str:
-    """The task's program around the answer: its first code block with a definition, else the whole text."""
-    blocks = _BLOCK.findall(written)
-    defining = [block for block in blocks if re.search(r"^[ \t]*(?:def|class) ", block, re.MULTILINE)]
+    """The task's program around the code of an answer (`find_code`)."""
+    before, _, after = fill(task.program, example.fields | {"code": _CODE}).partition(_CODE)
     # A code block starts on a line of its own, whatever the program has before it.
-    code = "\n" + (defining or blocks)[0] if blocks else written
-    return fill(task.program, example.fields | {"code": code})
+    text = final_text(written)
+    code = find_code(text, before, after)
+    if code != text:
+        code = "\n" + code
+    imports = "".join(_FUTURE.findall(code)) if before.strip() else ""
+    return imports + before + (_FUTURE.sub("", code) if imports else code) + after.replace(_CODE, code)
+
+
+_CODE = "\0code\0"
+_FUTURE = re.compile(r"^from __future__ import [^\n]+\n?", re.MULTILINE)
+"""Python wants these at the beginning of a program."""

@@ -18,7 +18,16 @@ _WORDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}
 _UNIT_AFTER = re.compile(r"(?<=[\d}\s])\s*\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$")
 _DEGREES_PERCENT = re.compile(r"\^?\{?\\circ\}?|\\degree|°|\\?%")
 _NAME_IN_FRONT = re.compile(r"^[a-zA-Z](?:_\w|\([a-z]\))?\s*(?:=|\\in(?![a-z]))")
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
+_THOUSANDS_IN_LIST = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
+_BLANK_AFTER_COMMA = re.compile(r",(?:\\[ ;:,]|~|\\q?quad(?![a-zA-Z]))+")
+_SPACED_LIST = re.compile(r",\s|\s(?:and|or)\s")
+"""Separates members by more than a comma, so that commas without a blank may separate thousands."""
+_EMPTY = re.compile(
+    r"\\[hv]?(?:phantom|space)\*?\s*\{[^{}]*\}|\\(?:underline|text\w{0,4}|math\w{2,4}|mbox|left|right|displaystyle"
+    r"|textstyle|q?quad|thinspace|[lc]?dots|square|Box)(?![a-zA-Z])|\\[!,;:> _]|[\s{}$~._?\u2026]|\\\Z"
+)
+"""What takes up room in a box and is no result."""
 _SET = ("\u27e8", "\u27e9")
 """Stand for the escaped braces of a set, apart from the braces that only group."""
 _DEPTH = {**dict.fromkeys("([{" + _SET[0], 1), **dict.fromkeys(")]}" + _SET[1], -1)}
@@ -26,18 +35,21 @@ _MATRIX = re.compile(r"^\\begin\{([a-z]*matrix)\}(.*)\\end\{\1\}$", re.DOTALL)
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (or `\boxed 5`) of a text; None if there is none."""
-    *_, last = re.split(r"\\f?boxed|\\fbox", "\0" + text)
-    if last.startswith("\0") or not last.strip():
-        return None
-    last = last.lstrip()
-    if last[0] != "{":
-        return re.split(r"[\s$]", last)[0] or None
+    r"""The content of the last `\boxed{...}` (or `\boxed 5`) of a text; None without one or if empty."""
+    *_, last = re.split(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])", "\0" + text)
+    content = None if last.startswith("\0") else _content(last.lstrip())
+    return content if content and _EMPTY.sub("", content) else None
+
+
+def _content(text: str) -> str | None:
+    """What stands in the braces that a text begins with, or its first word."""
+    if not text.startswith("{"):
+        return re.split(r"[\s$]", text, maxsplit=1)[0]
     depth = 0
-    for i, sign in enumerate(last):
-        depth += (sign == "{") - (sign == "}")
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += (brace[0] == "{") - (brace[0] == "}")
         if depth == 0:
-            return last[1:i].strip() or None
+            return text[1 : brace.start()].strip()
     return None
 
 
@@ -53,18 +65,31 @@ def same_result(one: str, other: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    text = text.strip().rstrip(".").replace(r"\{", _SET[0]).replace(r"\}", _SET[1]).replace("{,}", "")
-    text = re.sub(r",\\!\s*", ",", text)
+    text = (
+        text.strip()
+        .rstrip(".")
+        .replace(r"\{", _SET[0])
+        .replace(r"\}", _SET[1])
+        .replace("{,}", "")
+        .replace("~", " ")
+    )
+    text = _BLANK_AFTER_COMMA.sub(", ", re.sub(r",\s*\\!\s*", "", text))
     text = _LAYOUT.sub("", text).strip()
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text).replace("\u2212", "-")
     text = _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text))
     text = _NAME_IN_FRONT.sub("", _DEGREES_PERCENT.sub("", text)).strip()
-    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+    if _THOUSANDS.fullmatch(text):
+        return re.sub("[, ]", "", text)
+    if _SPACED_LIST.search(text):
+        return _THOUSANDS_IN_LIST.sub(lambda number: number[0].replace(",", ""), text)
+    return text
 
 
 def _same(one: str, other: str) -> bool:
     if _bare(one) == _bare(other):
         return True
+    if not one or not other:
+        return False
     for split, ordered in ((_union, False), (_matrix, True), (_members, None), (_list, False)):
         parts, others = split(one), split(other)
         if parts or others:

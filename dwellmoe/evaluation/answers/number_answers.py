@@ -6,17 +6,19 @@ from fractions import Fraction
 
 MAX_DIGITS = 50
 MAX_EXPONENT = 300
+LONGEST = 10_000
+"""Characters of a text that are searched for its first number."""
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 """For results that are not whole numbers, which references round to different lengths."""
 
 _SIGN = r"[-+\u2212\u2013]?"
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
-    rf"(?P<sign>{_SIGN})\s*[$€£¥]?\s*(?P<second_sign>{_SIGN})"
-    rf"(?:(?P<whole>\d+)\s+(?P<mixed_over>\d+)/(?P<mixed_under>\d+)"
-    rf"|(?P<plain>{_PLAIN})(?:\s*/\s*(?P<under>{_PLAIN}))?"
-    rf"(?:[eE](?P<exponent>[-+]?\d+)|\s*[x×*]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power>[-+\u2212]?\d+)\)?)?)"
-    r"\s*(?P<percent>%|percent\b)?"
+    rf"(?=[-+\u2212\u2013$€£¥.\d])(?P<sign>{_SIGN})\s{{0,3}}[$€£¥]?\s{{0,3}}(?P<second_sign>{_SIGN})"
+    rf"(?:(?P<whole>\d+)\s{{1,3}}(?P<mixed_over>\d+)/(?P<mixed_under>\d+)"
+    rf"|(?P<plain>{_PLAIN})(?:\s{{0,3}}/\s{{0,3}}(?P<under>{_PLAIN}))?"
+    rf"(?:[eE](?P<exponent>[-+]?\d+)|\s{{0,3}}[x×*]\s{{0,3}}10\s{{0,3}}(?:\^|\*\*)\s{{0,3}}\(?(?P<power>[-+\u2212]?\d+)\)?)?)"
+    r"\s{0,3}(?P<percent>%|percent\b)?"
 )
 
 
@@ -33,7 +35,7 @@ def parse_number(text: str) -> Number | None:
 
     None also for a number beyond 50 digits or 10^300, or with a denominator of zero.
     """
-    found = _NUMBER.search(text)
+    found = _NUMBER.search(text, 0, LONGEST)
     value = _value(found) if found else None
     if found is None or value is None:
         return None

@@ -1,0 +1,207 @@
+"""Finds the program in an answer: in fenced blocks of Markdown, or as bare lines among prose. Runs no code.
+
+A fence in a string of the program, such as its docstring, does not end the block. The last part that defines
+what the tests call is chosen, with the parts that define what it uses.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from keyword import kwlist, softkwlist
+from typing import NamedTuple
+
+LONGEST = 200_000
+MOST_PARTS = 100
+"""Of longer texts and of further parts nothing is looked at, so that no answer takes long."""
+_PYTHON = re.compile(r"[ \t]*\{?[ \t]*\.?i?py(?:thon)?[\d.]*(?![\w+-])", re.IGNORECASE)
+_OTHER_LANGUAGE = re.compile(r"[ \t]*\{?\.?[\w+#-]+")
+_LANGUAGE_ALONE = re.compile(r"[ \t]*\{?\.?[\w+#.-]+(?:[ \t]*[{:=,].*|[ \t]+\w+=.*)?[ \t]*")
+_DOCUMENT = re.compile(r"(?:(?<!`)`{3,}+|(?<!~)~{3,}+)[ \t]*(?:markdown|md)[ \t]*\n", re.IGNORECASE)
+"""Begins a block that holds the whole answer, blocks and all."""
+_LONG_STRING = r"(?P<long>\"\"\"|''')(?:\\.|(?!(?P=long))[^\\])*+(?:(?P=long)|(?P<unclosed>\Z))"
+_STRING = (
+    rf"(?<![^\W_])[rRbBfFuU]{{0,2}}(?:{_LONG_STRING}"
+    r"|\"(?:\\.|[^\"\\\n])*+\"?|'(?:\\.|[^'\\\n])*+'?)"
+)
+_FENCE = r"(?:(?<!`)(?P<fence>`{3,}+)|^[ \t]*(?P<tildes>~{3,}+))(?P<info>[^`\n]*)$"
+_INLINE = r"(?<!`)`{3,}+(?P<inline>[^`\n]+)`{3,}+"
+_COMMENT = r"#(?:(?!`{3})[^\n])*+"
+_OPENING = re.compile(rf"^[ \t]*[rRuU]?{_LONG_STRING}|{_INLINE}|{_FENCE}", re.DOTALL | re.MULTILINE)
+_ANY_FENCE = re.compile(rf"{_INLINE}|{_FENCE}", re.MULTILINE)
+_IN_PYTHON = re.compile(rf"{_STRING}|{_COMMENT}|{_FENCE}", re.DOTALL | re.MULTILINE)
+_MASKED = re.compile(rf"{_STRING}|#[^\n]*", re.DOTALL)
+_WORD = r"[^\W\d]\w*(?:['’]\w+)?"
+_NO_KEYWORD = rf"(?!(?:{'|'.join((*kwlist, *softkwlist))})\b)"
+_PROSE = re.compile(
+    rf"(?![ \t])(?:.*(?<![\w.'’])){_NO_KEYWORD}{_WORD} +{_NO_KEYWORD}{_WORD}|\*\*|[-*•] |\d+[.)] "
+    rf"|{_NO_KEYWORD}{_WORD}:\s*$"
+)
+"""Two names side by side, a list's bullet, a heading: no line of Python that is not indented."""
+_DEFINITION = re.compile(
+    r"^(?:(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|(\w+)[ \t]*(?::[^=\n]+)?=(?!=)"
+    r"|(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+([^\n#]+))",
+    re.MULTILINE,
+)
+
+
+class Part(NamedTuple):
+    """A piece of the answer; its `language` is "" for a fence that names none, None without a fence."""
+
+    code: str
+    language: str | None
+
+
+def find_code(written: str, before: str, after: str) -> str:
+    """The code in an answer, to stand between `before` and `after` in a program; the whole text if none."""
+    text = written.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if len(text) > LONGEST:
+        return text
+    parts = [part for part in islice(_parts(_DOCUMENT.sub("", text)), MOST_PARTS) if part.code.strip()]
+    wanted = _wanted(before, after)
+    parts = [Part(_dedented(part.code, wanted), part.language) for part in parts]
+    counts = [len(wanted & _defined(part.code)) for part in parts]
+    if max(counts, default=0) == 0:
+        return _likeliest(parts) if parts else text
+    chosen = max(range(len(parts)), key=lambda i: (counts[i], i))
+    return _with_what_it_uses(parts, chosen)
+
+
+def _wanted(before: str, after: str) -> set[str]:
+    """Names that a program expects of the code in its middle: begun before it, or called after it."""
+    return set(re.findall(r"\bdef\s+(\w+)", before)) | (
+        set(re.findall(r"\b(\w+)\(", after)) - set(re.findall(r"\b(?:def|class)\s+(\w+)", after))
+    )
+
+
+def _defined(code: str) -> set[str]:
+    """Names that a piece of code defines or imports at its top level."""
+    names: set[str] = set()
+    for defined, assigned, imported in _DEFINITION.findall(code):
+        names |= {defined, assigned, *re.findall(r"(\w+)\s*(?:,|$)", imported)}
+    return names - {""}
+
+
+def _dedented(code: str, wanted: set[str]) -> str:
+    """The code, moved to the left margin if it then defines a wanted name; else it may be a body."""
+    at_margin = textwrap.dedent(code)
+    return at_margin if wanted & _defined(at_margin) else code
+
+
+def _with_what_it_uses(parts: Sequence[Part], chosen: int) -> str:
+    """The chosen part behind the parts that define a function, class or module which it uses and lacks."""
+    code = parts[chosen].code
+    for part in [*reversed(parts[:chosen]), *parts[chosen + 1 :]]:
+        missing = set(re.findall(r"\w+", code)) - _defined(code)
+        if part.language in ("python", "", None) and missing & _lasting(part.code):
+            code = f"{part.code}\n{code}"
+    return code
+
+
+def _lasting(code: str) -> set[str]:
+    """Names of functions, classes, modules and constants, not of variables."""
+    functions = set(re.findall(r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", code, re.MULTILINE))
+    imported = _defined("\n".join(re.findall(r"^(?:from|import)[ \t][^\n]*", code, re.MULTILINE)))
+    return functions | imported | {name for name in _defined(code) if name.isupper() and len(name) > 1}
+
+
+def _likeliest(parts: Sequence[Part]) -> str:
+    """The part that is code most likely, where none defines what is wanted."""
+
+    def rank(part: Part) -> int:
+        defines = re.search(r"^[ \t]*(?:def|class) ", part.code, re.MULTILINE) is not None
+        if part.language is None:
+            return 2 if part is parts[0] and _looks_like_code(part.code) else 5
+        return {"python": 1, "": 3}.get(part.language, 4) - defines * (part.language in ("python", ""))
+
+    return min(parts, key=rank).code
+
+
+def _looks_like_code(code: str) -> bool:
+    return re.match(rf"\n*(?:[ \t]|@|#|(?:{'|'.join(kwlist)})\b|\w+ *[=(\[.])", code) is not None
+
+
+def _parts(text: str) -> Iterator[Part]:
+    """Blocks and the bare code between them, in their order."""
+    position = 0
+    while found := _next_opening(text, position):
+        yield from (Part(run, None) for run in _runs(text[position : found.start()]))
+        if found["inline"]:
+            yield Part(_PYTHON.sub("", found["inline"], count=1).strip(), "")
+            position = found.end()
+            continue
+        end, position = _end_of_block(text, found)
+        code = _without_margin(text[found.end() + 1 : end], _margin(text, found))
+        language = _language(found["info"])
+        # Prose may follow a block that nothing ends.
+        runs = _runs(code) if end == len(text) and language in ("python", "") else [code]
+        yield from (Part(run, language) for run in runs)
+    yield from (Part(run, None) for run in _runs(text[position:]))
+
+
+def _next_opening(text: str, position: int) -> re.Match | None:
+    """The next fence or inline code that does not stand in a docstring of bare code."""
+    for found in _OPENING.finditer(text, position):
+        if found["unclosed"] is not None:
+            return _ANY_FENCE.search(text, found.start())
+        if not found["long"]:
+            return found
+    return None
+
+
+def _end_of_block(text: str, opening: re.Match) -> tuple[int, int]:
+    """Where the block's content ends, and where the text goes on."""
+    language = _language(opening["info"])
+    mark = (opening["fence"] or opening["tildes"])[0]
+    shortest = 3 if language == "python" else len(opening["fence"] or opening["tildes"])
+    pattern = _IN_PYTHON if language in ("python", "") else _ANY_FENCE
+    start = min(opening.end() + 1, len(text))
+    return _closing(pattern, text, start, mark, shortest) or (len(text), len(text))
+
+
+def _closing(pattern: re.Pattern, text: str, start: int, mark: str, shortest: int) -> tuple[int, int] | None:
+    for found in pattern.finditer(text, start):
+        if pattern is _IN_PYTHON and found["unclosed"] is not None:
+            return _closing(_ANY_FENCE, text, start, mark, shortest)
+        fence = found["fence"] or found["tildes"]
+        if not fence or fence[0] != mark or len(fence) < shortest:
+            continue
+        begins_line = not text[text.rfind("\n", 0, found.start()) + 1 : found.start()].strip(" \t>")
+        opens_another = found["info"].strip() and _LANGUAGE_ALONE.fullmatch(found["info"])
+        if begins_line or not found["info"].strip():
+            return found.start(), found.start() if opens_another else found.start("info")
+    return None
+
+
+def _language(info: str) -> str:
+    if _PYTHON.match(info):
+        return "python"
+    other = _OTHER_LANGUAGE.match(info)
+    return other[0].strip().lower() if other else ""
+
+
+def _margin(text: str, opening: re.Match) -> str:
+    """What stands before a fence on its line, if it is blank, a quotation's `>` or a list's bullet."""
+    line = text[text.rfind("\n", 0, opening.start()) + 1 : opening.start("info")].rstrip("`~")
+    return line if re.fullmatch(r"[ \t>]*(?:(?:[-*+•]|\d+[.)])[ \t]+)?", line) else ""
+
+
+def _without_margin(code: str, margin: str) -> str:
+    quoted = margin.count(">")
+    lines = code.split("\n")
+    if quoted:
+        return "\n".join(re.sub(rf"^(?:[ \t]*>){{1,{quoted}}} ?", "", line) for line in lines)
+    return "\n".join(re.sub(rf"^[ \t]{{0,{len(margin)}}}", "", line) for line in lines)
+
+
+def _runs(text: str) -> Iterator[str]:
+    """The text between its lines of prose."""
+    masked = _MASKED.sub(lambda found: re.sub(r"[^\n]", "_", found[0]), text)
+    run: list[str] = []
+    for line, shown in zip(text.split("\n"), masked.split("\n"), strict=True):
+        if _PROSE.match(shown):
+            yield "\n".join(run)
+            run = []
+        else:
+            run.append(line)
+    yield "\n".join(run)
