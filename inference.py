@@ -65,8 +65,10 @@ from dwellmoe.evaluation.sandbox.run import check_sandbox
 from dwellmoe.evaluation.text_lengths import text_lengths
 from dwellmoe.evaluation.unfinished import kept_batches, results_bytes, stoppable
 from dwellmoe.evaluation.wording import asked_task, own_prompt, own_wording
+from dwellmoe.families.padding import depends_on_padding
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.loading import BASE, active_variant, quiet
+from dwellmoe.log import warn_once
 from model_loader import load_evaluated_model
 
 
@@ -160,12 +162,23 @@ def _load_work(options: Options, task: Task, evaluated: EvaluatedModel) -> tuple
     work = workload(
         requests,
         choices,
-        batch_size=settings.eval_batch_size,
+        batch_size=_batch_size(settings.eval_batch_size, evaluated),
         generate_limit=sample_spec.generated,
         max_new_tokens=sample_spec.new_tokens,
         stop=task.stop,
     )
     return requests, one_after_the_other(work) if options.rerouting or options.engine else work
+
+
+def _batch_size(wanted: int, evaluated: EvaluatedModel) -> int:
+    """Requests a batch: one where padding would change what is measured, which is said."""
+    if wanted == 1 or not depends_on_padding(evaluated.model):
+        return wanted
+    warn_once(
+        f"measured one request at a time, not {wanted} (--eval_batch_size): the sparse attention of this "
+        "model gives other logits to a request that is padded"
+    )
+    return 1
 
 
 def _what_is_measured(options: Options, task: Task, requests: Sequence[Request], work: Workload) -> str:

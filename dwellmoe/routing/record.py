@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import expert_bytes, find_moe_layers
+from dwellmoe.families.padding import depends_on_padding
 from dwellmoe.families.registry import config_of
 from dwellmoe.routing.router_tap import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder
@@ -36,7 +37,8 @@ def record(
     Each text is one request, numbered in the given order, and runs through the model in one causal pass
     (teacher forcing). That routes its tokens exactly as if they had been decoded one at a time, so they count
     as decode; only a token that the tokenizer puts in front of every text (BOS) counts as prefill. Texts of
-    like length run together, `batch_size` at a time; padding is not recorded.
+    like length run together, `batch_size` at a time, or each alone where padding would change its routing
+    (sparse attention); padding is not recorded.
 
     `max_tokens` leaves out the rest of a longer text; `gate_probs` also keeps the full distribution of every
     router, which `gds` needs and which takes E / K times the space. The trace carries the model's name, its
@@ -46,6 +48,7 @@ def record(
     """
     rows = _encode(tokenizer, texts, max_tokens)
     layers = find_moe_layers(model)
+    batch_size = 1 if depends_on_padding(model) else batch_size
     recorder = TraceRecorder(layers, gate_probs)
     longest_first = sorted(range(len(rows)), key=lambda request: -len(rows[request]))
     with _evaluation_mode(model), torch.inference_mode():
