@@ -100,6 +100,17 @@ def test_one_request_and_a_prompt_of_the_user(tasks, capsys):
     assert prompted["prompt_tokens"] == 2 and prompted["answer"].startswith(numbered["answer"].split()[0])
 
 
+def test_a_prompt_that_is_cut_says_so(tasks, capsys):
+    path = tasks / "cut.json"
+    given = alone(tasks, max_words_len=8)
+    index = given.index("--dataset_name")
+    del given[index : index + 2]
+    answer_one(parse([*given, "--input", "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11", "--json", str(path)]))
+    found = json.loads(path.read_text())
+    assert (found["prompt_tokens"], found["cut_prompt_tokens"]) == (8, 3)
+    assert "lost its first 3 tokens (--max_words_len)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -110,6 +121,7 @@ def test_one_request_and_a_prompt_of_the_user(tasks, capsys):
         (["--input", "a", "--limit", "2"], "--input .* leave out --limit"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--use_chat_template", "maybe"], "choose from auto, on, off"),
+        (["--input", "w1", "--max_new_tokens", "9999"], "context of .* --allow_beyond_context"),
     ],
 )
 def test_mistakes_are_named(tasks, change, message):

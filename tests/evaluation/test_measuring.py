@@ -6,7 +6,8 @@ import torch
 
 from dwellmoe.cache import metrics
 from dwellmoe.data.examples import Example
-from dwellmoe.data.task import Task
+from dwellmoe.data.task import Task, load_task
+from dwellmoe.errors import UserError
 from dwellmoe.evaluation.answers.choices import (
     ChoiceScore,
     choice_rows,
@@ -20,8 +21,9 @@ from dwellmoe.evaluation.merged_speed import BATCHES, merged_timings
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import has_pairs, join
 from dwellmoe.evaluation.report.quality import quality_row
-from dwellmoe.evaluation.requests import Request, in_batches
+from dwellmoe.evaluation.requests import Request, SampleSpec, in_batches, load_requests
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
+from dwellmoe.evaluation.text_lengths import text_lengths
 from dwellmoe.loading import active_variant
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder
@@ -87,8 +89,6 @@ def test_batches_hold_everything_once_and_like_lengths_together():
 
 
 def test_every_other_choice_is_ranked(workspace, evaluated, requests):
-    from dwellmoe.data.task import load_task
-
     task = load_task(str(workspace / "task" / "task.toml"))
     rows = choice_rows(task, requests, evaluated.tokenizer, 64, 2)
     assert [choice.request_id for choice in rows] == [0, 0, 1, 1]
@@ -130,6 +130,32 @@ def test_free_text_has_exact_matches_in_place_of_an_accuracy():
     found = Measured({}, {0: Score(1.0, 1)}, {}, answers)
     row = quality_row("base", task, requests, found, resamples=10).as_dict()
     assert row["exact_match"] == 0.5 and not {"accuracy", "no_answer"} & set(row)
+
+
+@pytest.mark.parametrize("row_tokens", [6, 12, 64])
+def test_cut_texts_are_counted(workspace, evaluated, row_tokens):
+    task = load_task(str(workspace / "task" / "task.toml"))
+    tokenizer = evaluated.tokenizer
+    cut = load_requests(task, "test", tokenizer, SampleSpec(0, 3, 6, row_tokens), 42)
+    whole = load_requests(task, "test", tokenizer, SampleSpec(0, 3, 6, 9999), 42)
+    choices = choice_rows(task, cut, tokenizer, row_tokens, 9)
+    work = workload(cut, choices, batch_size=2, generate_limit=3, max_new_tokens=6)
+    found = text_lengths(cut, work, evaluated, allow_beyond_context=False)
+    lost = [len(a.row["input_ids"]) > len(b.row["input_ids"]) for a, b in zip(whole, cut, strict=True)]
+    assert found.cut_prompts == sum(lost) and found.cut_answers == found.beyond_context == 0
+    lost = [len(a.prompt_ids) > len(b.prompt_ids) for a, b in zip(whole[:3], cut[:3], strict=True)]
+    assert found.cut_generation_prompts == sum(lost)
+    assert (f"{row_tokens} tokens" in found.remark(row_tokens)) == bool(found.cut_prompts)
+    assert bool(found.cut_choices) == bool(found.cut_prompts) == (row_tokens < 64)
+
+
+def test_texts_beyond_the_context_are_refused_unless_allowed(evaluated, requests, monkeypatch):
+    work = workload(requests, [], batch_size=2, generate_limit=3, max_new_tokens=6)
+    longest = max(len(request.row["input_ids"]) for request in requests)
+    monkeypatch.setattr(evaluated.model.config, "max_position_embeddings", longest - 1)
+    with pytest.raises(UserError, match="--allow_beyond_context"):
+        text_lengths(requests, work, evaluated, allow_beyond_context=False)
+    assert text_lengths(requests, work, evaluated, allow_beyond_context=True).beyond_context >= 1
 
 
 def test_the_merged_speed_leaves_the_model_as_it_was(evaluated, requests):
