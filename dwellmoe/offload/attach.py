@@ -13,7 +13,14 @@ from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache, prefill_cach
 from dwellmoe.cache.tiers.tier_policy import PLACEMENT
 from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.families import MoeLayer
-from dwellmoe.offload.budgets import EngineSizes, decode_budget, ram_slots, sizes_of
+from dwellmoe.offload.budgets import (
+    EngineSizes,
+    check_host_memory,
+    decode_budget,
+    ram_slots,
+    sizes_of,
+    within_model,
+)
 from dwellmoe.offload.cached_experts import CachedExperts
 from dwellmoe.offload.engine import OWNER, Engine
 from dwellmoe.offload.expert_weights import ExpertWeights
@@ -39,6 +46,7 @@ def attach(
 ) -> Engine:
     """The engine of a model that was loaded without its experts; the model runs through it from now on."""
     sizes = sizes_of(layers, weights, model.dtype)
+    settings = within_model(settings, sizes)
     budget = decode_budget(sizes, settings)
     all_fit = budget.capacity == sizes.num_experts
     prefetch_budget = 0 if all_fit else settings.prefetch_budget
@@ -50,8 +58,10 @@ def attach(
     if prefetch_budget:
         prefetch_predictor = make_prefetch_predictor(settings.prefetch_predictor, model, layers, forward_pass)
     live = _live_cache(sizes, budget, settings, all_fit, placement_predictor)
-    readers = Readers(storage, settings.readers)
     slots = sizes.layers * budget.capacity + settings.prefill_buffer + prefetch_budget
+    on_host = slots if model.device.type == "cpu" else 0
+    check_host_memory((on_host + ram_slots(sizes, settings)) * sizes.slot_bytes, settings)
+    readers = Readers(storage, settings.readers)
     slot_table = _slot_table(model, weights, live, slots, readers, settings, all_fit)
     prefetch = None
     if prefetch_predictor:

@@ -1,16 +1,22 @@
 """Turns the budgets of the settings into slots, for a model of given sizes."""
 
-from collections.abc import Sequence
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
-from dwellmoe.cache.budget import Budget, budget_of, parse_bytes
+from dwellmoe.cache.budget import Budget, budget_of, check_capacity, layer_slots, parse_bytes
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
+from dwellmoe.log import warn_once
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.slots import SlotPool
 from dwellmoe.settings.engine import EngineSettings
+
+DEFAULT = EngineSettings.expert_budget
 
 
 class EngineSizes(NamedTuple):
@@ -40,24 +46,47 @@ def sizes_of(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dt
     )
 
 
+def check_budgets(settings: EngineSettings) -> None:
+    """Raises UserError for a budget that is not written as slots, percent or bytes."""
+    for name in ("expert_budget", "ram_budget"):
+        text = getattr(settings, name)
+        if text or name == "expert_budget":
+            with _naming(name, text):
+                check_capacity(text.strip())
+
+
+def within_model(settings: EngineSettings, sizes: EngineSizes) -> EngineSettings:
+    """The settings without buffers of more slots than there are experts, which nothing could fill."""
+    experts = sizes.layers * sizes.num_experts
+    return dataclasses.replace(
+        settings,
+        prefill_buffer=min(settings.prefill_buffer, experts),
+        prefetch_budget=min(settings.prefetch_budget, experts),
+    )
+
+
 def decode_budget(sizes: EngineSizes, settings: EngineSettings) -> Budget:
-    """Slots a layer of the decode cache. Raises UserError for a budget that cannot hold the experts of one
-    token.
+    """Slots a layer of the decode cache; the default share is at least the experts of one token.
+
+    Raises UserError for a budget that cannot hold the experts of one token.
     """
     text, given = settings.expert_budget.strip(), f"--expert_budget {settings.expert_budget}"
-    if not text:
-        raise UserError(f"{given}: give slots (8), percent (25%) or bytes (6GiB)")
-    try:
+    with _naming("expert_budget", settings.expert_budget, _needed(sizes)):
         if text.endswith("B"):
-            slots = parse_bytes(text, "--expert_budget") // sizes.slot_bytes
-            slots -= settings.prefill_buffer + settings.prefetch_budget
-            text = str(max(0, min(sizes.num_experts, slots // sizes.layers)))
+            text = str(_slots_in(parse_bytes(text, "--expert_budget"), sizes, settings))
+        elif text == DEFAULT and layer_slots(sizes._replace(top_k=0), text) < sizes.top_k:
+            warn_once(f"{given} holds fewer experts than a token needs: {sizes.top_k} slots a layer are used")
+            text = str(sizes.top_k)
         budget = budget_of(sizes, "layer", text)
-    except UserError as error:
-        raise UserError(f"{given}: {error}{_needed(sizes)}") from None
     if budget.capacity < sizes.top_k:
         raise UserError(f"{given} leaves {budget.capacity} slots a layer{_needed(sizes)}")
     return budget
+
+
+def _slots_in(nbytes: int, sizes: EngineSizes, settings: EngineSettings) -> int:
+    """Slots of each layer's decode cache, when the buffers too are to fit into these bytes."""
+    slots = nbytes // sizes.slot_bytes - settings.prefill_buffer - settings.prefetch_budget
+    return max(0, min(sizes.num_experts, slots // sizes.layers))
 
 
 def _needed(sizes: EngineSizes) -> str:
@@ -71,7 +100,34 @@ def ram_slots(sizes: EngineSizes, settings: EngineSettings) -> int:
     """Slots of the RAM tier, for all layers together; 0 for none."""
     if not settings.ram_budget:
         return 0
+    with _naming("ram_budget", settings.ram_budget):
+        slots = budget_of(sizes, "global", settings.ram_budget.strip()).capacity
+        if not slots:
+            raise UserError(f"holds no expert: one takes {max(sizes.expert_bytes)} bytes")
+    return slots
+
+
+def check_host_memory(nbytes: int, settings: EngineSettings) -> None:
+    """Raises UserError for slots beyond the machine's memory; says which budget in bytes is beyond it."""
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes > machine_bytes:
+        raise UserError(
+            f"the slots for experts take {nbytes:,} bytes, this machine has {machine_bytes:,}: lower "
+            "--expert_budget, --ram_budget, --prefill_buffer or --prefetch_budget"
+        )
+    for name in ("expert_budget", "ram_budget"):
+        text = getattr(settings, name).strip()
+        if text.endswith("B") and parse_bytes(text, name) > machine_bytes:
+            warn_once(
+                f"--{name} {text} is more than this machine has ({machine_bytes:,} bytes): the slots for "
+                f"experts take {nbytes:,}"
+            )
+
+
+@contextmanager
+def _naming(option: str, value: str, more: str = "") -> Iterator[None]:
+    """Names the option and its value in the UserError of a block."""
     try:
-        return budget_of(sizes, "global", settings.ram_budget).capacity
+        yield
     except UserError as error:
-        raise UserError(f"--ram_budget {settings.ram_budget}: {error}") from None
+        raise UserError(f"--{option} {value}: {error}{more}") from None

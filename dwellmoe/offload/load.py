@@ -12,6 +12,7 @@ from dwellmoe.cache.tiers.prefill_decode import SHARED, parse_prefill_handoff
 from dwellmoe.cache.tiers.tier_policy import PLACEMENT
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.offload.attach import attach
+from dwellmoe.offload.budgets import check_budgets
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
@@ -79,6 +80,7 @@ def load_with_cache(
 
 def check_settings(settings: EngineSettings) -> None:
     """Checks everything that needs no model. Raises UserError."""
+    check_budgets(settings)
     if settings.decode_policy != PLACEMENT:
         check_live_policy(settings.decode_policy, f"--decode_policy {settings.decode_policy}")
     if settings.prefill_policy:

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
+from dwellmoe.offload import EngineSettings, load_with_cache
+from dwellmoe.offload.load import check_settings
 from dwellmoe.offload.pack import pack
 from tests.offload.workbench import checkpoint, engine_of, prompt
-from tests.tiny_models import MULTIMODAL, tiny_multimodal
+from tests.tiny_models import MULTIMODAL, tiny_model, tiny_multimodal
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,8 @@ from tests.tiny_models import MULTIMODAL, tiny_multimodal
         ({"expert_budget": "1KiB"}, "--expert_budget 1KiB"),
         ({"expert_budget": ""}, "--expert_budget"),
         ({"ram_budget": "4 pears"}, "--ram_budget 4 pears"),
+        ({"ram_budget": "0GB"}, "--ram_budget 0GB: holds no expert"),
+        ({"ram_budget": "1KB"}, "--ram_budget 1KB: holds no expert"),
         ({"io": "psychic"}, "--io psychic: choose from direct, buffered"),
         ({"readers": 0}, "--readers 0: must be at least 1"),
         ({"prefill_buffer": 0}, "--prefill_buffer 0"),
@@ -38,6 +42,49 @@ from tests.tiny_models import MULTIMODAL, tiny_multimodal
 def test_wrong_settings(settings, message):
     with pytest.raises(UserError, match=message):
         engine_of("olmoe", **settings)
+
+
+@pytest.mark.parametrize("name", ["expert_budget", "ram_budget"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e999GB", "-1GB", "101%", "4.0", "1TB", "\n", "%"])
+def test_a_budget_that_is_no_size_is_refused_before_anything_is_loaded(name, value):
+    with pytest.raises(UserError, match=f"--{name} {value}: "):
+        check_settings(EngineSettings(**{name: value}))
+
+
+def test_slots_beyond_the_machines_memory_are_refused(monkeypatch):
+    monkeypatch.setattr("dwellmoe.offload.budgets.os.sysconf", lambda name: 100)
+    with pytest.raises(UserError, match="this machine has 10,000"):
+        engine_of("olmoe")
+
+
+def test_a_budget_beyond_the_machines_memory_is_said(capsys):
+    for name in ("expert_budget", "ram_budget"):
+        settings: dict[str, Any] = {name: "1e8GB"}
+        engine_of("olmoe", **settings)[1].close()
+        assert f"--{name} 1e8GB is more than this machine has" in capsys.readouterr().err
+
+
+def test_buffers_have_no_more_slots_than_there_are_experts():
+    _, engine = engine_of("olmoe", prefill_buffer=60_000, prefetch_budget=60_000)
+    with engine:
+        assert engine.memory.device_bytes == (3 * 2 + 2 * 3 * 8) * (4 * 3 * 32 * 48 + 4096 + 2048)
+
+
+@pytest.mark.parametrize(("experts", "chosen"), [(2, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_few_experts_and_one_layer_run_with_the_default_settings(experts, chosen, layers, tmp_path, capsys):
+    sizes = {"num_experts": experts, "num_local_experts": experts, "num_experts_per_tok": chosen}
+    model: Any = tiny_model("olmoe", num_hidden_layers=layers, **sizes)
+    model.save_pretrained(tmp_path)
+    cached: Any
+    cached, engine = load_with_cache(str(tmp_path), EngineSettings(prefill_policy="lru"))
+    options: Any = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
+    with engine, torch.no_grad():
+        assert engine.budget.capacity == chosen
+        found, expected = (
+            each.generate(prompt(), return_dict_in_generate=True, **options) for each in (cached, model)
+        )
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), rtol=0, atol=1e-6)
 
 
 def test_a_budget_in_bytes_holds_the_buffers_too():
@@ -107,8 +154,6 @@ def test_a_configuration_of_quantised_weights_is_refused(family, quantised, tmp_
 
 def test_a_dense_model_has_no_experts(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from dwellmoe.offload import EngineSettings, load_with_cache
 
     sizes: dict[str, Any] = {
         "hidden_size": 16,
