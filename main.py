@@ -37,7 +37,7 @@ from dwellmoe.data.context import check_context, context_tokens
 from dwellmoe.data.task import Task, load_task
 from dwellmoe.data.tokenised import rows_name, tokenise_split
 from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
-from dwellmoe.errors import UserError, run_command
+from dwellmoe.errors import UserError, first_line, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.files import written_whole
 from dwellmoe.folder_lock import only_writer
@@ -104,10 +104,19 @@ def train(run: Run) -> None:
     if checkpoint is None and run.train.process_index == 0:
         remove_checkpoints(run.folder)
     check_free_space(run, model)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run_trainer(trainer, checkpoint)
     if trainer.state.global_step == 0:
         raise UserError(f"{task.name}: too few training examples for a single step; nothing was trained")
     save(run, trainer, tokenizer, selected, wording)
+
+
+def run_trainer(trainer: LocalityTrainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:
+        if checkpoint is None or "size mismatch" not in str(error):
+            raise
+        raise UserError(f"'{checkpoint}' does not fit the model: {first_line(error)}") from None
 
 
 def check_free_space(run: Run, model) -> None:

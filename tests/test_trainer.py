@@ -291,3 +291,18 @@ def test_a_mean_over_no_tokens_is_no_number_of_the_log(tmp_path):
     assert metrics["eval_lm_loss"] == pytest.approx(trainer.evaluate()["eval_lm_loss"])
     trainer.eval_dataset = [only | {"labels": [-100] * len(only["labels"])}]
     assert "eval_lm_loss" not in trainer.evaluate()
+
+
+def test_the_best_checkpoint_is_the_best_of_the_whole_ones(tmp_path, capsys):
+    each_step = {"max_steps": 3, "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), load_best_model_at_end=True, **each_step)
+    trainer.train()
+    scores = {e["step"]: e["eval_lm_loss"] for e in trainer.state.log_history if "eval_lm_loss" in e}
+    ranked = sorted(scores, key=lambda step: scores[step])
+    for best, after in zip(ranked, [*ranked[1:], None], strict=True):
+        assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+        weights = tmp_path / f"checkpoint-{best}" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4])
+        trainer._load_best_model()
+        assert f"checkpoint-{best}', the best checkpoint, is left out: model" in capsys.readouterr().err
+        assert (trainer.state.best_model_checkpoint is None) == (after is None)
