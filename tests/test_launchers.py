@@ -29,18 +29,23 @@ def test_deepspeed_on_two_ranks(run_command, tmp_path, options, stage):
     picks ZeRO-2.
     """
     config = ["--deepspeed", ROOT / "configs" / "zero3.json"] if stage == "zero3" else []
-    done = run_command(
-        "deepspeed", "--num_accelerators", "2", "--master_port", "29613", MAIN, *options, *config,
-        "--consecutive_expert_loss_weight", "5", "--lora_extra_modules", "gate", "--num_train_epochs", "2",
-        "--gradient_checkpointing", "True", "--save_merged", "True", "--distillation_weight", "0.1",
-        "--aux_loss_alpha", "0.001", "--balance_scope", "global", "--target_ecr", "0.95",
-        timeout_seconds=600,
-    )  # fmt: skip
+    same = [
+        MAIN, *options, "--consecutive_expert_loss_weight", "5", "--lora_extra_modules", "gate",
+        "--num_train_epochs", "2", "--gradient_checkpointing", "True", "--save_merged", "True",
+        "--distillation_weight", "0.1", "--aux_loss_alpha", "0.001", "--balance_scope", "global",
+        "--target_ecr", "0.95",
+    ]  # fmt: skip
+    launcher = ("deepspeed", "--num_accelerators", "2", "--master_port", "29613")
+    done = run_command(*launcher, *same, *config, timeout_seconds=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     history = json.loads((tmp_path / "out" / "training_summary.json").read_text())["log_history"]
     locality = [entry["locality_loss"] for entry in history if "locality_loss" in entry]
     assert locality[-1] < locality[0] * 0.9, "the locality loss does not fall"
     assert (tmp_path / "out" / "merged" / "model.safetensors").stat().st_size > 100_000
+    alone = run_command(sys.executable, *same, "--resume_from_checkpoint", "auto")
+    assert alone.returncode == 2, alone.stderr[-3000:]
+    said = alone.stderr.strip().splitlines()[-1]
+    assert f"DeepSpeed was ZeRO stage {stage[-1]}, is none" in said and "ranks was 2, is 1" in said
 
 
 def test_accelerate_launches_too(run_command, tmp_path, options):
@@ -72,7 +77,8 @@ def test_a_rank_that_dies_ends_the_run_which_then_goes_on(run_command, tmp_path,
     os.kill(process_of_rank(1, parent=run.pid), signal.SIGKILL)
     assert run.wait(timeout=60) != 0
     assert "SIGKILL" in (tmp_path / "stderr").read_text()
-    done = run_command(*TORCHRUN, *options, "--resume_from_checkpoint", "auto")
+    resumed = ("--resume_from_checkpoint", "auto", "--resume_anyway", "True")  # with fewer epochs
+    done = run_command(*TORCHRUN, *options, *resumed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 

@@ -155,7 +155,7 @@ def _gathered(model: nn.Module, moe_layers: Sequence[MoeLayer]) -> AbstractConte
     weights = [weight for router in routers for weight in router.parameters() if hasattr(weight, "ds_id")]
     if not weights:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters  # pyright: ignore[reportMissingImports] - slow to import
+    from deepspeed.runtime.zero import GatheredParameters  # slow to import
 
     return GatheredParameters(weights)
 
