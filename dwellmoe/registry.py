@@ -168,13 +168,22 @@ def options_of(kind: str, spec: str, takes: Callable) -> dict[str, Value]:
         if key not in defaults:
             choices = ", ".join(defaults) or "none"
             raise UserError(f"{kind} '{spec}': unknown option '{key}': choose from {choices}")
+        if key in options:
+            raise UserError(f"{kind} '{spec}': option '{key}' is given twice")
         options[key] = _value(kind, spec, key, value, type(defaults[key]))
     return options
 
 
 def _value(kind: str, spec: str, key: str, text: str, wanted: type) -> Value:
     try:
-        return wanted(text)
+        value = wanted(text)
     except ValueError:
         name = wanted.__name__
         raise UserError(f"{kind} '{spec}': option '{key}' must be of type {name}, got '{text}'") from None
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST[type(value)]:
+        raise UserError(f"{kind} '{spec}': option '{key}' must be finite and less, got '{text}'")
+    return value
+
+
+_LARGEST = {int: 2**32 - 1, float: 1e300, bool: 1}
+"""Type of an option -> its largest size: no count or seed is larger, and no other number is infinite."""

@@ -1,11 +1,14 @@
 """Plug-ins from a user's file work by their names; a file that cannot serve is refused in one line."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 import dwellmoe
 from dwellmoe.cache.formats import read_trace, write_trace
+from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.prediction import predictions, used_of
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
@@ -209,3 +212,35 @@ def test_a_path_that_is_no_python_file_is_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=f"--plugin .*{name}: "):
         load_plugin(tmp_path / name)
+
+
+def numeric_options(kind: str):
+    """(spec, what a hostile value is given to) of every option of what is shipped."""
+    for name in registry_of(kind).names():
+        plugin = registry_of(kind).get(name)
+        takes = plugin.allocate if kind == "policy" else plugin
+        for option in inspect.signature(takes).parameters.values():
+            if option.kind is option.KEYWORD_ONLY and type(option.default) in (int, float):
+                yield f"{name}:{option.name}"
+
+
+USES = {"policy": parse_policy, "strategy": load_strategy, "objective": load_objective}
+
+
+@pytest.mark.parametrize("kind", USES)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "9" * 400, "1e999", "x"])
+def test_no_option_takes_a_number_that_is_none(kind, value):
+    specs = [*numeric_options(kind)]
+    assert specs
+    for spec in specs:
+        with pytest.raises(UserError, match=spec.partition(":")[2]) as told:
+            USES[kind](f"{spec}={value}")
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "spec", ["random:seed=-1", "constant:share=-1", "constant:share=2", "margin:loss=-1"]
+)
+def test_a_strategys_option_out_of_range_is_refused(spec):
+    with pytest.raises(UserError, match=r"seed|share|loss"):
+        load_strategy(spec)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import RoutingContext
+from dwellmoe.routing.strategies.base import RoutingContext, check
 from dwellmoe.routing.strategies.bonus import ResidentBonus
 
 
@@ -13,6 +13,10 @@ class Constant(ResidentBonus):
     """alpha_e = 0.5 by default."""
 
     share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("constant", "share", self.share, lambda share: 0 <= share <= 1, "0 to 1")
 
     def alpha(self, context: RoutingContext) -> np.ndarray:
         return np.full(context.rank_TE.shape[1], self.share)
