@@ -1,7 +1,16 @@
 """Answers are found in each form, nothing found is no answer, numbers are read exactly and never run."""
 
+import argparse
+import ast
+import decimal
+import fractions
+import random
+import statistics
+import textwrap
 import time
+import typing
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +19,7 @@ from hypothesis import strategies as st
 from dwellmoe.data.examples import Example
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation.answers.code_blocks import find_code
 from dwellmoe.evaluation.answers.final_text import final_text
 from dwellmoe.evaluation.answers.judge import EXTRACTORS, Verdict, extract_answer, judge, program_of
 from dwellmoe.evaluation.answers.number_answers import parse_number
@@ -302,6 +312,18 @@ PROGRAMS = [
     f"{F}python\ndef twice(n):\n    return prod([n, 2])\n{F}\nwith\n{F}python\nfrom math import prod\n{F}",
     f"{F}python\nfrom __future__ import annotations\n{RIGHT}{F}",
     f"{F}python\n{RIGHT}\nif __name__ == '__main__':\n    import sys; print(twice(int(sys.argv[1])))\n{F}",
+    f"[PYTHON]\n{RIGHT}[/PYTHON]\nDone here.",
+    f"Sure!\n\n{RIGHT}\n**Explanation:** It doubles `n`.",
+    "\u8fd9\u662f\u51fd\u6570\uff1a\n\n" + RIGHT + "\n\u5b83\u628a\u6570\u5b57\u52a0\u500d\u3002",
+    f"1.\t{F}python\n\tdef twice(n):\n\t\treturn 2 * n\n\t{F}",
+    f'{F}python\n# don\'t """ do\n{RIGHT}{F}\nIt\'s """ done.',
+    f"{F}python\ns = '''\n{F}\n'''\n{RIGHT}{F}\nOk then.",
+    f"{F}python\n{RIGHT}\nUsage example:\n{F}python\nprint(twice(4))\n{F}",
+    f"{F}python\n{RIGHT}{F}\nSignature:\n\ndef twice(n):\n",
+    f"{F}python\n{RIGHT}{F}\n{F}javascript\nclass twice {{}}\n{F}",
+    f"{F}python\n!pip install numpy\n%matplotlib inline\n{RIGHT}{F}",
+    f"{F}`text\n{F}python\n{WRONG}{F}\n{F}`\n{F}python\n{RIGHT}{F}",
+    "Use `twice = lambda n: 2 * n` here.",
     f"Install:\n{F}\npip install nothing\n{F}\n{F}python\n{RIGHT}{F}",
     f"\ufeff{F}python\n# gr\u00f6\u00dfer \u6570\u5b57\n{RIGHT}{F}",
 ]
@@ -313,6 +335,13 @@ def test_the_program_is_found_however_it_is_handed_over(written, before):
     task = Task("t", None, (), program="{before}{code}\n\n{tests}\n")  # type: ignore[arg-type]
     tests = "assert twice(2) == 4\nassert twice(-3) == -6"
     exec(program_of(task, Example("", "", {"before": before, "tests": tests}), written), {})
+
+
+@pytest.mark.parametrize("module", [argparse, ast, decimal, fractions, random, statistics, textwrap, typing])
+def test_no_line_of_python_is_taken_for_prose(module):
+    source = Path(module.__file__).read_text()
+    assert find_code(f"{F}python\n{source}{F}", "", "") == source
+    assert find_code(source, "", "") == source
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ _OTHER_LANGUAGE = re.compile(r"[ \t]*\{?\.?[\w+#-]+")
 _LANGUAGE_ALONE = re.compile(r"[ \t]*\{?\.?[\w+#.-]+(?:[ \t]*[{:=,].*|[ \t]+\w+=.*)?[ \t]*")
 _DOCUMENT = re.compile(r"(?:(?<!`)`{3,}+|(?<!~)~{3,}+)[ \t]*(?:markdown|md)[ \t]*\n", re.IGNORECASE)
 """Begins a block that holds the whole answer, blocks and all."""
+_MARK = re.compile(r"^[ \t]*(?:\[(/?)(?:PYTHON|CODE)\]|<(/?)(?:code|python)>)[ \t]*$", re.MULTILINE)
+"""Begins or ends code, as some models were taught to."""
+_SPAN = re.compile(r"`([^`\n]+)`")
 _LONG_STRING = r"(?P<long>\"\"\"|''')(?:\\.|(?!(?P=long))[^\\])*+(?:(?P=long)|(?P<unclosed>\Z))"
 _STRING = (
     rf"(?<![^\W_])[rRbBfFuU]{{0,2}}(?:{_LONG_STRING}"
@@ -34,10 +37,10 @@ _MASKED = re.compile(rf"{_STRING}|#[^\n]*", re.DOTALL)
 _WORD = r"[^\W\d]\w*(?:['’]\w+)?"
 _NO_KEYWORD = rf"(?!(?:{'|'.join((*kwlist, *softkwlist))})\b)"
 _PROSE = re.compile(
-    rf"(?![ \t])(?:.*(?<![\w.'’])){_NO_KEYWORD}{_WORD} +{_NO_KEYWORD}{_WORD}|\*\*|[-*•] |\d+[.)] "
-    rf"|{_NO_KEYWORD}{_WORD}:\s*$"
+    rf"(?![ \t])(?:(?:.*(?<![\w.'’])){_NO_KEYWORD}{_WORD} +{_NO_KEYWORD}{_WORD}|\*\*|[-*•] |\d+[.)] "
+    rf"|{_NO_KEYWORD}{_WORD}[.:]\s*$|[\\%]|(?:.*(?:[^\x00-\x7f\w]|\?|!(?!=))))"
 )
-"""Two names side by side, a list's bullet, a heading: no line of Python that is not indented."""
+"""Two names side by side, a bullet, a heading, a sign unknown to Python: no line of code at the margin."""
 _DEFINITION = re.compile(
     r"^(?:(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|(\w+)[ \t]*(?::[^=\n]+)?=(?!=)"
     r"|(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+([^\n#]+))",
@@ -57,14 +60,21 @@ def find_code(written: str, before: str, after: str) -> str:
     text = written.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > LONGEST:
         return text
-    parts = [part for part in islice(_parts(_DOCUMENT.sub("", text)), MOST_PARTS) if part.code.strip()]
+    fenced = _DOCUMENT.sub("", _MARK.sub(lambda mark: "```" if mark[1] or mark[2] else "```python", text))
+    parts = [part for part in islice(_parts(fenced), MOST_PARTS) if part.code.strip()]
     wanted = _wanted(before, after)
     parts = [Part(_dedented(part.code, wanted), part.language) for part in parts]
     counts = [len(wanted & _defined(part.code)) for part in parts]
     if max(counts, default=0) == 0:
-        return _likeliest(parts) if parts else text
-    chosen = max(range(len(parts)), key=lambda i: (counts[i], i))
+        spans = [span for span in _SPAN.findall(text) if wanted & _defined(span)]
+        return spans[-1] if spans else _likeliest(parts) if parts else text
+    chosen = max(range(len(parts)), key=lambda i: (counts[i], _trust(parts[i]), i))
     return _with_what_it_uses(parts, chosen)
+
+
+def _trust(part: Part) -> int:
+    """A fence that allows Python over one for another language, and that over lines without a fence."""
+    return 2 if part.language in ("python", "") else int(part.language is not None)
 
 
 def _wanted(before: str, after: str) -> set[str]:
@@ -133,8 +143,8 @@ def _parts(text: str) -> Iterator[Part]:
         end, position = _end_of_block(text, found)
         code = _without_margin(text[found.end() + 1 : end], _margin(text, found))
         language = _language(found["info"])
-        # Prose may follow a block that nothing ends.
-        runs = _runs(code) if end == len(text) and language in ("python", "") else [code]
+        # Prose may follow in a block that nothing ends.
+        runs = _runs(code) if language in ("python", "") else [code]
         yield from (Part(run, language) for run in runs)
     yield from (Part(run, None) for run in _runs(text[position:]))
 
@@ -191,12 +201,13 @@ def _without_margin(code: str, margin: str) -> str:
     lines = code.split("\n")
     if quoted:
         return "\n".join(re.sub(rf"^(?:[ \t]*>){{1,{quoted}}} ?", "", line) for line in lines)
-    return "\n".join(re.sub(rf"^[ \t]{{0,{len(margin)}}}", "", line) for line in lines)
+    ours = rf"^\t{{0,{margin.count(chr(9))}}} {{0,{len(margin)}}}"
+    return "\n".join(re.sub(ours, "", line) for line in lines)
 
 
 def _runs(text: str) -> Iterator[str]:
     """The text between its lines of prose."""
-    masked = _MASKED.sub(lambda found: re.sub(r"[^\n]", "_", found[0]), text)
+    masked = _MASKED.sub(lambda found: re.sub(r"[^\n]", ",", found[0]), text)
     run: list[str] = []
     for line, shown in zip(text.split("\n"), masked.split("\n"), strict=True):
         if _PROSE.match(shown):
