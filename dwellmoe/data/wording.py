@@ -41,7 +41,7 @@ class Wording:
         Raises UserError for a question that lacks a field.
         """
         names = self.fields
-        if names == ("conversation",) and not self.chat_template:
+        if self.of_conversations and not self.chat_template:
             question = conversation_text([{"role": "user", "content": question}])
         if len(names) < 2:
             return fill(self.prompt, dict.fromkeys(names, question)) if names else question
@@ -51,6 +51,11 @@ class Wording:
     def fields(self) -> tuple[str, ...]:
         """The fields that the prompt needs."""
         return tuple(sorted(placeholders(self.prompt)))
+
+    @property
+    def of_conversations(self) -> bool:
+        """Whether a prompt is a whole conversation."""
+        return self.fields == ("conversation",)
 
     def save(self, folder: Path) -> None:
         """Writes the wording into the folder of an adapter or a model."""

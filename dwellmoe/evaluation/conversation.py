@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dwellmoe.data.context import check_context, context_tokens
+from dwellmoe.data.fields import conversation_text
+from dwellmoe.data.templates import fill
 from dwellmoe.data.wording import Wording, as_conversation
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
@@ -39,11 +41,16 @@ class Conversation:
     exceeded_context: int | None = None
     """The model's context, where prompts may go beyond it."""
     messages: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """Those of the last prompt, which has no reply yet."""
 
     @property
     def one_by_one(self) -> bool:
-        """Whether each message is asked by itself: examples in plain words are trained so."""
-        return bool(self.wording.task) and not self.wording.chat_template
+        """Whether each message is asked by itself: examples in plain words are trained so, unless they are
+        conversations.
+        """
+        plain = bool(self.wording.task) and not self.wording.chat_template
+        return plain and not self.wording.of_conversations
 
     def ask(self, message: str) -> Asked:
         """The prompt that ends with this message; one that cannot be asked is no part of the conversation.
@@ -51,7 +58,9 @@ class Conversation:
         Raises UserError for that.
         """
         earlier = [] if self.one_by_one else self.messages
-        messages = [*earlier, question_text(self.wording, message, must_fit=False)]
+        if not self.wording.of_conversations:
+            message = question_text(self.wording, message, must_fit=False)
+        messages = [*earlier, message]
         while self.room and len(self._ids(messages)) > self.room.tokens:
             if len(messages) == 1:
                 raise UserError(f"the message has {len(self._ids(messages))} tokens, {self.room.reason}")
@@ -60,12 +69,12 @@ class Conversation:
         length = len(ids) + self.reply_tokens - 1
         check_context("the conversation with its reply", [length], self.exceeded_context, allowed=True)
         left_out = len(earlier) + 1 - len(messages)
-        self.messages = messages
+        self.asked = messages
         return Asked(ids, left_out)
 
     def add_reply(self, text: str) -> None:
-        """Adds the reply to the message that was asked last."""
-        self.messages.append(text.strip())
+        """Adds the message that was asked last, and the reply to it."""
+        self.messages = [*self.asked, text.strip()]
 
     def _ids(self, messages: Sequence[str]) -> list[int]:
         text = self._text(messages)
@@ -74,13 +83,13 @@ class Conversation:
     def _text(self, messages: Sequence[str]) -> str:
         if self.one_by_one:
             return messages[-1]
-        if not self.wording.chat_template:
-            return "\n".join(messages) + "\n"
-        roles = ("user", "assistant")
-        numbered = enumerate(messages)
-        return as_conversation(
-            [{"role": roles[n % 2], "content": text} for n, text in numbered], self.tokenizer
-        )
+        roles = [("user", "assistant")[number % 2] for number in range(len(messages))]
+        with_roles = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=True)]
+        if self.wording.chat_template:
+            return as_conversation(with_roles, self.tokenizer)
+        if self.wording.of_conversations:
+            return fill(self.wording.prompt, {"conversation": conversation_text(with_roles)})
+        return "\n".join(messages) + "\n"
 
 
 def conversation_of(options: Options, evaluated: EvaluatedModel, reply_tokens: int) -> Conversation:

@@ -69,6 +69,24 @@ def test_plain_words_of_a_task_are_asked_one_by_one_as_trained():
     assert tokenizer.decode(talk.ask("w3").ids) == "w7 w3 w8" and talk.one_by_one
 
 
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_a_model_of_conversations_is_asked_whole_ones(chat_template):
+    tokenizer, talk = conversation(wording=Wording("t", "{conversation}", chat_template=chat_template))
+    talk.ask("w1")
+    talk.add_reply("w2")
+    text = talk._text([*talk.messages, "w3"])
+    assert tokenizer("w1 w2 w3")["input_ids"] == [id for id in talk.ask("w3").ids if 4 <= id < 94]
+    assert text == (
+        "w90 w1 w91 w2 w90 w3 w91" if chat_template else "User: w1\nAssistant: w2\nUser: w3\nAssistant:"
+    )
+
+
+def test_a_message_without_a_reply_is_forgotten():
+    tokenizer, talk = conversation(wording=Wording(chat_template=True))
+    talk.ask("w1")
+    assert tokenizer.decode(talk.ask("w3").ids) == "w90 w3 w91"
+
+
 def test_a_message_that_lacks_fields_is_asked_as_it_is(capsys):
     tokenizer, talk = conversation(wording=Wording("t", "{a} w7 {b}"))
     assert tokenizer.decode(talk.ask("w1").ids) == "w1" and "needs a, b" in capsys.readouterr().err
