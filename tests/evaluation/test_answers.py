@@ -149,6 +149,7 @@ def test_a_direct_answer_ends_before_the_models_next_question():
         (" 2 + 3 = 5\n#### 5", "5"),
         ("#### $1,234.50 in all\n#### 7", "$1,234.50 in all"),
         ("So the answer is 12.", "12."),
+        ("The answer would be 12", "12"),
         ("#### ", None),
         ("it is 12", None),
     ],
@@ -161,6 +162,7 @@ def test_choice_text_is_the_longest_choice_the_text_begins_with():
     choices = ["a hen", "a hen house", "the sea"]
     assert extract_answer(" A hen house, of course", "choice_text", choices) == "a hen house"
     assert extract_answer("some hen", "choice_text", choices) is None
+    assert extract_answer("a hence", "choice_text", choices) is None
 
 
 def test_free_text_is_all_of_it():
@@ -173,6 +175,7 @@ def test_free_text_is_all_of_it():
     [
         ("1,234.5", Fraction("1234.5")),
         ("$1,000,000", Fraction(1_000_000)),
+        ("1\u202f234", Fraction(1234)),
         ("-$7", Fraction(-7)),
         ("$-7", Fraction(-7)),
         ("\u22127", Fraction(-7)),

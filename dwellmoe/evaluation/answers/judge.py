@@ -154,13 +154,20 @@ def _boxed(written: str, choices: Sequence[str]) -> str | None:
 def _choice_text(written: str, choices: Sequence[str]) -> str | None:
     if not choices:
         return _plain(written) or None
-    begun = [choice for choice in choices if _plain(choice) and _plain(written).startswith(_plain(choice))]
+    text = _plain(written)
+    begun = [choice for choice in choices if _plain(choice) and _begins(text, _plain(choice))]
     return max(begun, key=len, default=None)
+
+
+def _begins(text: str, choice: str) -> bool:
+    """Whether a text begins with a choice, and not with a longer word."""
+    goes_on = re.match(r"[a-z0-9]", text[len(choice) :]) and re.search(r"[a-z0-9]$", choice)
+    return text.startswith(choice) and not goes_on
 
 
 def _after_marker(written: str, choices: Sequence[str]) -> str | None:
     found = re.search(r"####\s*(\S[^\n]*)", written)
-    found = found or re.search(r"(?i:answer is|answer:)\s*:?\s*(\S[^\n]*)", written)
+    found = found or re.search(r"(?i:answer (?:is|would be|must be)|answer:)\s*:?\s*(\S[^\n]*)", written)
     return found[1].strip() if found else None
 
 

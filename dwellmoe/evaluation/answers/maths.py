@@ -11,7 +11,7 @@ from dwellmoe.evaluation.answers.expressions import LONGEST, Unreadable, evaluat
 MOST_UNORDERED = 12
 """Sets and lists up to this length are matched in any order; longer ones must have the same order."""
 _LAYOUT = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|[bB]ig[lr]?|limits|quad|qquad)(?![a-zA-Z])"
+    r"\\(?:left|right|displaystyle|textstyle|[bB]ig[lr]?|limits|quad|qquad|bf|rm|it)(?![a-zA-Z])"
     r"|(?<!\\)\\[!,;: ]|\\?\$|~"
 )
 _WORDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -67,7 +67,7 @@ def same_result(one: str, other: str) -> bool:
 def _plain(text: str) -> str:
     text = (
         text.strip()
-        .rstrip(".")
+        .rstrip(".\\ ")
         .replace(r"\{", _SET[0])
         .replace(r"\}", _SET[1])
         .replace("{,}", "")

@@ -12,7 +12,7 @@ RELATIVE_TOLERANCE = Fraction(1, 10_000)
 """For results that are not whole numbers, which references round to different lengths."""
 
 _SIGN = r"[-+\u2212\u2013]?"
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_PLAIN = r"(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?=[-+\u2212\u2013$€£¥.\d])(?P<sign>{_SIGN})\s{{0,3}}[$€£¥]?\s{{0,3}}(?P<second_sign>{_SIGN})"
     rf"(?:(?P<whole>\d+)\s{{1,3}}(?P<mixed_over>\d+)/(?P<mixed_under>\d+)"
@@ -71,7 +71,7 @@ def _value(found: re.Match) -> Fraction | None:
 
 
 def _plain(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", ""))
+    return Fraction(re.sub("[,\u00a0\u2009\u202f]", "", digits))
 
 
 def _is_minus(sign: str) -> bool:
