@@ -63,7 +63,7 @@ def budget_of(trace: Sizes, scope: str, capacity: int | str) -> Budget:
     Slots are all of one size: a global cache of slots must be able to hold the largest expert in each. Bytes
     are kept to the byte in a global cache; with a cache a layer they are shared out as equal slots.
     """
-    if isinstance(capacity, str) and not capacity.isdecimal():
+    if isinstance(capacity, str) and not is_whole(capacity):
         number, unit = _parse_capacity(capacity)
         if unit != "%":
             return _of_bytes(trace, scope, int(number * UNITS[unit]))
@@ -85,8 +85,13 @@ def _share(percent: float, slots: int) -> int:
 
 def check_capacity(text: str) -> None:
     """UserError unless `text` is written as a capacity: slots, percent or bytes."""
-    if not text.isdecimal():
+    if not is_whole(text):
         _parse_capacity(text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, in plain digits of which a message can hold all."""
+    return text.isascii() and text.isdecimal() and len(text) <= 40
 
 
 def check_holds(slots: int, requested: int) -> None:
@@ -117,12 +122,12 @@ def _split(text: str, name: str, other_units: str) -> tuple[float, str]:
     digits = text.rstrip("%BKMGi ")
     unit = text[len(digits) :].strip()
     try:
-        number = float(digits)
+        number = float(digits) if digits.isascii() and "_" not in digits else -1.0
     except ValueError:
         number = -1.0
     known = {**UNITS, "%": 1} if other_units else UNITS
     if not 0 <= number < MOST_BYTES or unit not in known or (unit == "%" and number > 100):
-        raise UserError(f"{name} '{text}': give {other_units}bytes with a unit: {', '.join(UNITS)}")
+        raise UserError(f"{name} '{text[:40]}': give {other_units}bytes with a unit: {', '.join(UNITS)}")
     return number, unit
 
 

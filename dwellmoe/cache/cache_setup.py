@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dwellmoe.cache.access import PHASES, PassIndex, passes_of
+from dwellmoe.cache.budget import is_whole
 from dwellmoe.cache.trace import PREFILL, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
 
@@ -35,7 +36,7 @@ class CacheSetup:
         if self.start == "warm":
             object.__setattr__(self, "start", "warm:prefill")
         kind, _, amount = self.start.partition(":")
-        if self.start != "cold" and not (kind == "warm" and (amount == "prefill" or amount.isdecimal())):
+        if self.start != "cold" and not (kind == "warm" and (amount == "prefill" or is_whole(amount))):
             raise unknown_name("start", self.start, ("cold", "warm:prefill", "warm:N"))
         if self.start == "warm:prefill" and self.phase != "decode":
             raise UserError(f"start 'warm:prefill' needs phase 'decode', got '{self.phase}'")

@@ -1,8 +1,11 @@
 """Traces go through every format and back, and broken files are refused with the place of the fault."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from dwellmoe.cache import memory
 from dwellmoe.cache.formats import read_trace, write_trace
 from dwellmoe.cache.formats.route_csv import COLUMNS
 from dwellmoe.cache.trace import RoutingTrace
@@ -171,3 +174,113 @@ def test_an_array_of_empty_slots_is_an_empty_trace(tmp_path):
     np.save(tmp_path / "t.npy", np.full((4, 2, 2), -1, np.int16))
     with pytest.raises(UserError, match="only empty slots"):
         read_trace(tmp_path / "t.npy", num_experts=4)
+
+
+@pytest.mark.parametrize("name", ["t.route.csv", "t.csv"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text + "\n \n",
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.rstrip("\n"),
+    ],
+    ids=["byte-order mark", "blank lines at the end", "CRLF", "no last line break"],
+)
+def test_text_as_other_tools_write_it(name, change, tmp_path):
+    trace, path = full(), tmp_path / name
+    write_trace(trace, path)
+    path.write_bytes(change(path.read_text()).encode())
+    hints = {"num_experts": 12} if name == "t.csv" else {}
+    assert np.array_equal(read_trace(path, **hints).experts, trace.experts)
+
+
+HEADERS = {
+    "time,object,size,next_access_vtime": (0, 1, 2, 3),
+    "time,size,object,next_access_vtime": (0, 2, 1, 3),
+    "# Time, Obj-ID, Obj Size": (0, 1, 2),
+    "next_access_vtime,obj_id,tenant,timestamp": (3, 1, 2, 0),
+    '"id","time"': (1, 0),
+    "": (0, 1, 2, 3),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_columns_of_a_csv_are_found_by_their_names(header, tmp_path, capsys):
+    trace, path = full(), tmp_path / "t.csv"
+    write_trace(trace, path)
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    lines = [",".join(row[column] for column in HEADERS[header]) for row in rows]
+    path.write_text("\n".join([header, *lines] if header else lines))
+    back = read_trace(path, num_experts=12)
+    assert np.array_equal(back.experts, trace.experts)
+    has_sizes = "size" in header.lower() or not header
+    assert back.expert_bytes == (trace.expert_bytes if has_sizes else (0, 0, 0))
+    said = capsys.readouterr().err
+    assert ("no header" in said) == (not header) and ("tenant" in said) == ("tenant" in header)
+
+
+def test_objects_of_several_sizes_have_no_bytes(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("time,object,size\n0,0,10\n0,4,30\n1,1,20\n1,4,30\n")
+    assert read_trace(tmp_path / "t.csv", num_experts=4).expert_bytes == (0, 0)
+    assert "several sizes" in capsys.readouterr().err
+
+
+def test_layers_that_no_time_reaches_together_are_said(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("time,object\n0,0\n1,4\n2,8\n")
+    assert read_trace(tmp_path / "t.csv", num_experts=4).layers == 3
+    assert "no time has accesses to all 3 layers" in capsys.readouterr().err
+
+
+def test_a_csv_under_another_ending_is_read_as_one(tmp_path):
+    trace = full()
+    write_trace(trace, tmp_path / "t.csv")
+    (tmp_path / "t.csv").rename(tmp_path / "t.oracleGeneral")
+    assert np.array_equal(read_trace(tmp_path / "t.oracleGeneral", num_experts=12).experts, trace.experts)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", ">i2", "u2", "i4", "u4", "i8", "u8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_every_kind_of_whole_number(dtype, order, tmp_path):
+    trace = one_request()
+    np.save(tmp_path / "t.npy", trace.experts.astype(dtype, order=order))
+    assert np.array_equal(read_trace(tmp_path / "t.npy", num_experts=12).experts, trace.experts)
+
+
+@pytest.mark.parametrize(("dtype", "empty"), [("i2", -1), ("i8", -1), ("u2", 65535)])
+def test_rows_and_layers_without_experts_are_left_out(dtype, empty, tmp_path, capsys):
+    trace, path = one_request(), tmp_path / "t.npy"
+    padded = np.full((trace.steps + 3, trace.layers + 1, trace.top_k), empty, dtype)
+    padded[3:, 1:] = trace.experts
+    np.save(path, padded)
+    back = read_trace(path, num_experts=12, prompt_tokens=5)
+    assert np.array_equal(back.experts, trace.experts)
+    assert back.layer_ids == (1, 2, 3) and (back.phase == 0).sum() == 2
+    said = capsys.readouterr().err
+    assert "3 of 63 rows" in said and "1 of 4 layers" in said
+
+
+def test_a_trace_larger_than_half_of_free_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    write_trace(full(), tmp_path / "t.route.csv")
+    write_trace(full(), tmp_path / "t.oracleGeneral")
+    write_trace(one_request(), tmp_path / "t.npy")
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 1000)
+    for name, hints in (
+        ("t.route.csv", {}),
+        ("t.oracleGeneral", {"num_experts": 12}),
+        ("t.npy", {"num_experts": 12}),
+    ):
+        with pytest.raises(UserError, match=rf"{name}: .* of memory: at most"):
+            read_trace(tmp_path / name, **hints)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """A row in a far corner of its table: 43 GiB, were it made."""
+    rows = "".join(f"0,1,{step},0,0,0,0.5,0,5\n" for step in range(100)) + "0,1,100,59999,3,0,0.5,0,5\n"
+    path = tmp_path / "t.route.csv"
+    path.write_text(f"# route_trace v1\n# n_layer=60000 n_expert=65000\n{COLUMNS}\n{rows}")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="101 rows cannot be 101 token steps x 60000 layers"):
+        read_trace(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.cli import simulate
@@ -115,6 +116,59 @@ def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
     )
 
 
+MODEL = "models/tiny-olmoe"
+
+
+def sized_trace(folder, experts=32, expert_bytes=110592, model="tiny-olmoe"):
+    """A trace with the shape of the model in `MODEL`, whose experts are of float16."""
+    path = folder / "m.safetensors"
+    sizes = {"layers": 6, "experts": experts, "top_k": 4, "expert_bytes": (expert_bytes,) * 6}
+    random_trace(0, steps=60, model=model, **sizes).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("expert_bytes", "factor"), [(110592, 1), (221184, 2)])
+@pytest.mark.parametrize("words", [(), ("--model_name", MODEL)])
+def test_plan_counts_the_other_weights_of_the_model(expert_bytes, factor, words, tmp_path, capsys):
+    trace = sized_trace(tmp_path, expert_bytes=expert_bytes, model="tiny-olmoe" if not words else "")
+    found = result(capsys, *PLAN, "--trace", trace, "--policies", "lru", "--capacities", 8, *words)
+    stored = load_file(f"{MODEL}/model.safetensors")
+    others = sum(value.nbytes for name, value in stored.items() if ".experts." not in name)
+    assert found["resident_bytes"] == factor * others
+
+
+def test_plan_answers_in_words(trace_path, tmp_path, capsys):
+    device = tmp_path / "device.toml"
+    device.write_text(
+        'name = "d"\nmemory_gb_per_second = 1e-3\nstorage_gb_per_second = 1e-4\nmemory_gb = 3e-5\n'
+    )
+    words = ("plan", "--trace", trace_path, "--device", device, "--policies", "lru", "opt")
+    found = result(capsys, *words)
+    run(*words)
+    *_, lru, opt = capsys.readouterr().out.splitlines()
+    row, _ = found["largest"]
+    assert row["capacity"] == max(each["capacity"] for each in found["plan"] if each["fits"]) == 7
+    assert f"with 3e-05 GB, 7 of 12 experts a layer fit: expect {row['misses_per_token']:.2f} misses" in lru
+    assert "knows the future" in opt
+    run(*words, "--resident", "1GB")
+    assert "none of these sizes fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({"expert_bytes": 3}, (), "not the same model"),
+        ({"experts": 64}, ("--model_name", MODEL), "not the same model"),
+        ({}, ("--model_name", "none/of/these"), "none/of/these"),
+        ({}, ("--model_name", MODEL, "--resident", "1GB"), "no effect"),
+        ({"expert_bytes": 0}, (), "expert_bytes"),
+    ],
+)
+def test_plan_refuses_a_model_that_is_not_the_traces(changes, words, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(*PLAN, "--trace", sized_trace(tmp_path, **changes), *words)
+
+
 def test_stall(trace_path, capsys):
     words = ("stall", "--trace", trace_path, "--device", "configs/devices/gpu_8gb.toml")
     found = result(
@@ -178,10 +232,11 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
         ([*LRU, "nan%"], "capacity 'nan%'"),
         ([*LRU, "infGiB"], "capacity 'infGiB'"),
         ([*LRU, f"{9e20:.0f}"], "must be 1 to 12"),
+        (["replay", "--policy", "lrfu:decay=0.9,decay=0.1", "--capacity", "6"], "'decay' is given twice"),
         (["replay", "--policy", "random:seed=-1", "--capacity", "6"], "seed must be at least 0"),
         (
             [*LRU, "6", "--json", "none/x.json"],
-            "there is no folder 'none'",
+            "there is no folder",
         ),
         ([*LRU, "6", "--json", "/"], "not the name of a file"),
         ([*LRU, "6", "--json", ""], "not the name of a file"),

@@ -67,7 +67,7 @@ def _map(path: Path) -> np.ndarray:
         raise UserError(f"{path}: holds pickled Python objects, which are not read: expected {EXPECTED}")
     if header.dtype.kind not in "iu" or len(header.shape) != 3:
         raise UserError(f"{path}: expected {EXPECTED}, got {header.dtype} {list(header.shape)}")
-    if 0 in header.shape:
+    if min(header.shape) <= 0:
         raise UserError(f"{path}: the trace is empty: the array has shape {list(header.shape)}")
     data_bytes = path.stat().st_size - header.size_bytes
     needed_bytes = header.dtype.itemsize * prod(header.shape)
