@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-LONGEST = 10_000
+LONGEST = 6_000
 """Characters at the end of a text that are searched, so that no text takes long."""
 NEAR = 40
 """Characters before and after a statement that may take it back."""
