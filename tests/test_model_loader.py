@@ -116,6 +116,17 @@ def test_pickled_weights_that_hold_more_than_tensors_are_refused_in_one_line(tmp
     assert "\n" not in str(error.value) and "torch" not in str(error.value).replace("pytorch_model", "")
 
 
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
+def test_a_quantised_checkpoint_is_refused_in_one_line(tmp_path, method):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": method}}
+    (tmp_path / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UserError, match=f"is quantised by {method}") as error:
+        load_model(ModelSettings(model_name=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
 def test_a_whole_adapter_loads_under_two_names(adapter):
     model = load_adapters(tiny_model("olmoe"), {"control": str(adapter), "tuned": str(adapter)})
     assert set(model.peft_config) == {"control", "tuned"}

@@ -6,15 +6,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import expert_bytes, find_moe_layers
 from dwellmoe.families.base import unwrap
 from dwellmoe.routing import RouterTap
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_model, tiny_multimodal
 
 TOKENS_BT = torch.arange(3, 12)[None]
+DBRX = {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}
 GATE = "model.layers.2.mlp.gate"
 WRAPPINGS: dict[str, dict[str, Any]] = {
     "lora on the parameter": {"target_modules": [], "target_parameters": [f"{GATE}.weight"]},
@@ -111,3 +112,31 @@ def test_bytes_of_an_expert_count_its_biases():
 def test_more_experts_chosen_than_there_are_is_reported():
     with pytest.raises(UserError, match="layer 0 chooses 9 of its 8 experts"):
         find_moe_layers(tiny_model("olmoe", num_experts_per_tok=9))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "kind"),
+    [
+        ("jetmoe", {}, "JetMoeMoE"),
+        ("doge", {"is_moe": True}, "DogeCDMoE"),
+        ("dbrx", {"d_model": 32, "n_heads": 4, "n_layers": 2, "attn_config": DBRX}, "DbrxExperts"),
+    ],
+)
+def test_experts_of_another_shape_are_refused_by_name(family, options, kind):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    with pytest.raises(UserError, match=rf"has experts of a shape that is not supported \({kind}\)"):
+        find_moe_layers(model)
+
+
+def test_a_single_expert_is_refused():
+    with pytest.raises(UserError, match="layer 0 has a single expert"):
+        find_moe_layers(tiny_model("qwen2_moe", num_experts=1, num_experts_per_tok=1))
+
+
+def test_blocks_that_no_text_passes_are_no_moe_layers():
+    model = tiny_multimodal("ernie4_5_vl_moe")
+    assert any("vision_moe" in name for name, _ in model.named_modules())
+    layers = find_moe_layers(model)
+    assert [layer.layer_id for layer in layers] == sorted({layer.layer_id for layer in layers})
+    assert all(layer.block.endswith("text_moe") for layer in layers)
