@@ -76,11 +76,13 @@ def main() -> None:
 
 
 def load_task_and_tokenizer(run: Run) -> tuple[Task, Any]:
+    """The task, with the wording that is used, and the tokenizer."""
     tokenizer = load_tokenizer(run.model)
     return as_asked(load_task(run.data.dataset_name), tokenizer, run.data.use_chat_template), tokenizer
 
 
 def train(run: Run) -> None:
+    """Trains and saves, in the folder that is this run's alone; a mistake is found before anything is lost."""
     task, tokenizer = load_task_and_tokenizer(run)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
     base = base_model(run.model.model_name)
@@ -101,9 +103,9 @@ def train(run: Run) -> None:
     trainer = make_trainer(run, model, selected, train_rows, validation_rows, collator, records)
     if not same_run:
         trainer.add_callback(AnotherRun())
+    check_free_space(run, model)
     if checkpoint is None and run.train.process_index == 0:
         remove_checkpoints(run.folder)
-    check_free_space(run, model)
     run_trainer(trainer, checkpoint)
     if trainer.state.global_step == 0:
         raise UserError(f"{task.name}: too few training examples for a single step; nothing was trained")
@@ -111,6 +113,7 @@ def train(run: Run) -> None:
 
 
 def run_trainer(trainer: LocalityTrainer, checkpoint: Path | None) -> None:
+    """UserError for a checkpoint of tensors of other shapes, as of another base model (--resume_anyway)."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
