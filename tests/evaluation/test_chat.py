@@ -14,9 +14,9 @@ TEMPLATE = (
 )
 
 
-def talk(evaluated, lines, **settings):
+def talk(evaluated, lines, room=None):
     out = io.StringIO()
-    chat(evaluated, Conversation(evaluated.tokenizer, **{"wording": Wording()} | settings), 6, lines, out)
+    chat(evaluated, Conversation(evaluated.tokenizer, Wording(), room), 6, lines, out)
     return out.getvalue()
 
 
