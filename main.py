@@ -82,7 +82,7 @@ def load_task_and_tokenizer(run: Run) -> tuple[Task, Any]:
 
 
 def train(run: Run) -> None:
-    """Trains and saves; every mistake that can be is found before an earlier run's checkpoints are removed."""
+    """Trains and saves; mistakes are found before an earlier run's checkpoints are removed."""
     task, tokenizer = load_task_and_tokenizer(run)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
     base = base_model(run.model.model_name)
