@@ -64,7 +64,7 @@ from dwellmoe.evaluation.requests import (
 from dwellmoe.evaluation.sandbox.run import check_sandbox
 from dwellmoe.evaluation.text_lengths import text_lengths
 from dwellmoe.evaluation.unfinished import kept_batches, results_bytes, stoppable
-from dwellmoe.evaluation.wording import asked_task, own_prompt, own_wording
+from dwellmoe.evaluation.wording import asked_task, own_prompt, own_wording, trained_wordings
 from dwellmoe.families.padding import depends_on_padding
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.loading import BASE, active_variant, quiet
@@ -301,6 +301,7 @@ def _rerouted(evaluated: EvaluatedModel, options: Options) -> EvaluatedModel:
 def main() -> None:
     options = parse(sys.argv[1:])
     quiet()
+    trained_wordings(options)  # a damaged one is named before a model is loaded
     settings = options.evaluation
     if settings.task_num is not None or settings.input is not None:
         answer_one(options)

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from dwellmoe.data.examples import Example
 from dwellmoe.data.fields import conversation_text, with_options
-from dwellmoe.data.task import Task, worded
+from dwellmoe.data.task import Task, load_task, worded
 from dwellmoe.data.templates import fill, placeholders
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.files import replacing
@@ -125,7 +125,13 @@ def as_asked(task: Task, tokenizer: Any, choice: str = "auto", trained: Wording 
         )
     if choice == "auto" and requested and not tokenizer.chat_template:
         warn_once(f"{task.name}: asked without a chat template, since the tokenizer has none")
-    return worded(task, uses_chat_template(choice, requested, tokenizer))
+    asked = worded(task, uses_chat_template(choice, requested, tokenizer))
+    if others := [name for name in task.mix if choice == "auto" and load_task(name).chat != asked.chat]:
+        warn_once(
+            f"{task.name}: all of a mix is asked {_manner(wording_of(asked))}, which is not what "
+            f"{', '.join(others)} would be by itself"
+        )
+    return asked
 
 
 def as_message(text: str, tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ from dwellmoe.log import warn_once
 
 def asked_task(options: Options, tokenizer) -> Task:
     """The data set of the options as it is asked. Raises UserError."""
-    trained = _trained(options)
+    trained = trained_wordings(options)
     first = next(iter(trained.values()), None)
     task = as_asked(load_task(options.data.dataset_name), tokenizer, options.data.use_chat_template, first)
     _say_differences(trained, wording_of(task))
@@ -35,7 +35,7 @@ def own_wording(options: Options, tokenizer) -> Wording:
     """
     if "dataset_name" in options.given:
         return wording_of(asked_task(options, tokenizer))
-    trained = _trained(options)
+    trained = trained_wordings(options)
     wording = next(iter(trained.values()), Wording(chat_template=True))
     chat_template = uses_chat_template(options.data.use_chat_template, wording.chat_template, tokenizer)
     wording = dataclasses.replace(wording, chat_template=chat_template)
@@ -63,8 +63,8 @@ def own_prompt(wording: Wording, question: str, tokenizer, must_fit: bool) -> st
     return as_message(text, tokenizer) if wording.chat_template else text
 
 
-def _trained(options: Options) -> dict[str, Wording]:
-    """Adapter, or model -> the wording that trained it, if it was kept; the tuned one first."""
+def trained_wordings(options: Options) -> dict[str, Wording]:
+    """Adapter, or model -> the wording that trained it, if it was kept; the tuned one first. UserError."""
     folders = [*reversed(options.adapters.values())] or [options.model.model_name]
     found = {folder: saved_wording(folder) for folder in folders}
     return {folder: wording for folder, wording in found.items() if wording}

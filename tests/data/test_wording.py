@@ -53,6 +53,17 @@ def test_option_then_adapter_then_task_decide(task, choice, template, trained, e
     assert (asked.prompt, asked.answer, asked.stop) == (("p", "b", ()) if expected else ("p ", " a", ("x",)))
 
 
+def test_a_mix_is_asked_in_one_manner_and_says_so(tmp_path, capsys):
+    for name, chat in (("plain", ""), ("chat", "chat = true")):
+        (tmp_path / name).mkdir()
+        write_task(tmp_path / name, chat + TASK)
+    members = {str(tmp_path / name / "task.toml"): 1.0 for name in ("plain", "chat")}
+    mix = Task("m", tmp_path, (), mix=members)
+    assert not as_asked(mix, tokenizer_with(TEMPLATE)).chat
+    said = capsys.readouterr().err
+    assert str(tmp_path / "chat") in said and str(tmp_path / "plain") not in said
+
+
 def test_a_template_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="--use_chat_template on"):
         as_asked(PLAIN, word_tokenizer(), "on")
