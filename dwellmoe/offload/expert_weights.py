@@ -19,6 +19,7 @@ from transformers.core_model_loading import (
     Concatenate,
     Interleave,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -30,6 +31,8 @@ from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.offload.io.shards import DTYPES, Shards, StoredTensor
 
 CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
+AS_IN_MODEL, INTERLEAVED, TRANSPOSED = "as in the model", "interleaved", "transposed"
+"""Interleaved: rows of gate and up in turns, where the model has all of gate and then all of up."""
 
 
 class Piece(NamedTuple):
@@ -51,8 +54,8 @@ class Part(NamedTuple):
     """Its torch.dtype in the checkpoint."""
     begin: int
     """First byte in the record."""
-    interleaved: bool = False
-    """The checkpoint has rows of gate and up in turns, the model all of gate and then all of up."""
+    order: str = AS_IN_MODEL
+    """Of its numbers in the checkpoint."""
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +79,7 @@ class _Source(NamedTuple):
 
     tensors: tuple[tuple[StoredTensor, ...], ...]
     fused: bool
-    interleaved: bool = False
+    order: str = AS_IN_MODEL
 
 
 def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards) -> ExpertWeights:
@@ -113,24 +116,41 @@ def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
             name, pattern = key, None
         collected.setdefault(name, {}).setdefault(pattern, []).append(shards.tensors[key])
     return {
-        name: _source(name, lists, by_pattern) for name, lists in collected.items() if ".experts." in name
+        name: _source(name, lists, by_pattern, tuple(shapes[name].shape) if name in shapes else ())
+        for name, lists in collected.items()
+        if ".experts." in name
     }
 
 
-def _source(name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: dict[str, Any]) -> _Source:
+def _source(
+    name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: dict[str, Any], shape: tuple[int, ...]
+) -> _Source:
+    """`shape` is the parameter's in the model."""
     pattern = next(iter(lists))
     if pattern is None:
         return _Source((tuple(lists[None]),), fused=True)
     converter = by_pattern[pattern]
+    if order := _order_of(converter, lists[pattern][0].shape, shape):
+        return _Source((tuple(lists[pattern]),), fused=True, order=order)
     kinds = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
-    if kinds == [(Interleave, 1)] and not converter.operations[0].inverse:
-        return _Source((tuple(lists[pattern]),), fused=True, interleaved=True)
     if kinds not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         steps = ", ".join(kind.__name__ for kind, _ in kinds)
         raise UserError(
             f"experts of '{name}' are made by {steps} while loading: they cannot be read in place"
         )
     return _Source(tuple(tuple(lists.get(each, ())) for each in converter.source_patterns), fused=False)
+
+
+def _order_of(converter: Any, stored: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """The order of a fused tensor that one step of loading puts into the model's; empty for other steps."""
+    if len(converter.operations) != 1:
+        return ""
+    step = converter.operations[0]
+    if isinstance(step, Interleave) and step.dim == 1 and not step.inverse:
+        return INTERLEAVED
+    if isinstance(step, Transpose) and {step.dim0, step.dim1} == {1, 2}:
+        return AS_IN_MODEL if step.check_dims and stored == shape else TRANSPOSED
+    return ""
 
 
 def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...], unused: int) -> _Source:
@@ -155,6 +175,8 @@ def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
     firsts = [tensors[0] for tensors in source.tensors]
     if source.fused:
         found = firsts[0].shape
+        if source.order == TRANSPOSED:
+            found = (*found[:-2], found[-1], found[-2])
     else:
         rows = sum(tensor.shape[0] for tensor in firsts)
         found = (shape[0], rows, *firsts[0].shape[1:])
@@ -170,7 +192,7 @@ def _layout(
     for name in order:
         source = found[name]
         dtype = DTYPES[source.tensors[0][0].dtype]
-        parts.append(Part(name, shapes[name][1:], dtype, begin, source.interleaved))
+        parts.append(Part(name, shapes[name][1:], dtype, begin, source.order))
         begin += parts[-1].nbytes
     return tuple(parts)
 

@@ -8,7 +8,7 @@ from dwellmoe.offload.expert_copies import ExpertCopies
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.io.storage import ReadFault
-from dwellmoe.offload.slots import Expert, SlotPool, Staging, deinterleave, page_offset_of
+from dwellmoe.offload.slots import Expert, SlotPool, Staging, into_model_order, page_offset_of
 
 
 class Pending(NamedTuple):
@@ -82,7 +82,7 @@ class PendingLoads:
             self.copies.copy_in(staged, self.expert_in(slot, flat_id), slot)
             self.copies.staging_is_read(staging_slot)
             self.staging.free.append(staging_slot)
-        deinterleave(self.expert_in(slot, flat_id), self.weights.parts[layer])
+        into_model_order(self.expert_in(slot, flat_id), self.weights.parts[layer])
         del self.pending[flat_id]
         return slot
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwellmoe.offload.expert_weights import Part, Piece
+from dwellmoe.offload.expert_weights import AS_IN_MODEL, INTERLEAVED, Part, Piece
 from dwellmoe.offload.io.memory import PAGE_BYTES, HostMemory, pages
 from dwellmoe.offload.io.storage import Span
 
@@ -110,13 +110,25 @@ def copy_expert(source: Expert, target: Expert) -> None:
             new.copy_(old, non_blocking=True)
 
 
-def deinterleave(expert: Expert, parts: Sequence[Part]) -> None:
-    """Puts the rows of `gate, up, gate, up, ...` into the order that the model has, in place."""
+def into_model_order(expert: Expert, parts: Sequence[Part]) -> None:
+    """Puts weights that were read in the checkpoint's order into the model's, in place."""
     for part in parts:
-        if part.interleaved:
-            weight = expert.up if part.name in UP else expert.up_bias
-            assert weight is not None
+        if part.order == AS_IN_MODEL:
+            continue
+        weight = _named(expert, part.name)
+        if part.order == INTERLEAVED:
             weight.copy_(torch.cat([weight[0::2], weight[1::2]]))
+        else:
+            weight.copy_(weight.view(weight.shape[::-1]).T.clone())
+
+
+def _named(expert: Expert, name: str) -> Tensor:
+    if name in UP or name in UP_BIAS:
+        found = expert.up if name in UP else expert.up_bias
+    else:
+        found = expert.down if name == "down_proj" else expert.down_bias
+    assert found is not None
+    return found
 
 
 def page_offset_of(pieces: Sequence[Piece], itemsize: int) -> int:

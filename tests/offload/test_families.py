@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
 
+from dwellmoe.errors import UserError
+from dwellmoe.loading import load_model
 from dwellmoe.offload import EngineSettings, load_with_cache
 from dwellmoe.offload.pack import pack
+from dwellmoe.settings.model import ModelSettings
 from tests.offload.workbench import checkpoint, prompt
-from tests.tiny_models import MULTIMODAL, tiny_multimodal
+from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
 
 TOLERANCE = 1e-6
+SPLIT_WHILE_LOADING = "ernie4_5_vl_moe"
+"""Its checkpoint numbers the experts of text and of images as one list."""
 UNCOMMON = ("inkling2_text", "llama4_text", "longcat_flash")
 SETTINGS = {
     "half": {},
@@ -29,11 +34,11 @@ SETTINGS = {
 }
 
 
-def check_same(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> None:
+def check_same(folder: Path, **settings: Any) -> None:
     """Logits of prompts, and of tokens that are decoded alone and side by side."""
-    in_memory: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    in_memory: Any = load_model(ModelSettings(model_name=str(folder), dtype="float32")).eval()
     given = EngineSettings(**{"expert_budget": "50%", **settings})
-    model, engine = load_with_cache(str(folder), given, dtype=dtype)
+    model, engine = load_with_cache(str(folder), given, dtype=torch.float32)
     run: Any = model
     options: Any = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "pad_token_id": 0}
     with engine, torch.no_grad():
@@ -72,9 +77,33 @@ def test_a_token_whose_experts_all_compute_nothing():
     check_same(folder)
 
 
-@pytest.mark.parametrize("family", MULTIMODAL)
-def test_the_text_part_of_a_multimodal_checkpoint(family, tmp_path):
+@pytest.mark.parametrize("family", sorted({*MULTIMODAL, *WHOLE_MULTIMODAL} - {SPLIT_WHILE_LOADING}))
+def test_a_multimodal_checkpoint_runs_on_text(family, tmp_path):
     tiny_multimodal(family).save_pretrained(tmp_path / "model")
     check_same(tmp_path / "model")
     pack(str(tmp_path / "model"), tmp_path / "pack")
     check_same(tmp_path / "model", packed=str(tmp_path / "pack"))
+
+
+def test_experts_that_loading_splits_are_refused(tmp_path):
+    tiny_multimodal(SPLIT_WHILE_LOADING).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="experts"):
+        load_with_cache(str(tmp_path), EngineSettings("50%"))
+    with pytest.raises(UserError, match="experts"):
+        pack(str(tmp_path), tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"expert_budget": "100%"}, {"ram_budget": "6"}])
+def test_experts_that_are_stored_transposed(settings, tmp_path):
+    """As Qwen3-VL-MoE is published."""
+    tiny_multimodal("qwen3_vl_moe").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    turned = {
+        name: weight.transpose(1, 2).contiguous() if name.endswith("experts.down_proj") else weight
+        for name, weight in weights.items()
+    }
+    for stored in (weights, turned):
+        save_file(stored, path, {"format": "pt"})
+        check_same(tmp_path, **settings)
