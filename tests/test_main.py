@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer
 import main
 from dwellmoe.base_model import BASE_FILE
 from dwellmoe.checkpoints import CHECKSUMS, complete_checkpoints
+from dwellmoe.data.wording import saved_wording
 from dwellmoe.errors import UserError
 from dwellmoe.folder_lock import only_writer
 from tests.conftest import ROOT, quick_training
@@ -254,6 +255,15 @@ def test_a_second_run_into_one_folder_is_refused(train, tmp_path, options):
     with only_writer(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()} "):
         train(*options)
     assert not list(tmp_path.glob("out/checkpoint*"))
+
+
+def test_the_wording_is_kept_with_every_adapter_and_the_merged_model(whole):
+    out = whole[0] / "out"
+    found = {saved_wording(folder) for folder in (out, out / "checkpoint-4", out / "merged")}
+    assert {(wording.prompt, wording.answer, wording.chat_template) for wording in found if wording} == {
+        ("{question}", " {reply}", False)
+    }
+    assert None not in found
 
 
 def test_an_adapter_folder_is_complete(whole, tiny_checkpoint):

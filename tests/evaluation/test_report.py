@@ -13,7 +13,7 @@ from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.options import policy_list
 from dwellmoe.evaluation.report.comparison import at_share
-from dwellmoe.evaluation.report.output import choose_folder
+from dwellmoe.evaluation.report.output import check_space, choose_folder
 from dwellmoe.evaluation.report.quality import _finite
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.files import written_whole
@@ -133,3 +133,16 @@ def test_speeds_tell_how_the_adapter_ran(report):
     assert [rows[name]["adapter"] for name in VARIANTS] == ["none", "unmerged", "unmerged"]
     assert rows["base"]["merged_decode_tokens_per_second"] is None
     assert all(rows[name]["merged_decode_tokens_per_second"] > 0 for name in VARIANTS[1:])
+
+
+def test_a_disk_without_room_is_named_before_the_work(tmp_path):
+    check_space(tmp_path, 1)
+    with pytest.raises(UserError, match=f"{tmp_path}.*free"):
+        check_space(tmp_path, 10**18)
+
+
+def test_a_folder_that_holds_no_report_is_not_written_over(tmp_path):
+    (tmp_path / "run" / "report.json").mkdir(parents=True)
+    (tmp_path / "run-2").mkdir()
+    (tmp_path / "run-2" / "report.json").write_text("[" * 100_000)
+    assert choose_folder(tmp_path / "run", {"seed": 1}) == tmp_path / "run-3"
