@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dwellmoe.families  # noqa: F401 - registers the families that transformers lacks
+from dwellmoe.families.text_model import runs_whole
 
 # Families call the same thing differently: whatever of this a configuration has, is set.
 _SIZES: dict[str, Any] = {
@@ -114,6 +115,8 @@ _EXTRAS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "num_hidden_layers": 2,
     },
+    "dots3_note_text": _MLA
+    | {"layer_types": ["indexed_attention"] * 3, "shared_experts_intermediate_size": 16},
     "ernie4_5_vl_moe_text": {
         "moe_intermediate_size": [16, 16],
         "rope_parameters": _MROPE | {"mrope_section": [1, 1, 2]},
@@ -252,7 +255,9 @@ def tiny_config(family: str, **overrides):
 def tiny_model(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
     """A random model of a `model_type` in evaluation mode; its router prefers some experts clearly."""
     torch.manual_seed(seed)
-    return _with_clear_preferences(AutoModelForCausalLM.from_config(tiny_config(family, **overrides)))
+    config = tiny_config(family, **overrides)
+    auto: Any = AutoModelForImageTextToText if runs_whole(config) else AutoModelForCausalLM
+    return _with_clear_preferences(auto.from_config(config))
 
 
 def tiny_multimodal(family: str, seed: int = 0) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 import dwellmoe.families.deepseek_moe
 import dwellmoe.families.laguna  # noqa: F401 - registers a renaming of weights
 from dwellmoe.families.base import MoeFamily, MoeLayer, expert_bytes, expert_parameters
-from dwellmoe.families.discovery import find_moe_layers, gate_matrix
+from dwellmoe.families.discovery import find_moe_layers, gate_matrix, is_of_other_modality
 from dwellmoe.families.lora_targets import LayerTargets, lora_targets, target_names
 from dwellmoe.families.registry import family_of
 
@@ -16,6 +16,7 @@ __all__ = [
     "family_of",
     "find_moe_layers",
     "gate_matrix",
+    "is_of_other_modality",
     "lora_targets",
     "target_names",
 ]

@@ -51,12 +51,17 @@ def find_moe_layers(model: nn.Module, moe_module_name: str | None = None) -> lis
 def _blocks(model: nn.Module, family: MoeFamily) -> Iterator[tuple[str, nn.Module, str]]:
     """`(name, block, name of the router in it)` of every MoE block."""
     for name, module in model.named_modules():
-        if any(part in name for part in _OTHER_MODALITIES):
+        if is_of_other_modality(name):
             continue
         router = next((child for child in family.router if child in module._modules), None)
         experts = module._modules.get(family.experts)
         if router and experts is not None and _is_fused(unwrap(experts)):
             yield name, module, router
+
+
+def is_of_other_modality(name: str) -> bool:
+    """Whether a module or tensor of that name serves images or sound, so that no text passes it."""
+    return any(part in name for part in _OTHER_MODALITIES)
 
 
 def _why_none(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from dwellmoe.errors import UserError, first_line
-from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.families import MoeLayer, find_moe_layers, is_of_other_modality
 from dwellmoe.families.text_model import quantised_by, text_model_class
 from dwellmoe.offload.expert_weights import CONVERT
 from dwellmoe.offload.io.shards import Shards, StoredTensor
@@ -38,10 +38,12 @@ def load_without_experts(
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
     model, found = loaded
     for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if found.get(fault):
+        # ERNIE-VL keeps the experts of images among those of text, which are not read here.
+        faults = [each for each in map(str, found.get(fault) or ()) if not is_of_other_modality(each)]
+        if faults:
             raise UserError(
-                f"checkpoint '{model_name}' does not fit its configuration: {fault} {len(found[fault])}, "
-                f"first: {min(map(str, found[fault]))}"
+                f"checkpoint '{model_name}' does not fit its configuration: {fault} {len(faults)}, "
+                f"first: {min(faults)}"
             )
     model.to(device)
     _set_generation(model, model_name)
@@ -72,9 +74,9 @@ def _other_weights(shards: Shards) -> dict[str, Tensor]:
 
 
 def is_routed_expert(name: str, tensor: StoredTensor) -> bool:
-    """Whether a tensor of a checkpoint is a weight of routed experts."""
+    """Whether a tensor of a checkpoint is a weight of routed experts that text may pass."""
     _, within, rest = name.partition(".experts.")
-    return bool(within) and (rest[0].isdigit() or len(tensor.shape) > 1)
+    return bool(within) and not is_of_other_modality(name) and (rest[0].isdigit() or len(tensor.shape) > 1)
 
 
 def _set_generation(model: Any, model_name: str) -> None:
