@@ -27,8 +27,8 @@ def check_context(what: str, lengths: Sequence[int], context: int | None, allowe
     if not (beyond := beyond_context(lengths, context)):
         return 0
     fault = (
-        f"{what}: {beyond} of {len(lengths)} go beyond the model's context of {context} positions, the longest "
-        f"with {max(lengths)} tokens"
+        f"{what}: {beyond} of {len(lengths)} go beyond the model's context of {context} positions, the "
+        f"longest with {max(lengths)} tokens"
     )
     if not allowed:
         raise UserError(

@@ -47,20 +47,22 @@ def chat(
     After a reply follow its decode ECR, its LRU hit rate, and the work of the offloading engine if there is
     one. A line that cannot be asked is answered with the reason, and the conversation goes on.
     """
-    out = out or sys.stdout
-    print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=out)
+    shown = out or sys.stdout
+    print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=shown)
     if conversation.one_by_one:
         task = conversation.wording.task
-        print(f"each message is asked by itself, in the words of '{task}', without a chat template", file=out)
+        print(
+            f"each message is asked by itself, in the words of '{task}', without a chat template", file=shown
+        )
     try:
         for number, line in enumerate(lines, start=1):
             try:
                 if message := _decoded(line, number):
-                    _reply(evaluated, conversation, message, max_new_tokens, temperature, out)
+                    _reply(evaluated, conversation, message, max_new_tokens, temperature, shown)
             except UserError as error:
-                print(f"error: {error}", file=out, flush=True)
+                print(f"error: {error}", file=shown, flush=True)
     except KeyboardInterrupt:
-        print("\nchat ended", file=out)
+        print("\nchat ended", file=shown)
 
 
 def _decoded(line: bytes | str, number: int) -> str:
