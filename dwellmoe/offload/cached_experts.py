@@ -92,7 +92,7 @@ class CachedExperts:
 
     def _run_token(self, layer: int, module: Any, hidden_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor):
         experts, shares = indices_1K.flatten().tolist(), weights_1K.flatten().tolist()
-        _check_finite(layer, sum(shares))
+        _check_finite(layer, sum(shares), hidden_1D)
         if shares != sorted(shares, reverse=True):
             weights_1K, indices_1K = router_order(weights_1K, indices_1K)
             experts = indices_1K.flatten().tolist()
@@ -116,7 +116,7 @@ class CachedExperts:
         self, layer: int, module: Any, begin: int, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor
     ):
         """Rows of a batch that make one request; `begin` is the first of them in the forward pass."""
-        chosen_TK = self._chosen(layer, indices_TK, weights_TK)
+        chosen_TK = self._chosen(layer, hidden_TD, indices_TK, weights_TK)
         self._record(layer, chosen_TK, begin)
         requested = chosen_TK[chosen_TK < self.live.experts].tolist()
         if not requested:
@@ -127,7 +127,7 @@ class CachedExperts:
         return work.result()
 
     def _run_chunk(self, layer: int, module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor):
-        chosen_TK = self._chosen(layer, indices_TK, weights_TK)
+        chosen_TK = self._chosen(layer, hidden_TD, indices_TK, weights_TK)
         self._record(layer, chosen_TK, 0)
         plan = self.live.prefill(layer, chosen_TK)
         requested = list(dict.fromkeys(chosen_TK[chosen_TK < self.live.experts].tolist()))
@@ -161,9 +161,9 @@ class CachedExperts:
             self.prefetch.after_request(layer, hidden_TD, experts)
         request.finish()
 
-    def _chosen(self, layer: int, indices_TK: Tensor, weights_TK: Tensor) -> np.ndarray:
+    def _chosen(self, layer: int, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> np.ndarray:
         """The router's choice in its order, [T, K], on the host."""
-        _check_finite(layer, float(weights_TK.sum()))
+        _check_finite(layer, float(weights_TK.sum()), hidden_TD)
         _, ordered_TK = router_order(weights_TK, indices_TK)
         return ordered_TK.cpu().numpy()
 
@@ -173,8 +173,15 @@ class CachedExperts:
             self.recorder.add(layer, np.asarray(chosen_TK), requests, self.forward_pass.prefill, begin)
 
 
-def _check_finite(layer: int, total: float) -> None:
-    if not isfinite(total):
+def _check_finite(layer: int, total: float, hidden_TD: Tensor) -> None:
+    """Raises UserError for router weights that are not finite; it says whether the router is to blame."""
+    if isfinite(total):
+        return
+    if torch.isfinite(hidden_TD).all():
         raise UserError(
             f"the router of MoE layer {layer} gives weights that are not finite (NaN or infinite)"
         )
+    raise UserError(
+        f"MoE layer {layer} is given hidden states that are not finite (NaN or infinite): a weight before it "
+        + (f"or an expert of MoE layer {layer - 1} is damaged" if layer else "is damaged")
+    )

@@ -177,3 +177,15 @@ def test_a_router_that_gives_nan_is_named():
             model(prompt())
         gate.weight.data.copy_(weight)
         assert torch.equal(model(prompt()).logits, expected)
+
+
+def test_an_expert_that_gives_nan_is_told_from_a_router(tmp_path):
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "layers.0.mlp.experts." in name:
+            weight.fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model, engine = engine_of("olmoe", folder)
+    with engine, torch.no_grad(), pytest.raises(UserError, match=r"MoE layer 1 .* expert of MoE layer 0"):
+        model(prompt())
