@@ -60,6 +60,9 @@ def load_tokenizer(settings: ModelSettings):
         raise UserError(f"no tokenizer in '{settings.model_name}': {first_line(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"no tokenizer in '{settings.model_name}': its files are missing")
+    if not tokenizer.encode("a 1", add_special_tokens=False):
+        kind = type(tokenizer).__name__
+        raise UserError(f"the tokenizer in '{settings.model_name}' ({kind}) makes no tokens of a text")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

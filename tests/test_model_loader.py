@@ -16,7 +16,8 @@ from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.settings.model import ModelSettings
 from model_loader import load_evaluated_model, save_merged
-from tests.tiny_models import tiny_model
+from tests.data.stand_ins import word_tokenizer
+from tests.tiny_models import tiny_model, tiny_multimodal
 
 
 @pytest.fixture
@@ -114,6 +115,14 @@ def test_pickled_weights_that_hold_more_than_tensors_are_refused_in_one_line(tmp
     with pytest.raises(UserError, match=f"checkpoint '{tmp_path}' cannot be loaded") as error:
         load_model(ModelSettings(model_name=str(tmp_path)))
     assert "\n" not in str(error.value) and "torch" not in str(error.value).replace("pytorch_model", "")
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_refused(tmp_path):
+    """transformers picks the class by `model_type`: here one that finds no words of this vocabulary."""
+    tiny_multimodal("qwen3_5_moe").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"\(Qwen3_5Tokenizer\) makes no tokens"):
+        load_tokenizer(ModelSettings(model_name=str(tmp_path)))
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
