@@ -180,7 +180,8 @@ def _value(kind: str, spec: str, key: str, text: str, wanted: type) -> Value:
     except ValueError:
         name = wanted.__name__
         raise UserError(f"{kind} '{spec}': option '{key}' must be of type {name}, got '{text}'") from None
-    if isinstance(value, int | float) and not abs(value) <= _LARGEST[type(value)]:
+    endless = (key, text) == ("horizon", "inf")  # `lopt:horizon=inf` is `opt`
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST[type(value)] and not endless:
         raise UserError(f"{kind} '{spec}': option '{key}' must be finite and less, got '{text}'")
     return value
 

@@ -233,6 +233,8 @@ def test_no_option_takes_a_number_that_is_none(kind, value):
     specs = [*numeric_options(kind)]
     assert specs
     for spec in specs:
+        if (spec, value) == ("lopt:horizon", "inf"):
+            continue  # which is `opt`
         with pytest.raises(UserError, match=spec.partition(":")[2]) as told:
             USES[kind](f"{spec}={value}")
         assert "\n" not in str(told.value)

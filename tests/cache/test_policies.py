@@ -106,7 +106,7 @@ def test_random_is_seeded():
         ("lru:decay=1", "unknown option 'decay'"),
         ("lrfu:decay=fast", "must be of type float"),
         ("lrfu:decay=0", "decay must be above 0"),
-        ("lrfu:decay=nan", "decay must be above 0"),
+        ("lrfu:decay=nan", "'decay' must be finite"),
         ("lopt:horizon=-1", "horizon must be a whole number"),
         ("lopt:horizon=1.5", "horizon must be a whole number"),
         ("s3fifo:small=1", "small must be a share"),

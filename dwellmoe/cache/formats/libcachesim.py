@@ -173,9 +173,6 @@ def _read_csv(path: Path) -> Accesses:
 def _columns(path: Path, cells: list[str]) -> dict[str, int]:
     """The columns that are read and where they stand. UserError where one is missing or there twice."""
     names = [cell.strip(' #"\r').lower().replace("-", "_").replace(" ", "_") for cell in cells]
-    unread = [name for name in names if name not in sum(NAMES.values(), ()) and not name.startswith("next")]
-    if unread:
-        warn_once(f"{path}: columns that are not read: {', '.join(unread):.80}")
     index = {}
     for column, known in NAMES.items():
         found = [i for i, name in enumerate(names) if name in known]
@@ -185,6 +182,9 @@ def _columns(path: Path, cells: list[str]) -> dict[str, int]:
                 f"{path}, line 1: needs one column '{column}' (or {', '.join(known[1:])}), got {listed!r}"
             )
         index |= {column: found[0]} if found else {}
+    unread = [name for name in names if name not in sum(NAMES.values(), ()) and not name.startswith("next")]
+    if unread:
+        warn_once(f"{path}: columns that are not read: {', '.join(unread)!r:.80}")
     return index
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from dwellmoe.cache.access import passes_of
 from dwellmoe.cache.device import DeviceProfile
 from dwellmoe.cache.flat_id import FlatId, flat_id, layer_and_expert
+from dwellmoe.cache.memory import check_memory
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.tiers.tier_policy import (
     PREFETCHING,
@@ -27,6 +28,8 @@ from dwellmoe.cache.tiers.watermark.watermark_cache import Prefetched, Watermark
 from dwellmoe.cache.trace import EMPTY, RoutingTrace
 from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError
+
+STATE_BYTES = 400  # for each expert of each layer, in plain Python objects
 
 
 @dataclass
@@ -98,6 +101,8 @@ def stall(
     """
     if min(trace.expert_bytes) <= 0:
         raise UserError("stall time needs a trace with expert_bytes, the size of one expert of each layer")
+    experts = trace.layers * trace.num_experts
+    check_memory(STATE_BYTES * experts, f"tiers for {trace.layers} layers x {trace.num_experts} experts")
     all_bytes = sum(trace.expert_bytes) * trace.num_experts
     token_bytes = trace.top_k * sum(trace.expert_bytes) + resident_bytes
     compute_seconds = device.seconds_per_token(token_bytes, trace.layers, 0, 0) / trace.layers
