@@ -12,7 +12,7 @@ SHOWN = {
 
 
 def model_card(folder: Path, base: str, is_adapter: bool, facts: Mapping[str, str], history: Sequence) -> str:
-    """The card as Markdown. `facts`: the rows of its table; `history`: the validations, as (step, metrics)."""
+    """The card as Markdown. `facts`: the rows of its table; `history`: validations, as (step, metrics)."""
     what = "A LoRA adapter" if is_adapter else "A fine-tuned model"
     parts = [
         _front_matter(base, is_adapter),
