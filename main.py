@@ -57,7 +57,7 @@ from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profil
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
 from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, check_same_run, counting
-from model_loader import save_merged, trained_model
+from model_loader import complete_trained, save_merged, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
 
 
@@ -292,6 +292,8 @@ def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]
     with checkpoints_kept(run.folder), written_whole(run.folder) as beside:
         trainer.save_model(str(beside))
         if run.train.process_index == 0:
+            if not run.adapter.use_lora and not is_deepspeed_zero3_enabled():
+                complete_trained(trainer.accelerator.unwrap_model(trainer.model), beside, run.model)
             tokenizer.save_pretrained(beside)
             write_summary(run, trainer, selected, beside / "training_summary.json")
             write_card(run, trainer, selected, wording.task, beside / "README.md")

@@ -49,7 +49,7 @@ def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:
     What the base holds besides (the vision part of a multimodal one) is copied.
     """
     merged = model.merge_and_unload()
-    is_part = type(merged.config) is not type(load_config(base))
+    is_part = _is_part(merged, base)
     keep_types = base.dtype == "auto"
     if keep_types and not is_part:
         _cast_as_stored(merged, base.model_name)
@@ -58,6 +58,16 @@ def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:
         complete_checkpoint(beside, base.model_name, is_part=is_part, keep_types=keep_types)
         tokenizer.save_pretrained(beside)
         give_usual_modes(beside)
+
+
+def complete_trained(model, folder: Path, base: ModelSettings) -> None:
+    """Adds to a model trained in full and saved in `folder` what its base holds besides."""
+    complete_checkpoint(folder, base.model_name, is_part=_is_part(model, base), keep_types=False)
+
+
+def _is_part(model, base: ModelSettings) -> bool:
+    """Whether the model is the text part of a multimodal base."""
+    return type(model.config) is not type(load_config(base))
 
 
 def _cast_as_stored(model: nn.Module, base_name: str) -> None:

@@ -105,11 +105,8 @@ class LocalityLoss:
         """How each router that counts ranks its experts; nothing where all rank them by their logits."""
         counted = [layer for layer in self.moe_layers if self._layers is None or layer.index in self._layers]
         rules = choice_rules(model, counted)
-        for layer, rule in zip(counted, rules, strict=True):
-            if rule is None:
-                warn_once(
-                    f"{objective} goes by logits: how router '{layer.router}' ranks its experts is unknown"
-                )
+        if unknown := [layer.router for layer, rule in zip(counted, rules, strict=True) if rule is None]:
+            warn_once(f"{objective} goes by logits: how router '{unknown[0]}' ranks its experts is unknown")
         return rules if any(rule and not rule.ranks_by_logits for rule in rules) else ()
 
     def _ranked(self, logits_LBTE: Tensor) -> Tensor:
