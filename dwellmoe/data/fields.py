@@ -17,7 +17,6 @@ from typing import Any
 from dwellmoe.data import keys
 from dwellmoe.data.keys import Place, list_of, table_of, table_with
 from dwellmoe.data.templates import as_text
-from dwellmoe.data.templates import fill as fill
 from dwellmoe.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
