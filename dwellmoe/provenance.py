@@ -4,9 +4,8 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from dwellmoe import __version__
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +15,7 @@ def provenance() -> dict[str, str]:
     program = Path(sys.argv[0]).name
     return {
         "command": shlex.join([program, *sys.argv[1:]]),
-        "code": _commit() or f"dwellmoe {__version__}",
+        "code": _commit() or _version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -38,3 +37,10 @@ def _git(*words: str) -> str:
         ["git", "-C", str(_CHECKOUT), *words], capture_output=True, text=True, check=True, timeout=20
     )
     return done.stdout.strip()
+
+
+def _version() -> str:
+    try:
+        return f"dwellmoe {version('dwellmoe')}"
+    except PackageNotFoundError:
+        return "dwellmoe, not installed"

@@ -2,8 +2,9 @@
 
 import re
 import sys
+from importlib.metadata import version
 
-from dwellmoe import __version__, provenance
+from dwellmoe import provenance
 
 
 def test_it_names_command_code_and_date(monkeypatch):
@@ -16,4 +17,4 @@ def test_it_names_command_code_and_date(monkeypatch):
 
 def test_outside_a_checkout_the_version_stands_for_the_code(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "_CHECKOUT", tmp_path)
-    assert provenance.provenance()["code"] == f"dwellmoe {__version__}"
+    assert provenance.provenance()["code"] == f"dwellmoe {version('dwellmoe')}"

@@ -60,9 +60,9 @@ def _decode_first(row: Mapping) -> bool:
     return row["phase"] != "decode"
 
 
-def _metrics(rows: Sequence[Mapping]) -> list[tuple[str, str, list[Mapping]]]:
+def _metrics(rows: Sequence[Mapping]) -> list[tuple[str, str, Sequence[Mapping]]]:
     """(name of the task or "", metric, its row of each variant) of every metric that was measured."""
-    tables = {"": rows}
+    tables: dict[str, Sequence[Mapping]] = {"": rows}
     for task in rows[0].get("by_task") or {}:
         tables[task] = [row["by_task"][task] for row in rows]
     return [
