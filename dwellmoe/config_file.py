@@ -74,4 +74,5 @@ def _option(path: Path, name: Any, value: Any) -> list[str]:
 def _text(path: Path, name: str, value: Any) -> str:
     if isinstance(value, list | dict) or value is None:
         raise UserError(f"--config {path}: {name}: a list of texts and numbers was expected")
-    return str(value)
+    # YAML reads `no` as false: as a text it is a choice of --eval_strategy, and still means false elsewhere.
+    return "no" if value is False else str(value)

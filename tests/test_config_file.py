@@ -34,6 +34,7 @@ def parse(tmp_path):
         ("", Example()),
         ("count: 3\nrate: 1e-3\n", Example(3, 1e-3)),
         ("active: no", Example(active=False)),
+        ("active: false\nnames: no", Example(active=False, names="no")),
         ("count: null\nnames: ~", Example()),
         ("names: [a, b]\n", Example(names="a,b")),
         ("names: [1, 2.5]\n", Example(names="1,2.5")),
