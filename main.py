@@ -39,6 +39,7 @@ from dwellmoe.data.tokenised import rows_name, tokenise_split
 from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, first_line, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
+from dwellmoe.families.packing import mixes_packed_requests
 from dwellmoe.files import written_whole
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.loading import load_config, load_model, load_tokenizer, quiet
@@ -56,6 +57,7 @@ from dwellmoe.locality.model_card import model_card
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
+from dwellmoe.log import warn_once
 from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, check_same_run, counting
 from model_loader import complete_trained, save_merged, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
@@ -90,6 +92,7 @@ def train(run: Run) -> None:
     checkpoint, same_run = find_checkpoint(run, now)
     model = load_model(run.model)
     layers = find_moe_layers(model, run.model.moe_module_name)
+    check_packing(run, model)
     collator = make_collator(run, tokenizer)
     selected = choose_layers(run, model, layers, train_rows, collator)
     if run.adapter.profile_only:
@@ -110,6 +113,19 @@ def train(run: Run) -> None:
     if trainer.state.global_step == 0:
         raise UserError(f"{task.name}: too few training examples for a single step; nothing was trained")
     save(run, trainer, tokenizer, selected, wording)
+
+
+def check_packing(run: Run, model) -> None:
+    """UserError where packed requests would silently see one another."""
+    if not run.data.packing:
+        return
+    if is_deepspeed_zero3_enabled():
+        warn_once("--packing: under ZeRO-3 it is not checked that this model keeps packed requests apart")
+    elif mixes_packed_requests(model):
+        raise UserError(
+            f"--packing: {model.config.model_type} does not keep the packed requests of a row apart in "
+            "transformers; train without it"
+        )
 
 
 def run_trainer(trainer: LocalityTrainer, checkpoint: Path | None) -> None:
