@@ -13,12 +13,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.checkpoints import checkpoints_kept, damage, step_of, whole_checkpoints, write_checksums
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.families import MoeLayer
+from dwellmoe.families.not_finite import refuse_nan
 from dwellmoe.files import give_usual_modes
 from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
@@ -116,6 +117,8 @@ class LocalityTrainer(Trainer):
         cache = self._rerouting and self._rerouting.of_batch(segments_BT, labels_BT)
         with self._loss.watch([monitor.recorder for monitor in monitors], cache):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.state.global_step == 0 and not is_deepspeed_zero3_enabled():  # whose weights are in shards
+            refuse_nan(self.model, lm_loss, inputs)
         terms = self._terms(segments_BT, labels_BT)
         if reference:
             terms |= self._distances(outputs["logits"], reference, segments_BT, labels_BT)

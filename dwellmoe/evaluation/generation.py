@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
+from dwellmoe.families.not_finite import refuse_nan
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder, generated_lengths
 
@@ -165,8 +166,24 @@ def _config(evaluated: EvaluatedModel, max_new_tokens: int, temperature: float) 
 def _run(evaluated: EvaluatedModel, prompt_ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
     device = evaluated.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
+    checks = LogitsProcessorList([_RefuseNan(evaluated.model, inputs)])
     with torch.inference_mode():
-        return evaluated.model.generate(**inputs, **options).cpu()
+        return evaluated.model.generate(**inputs, logits_processor=checks, **options).cpu()
+
+
+class _RefuseNan(LogitsProcessor):
+    """Refuses logits of the first token that are NaN, of which sampling would make some text."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Tensor]) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._first = True
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._first:
+            refuse_nan(self._model, scores, self._inputs)
+        self._first = False
+        return scores
 
 
 def _answer(evaluated: EvaluatedModel, request_id: int, ids: list[int], stop: Sequence[str]) -> Answer:

@@ -16,6 +16,7 @@ from dwellmoe.data.collate import PaddingCollator
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
 from dwellmoe.evaluation.requests import Request
+from dwellmoe.families.not_finite import refuse_nan
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder
 
@@ -95,7 +96,9 @@ def _forward(evaluated: EvaluatedModel, batch: dict[str, Tensor], recorder: Trac
     if observers or evaluated.rerouting:
         tap = RouterTap(evaluated.model, evaluated.moe_layers, observers, evaluated.rerouting)
     with tap:
-        return evaluated.model(**inputs, use_cache=False).logits
+        logits_BTV = evaluated.model(**inputs, use_cache=False).logits
+    refuse_nan(evaluated.model, logits_BTV.amax(-1)[inputs["attention_mask"].bool()], inputs)
+    return logits_BTV
 
 
 def _scores(logits_BTV: Tensor, batch: dict[str, Tensor], plain_BTV: Tensor | None = None) -> list[Score]:

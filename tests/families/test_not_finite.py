@@ -1,0 +1,44 @@
+"""A model whose results are NaN is refused by the name of the weight, or of the layer."""
+
+import pytest
+import torch
+
+from dwellmoe.errors import UserError
+from dwellmoe.families.not_finite import refuse_nan
+from dwellmoe.offload import EngineSettings, engine_of, load_with_cache
+from tests.tiny_models import tiny_model
+
+INPUTS = {"input_ids": torch.arange(3, 11)[None]}
+
+
+def spoiled(name: str, value: float):
+    model = tiny_model("olmoe")
+    with torch.no_grad():
+        model.get_parameter(name).flatten()[0] = value
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_in_memory_is_named(name, value):
+    model = spoiled(name, value)
+    with pytest.raises(UserError, match=f"its weight {name} holds NaN"):
+        refuse_nan(model, torch.tensor(float("nan")), INPUTS)
+
+
+def test_finite_results_are_not_refused():
+    model = tiny_model("olmoe")
+    refuse_nan(model, model(**INPUTS).logits, INPUTS)
+    refuse_nan(model, torch.tensor(float("nan")), INPUTS)  # it is not the model that makes this NaN
+
+
+def test_experts_on_disk_are_named_by_their_layer(tmp_path):
+    model = tiny_model("olmoe")
+    with torch.no_grad():
+        model.get_parameter("model.layers.2.mlp.experts.down_proj").fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    cached, _ = load_with_cache(str(tmp_path), EngineSettings("50%"))
+    engine = engine_of(cached)
+    assert engine is not None
+    with engine, torch.inference_mode(), pytest.raises(UserError, match=r"NaN from model\.layers\.2\.mlp"):
+        refuse_nan(cached, cached(**INPUTS).logits, INPUTS)
