@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -12,8 +11,8 @@ from typing import Any, NoReturn
 from dwellmoe.errors import UserError
 from dwellmoe.options import Range
 
-WIDEST = 120
-"""Columns of a help page; as many where the output is no terminal."""
+WIDTH = 120
+"""Columns of a help page, also where the terminal has fewer: it wraps a line, the page keeps its length."""
 _LONGEST_VALUE = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -22,8 +21,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that wants names in full, and whose errors are a UserError."""
 
     def __init__(self, **options: Any) -> None:
-        width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
-        layout = partial(argparse.HelpFormatter, max_help_position=36, width=width)
+        layout = partial(argparse.HelpFormatter, max_help_position=36, width=WIDTH)
         super().__init__(**{"formatter_class": layout, "allow_abbrev": False, **options})
 
     def parse_args(self, args=None, namespace=None) -> Any:  # type: ignore[override]

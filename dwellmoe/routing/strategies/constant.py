@@ -16,7 +16,7 @@ class Constant(ResidentBonus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("constant", "share", self.share, lambda share: 0 <= share <= 1, "0 to 1")
+        check("constant", "share", self.share, lambda share: share >= 0, "at least 0")
 
     def alpha(self, context: RoutingContext) -> np.ndarray:
         return np.full(context.rank_TE.shape[1], self.share)
