@@ -4,42 +4,72 @@ The files lie in the folder of the results until the report is written. They bel
 adapters, requests and settings: others have a folder of their own.
 """
 
-import io
-import pickle
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from dwellmoe.cache.tensor_file import map_tensors, write_tensors
 from dwellmoe.errors import UserError
-from dwellmoe.files import replacing
 
 Result = TypeVar("Result")
 PREFIX = "unfinished-"
-NUMPY = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
+SUFFIX = ".safetensors"
+CLASSES = {
+    "RoutingTrace": "dwellmoe.cache.trace",
+    "ChoiceScore": "dwellmoe.evaluation.answers.choices",
+    "Answer": "dwellmoe.evaluation.generation",
+    "Timing": "dwellmoe.evaluation.generation",
+    "_ScoredBatch": "dwellmoe.evaluation.measure",
+    "_GeneratedBatch": "dwellmoe.evaluation.measure",
+    "GateSums": "dwellmoe.evaluation.recording",
+    "Recording": "dwellmoe.evaluation.recording",
+    "Score": "dwellmoe.evaluation.teacher_forced",
 }
-OWN = {
-    "dwellmoe.cache.trace": {"RoutingTrace"},
-    "dwellmoe.evaluation.answers.choices": {"ChoiceScore"},
-    "dwellmoe.evaluation.generation": {"Answer", "Timing"},
-    "dwellmoe.evaluation.measure": {"_ScoredBatch", "_GeneratedBatch"},
-    "dwellmoe.evaluation.recording": {"GateSums", "Recording"},
-    "dwellmoe.evaluation.teacher_forced": {"Score"},
-}
-"""Module -> classes whose instances a file may hold; reading one can run nothing else."""
+"""Class -> module of everything that a measurement is made of; a file can name no other."""
 
 
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in OWN.get(module, ()) or (module, name) in NUMPY:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a measurement")
+def to_json(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The value as JSON: arrays go to `arrays` and leave their name, other things a pair of kind and content.
+
+    Raises TypeError for what is no part of a measurement.
+    """
+    if isinstance(value, np.generic):
+        return to_json(value.item(), arrays)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray):
+        arrays[name := f"array-{len(arrays)}"] = value
+        return ["array", name]
+    if isinstance(value, dict):
+        return ["dict", [[to_json(key, arrays), to_json(each, arrays)] for key, each in value.items()]]
+    kind = type(value).__name__
+    if kind in CLASSES:
+        names = [field.name for field in fields(value)] if is_dataclass(value) else value._fields
+        return [kind, {name: to_json(getattr(value, name), arrays) for name in names}]
+    if isinstance(value, list | tuple):
+        return [kind, [to_json(each, arrays) for each in value]]
+    raise TypeError(f"{kind} is no part of a measurement")
+
+
+def from_json(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The value that `to_json` took apart."""
+    if not isinstance(value, list):
+        return value
+    kind, content = value
+    if kind == "array":
+        return arrays[content]
+    if kind == "dict":
+        return {from_json(key, arrays): from_json(each, arrays) for key, each in content}
+    if kind in ("list", "tuple"):
+        return {"list": list, "tuple": tuple}[kind](from_json(each, arrays) for each in content)
+    made_of = {name: from_json(each, arrays) for name, each in content.items()}
+    return getattr(import_module(CLASSES[kind]), kind)(**made_of)
 
 
 @dataclass(frozen=True)
@@ -55,14 +85,16 @@ class KeptBatches:
         if not self.resume or not path.is_file():
             return None
         try:
-            return _Reader(io.BytesIO(path.read_bytes())).load()
-        except (OSError, ValueError, TypeError, pickle.UnpicklingError, EOFError, AttributeError, IndexError):
+            arrays, metadata = map_tensors(path)
+            return from_json(json.loads(metadata["value"]), arrays)
+        except (UserError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
 
     def keep(self, name: str, result: Any) -> None:
         """Keeps a result. Raises UserError where it cannot be written."""
-        with replacing(self._path(name)) as file:
-            pickle.dump(result, file, protocol=5)
+        arrays: dict[str, np.ndarray] = {}
+        value = json.dumps(to_json(result, arrays))
+        write_tensors(self._path(name), arrays, {"value": value})
 
     def get_or(self, name: str, measure: Callable[[], Result]) -> Result:
         """What was kept by that name, or what `measure` gives, which is then kept."""
@@ -74,7 +106,7 @@ class KeptBatches:
 
     def count(self) -> int:
         """How many results there are."""
-        return sum(1 for _ in self.folder.glob("*.pickle"))
+        return sum(1 for _ in self.folder.glob(f"*{SUFFIX}"))
 
     def make_folder(self) -> None:
         """Raises UserError where nothing can be written."""
@@ -88,4 +120,4 @@ class KeptBatches:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.pickle"
+        return self.folder / f"{name}{SUFFIX}"

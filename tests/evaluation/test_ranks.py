@@ -52,7 +52,8 @@ def test_ranks_that_were_killed_go_on_with_what_they_measured(workspace, report,
         torchrun(2, "inference.py", *arguments), cwd=ROOT, env=ENVIRONMENT, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("results/unfinished-*/control-*.pickle")) and time.monotonic() < deadline:
+    kept = "results/unfinished-*/control-*.safetensors"
+    while not list(tmp_path.glob(kept)) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -1,14 +1,17 @@
 """An evaluation that is stopped goes on where it was, and gives the report of one that was not."""
 
 import json
-import pickle
 import shutil
 
+import numpy as np
 import pytest
 
+from dwellmoe.cache.tensor_file import write_tensors
 from dwellmoe.evaluation import measure
+from dwellmoe.evaluation.answers.choices import ChoiceScore
 from dwellmoe.evaluation.kept_batches import PREFIX, KeptBatches
 from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.teacher_forced import Score
 from inference import evaluate, parse
 from tests.evaluation.workspace import NOT_COMPARED, options
 
@@ -82,14 +85,28 @@ def test_other_weights_are_measured_anew(workspace, one_thread, tmp_path, monkey
     assert "going on with 0 batches" in capsys.readouterr().out
 
 
-class Bomb:
-    def __reduce__(self):
-        return print, ("boom",)
+FOREIGN = {"value": json.dumps(["Popen", {"args": "true"}])}
 
 
-@pytest.mark.parametrize("content", [pickle.dumps(Bomb()), pickle.dumps(Ranks()), b"", b"text"])
-def test_a_file_that_holds_no_measurement_is_measured_again(tmp_path, capsys, content):
-    (tmp_path / "x.pickle").write_bytes(content)
+@pytest.mark.parametrize("content", [FOREIGN, {"value": "[" * 100_000}, {}, b"", b"text"])
+def test_a_file_that_holds_no_measurement_is_measured_again(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content) if isinstance(content, bytes) else write_tensors(path, {}, content)
     kept = KeptBatches(tmp_path, resume=True)
     assert kept.get("x") is None and kept.get_or("x", lambda: [1]) == [1] == kept.get("x")
-    assert "boom" not in capsys.readouterr().out
+
+
+def test_what_is_kept_comes_back_as_it_was(tmp_path):
+    kept = KeptBatches(tmp_path, resume=True)
+    result = [
+        ChoiceScore(3, Score(nll=0.1 + 0.2, tokens=4, divergence=None)),
+        {7: (np.float64(1 / 3), [True, "text", float("inf")])},
+        {"sums": np.arange(6, dtype=np.uint16).reshape(2, 3), "none": np.zeros((0, 4), np.float32)},
+    ]
+    kept.keep("x", result)
+    again = kept.get("x")
+    assert again[:2] == result[:2] and isinstance(again[0], ChoiceScore)
+    for name, array in result[2].items():
+        assert again[2][name].dtype == array.dtype and np.array_equal(again[2][name], array)
+    with pytest.raises(TypeError, match="Ranks"):
+        kept.keep("y", Ranks())
