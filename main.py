@@ -40,6 +40,7 @@ from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, first_line, run_command
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.families.packing import mixes_packed_requests
+from dwellmoe.families.padding import depends_on_padding
 from dwellmoe.files import written_whole
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.loading import load_config, load_model, load_tokenizer, quiet
@@ -93,6 +94,7 @@ def train(run: Run) -> None:
     model = load_model(run.model)
     layers = find_moe_layers(model, run.model.moe_module_name)
     check_packing(run, model)
+    validate_alone(run, model)
     collator = make_collator(run, tokenizer)
     selected = choose_layers(run, model, layers, train_rows, collator)
     if run.adapter.profile_only:
@@ -125,6 +127,16 @@ def check_packing(run: Run, model) -> None:
         raise UserError(
             f"--packing: {model.config.model_type} does not keep the packed requests of a row apart in "
             "transformers; train without it"
+        )
+
+
+def validate_alone(run: Run, model) -> None:
+    """One example a validation batch where padding would change what is measured."""
+    if run.train.per_device_eval_batch_size > 1 and depends_on_padding(model):
+        run.train.per_device_eval_batch_size = 1
+        warn_once(
+            f"{model.config.model_type}: validated one example at a time, since transformers gives a padded "
+            "request other logits; training batches are padded all the same"
         )
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from dwellmoe.data.wording import saved_wording
 from dwellmoe.errors import UserError
 from dwellmoe.folder_lock import only_writer
 from tests.conftest import ROOT, quick_training
+from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -353,3 +356,10 @@ def test_options_come_from_a_file_too(train, tmp_path, options):
     (tmp_path / "run.yaml").write_text("lora_rank: 0\n")
     with pytest.raises(UserError, match="--lora_rank 0: must be at least 1"):
         train("--config", "run.yaml", *options[: options.index("--lora_rank")])
+
+
+@pytest.mark.parametrize(("family", "expected"), [("deepseek_v32", 1), ("deepseek_v3", 8)])
+def test_models_that_padding_changes_are_validated_one_by_one(family, expected):
+    run: Any = SimpleNamespace(train=SimpleNamespace(per_device_eval_batch_size=8))
+    main.validate_alone(run, tiny_model(family))
+    assert run.train.per_device_eval_batch_size == expected
