@@ -181,8 +181,8 @@ def find_checkpoint(run: Run, now: dict[str, Any]) -> tuple[Path | None, bool]:
         run.report(
             f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
         )
-    if checkpoint and 0 < run.train.max_steps < step_of(checkpoint):
-        raise UserError(f"--max_steps {run.train.max_steps}: '{checkpoint}' is already beyond that")
+    if checkpoint and 0 < run.train.max_steps <= step_of(checkpoint):
+        raise UserError(f"--max_steps {run.train.max_steps}: '{checkpoint}' is there: give more steps")
     return checkpoint, checkpoint is None or check_same_run(checkpoint, now, run.adapter.resume_anyway)
 
 

@@ -19,7 +19,7 @@ class BaseModel(NamedTuple):
     name: str
     """Its name on the hub, or its folder as an absolute path."""
     fingerprint: str
-    """Of its weights."""
+    """Of its weights and configuration."""
 
 
 def base_model(model_name: str) -> BaseModel:
@@ -45,6 +45,8 @@ def check_base_model(adapters: Iterable[str], model_name: str, allow_other: bool
     records = {path: _read_record(path) for path in adapters}
     found = base_model(model_name) if any(records.values()) else None
     for path, trained_on in records.items():
+        if not Path(path).is_dir():
+            continue  # `load_adapters` refuses it
         if trained_on is None or found is None:
             warn_once(f"adapter '{path}' has no {BASE_FILE}: not checked whether '{model_name}' is its base")
         elif trained_on.fingerprint != found.fingerprint:
@@ -54,7 +56,7 @@ def check_base_model(adapters: Iterable[str], model_name: str, allow_other: bool
 def _refuse(path: str, trained_on: BaseModel, found: BaseModel, allow_other: bool) -> None:
     fault = (
         f"adapter '{path}' was trained on '{trained_on.name}' (fingerprint {trained_on.fingerprint}), not on "
-        f"the weights of '{found.name}' ({found.fingerprint})"
+        f"the weights and configuration of '{found.name}' ({found.fingerprint})"
     )
     if not allow_other:
         raise UserError(f"{fault}: give the --model_name it was trained on, or --allow_other_base True")

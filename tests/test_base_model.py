@@ -55,3 +55,19 @@ def test_a_broken_record_is_refused(adapter, tiny_checkpoint, text):
     (adapter / BASE_FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=BASE_FILE):
         check_base_model([str(adapter)], str(tiny_checkpoint), allow_other=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"), [({"num_experts_per_tok": 1}, True), ({"transformers_version": "9"}, False)]
+)
+def test_the_same_weights_under_another_configuration_are_another_base(
+    adapter, tmp_path, tiny_checkpoint, change, refused
+):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    if not refused:
+        check_base_model([str(adapter)], str(folder), allow_other=False)
+        return
+    with pytest.raises(UserError, match="configuration"):
+        check_base_model([str(adapter)], str(folder), allow_other=False)

@@ -27,6 +27,10 @@ def _parse(part: str) -> re.Match[str]:
     found = _PART.fullmatch(part)
     if found is None:
         raise UserError(f"split {part!r} is not of the form name, name[:90%], name[100:200]")
+    name, start, start_percent, stop, stop_percent = found.groups()
+    shares = [share for share, percent in ((start, start_percent), (stop, stop_percent)) if percent and share]
+    if any(int(share) > 100 for share in shares):
+        raise UserError(f"split {part!r}: a share of '{name}' is at most 100 %")
     return found
 
 

@@ -216,6 +216,7 @@ def test_a_file_serves_where_the_named_hub_is_out_of_reach(tmp_path, monkeypatch
             TASK.replace("files = {", "hub_path = 3\nfiles = {"),
             "'source\\[1\\].hub_path' must be a text that is not blank, found a whole number: 3",
         ),
+        (TASK + '[source.splits]\nvalidation = "a[:150%]"', "a\\[:150%\\]"),
         (TASK + '[source.splits]\nvalidation = "a[5"', "split 'a\\[5' is not of the form"),
         ("mix = { nope = 1 }", "unknown data set 'nope'"),
         ("mix = { boolq = 0 }", "'mix.boolq' must be a number above 0, found a whole number: 0"),

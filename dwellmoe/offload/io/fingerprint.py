@@ -1,41 +1,76 @@
-"""Fingerprint of a checkpoint: a hash by which its weights are known again, whatever its files are called.
+"""Fingerprint of a checkpoint: a hash by which its model is known again, whatever its files are called.
 
-Hashed are the name, type and shape of every tensor and a sample of its bytes: six pieces of 512 bytes, or all
-of a small tensor. So 30 GB of weights take seconds, and weights that were trained, merged or quantised
-differ. A change that no piece meets, such as one edited row of an embedding, stays unseen.
+Hashed are the name, type and shape of every tensor and its bytes: all of them up to a gigabyte of weights, of
+larger checkpoints sixteen pieces of 512 bytes of each tensor, or all of a small one. So 30 GB take seconds,
+and weights that were trained, merged or quantised differ. In a large checkpoint a change that no piece meets,
+such as one edited row of an embedding, stays unseen. The configuration counts too: by other numbers in it
+(experts a token, rotary base) the same weights are another model.
 """
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
 
 DIGEST_BYTES = 16
 PIECE_BYTES = 512
-SEEDED_PIECES = 3
+SEEDED_PIECES = 13
 """Besides those at the beginning, in the middle and at the end; their places depend on the tensor's name."""
 WHOLE_BYTES = 8192
 """A tensor up to this size is hashed whole: one read, as cheap as a piece."""
+SMALL_CHECKPOINT_BYTES = 1 << 30
+NO_ARITHMETIC = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+)
+"""Entries of a configuration that change no result; the type of the weights is theirs already."""
 
 
 def checkpoint_fingerprint(model_name: str) -> str:
-    """The fingerprint of a checkpoint folder, or of a name on the hub. Raises UserError as `find_shards`."""
-    return fingerprint(find_shards(model_name))
+    """The fingerprint of a checkpoint folder, or of a name on the hub: weights and configuration.
+
+    Raises UserError as `find_shards`.
+    """
+    shards = find_shards(model_name)
+    both = fingerprint(shards) + _configuration(Path(shards.paths[0]).parent / "config.json")
+    return hashlib.blake2b(both.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _configuration(path: Path) -> str:
+    """What of a configuration decides results; empty where there is none that can be read."""
+    try:
+        return json.dumps(_arithmetic(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True)
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _arithmetic(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _arithmetic(each) for name, each in value.items() if name not in NO_ARITHMETIC}
 
 
 def fingerprint(shards: Shards) -> str:
     """32 hexadecimal digits that depend on the tensors alone, not on how they are spread over files."""
     names = sorted(shards.tensors)
+    is_small = sum(tensor.nbytes for tensor in shards.tensors.values()) <= SMALL_CHECKPOINT_BYTES
     with ExitStack() as stack, ThreadPoolExecutor() as readers:
         files = [stack.enter_context(open(path, "rb")).fileno() for path in shards.paths]
 
         def digest_of(name: str) -> bytes:
             tensor = shards.tensors[name]
-            return _tensor_digest(files[tensor.shard], name, tensor)
+            return _tensor_digest(files[tensor.shard], name, tensor, is_small)
 
         whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
         for digest in readers.map(digest_of, names):
@@ -43,9 +78,10 @@ def fingerprint(shards: Shards) -> str:
     return whole.hexdigest()
 
 
-def _tensor_digest(file: int, name: str, tensor: StoredTensor) -> bytes:
+def _tensor_digest(file: int, name: str, tensor: StoredTensor, whole: bool) -> bytes:
     found = hashlib.blake2b(repr((name, tensor.dtype, list(tensor.shape))).encode(), digest_size=DIGEST_BYTES)
-    for begin, length_bytes in _pieces(name, tensor.nbytes):
+    pieces = [(0, tensor.nbytes)] if whole else _pieces(name, tensor.nbytes)
+    for begin, length_bytes in pieces:
         found.update(os.pread(file, length_bytes, tensor.offset + begin))
     return found.digest()
 
