@@ -80,8 +80,15 @@ def seeded_sample(items: Sequence[Item], limit: int | None, seed: int) -> list[I
 
 def _render_split(task: Task, split: str) -> list[Example]:
     source = choose_source(task, split)
-    records = select(source.splits.get(split, split), lambda raw: read_records(task, source, raw))
+    expression = source.splits.get(split, split)
+    if source.kind == "file":  # a fault in another split's part of the file shows before any work
+        return select(expression, lambda raw: _all_examples(task, source, raw))
+    records = select(expression, lambda raw: read_records(task, source, raw))
     return [_example(task, source, record) for record in records]
+
+
+def _all_examples(task: Task, source: Source, raw: str) -> list[Example]:
+    return [_example(task, source, record) for record in read_records(task, source, raw)]
 
 
 def _example(task: Task, source: Source, record: Record) -> Example:

@@ -185,6 +185,16 @@ def test_one_file_is_split_by_itself(named, tmp_path, capsys):
     assert capsys.readouterr().err.count(f"{name}.jsonl is shuffled (seed 0) and cut into 80 % train") == 1
 
 
+def test_a_fault_in_any_part_of_a_file_shows_in_every_split(tmp_path):
+    rows = [{"question": f"w{n}", "reply": "w"} for n in range(20)]
+    for faulty in (0, 7, 19):
+        records = [row if n != faulty else {"question": "w"} for n, row in enumerate(rows)]
+        path = write_task(tmp_path, SOURCELESS, train=records)
+        for split in SPLITS:
+            with pytest.raises(UserError, match=f"train.jsonl:{faulty + 1}.*reply"):
+                read(path, split)
+
+
 def test_a_single_file_of_held_out_data_stays_whole(tmp_path):
     text = TASK.replace('train = "a.jsonl", validation = "b.jsonl", ', "")
     path = write_task(tmp_path, text, c=[{"question": f"w{n}", "reply": "w"} for n in range(20)])
