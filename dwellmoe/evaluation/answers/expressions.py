@@ -37,6 +37,8 @@ _MOST_MAGNITUDE = 20
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+)|([a-zA-Z])|([-+*/^!()\[\]{}|]))")
 _NO_PRODUCT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}|(?<!frac)(?<!frac )\b\d+\s+\d")
 """A word of three letters or more, or two numbers side by side."""
+_PLAIN_FRACTION = re.compile(r"\\frac(?:\{\d+\}|\d)(?:\{\d+\}|\d)")
+"""Of two whole numbers: after a whole number it is added to it."""
 _TIMES, _OVER = {"*", r"\cdot", r"\times"}, {"/", r"\div"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 _FUNCTIONS = {rf"\{name}": name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "exp", "log", "ln")}
@@ -201,9 +203,9 @@ class _Parser:
 
     def _number(self, token: str) -> Value:
         value = Fraction(token)
-        mixed = self._tokens[self._position : self._position + 7]
-        form = [r"\frac", "{", None, "}", "{", None, "}"]
-        if token.isdigit() and len(mixed) == len(form) and all(map(_fits, mixed, form)):
+        if token.isdigit() and _PLAIN_FRACTION.match(
+            "".join(self._tokens[self._position : self._position + 7])
+        ):
             return value + self._atom()
         return value
 
@@ -249,10 +251,6 @@ class _Parser:
             raise Unreadable
         number = ord(token) if len(token) == 1 else 200 + sorted(_LETTERS).index(token)
         return Fraction(number * (self._point + 2) % 97 + 2, 11 + self._point) * (-1) ** self._point
-
-
-def _fits(token: str, wanted: str | None) -> bool:
-    return token.isdigit() if wanted is None else token == wanted
 
 
 def _factorial(value: Value) -> Fraction:

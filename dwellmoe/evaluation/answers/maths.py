@@ -12,12 +12,42 @@ MOST_UNORDERED = 12
 """Sets and lists up to this length are matched in any order; longer ones must have the same order."""
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|[bB]ig[lr]?|limits|quad|qquad|bf|rm|it)(?![a-zA-Z])"
-    r"|(?<!\\)\\[!,;: ]|\\?\$|~"
+    r"|(?<!\\)\\[!,;: ()\[\]]|\\?\$|~"
 )
-_WORDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|boldsymbol|bm|pmb)\s*\{([^{}]*)\}")
+_BOLD = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf)(?=\s*\{)")
+_POWER_OF_TEN = re.compile(
+    r"(?<![\w.\\^])(\d+\.\d+(?=[eE][-+]?\d)|1(?=[eE][-+]?\d)|\d+(?=[eE]\d))[eE]([-+]?\d+)(?![\w.])"
+)
+"""Not `2e-1`, which is twice Euler's number, less one."""
+_SIGNS = {
+    sign: rf"\{name} "
+    for sign, name in zip(
+        "παβγθλωφ∞√×·÷±∪",
+        [
+            "pi",
+            "alpha",
+            "beta",
+            "gamma",
+            "theta",
+            "lambda",
+            "omega",
+            "phi",
+            "infty",
+            "sqrt",
+            "times",
+            "cdot",
+            "div",
+            "pm",
+            "cup",
+        ],
+        strict=True,
+    )
+}
 _UNIT_AFTER = re.compile(r"(?<=[\d}\s])\s*\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$")
 _DEGREES_PERCENT = re.compile(r"\^?\{?\\circ\}?|\\degree|°|\\?%")
-_NAME_IN_FRONT = re.compile(r"^[a-zA-Z](?:_\w|\([a-z]\))?\s*(?:=|\\in(?![a-z]))")
+_NAME_IN_FRONT = re.compile(r"^([a-zA-Z](?:_\w|\([a-z]\))?)\s*(?:=|\\in(?![a-z]))")
+_NAME_BEHIND = re.compile(r"^([^=,]+)=\s*[a-zA-Z](?:_\w|\([a-z]\))?$")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
 _THOUSANDS_IN_LIST = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
 _BLANK_AFTER_COMMA = re.compile(r",(?:\\[ ;:,]|~|\\q?quad(?![a-zA-Z]))+")
@@ -56,8 +86,9 @@ def _content(text: str) -> str | None:
 def same_result(one: str, other: str) -> bool:
     """Whether two results are the same number, expression, tuple, interval, set, matrix or word.
 
-    A unit after a number, degree and percent signs, and `x =` in front are ignored. Brackets count, and so
-    does the order, except in sets, unions and bare lists (the roots of an equation).
+    A unit after a number, degree and percent signs, and `x =` in front or `= x` behind are ignored. Brackets
+    count, and so does the order, except in sets, unions, bare lists (the roots of an equation) and the two
+    sides of an equation.
     """
     if max(len(one), len(other)) > LONGEST:
         return one.split() == other.split()
@@ -73,11 +104,12 @@ def _plain(text: str) -> str:
         .replace("{,}", "")
         .replace("~", " ")
     )
+    text = _POWER_OF_TEN.sub(r"\1\\times 10^{\2}", text.translate(str.maketrans(_SIGNS)))
     text = _BLANK_AFTER_COMMA.sub(", ", re.sub(r",\s*\\!\s*", "", text))
     text = _LAYOUT.sub("", text).strip()
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text).replace("\u2212", "-")
-    text = _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text))
-    text = _NAME_IN_FRONT.sub("", _DEGREES_PERCENT.sub("", text)).strip()
+    text = _BOLD.sub("", _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text)))
+    text = _without_name(_DEGREES_PERCENT.sub("", text).strip())
     if _THOUSANDS.fullmatch(text):
         return re.sub("[, ]", "", text)
     if _SPACED_LIST.search(text):
@@ -85,12 +117,27 @@ def _plain(text: str) -> str:
     return text
 
 
+def _without_name(text: str) -> str:
+    """The text without `x =` in front, also of the further values of the same `x`, or `= x` behind."""
+    found = _NAME_IN_FRONT.match(text)
+    if found is None:
+        return _NAME_BEHIND.sub(r"\1", text).strip()
+    again = rf"(,\s*|\s(?:and|or)\s+){re.escape(found[1])}\s*=\s*"
+    return re.sub(again, r"\1", text[found.end() :]).strip()
+
+
 def _same(one: str, other: str) -> bool:
     if _bare(one) == _bare(other):
         return True
     if not one or not other:
         return False
-    for split, ordered in ((_union, False), (_matrix, True), (_members, None), (_list, False)):
+    for split, ordered in (
+        (_union, False),
+        (_matrix, True),
+        (_members, None),
+        (_list, False),
+        (_sides, False),
+    ):
         parts, others = split(one), split(other)
         if parts or others:
             return _match(parts, others, one[0] != _SET[0] if ordered is None else ordered)
@@ -147,6 +194,12 @@ def _members(text: str) -> list[str]:
 
 def _list(text: str) -> list[str]:
     parts = _signs(_split(re.sub(r",?\s(?:and|or)\s", ",", text), ","))
+    return parts if len(parts) > 1 else []
+
+
+def _sides(text: str) -> list[str]:
+    """The sides of an equation."""
+    parts = _split(text, "=")
     return parts if len(parts) > 1 else []
 
 
