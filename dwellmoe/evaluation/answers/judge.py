@@ -67,7 +67,9 @@ def _plain(text: str) -> str:
 _TRUTHS = Options("(?i:true|false|yes|no)", before=r"(?<!\w)", after=r"(?!\w)")
 _NOT = (
     r"(?:\bnot(?!\s+only)|\b(?:is|are|was|were|do|does|did|would|could|should|ca|wo|has|have|had|ai)n['’]?t|\bcannot"
-    r"|\bnever|\bhardly|\bno\s+longer|\bfar\s+from|\banything\s+but|\bnothing|\bnone)"
+    r"|\bnever|\bhardly"
+    r"|(?<!no )(?<!without )(?<!beyond )(?<!without a )(?<!n['’]t )(?<!not )(?<!never )\bdoubt|\bdeny|\bdisagree|\bdisbelieve"
+    r"|\bno\s+longer|\bfar\s+from|\banything\s+but|\bnothing|\bnone)"
     r"(?:\W{1,3}(?:the|case|that|it|it['’]s|this|is|be|being|really|quite|entirely|exactly|necessarily|always"
     r"|strictly|completely|at|all|think|believe|say|statement|claim|a|fully|actually|holds?|seems?|appears?|looks?"
     r"|like|to|about|of)\b){0,8}\W{1,3}"
@@ -79,7 +81,7 @@ _UNDECIDED = re.compile(
 
 def _true_false(written: str, choices: Sequence[str]) -> str | None:
     """The truth that is stated, else a yes or no in front, else the first of both words, with its denial."""
-    text = _UNDECIDED.sub("", written[:LONGEST].casefold())
+    text = re.sub(r"\buntrue\b", "false", _UNDECIDED.sub("", written[:LONGEST].casefold()))
     plain = re.match(r"\W{0,9}(yes|no)(?=\s*$|\s{0,3}[.,:;!])", text)
     found = stated_option(text, _TRUTHS, kinds=1) or (plain and plain[1])
     if found:
