@@ -68,7 +68,8 @@ _TRUTHS = Options("(?i:true|false|yes|no)", before=r"(?<!\w)", after=r"(?!\w)")
 _NOT = (
     r"(?:\bnot(?!\s+only)|\b(?:is|are|was|were|do|does|did|would|could|should|ca|wo|has|have|had|ai)n['’]?t|\bcannot"
     r"|\bnever|\bhardly"
-    r"|(?<!no )(?<!without )(?<!beyond )(?<!without a )(?<!n['’]t )(?<!not )(?<!never )\bdoubt|\bdeny|\bdisagree|\bdisbelieve"
+    r"|(?<!no )(?<!without )(?<!beyond )(?<!without a )(?<!n['’]t )(?<!not )(?<!never )\bdoubt"
+    r"|\bdeny|\bdisagree|\bdisbelieve"
     r"|\bno\s+longer|\bfar\s+from|\banything\s+but|\bnothing|\bnone)"
     r"(?:\W{1,3}(?:the|case|that|it|it['’]s|this|is|be|being|really|quite|entirely|exactly|necessarily|always"
     r"|strictly|completely|at|all|think|believe|say|statement|claim|a|fully|actually|holds?|seems?|appears?|looks?"
@@ -143,10 +144,19 @@ def _leading_letter(text: str, options: Options) -> str | None:
 
 
 def _lone_letter(text: str, options: Options) -> str | None:
-    found = re.search(rf"[(\[]({options.names})[)\]]", text) or re.search(
-        rf"(?<!\bnot )(?<!\bNot )({options.in_prose})", text
+    """The first letter in brackets or among words, rather outside a question; else a small one at the end."""
+    patterns = (
+        rf"[(\[]({options.names})[)\]]",
+        rf"(?<!\bnot )(?<!\bNot )({options.in_prose})",
+        rf"(?<!\w)\(({options.alone})\)",
+        rf":\s{{0,3}}({options.alone})\W{{0,3}}\Z",
     )
-    return found[1] if found else None
+    answered = _QUESTION.sub("", text)
+    found = (re.search(pattern, part) for part in (answered, text) for pattern in patterns)
+    return next((match[1].upper() for match in found if match), None)
+
+
+_QUESTION = re.compile(r"[^.!?\n]{0,80}\?")
 
 
 def _boxed(written: str, choices: Sequence[str]) -> str | None:

@@ -88,6 +88,10 @@ def stated_option(text: str, options: Options, kinds: int = 4) -> str | None:
     `kinds`: how many of the four kinds count.
     """
     text = text[-LONGEST:]
+    *before, last = _CORRECTED.split(text)
+    corrected = stated_option(last, options, min(kinds, 3)) if before else None
+    if corrected is not None:
+        return corrected
     for pattern in islice(_patterns(options), kinds):
         if found := [match for match in re.finditer(pattern, text, re.IGNORECASE) if _holds(match, text)]:
             option = found[-1]["option"]
@@ -95,6 +99,12 @@ def stated_option(text: str, options: Options, kinds: int = 4) -> str | None:
             return "" if several.match(text, found[-1].end()) else option
     return None
 
+
+_CORRECTED = re.compile(
+    r"\b(?:wait|correction|scratch\sthat|on\ssecond\sthought|actually(?=,?\s(?:it|the\sanswer)\b))\b",
+    re.IGNORECASE,
+)
+"""Takes back what was stated before it, if a statement follows."""
 
 _SEVERAL = (
     r"[)\]*\"'}}$]{{0,4}}(?:,?\s(?:or|and)\s|\s?[/&]\s?)(?:(?:option|choice)\s)?[(\[*\"']{{0,3}}{any}"
@@ -107,11 +117,12 @@ def _patterns(options: Options) -> Iterator[str]:
     one_more = rf"[^\w.;!?]{{1,4}}(?:(?:n?or|and|either|option|choice|letter)\W{{1,3}}){{0,2}}{one}"
     denied = rf"(?>{_DENIAL}{one_more}(?:{one_more})*)"
     announced = rf"(?<![A-Za-z])(?P<noun>{_NOUN})(?P<link>(?:{_GAP}(?:{denied}|{_BETWEEN})){{0,8}}{_GAP})"
+    small = rf"|(?<=option\s)(?-i:{options.alone})" if options.alone else ""
     font = r"\\(?:text\w{0,4}|math\w{2,4}|bf|rm)\s?\{?"
     boxed = rf"\\f?boxed\s?\{{[^{{}}A-Za-z0-9]{{0,9}}(?:{font}[^{{}}A-Za-z0-9]{{0,9}}){{0,2}}"
     yield rf"(?:{announced}|{boxed}(?={one}\s?[).:,}}\s\\])(?!.\s?[=+*/^<]))(?P<option>{one})"
     yield (
-        rf"{options.before}(?P<option>(?-i:{options.names})){options.after}[)\]*.\"'}}$]{{0,4}}"
+        rf"{options.before}(?P<option>(?-i:{options.names}){small}){options.after}[)\]*.\"'}}$]{{0,4}}"
         rf"(?:\s?\([^()\n]{{0,60}}\)|:\s[^.\n]{{0,60}}?)?\s{{1,3}}{_IS}\s{{1,3}}{_MORE}{{0,4}}"
         r"(?:correct|right|best|answer|true|valid|it)(?![A-Za-z])"
     )
