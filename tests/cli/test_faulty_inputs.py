@@ -13,6 +13,8 @@ from dwellmoe.cli import simulate
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
 
+pytestmark = pytest.mark.slow
+
 EXPERTS = ("--num_experts", "12")
 DEVICE = ("--device", "configs/devices/laptop_8gb.toml")
 COMMANDS = {

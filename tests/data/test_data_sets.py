@@ -10,6 +10,8 @@ from dwellmoe.data.catalogue import HERE, NOWHERE, entries
 from dwellmoe.data.examples import load_examples
 from dwellmoe.data.task import SPLITS, TASKS_FOLDER, load_task, task_names
 
+pytestmark = pytest.mark.slow
+
 OF_CFMOE = [
     "alpaca",
     "aqua",

@@ -16,6 +16,8 @@ from model_loader import save_merged
 from tests.data.stand_ins import word_tokenizer
 from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
 
+pytestmark = pytest.mark.slow
+
 TOKENS_BT = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(1))
 
 

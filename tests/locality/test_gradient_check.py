@@ -13,6 +13,8 @@ from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.gradient_check import GradientCheck
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 NEVER_CALLED = "model.layers.1.mlp.router.classifier.weight"
 """LongCat's router reads this weight and does not call its module, where PEFT's LoRA sits."""
 

@@ -13,6 +13,8 @@ from dwellmoe.settings.model import ModelSettings
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 EXPERTS = ["gate_proj", "up_proj", "down_proj"]
 FUSED = ["gate_up_proj", "down_proj"]
 NAMES = {

@@ -15,6 +15,8 @@ from dwellmoe.settings.model import ModelSettings
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-6
 SPLIT_WHILE_LOADING = "ernie4_5_vl_moe"
 """Its checkpoint numbers the experts of text and of images as one list."""

@@ -14,6 +14,8 @@ from dwellmoe.folder_lock import only_writer
 from dwellmoe.offload.pack import INDEX, RECORDS, pack
 from tests.offload.workbench import checkpoint, engine_of, prompt, resident
 
+pytestmark = pytest.mark.slow
+
 
 def changed_copy(family: str, folder: Path, part: str) -> Path:
     """A checkpoint with files of the same names and sizes, in which one kind of tensor is another."""

@@ -15,6 +15,8 @@ from dwellmoe.offload.slot_table import ABSENT
 from dwellmoe.offload.statistics import Statistics
 from tests.offload.workbench import engine_of, prompt, resident
 
+pytestmark = pytest.mark.slow
+
 EXPERTS, PREDICTED = 8, 3
 FLAT_ID = FlatId(EXPERTS + PREDICTED)  # of layer 1
 

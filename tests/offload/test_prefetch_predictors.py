@@ -28,6 +28,8 @@ from dwellmoe.routing.scoutgate import (
 )
 from tests.offload.workbench import engine_of, prompt, resident, tiers
 
+pytestmark = pytest.mark.slow
+
 ANSWER = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 
 

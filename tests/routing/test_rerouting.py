@@ -17,6 +17,8 @@ from dwellmoe.routing.strategies.base import NEVER
 from tests.routing.contexts import specs
 from tests.tiny_models import FAMILIES, FAMILIES_BY_NAME, tiny_model
 
+pytestmark = pytest.mark.slow
+
 TOKENS_BT = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(1))
 PROMPT = 5
 UNKNOWN = ("inkling_text", "phimoe", "zaya")  # they make weights in ways of their own
