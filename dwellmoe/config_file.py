@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dwellmoe.errors import UserError, first_line, needs
+from dwellmoe.options import split_off
 
 
 def split_config(words: list[str]) -> tuple[list[str], list[str]]:
@@ -12,18 +13,8 @@ def split_config(words: list[str]) -> tuple[list[str], list[str]]:
 
     Raises UserError for a file that cannot be read as options and values.
     """
-    from_files: list[str] = []
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option != "--config":
-            left.append(word)
-        elif path := value if equals else next(rest, ""):
-            from_files += _words_of(Path(path))
-        else:
-            raise UserError("option --config: a path to a YAML file is missing")
-    return from_files, left
+    paths, left = split_off(words, "--config", "a path to a YAML file")
+    return [word for path in paths for word in _words_of(Path(path))], left
 
 
 def _words_of(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -88,3 +88,22 @@ def check_range(what: str, value: Any, allowed: Range) -> None:
 def split_list(text: str) -> list[str]:
     """The names of a comma list."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def split_off(words: Iterable[str], option: str, what: str) -> tuple[list[str], list[str]]:
+    """The values of `--name VALUE` and `--name=VALUE` in a command line, and the other words.
+
+    UserError, which calls the value `what`, where it is missing.
+    """
+    values: list[str] = []
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != option:
+            left.append(word)
+        elif value := value if equals else next(rest, ""):
+            values.append(value)
+        else:
+            raise UserError(f"option {option}: {what} is missing")
+    return values, left

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dwellmoe.errors import UserError, first_line, unknown_name
+from dwellmoe.options import split_off
 
 Value = float | int | str
 
@@ -130,16 +131,9 @@ def load_plugin(path: str | Path) -> ModuleType:
 
 def take_plugins(words: list[str], load: Callable[[str], object] = load_plugin) -> list[str]:
     """The words of a command line without `--plugin FILE`; `load` gets each path. UserError."""
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        option, given, value = word.partition("=")
-        if option != "--plugin":
-            left.append(word)
-        elif path := value if given else next(rest, ""):
-            load(path)
-        else:
-            raise UserError("option --plugin: the path to a Python file is missing")
+    paths, left = split_off(words, "--plugin", "the path to a Python file")
+    for path in paths:
+        load(path)
     return left
 
 

@@ -27,6 +27,7 @@ LAYERS = {
 SAME_LAYER = {
     ("log", "errors"), ("files", "errors"), ("registry", "errors"), ("options", "errors"),
     ("config_file", "errors"), ("argument_parser", "errors"), ("argument_parser", "options"),
+    ("config_file", "options"), ("registry", "options"),
     ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
 }  # fmt: skip
 """Imports inside a layer that the design allows."""

@@ -2,22 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from dwellmoe.cache.policies.base import parse_policy
-from dwellmoe.data.settings import DataSettings
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
-from dwellmoe.evaluation.command_line import names_of, parse_evaluation, unused_options
+from dwellmoe.evaluation.command_line import EvaluationOptions, names_of, parse_evaluation, unused_options
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
-from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.loading import BASE
-from dwellmoe.locality.settings import AdapterSettings
 from dwellmoe.offload.load import check_settings
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.engine import EngineSettings
-from dwellmoe.settings.model import ModelSettings
 
 BENCHMARK_TOKENS = 4096
 """Longest row of a benchmark: enough for nearly every prompt with its reference answer."""
@@ -25,17 +21,13 @@ REROUTED = "-rerouted"
 """Ends the name of a variant that is measured with re-routing."""
 
 
-class Options(NamedTuple):
-    """The options that matter in an evaluation."""
+class Options(EvaluationOptions):
+    """The options of an evaluation, and what follows from them."""
 
-    model: ModelSettings
-    data: DataSettings
-    adapter: AdapterSettings
-    seed: int
-    evaluation: EvaluationSettings
-    cache: CacheSettings
-    given: frozenset[str] = frozenset()
-    """Names of the options that were given."""
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the options that were given."""
+        return frozenset(self.parser.given)
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -132,18 +124,9 @@ def policy_list(text: str) -> list[str]:
 
 def parse_options(arguments: list[str]) -> Options:
     """The options of a command line; those without effect here are named in one warning. Raises UserError."""
-    parsed = parse_evaluation(take_plugins(arguments))
-    options = Options(
-        model=parsed.model,
-        data=parsed.data,
-        adapter=parsed.adapter,
-        seed=parsed.seed,
-        evaluation=parsed.evaluation,
-        cache=parsed.cache,
-        given=frozenset(parsed.parser.given),
-    )
+    options = Options._make(parse_evaluation(take_plugins(arguments)))
     unused = unused_options(rerouting=options.rerouting is not None, engine=options.engine is not None)
-    parsed.parser.warn_without_effect(unused, "inference.py")
+    options.parser.warn_without_effect(unused, "inference.py")
     _check(options)
     return options
 

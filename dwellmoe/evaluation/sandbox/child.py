@@ -2,7 +2,7 @@
 
 Started by `sandbox/run.py` in a bare interpreter; reads its task as JSON from standard input. The first line,
 written before the program can write anything, is `confined <backend>` or `refused <reason>`. The last is
-`<nonce> <verdict> <reason>`: a program that does not know the nonce cannot write it by accident.
+`<nonce> <verdict> <reason>`: a program without the nonce cannot write it by accident.
 """
 
 import json
