@@ -1,0 +1,1 @@
+"""How experts compute while a model trains or runs with its adapter: grouped products, LoRA per expert."""
