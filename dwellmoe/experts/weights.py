@@ -33,7 +33,7 @@ class ExpertWeights(Protocol):
 
 
 def product(module: Any, name: str, x_SI: Tensor, ends: Sequence[int]) -> Tensor:
-    """Each row times the matrix of its expert, [S, O], by the object that `module` carries or its parameter."""
+    """Each row times the matrix of its expert, [S, O], by what `module` carries or by its parameter."""
     weights: ExpertWeights | None = getattr(module, ATTRIBUTE, None)
     if weights is not None:
         return weights.product(name, x_SI, ends)
