@@ -1,0 +1,59 @@
+"""`ExpertFormat`: how one matrix of an expert is held in memory or in a file, and how rows pass through it.
+
+Letters: S rows, O and I the output and input width of a matrix, G groups of a row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Stored = Mapping[str, Tensor]
+"""The tensors that hold one matrix, by the names of their fields."""
+
+
+class Field(NamedTuple):
+    """One of the tensors that hold a matrix."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class ExpertFormat(ABC):
+    """A way to hold a matrix. Its options are keyword arguments, as in `int4:group=64`."""
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+    """Whether nothing is lost: `dequantise` gives, rounded once to the type asked for, what was stored."""
+    relative_error: ClassVar[float] = 0.0
+    """Of a lossy format by default, for normally distributed weights: |W - dequantised W| / |W|."""
+
+    @abstractmethod
+    def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
+        """The tensors that hold a matrix of this shape: together the bytes that it takes."""
+
+    @abstractmethod
+    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """The matrix [O, I] in a tensor of its own."""
+
+    def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
+        """Each row times the matrix, [S, O], in the type of the rows. No gradient is kept."""
+        return linear(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype))
+
+    def gradient(self, gradient_SO: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
+        """The gradient of the rows, [S, I], from that of `product`."""
+        return gradient_SO @ self.dequantise(stored, shape_OI, gradient_SO.dtype)
+
+
+class QuantisingFormat(ExpertFormat):
+    """A format into which any matrix can be brought."""
+
+    exact = False
+
+    @abstractmethod
+    def quantise(self, weight_OI: Tensor) -> dict[str, Tensor]:
+        """What holds the matrix, a tensor for each of the `fields`."""
