@@ -16,7 +16,8 @@ from dwellmoe.families import find_moe_layers
 from dwellmoe.files import give_usual_modes, replacing_path
 from dwellmoe.loading import load_adapters, load_config, load_model, load_model_with_cache, load_tokenizer
 from dwellmoe.merged_checkpoint import complete_checkpoint
-from dwellmoe.offload.io.shards import DTYPES, find_shards
+from dwellmoe.offload.io.number_types import DTYPES
+from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.settings.model import ModelSettings
 from trainer import LocalityTrainer
 

@@ -27,7 +27,7 @@ _WHERE = {
     "record": ("dwellmoe.routing.record", "offload"),
     "LocalityLoss": ("dwellmoe.locality.loss", "train"),
     "LocalityCallback": ("dwellmoe.locality.callback", "train"),
-    "offload": ("dwellmoe.offload", "offload"),
+    "offload": ("dwellmoe.offload.load", "offload"),
 }
 """Public name -> the module that defines it, and the extra that brings what the module imports."""
 
@@ -60,8 +60,8 @@ def __getattr__(name: str) -> Any:
         if (advice := missing_package(error, extra)) is None:
             raise
         raise ImportError(f"dwellmoe.{name}: {advice}") from error
-    if name == "offload":
-        return found  # the folder of the engine, which can be called: see dwellmoe/offload/__init__.py
+    if name == "offload":  # the folder of the engine, which can be called: see dwellmoe/offload/__init__.py
+        return importlib.import_module("dwellmoe.offload")
     return getattr(found, name)
 
 

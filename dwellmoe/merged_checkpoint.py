@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dwellmoe.log import warn_once
-from dwellmoe.offload.io.shards import DTYPES, Shards, find_shards
+from dwellmoe.offload.io.number_types import DTYPES
+from dwellmoe.offload.io.shards import Shards, find_shards
 
 INDEX = "model.safetensors.index.json"
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")

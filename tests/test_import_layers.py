@@ -9,7 +9,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
     **dict.fromkeys(
-        ("errors", "files", "registry", "options", "log", "argument_parser", "config_file", "provenance"), 0
+        (
+            "errors",
+            "files",
+            "lazy",
+            "registry",
+            "options",
+            "log",
+            "argument_parser",
+            "config_file",
+            "provenance",
+        ),
+        0,
     ),
     **dict.fromkeys(
         ("cache", "families", "data", "settings", "settings_parser", "launch", "folder_lock", "run_identity"),

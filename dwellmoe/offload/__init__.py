@@ -6,15 +6,18 @@ This folder moves bytes; the caches of dwellmoe/cache/ decide which.
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dwellmoe.offload.engine import Engine, ExpertMemory, engine_of
-from dwellmoe.offload.expert_lora import take_expert_adapters, weightless_experts
-from dwellmoe.offload.io.storage import ReadFault, Storage
-from dwellmoe.offload.load import load_with_cache, offload
-from dwellmoe.offload.rerouting import LiveRerouting
-from dwellmoe.offload.statistics import HitCounts, PhaseCounts, Statistics
-from dwellmoe.settings.engine import EngineSettings
+from dwellmoe.lazy import lazily
+
+if TYPE_CHECKING:
+    from dwellmoe.offload.engine import Engine, ExpertMemory, engine_of
+    from dwellmoe.offload.expert_lora import take_expert_adapters
+    from dwellmoe.offload.io.storage import ReadFault, Storage
+    from dwellmoe.offload.load import load_with_cache, offload
+    from dwellmoe.offload.rerouting import LiveRerouting
+    from dwellmoe.offload.statistics import HitCounts, PhaseCounts, Statistics
+    from dwellmoe.settings.engine import EngineSettings
 
 __all__ = [
     "Engine",
@@ -30,15 +33,27 @@ __all__ = [
     "load_with_cache",
     "offload",
     "take_expert_adapters",
-    "weightless_experts",
 ]
+
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("Engine", "ExpertMemory", "engine_of", "EngineSettings"), "engine"),
+        "take_expert_adapters": "expert_lora",
+        **dict.fromkeys(("ReadFault", "Storage"), "io.storage"),
+        **dict.fromkeys(("load_with_cache", "offload"), "load"),
+        "LiveRerouting": "rerouting",
+        **dict.fromkeys(("HitCounts", "PhaseCounts", "Statistics"), "statistics"),
+    },
+)
 
 
 class _CallableModule(ModuleType):
     """`dwellmoe.offload` is this folder and also a function: dwellmoe.offload("PATH", budget="25%")."""
 
     def __call__(self, path: str, **options: Any) -> Any:
-        return offload(path, **options)
+        return self.offload(path, **options)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -28,7 +28,8 @@ from transformers.core_model_loading import (
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer, expert_parameters
-from dwellmoe.offload.io.shards import DTYPES, Shards, StoredTensor
+from dwellmoe.offload.io.number_types import DTYPES
+from dwellmoe.offload.io.shards import Shards, StoredTensor
 
 CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
 AS_IN_MODEL, INTERLEAVED, TRANSPOSED = "as in the model", "interleaved", "transposed"

@@ -1,4 +1,7 @@
-"""Shards: the files of a safetensors checkpoint, and where in them each tensor lies."""
+"""Shards: the files of a safetensors checkpoint, and where in them each tensor lies.
+
+Without torch, and for a folder without transformers: a wrong checkpoint is refused before they are imported.
+"""
 
 import json
 from collections.abc import Iterable
@@ -6,20 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-)
-from transformers.utils.hub import cached_file
 
 from dwellmoe.cache.tensor_file import read_header
 from dwellmoe.errors import UserError, first_line
+from dwellmoe.files import check_no_pointers
 from dwellmoe.log import warn_once
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
 SHARDS = "model-*-of-*.safetensors"
 
@@ -44,12 +41,14 @@ class Shards(NamedTuple):
 
 
 def check_folder(model_name: str) -> None:
-    """Raises UserError for a path without a folder. A name on the Hugging Face hub is no path: it has at most
-    one slash, and no dot before it.
+    """Raises UserError for a path without a folder, and for a folder whose large files Git did not fetch. A
+    name on the Hugging Face hub is no path: it has at most one slash, and no dot before it.
     """
     looks_local = model_name.startswith((".", "/", "~", "models/")) or model_name.count("/") > 1
     if looks_local and not Path(model_name).is_dir():
         raise UserError(f"no model folder at '{model_name}'")
+    if Path(model_name).is_dir():
+        check_no_pointers(Path(model_name))
 
 
 def find_shards(model_name: str) -> Shards:
@@ -80,11 +79,12 @@ def find_shards(model_name: str) -> Shards:
     return shards
 
 
-def check_checkpoint(model_name: str) -> None:
-    """Raises UserError as `find_shards` does; a checkpoint without safetensors files passes."""
+def check_checkpoint(model_name: str) -> Shards | None:
+    """Raises UserError as `find_shards` does; a checkpoint without safetensors files passes, with None."""
     check_folder(model_name)
     if any(_cached(model_name, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        find_shards(model_name)
+        return find_shards(model_name)
+    return None
 
 
 def _check_no_adapter(model_name: str) -> None:
@@ -128,6 +128,12 @@ def _other_format(model_name: str) -> str:
 
 
 def _cached(model_name: str, name: str) -> Path | None:
+    """A file of the checkpoint; None where there is none."""
+    if Path(model_name).is_dir():
+        path = Path(model_name) / name
+        return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
     try:
         found = cached_file(
             model_name,
