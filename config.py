@@ -15,11 +15,12 @@ from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.launch import drop_stale_build_locks
 from dwellmoe.locality.command_line import parse_training
-from dwellmoe.locality.elastic_lora import ROUTER, needs_profile
+from dwellmoe.locality.elastic_lora import ROUTER
 from dwellmoe.locality.objectives import load_objective
-from dwellmoe.locality.rerouted_training import check_rerouting
+from dwellmoe.locality.rerouting_options import check_rerouting
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
+from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.options import split_list
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings

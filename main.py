@@ -48,7 +48,6 @@ from dwellmoe.locality.closest_to_target import EvaluateAtEnd
 from dwellmoe.locality.elastic_lora import (
     LoraShape,
     add_elastic_lora,
-    needs_profile,
     savings,
     select_layers,
     trainable_count,
@@ -58,6 +57,7 @@ from dwellmoe.locality.model_card import model_card
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
+from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.log import warn_once
 from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, check_same_run, counting
 from model_loader import complete_trained, save_merged, trained_model

@@ -28,12 +28,11 @@ from dwellmoe.locality.monitor import (
     RoutingMonitor,
     RunningMeans,
     collapsed_layers,
-    ecr_per_layer,
     experts_used,
-    lru_hit_rate,
     refuse_collapse,
     sum_over_ranks,
 )
+from dwellmoe.locality.rates import ecr_per_layer, lru_hit_rate
 from dwellmoe.locality.reference_model import as_reference, distillation_loss, gate_kl_loss
 from dwellmoe.locality.rerouted_training import TrainingCache
 from dwellmoe.locality.settings import LocalitySettings

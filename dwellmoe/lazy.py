@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used, so that a light file of theirs loads no torch."""
+"""Packages whose names are imported when first used, so that a light file of theirs loads no torch."""
 
 import importlib
 import sys

@@ -11,7 +11,7 @@ from dwellmoe.evaluation.command_line import EvaluationOptions, names_of, parse_
 from dwellmoe.evaluation.evaluated_model import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
 from dwellmoe.loading import BASE
-from dwellmoe.offload.load import check_settings
+from dwellmoe.offload.check_settings import check_settings
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.engine import EngineSettings
 

@@ -12,9 +12,10 @@ from transformers.trainer_callback import ExportableState
 from dwellmoe.errors import UserError
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
 from dwellmoe.locality.loss import LocalityLoss
-from dwellmoe.locality.monitor import RoutingMonitor, RunningMeans, ecr_per_layer
+from dwellmoe.locality.monitor import RoutingMonitor, RunningMeans
 from dwellmoe.locality.objectives import load_objective
 from dwellmoe.locality.pairs import segments_of
+from dwellmoe.locality.rates import ecr_per_layer
 from dwellmoe.locality.targets import target_of
 
 

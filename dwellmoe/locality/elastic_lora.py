@@ -13,6 +13,7 @@ from torch import nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import LayerTargets, MoeLayer, lora_targets, target_names
+from dwellmoe.locality.threshold import needs_profile, quantile
 from dwellmoe.log import warn_once
 
 AUTO = "auto"
@@ -43,7 +44,7 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
         return list(layers)
     assert ecr_L is not None, "a threshold below 1 needs a profile"
     if threshold.startswith("q"):
-        within_L = ecr_L <= np.quantile(ecr_L, _quantile(threshold))
+        within_L = ecr_L <= np.quantile(ecr_L, quantile(threshold))
     else:
         within_L = ecr_L < float(threshold)
     chosen = [layer for layer, within in zip(layers, within_L, strict=True) if within]
@@ -53,25 +54,6 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
             f"{ecr_L.min():.4f}..{ecr_L.max():.4f}; choose a larger threshold"
         )
     return chosen
-
-
-def needs_profile(threshold: str) -> bool:
-    """Whether the threshold can leave a layer out. Raises UserError if it is no number and no quantile."""
-    if threshold.startswith("q"):
-        return _quantile(threshold) < 1
-    try:
-        value = float(threshold)
-    except ValueError:
-        value = float("nan")
-    if not value > 0:
-        raise UserError(f"--daft_threshold {threshold}: expected a number above 0, or a quantile such as q50")
-    return value < 1
-
-
-def _quantile(threshold: str) -> float:
-    if not threshold[1:].isdigit() or not 0 < int(threshold[1:]) <= 100:
-        raise UserError(f"--daft_threshold {threshold}: a quantile is q1 to q100, e.g. q50")
-    return int(threshold[1:]) / 100
 
 
 def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> PeftModel:

@@ -13,17 +13,12 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
-from dwellmoe.cache import metrics
-from dwellmoe.cache.budget import layer_slots
-from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.log import warn_once
 from dwellmoe.routing.trace_recorder import TraceRecorder
 
-CACHE_SHARE = 0.25
-"""Capacity of the simulated cache, as a share of a layer's experts."""
 LEAST_SETS = 2
 """A layer in which fewer experts are used than so many tokens choose has no routing left."""
 
@@ -52,21 +47,6 @@ class RoutingMonitor:
             return None
         self._next_request = 0
         return self.recorder.trace()
-
-
-def ecr_per_layer(trace: RoutingTrace) -> np.ndarray:
-    """ECR of each layer, float64 [L]; NaN where no request has two tokens."""
-    return np.array(metrics.ecr(trace, "decode").per_layer)
-
-
-def lru_hit_rate(trace: RoutingTrace) -> float:
-    """Hit rate of a cold LRU cache of CACHE_SHARE of each layer's experts (atomic), or of K slots if more."""
-    return hit_rate(trace, "lru", f"{CACHE_SHARE:.0%}")
-
-
-def hit_rate(trace: RoutingTrace, policy: str, capacity: str) -> float:
-    """Hit rate of a cold cache a layer (atomic); `capacity` as in `replay`, but at least K slots."""
-    return replay(trace, policy, layer_slots(trace, capacity), phase="decode", resamples=0).hit_rate
 
 
 def experts_used(trace: RoutingTrace) -> np.ndarray:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.files import replacing
-from dwellmoe.locality.monitor import RoutingMonitor, ecr_per_layer
+from dwellmoe.locality.monitor import RoutingMonitor
+from dwellmoe.locality.rates import ecr_per_layer
 from dwellmoe.routing import RouterTap
 
 PROFILE_NAME = "offline_ecr_profile.csv"

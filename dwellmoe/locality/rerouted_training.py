@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from dwellmoe.cache.budget import ModelSizes, budget_of, check_capacity
-from dwellmoe.cache.policies.base import check_live_policy
+from dwellmoe.cache.budget import ModelSizes, budget_of
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer, expert_bytes
+from dwellmoe.locality.rerouting_options import parse_cache
 from dwellmoe.routing import SimulatedCache
-from dwellmoe.routing.strategies import load_strategy
 
 
 class TrainingCache:
@@ -44,19 +43,3 @@ class TrainingCache:
         request_BT = segments + np.arange(len(segments))[:, None] * (segments.max() + 1)
         self.cache.describe(request_BT, segments > 0, (labels_BT != IGNORED_LABEL).cpu().numpy())
         return self.cache
-
-
-def parse_cache(text: str) -> tuple[str, str]:
-    """`POLICY@CAPACITY` -> (policy, capacity). Raises UserError."""
-    policy, _, capacity = text.rpartition("@")
-    if not policy:
-        raise UserError(f"--train_rerouting_cache {text}: expected POLICY@CAPACITY, e.g. lru@25%")
-    check_live_policy(policy, f"--train_rerouting_cache {text}")
-    check_capacity(capacity)
-    return policy, capacity
-
-
-def check_rerouting(strategy: str, cache: str) -> None:
-    """Everything that can be wrong before a model is loaded. Raises UserError."""
-    load_strategy(strategy)
-    parse_cache(cache)

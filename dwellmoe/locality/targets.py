@@ -8,7 +8,7 @@ from dwellmoe.cache.budget import check_capacity
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.locality.monitor import CACHE_SHARE, ecr_per_layer, hit_rate
+from dwellmoe.locality.rates import CACHE_SHARE, ecr_per_layer, hit_rate
 
 TOLERANCE = 0.03
 """How far from a rate, as a share of it, a run may end and have met it."""

@@ -2,16 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from dwellmoe.cache.budget import Budget, budget_of, check_capacity, layer_slots, parse_bytes
+from dwellmoe.cache.budget import Budget, budget_of, layer_slots, parse_bytes
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.log import warn_once
+from dwellmoe.offload.check_settings import naming
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.slots import SlotPool
 from dwellmoe.settings.engine import EngineSettings
@@ -46,15 +46,6 @@ def sizes_of(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dt
     )
 
 
-def check_budgets(settings: EngineSettings) -> None:
-    """Raises UserError for a budget that is not written as slots, percent or bytes."""
-    for name in ("expert_budget", "ram_budget"):
-        text = getattr(settings, name)
-        if text or name == "expert_budget":
-            with _naming(name, text):
-                check_capacity(text.strip())
-
-
 def within_model(settings: EngineSettings, sizes: EngineSizes) -> EngineSettings:
     """The settings without buffers of more slots than there are experts, which nothing could fill."""
     experts = sizes.layers * sizes.num_experts
@@ -71,7 +62,7 @@ def decode_budget(sizes: EngineSizes, settings: EngineSettings) -> Budget:
     Raises UserError for a budget that cannot hold the experts of one token.
     """
     text, given = settings.expert_budget.strip(), f"--expert_budget {settings.expert_budget}"
-    with _naming("expert_budget", settings.expert_budget, _needed(sizes)):
+    with naming("expert_budget", settings.expert_budget, _needed(sizes)):
         if text.endswith("B"):
             text = str(_slots_in(parse_bytes(text, "--expert_budget"), sizes, settings))
         elif text == DEFAULT and layer_slots(sizes._replace(top_k=0), text) < sizes.top_k:
@@ -100,7 +91,7 @@ def ram_slots(sizes: EngineSizes, settings: EngineSettings) -> int:
     """Slots of the RAM tier, for all layers together; 0 for none."""
     if not settings.ram_budget:
         return 0
-    with _naming("ram_budget", settings.ram_budget):
+    with naming("ram_budget", settings.ram_budget):
         slots = budget_of(sizes, "global", settings.ram_budget.strip()).capacity
         if not slots:
             raise UserError(f"holds no expert: one takes {max(sizes.expert_bytes)} bytes")
@@ -122,12 +113,3 @@ def check_host_memory(nbytes: int, settings: EngineSettings) -> None:
                 f"--{name} {text} is more than this machine has ({machine_bytes:,} bytes): the slots for "
                 f"experts take {nbytes:,}"
             )
-
-
-@contextmanager
-def _naming(option: str, value: str, more: str = "") -> Iterator[None]:
-    """Names the option and its value in the UserError of a block."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"--{option} {value}: {error}{more}") from None

@@ -7,18 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dwellmoe.cache.policies.base import check_live_policy
-from dwellmoe.cache.tiers.prefill_decode import SHARED, parse_prefill_handoff
-from dwellmoe.cache.tiers.tier_policy import PLACEMENT
-from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.errors import unknown_name
 from dwellmoe.offload.attach import attach
-from dwellmoe.offload.budgets import check_budgets
+from dwellmoe.offload.check_settings import check_settings
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.pack import find_packed
-from dwellmoe.offload.prefetch_predictors import validate_predictor
 from dwellmoe.offload.skeleton import load_without_experts
 from dwellmoe.settings.engine import EngineSettings
 
@@ -76,20 +72,3 @@ def load_with_cache(
         weights = find_packed(weights, Path(settings.packed))
     storage = storage or Storage(weights.shards.paths, settings.io)
     return model, attach(model, layers, weights, storage, settings)
-
-
-def check_settings(settings: EngineSettings) -> None:
-    """Checks everything that needs no model. Raises UserError."""
-    check_budgets(settings)
-    if settings.decode_policy != PLACEMENT:
-        check_live_policy(settings.decode_policy, f"--decode_policy {settings.decode_policy}")
-    if settings.prefill_policy:
-        check_live_policy(settings.prefill_policy, f"--prefill_policy {settings.prefill_policy}")
-    rule, _ = parse_prefill_handoff(settings.prefill_handoff)
-    if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
-        raise UserError("--decode_policy placement: leave out --prefill_policy and --prefill_handoff shared")
-    validate_predictor(settings.prefetch_predictor)
-    if settings.placement_predictor:
-        validate_predictor(settings.placement_predictor, "placement_predictor")
-        if settings.decode_policy != PLACEMENT:
-            raise UserError("--placement_predictor has no effect without --decode_policy placement")

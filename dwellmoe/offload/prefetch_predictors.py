@@ -12,18 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dwellmoe.cache.predictors import make_predictor, predictor_names
-from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.cache.predictors import make_predictor
 from dwellmoe.families import MoeLayer, family_of
+from dwellmoe.offload.check_settings import FUSED, GATE_AHEAD, SCOUTGATE, scout_options
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.live_predictors import FusedLive, LiveGateAhead, LiveScout
-from dwellmoe.registry import name_of, options_of
+from dwellmoe.registry import name_of
 from dwellmoe.routing.scoutgate import load_scoutgate
-
-GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
-FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
-SHARE = 0.75
-"""Weight of ScoutGate beside the gate; measured in docs/results.md."""
 
 
 class PrefetchPredictor(Protocol):
@@ -113,25 +108,6 @@ def likeliest(p_E: np.ndarray, count: int) -> list[int]:
     return order[p_E[order] > 0].tolist()
 
 
-def live_predictor_names() -> list[str]:
-    """All that can follow a running model: recorded predictions belong to a trace."""
-    return sorted({GATE_AHEAD, SCOUTGATE, FUSED, *predictor_names()} - {RECORDED})
-
-
-def validate_predictor(spec: str, option: str = "prefetch_predictor") -> None:
-    """Checks everything about a predictor's name and options that needs no model. Raises UserError."""
-    if name_of(spec) not in live_predictor_names():
-        raise unknown_name(option.replace("_", " "), name_of(spec), live_predictor_names())
-    if name_of(spec) == GATE_AHEAD:
-        options_of(GATE_AHEAD, spec, lambda: None)
-    elif name_of(spec) in (SCOUTGATE, FUSED):
-        weights, share = _scout_options(spec)
-        if not weights:
-            raise UserError(f"--{option} {name_of(spec)}: give its weights, {name_of(spec)}:weights=FILE")
-        if not 0 <= share <= 1:
-            raise UserError(f"--{option} {name_of(spec)}: share {share} must be between 0 and 1")
-
-
 def make_prefetch_predictor(
     spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass
 ) -> PrefetchPredictor:
@@ -167,18 +143,7 @@ def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forwa
         return LiveGateAhead(model, layers, forward_pass)
     if name not in (SCOUTGATE, FUSED):
         return make_predictor(spec, len(layers), experts)
-    weights, share = _scout_options(spec)
+    weights, share = scout_options(spec)
     embedding = model.get_input_embeddings().weight.detach()
     scout = LiveScout(load_scoutgate(weights, embedding, len(layers), experts), forward_pass)
     return scout if name == SCOUTGATE else FusedLive(LiveGateAhead(model, layers, forward_pass), scout, share)
-
-
-def _scout_options(spec: str) -> tuple[str, float]:
-    """Weights file and share; ScoutGate alone has no option `share`."""
-
-    def alone(*, weights: str = "") -> None: ...
-
-    def beside(*, weights: str = "", share: float = SHARE) -> None: ...
-
-    given = options_of(name_of(spec), spec, alone if name_of(spec) == SCOUTGATE else beside)
-    return str(given.get("weights", "")), float(given.get("share", SHARE))

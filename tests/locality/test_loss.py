@@ -9,9 +9,10 @@ from dwellmoe.data.collate import PaddingCollator
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers, gate_matrix
 from dwellmoe.locality.loss import LocalityLoss
-from dwellmoe.locality.monitor import RoutingMonitor, ecr_per_layer
+from dwellmoe.locality.monitor import RoutingMonitor
 from dwellmoe.locality.objectives import load_objective
 from dwellmoe.locality.pairs import pair_mask, segments_of
+from dwellmoe.locality.rates import ecr_per_layer
 from dwellmoe.routing import RouterTap
 from tests.test_trainer import rows
 from tests.tiny_models import FAMILIES, tiny_model

@@ -5,8 +5,9 @@ import pytest
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
-from dwellmoe.locality.elastic_lora import needs_profile, select_layers
+from dwellmoe.locality.elastic_lora import select_layers
 from dwellmoe.locality.profile import read_profile, write_profile
+from dwellmoe.locality.threshold import needs_profile
 
 LAYERS = [MoeLayer(i, i + 1, "b", "r", "e", "a", (), 8, 2) for i in range(4)]
 ECR = np.array([0.2, 0.5, 0.3, 0.9])

@@ -9,7 +9,8 @@ import torch
 from dwellmoe.data.collate import PackingCollator, PaddingCollator
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
-from dwellmoe.locality.rerouted_training import TrainingCache, check_rerouting
+from dwellmoe.locality.rerouted_training import TrainingCache
+from dwellmoe.locality.rerouting_options import check_rerouting
 from dwellmoe.locality.settings import LocalitySettings
 from dwellmoe.routing import RouterTap, SimulatedCache
 from tests.test_trainer import gate_gradient, rows, trainer_of

@@ -10,7 +10,8 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
-from dwellmoe.locality.monitor import collapsed_layers, ecr_per_layer, experts_used, refuse_collapse
+from dwellmoe.locality.monitor import collapsed_layers, experts_used, refuse_collapse
+from dwellmoe.locality.rates import ecr_per_layer
 from dwellmoe.locality.targets import Target, control_losses, target_of
 
 LAYER = MoeLayer(0, 3, "mlp", "mlp.gate", "mlp.experts", "attention", (), num_experts=8, top_k=2)

@@ -9,7 +9,7 @@ from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
 from dwellmoe.cache.trace import DECODE
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings
-from dwellmoe.offload.load import check_settings
+from dwellmoe.offload.check_settings import check_settings
 from tests.offload.workbench import cached, engine_of, present, prompt, resident
 
 

@@ -15,8 +15,8 @@ from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
 from dwellmoe.offload import EngineSettings
-from dwellmoe.offload.load import check_settings
-from dwellmoe.offload.prefetch_predictors import NextLayerPredictor, likeliest, live_predictor_names
+from dwellmoe.offload.check_settings import check_settings, live_predictor_names
+from dwellmoe.offload.prefetch_predictors import NextLayerPredictor, likeliest
 from dwellmoe.routing.gate_ahead import margins_ahead
 from dwellmoe.routing.scoutgate import (
     PADDING,

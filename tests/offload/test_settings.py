@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings, load_with_cache
-from dwellmoe.offload.load import check_settings
+from dwellmoe.offload.check_settings import check_settings
 from dwellmoe.offload.pack import pack
 from tests.offload.workbench import checkpoint, engine_of, prompt
 from tests.tiny_models import MULTIMODAL, tiny_model, tiny_multimodal
