@@ -23,16 +23,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from dwellmoe.errors import UserError, first_line
+from dwellmoe.experts.stand_ins import weightless_experts
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.text_model import quantised_by, runs_whole
 from dwellmoe.log import warn_once
-from dwellmoe.offload import (
-    EngineSettings,
-    engine_of,
-    load_with_cache,
-    take_expert_adapters,
-    weightless_experts,
-)
+from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_expert_adapters
 from dwellmoe.offload.io.shards import check_checkpoint, check_folder
 from dwellmoe.settings.model import ModelSettings
 

@@ -6,6 +6,7 @@ Letters: L MoE layers, T tokens, E experts, K chosen experts a token.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,11 +87,22 @@ def expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Paramet
 
     Adapters do not count, nor parameters of the experts module that all experts share.
     """
-    parameters = unwrap(model.get_submodule(layer.experts)).named_parameters(recurse=False)
-    return {name: weight for name, weight in parameters if shape_of(weight)[:1] == (layer.num_experts,)}
+    tensors = expert_tensors(unwrap(model.get_submodule(layer.experts)))
+    return {name: weight for name, weight in tensors.items() if shape_of(weight)[:1] == (layer.num_experts,)}
+
+
+def expert_tensors(experts: nn.Module) -> dict[str, Any]:
+    """The parameters of an experts module by name, and the shapes that stand for those held elsewhere."""
+    shapes = {name: found for name, found in vars(experts).items() if isinstance(found, Tensor)}
+    return {**dict(experts.named_parameters(recurse=False)), **shapes}
+
+
+HELD_BYTES = "held_bytes"
+"""Attribute of an experts module whose matrices are held elsewhere, in low bits: their bytes an expert."""
 
 
 def expert_bytes(model: nn.Module, layer: MoeLayer) -> int:
-    """Bytes of one routed expert of a layer, its slice of `expert_parameters`, in the type it is held in."""
-    weights = expert_parameters(model, layer).values()
-    return sum(math.prod(shape_of(weight)[1:]) * weight.element_size() for weight in weights)
+    """Bytes of one routed expert of a layer, its slice of `expert_parameters`, in the form it is held in."""
+    held = getattr(unwrap(model.get_submodule(layer.experts)), HELD_BYTES, 0)
+    weights = [each for each in expert_parameters(model, layer).values() if not (held and each.is_meta)]
+    return held + sum(math.prod(shape_of(weight)[1:]) * weight.element_size() for weight in weights)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dwellmoe.errors import UserError
-from dwellmoe.families.base import MoeFamily, MoeLayer, shape_of, unwrap
+from dwellmoe.families.base import MoeFamily, MoeLayer, expert_tensors, shape_of, unwrap
 from dwellmoe.families.registry import config_of, family_of
 from dwellmoe.families.text_model import quantised_by
 
@@ -77,7 +77,7 @@ def _why_none(model: nn.Module) -> str:
 
 def _is_fused(experts: nn.Module) -> bool:
     """Whether the weights of all experts lie in two 3-D parameters of this module."""
-    names = dict(experts.named_parameters(recurse=False))
+    names = expert_tensors(experts)
     return "down_proj" in names and ("gate_up_proj" in names or "up_proj" in names)
 
 
@@ -124,9 +124,8 @@ def _shared(
 
 def _num_experts(experts: nn.Module) -> int:
     """E, read off the fused weights: configurations disagree on its name."""
-    return max(
-        shape_of(weight)[0] for weight in experts.parameters(recurse=False) if len(shape_of(weight)) == 3
-    )
+    shapes = map(shape_of, expert_tensors(experts).values())
+    return max(shape[0] for shape in shapes if len(shape) == 3)
 
 
 def _top_k(model: nn.Module, block: nn.Module, router: nn.Module) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import nn
 
 from dwellmoe.errors import UserError
-from dwellmoe.families.base import MoeLayer, shape_of, unwrap
+from dwellmoe.families.base import MoeLayer, expert_tensors, shape_of, unwrap
 from dwellmoe.families.registry import family_of
 from dwellmoe.log import warn_once
 
@@ -117,7 +117,7 @@ def _fused(model: nn.Module, layer: MoeLayer) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for owner in (layer.experts, *layer.shared):
         experts = unwrap(model.get_submodule(owner))
-        for name, weight in experts.named_parameters(recurse=False):
+        for name, weight in expert_tensors(experts).items():
             if len(shape_of(weight)) == 3:
                 old = [old for old, new in _FUSED.items() if new == name]
                 for option in (name, *old):

@@ -4,11 +4,9 @@ they are read.
 Letters: E experts, R rank, I and O the input and output width of a matrix.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 
@@ -59,26 +57,6 @@ class ExpertAdapters:
 def _delta(factors: Factors, expert: int) -> Tensor:
     delta_OI = factors.b_ORE[:, :, expert] @ factors.a_ERI[expert] * factors.scaling
     return delta_OI.T if factors.transposed else delta_OI
-
-
-@contextmanager
-def weightless_experts(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator[None]:
-    """Within the block the experts' parameters have their full shape on the model's device, without memory
-    behind it, so that PEFT can wrap them. Afterwards they are the same as before.
-    """
-    device = next(weight.device for weight in model.parameters() if not weight.is_meta)
-    modules: list[Any] = [unwrap(model.get_submodule(layer.experts)) for layer in layers]
-    before = [dict(module.named_parameters(recurse=False)) for module in modules]
-    for module, parameters in zip(modules, before, strict=True):
-        for name, weight in parameters.items():
-            empty = torch.zeros(1, dtype=weight.dtype, device=device).expand(module.full_shapes[name])
-            setattr(module, name, nn.Parameter(empty, requires_grad=False))
-    try:
-        yield
-    finally:
-        for module, parameters in zip(modules, before, strict=True):
-            for name, weight in parameters.items():
-                setattr(module, name, weight)
 
 
 def take_expert_adapters(model: nn.Module, layers: Sequence[MoeLayer], adapters: ExpertAdapters) -> None:
