@@ -8,12 +8,13 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.tensor_file import map_tensors, write_tensors
-from dwellmoe.errors import UserError, first_line
+from dwellmoe.cache.tensor_file import write_tensors
+from dwellmoe.errors import UserError
 
 PREFILL, DECODE = 0, 1
 EMPTY = 65535  # a slot that a routing strategy left unused
@@ -117,13 +118,14 @@ class RoutingTrace:
         write_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "RoutingTrace":
-        """Maps a trace file into memory (nothing is copied) and checks all of it, a block at a time."""
-        tensors, metadata = map_tensors(path)
-        try:
-            return cls(**_known_tensors(tensors), **_parse_metadata(metadata))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+    def load(cls, path: str | os.PathLike, num_experts: int | None = None) -> "RoutingTrace":
+        """Reads and checks a trace file in any format, known by its content; .safetensors is not copied.
+
+        `num_experts`: experts a layer, for the formats that do not state it. Raises UserError.
+        """
+        from dwellmoe.cache.formats import read_trace  # the formats import this module
+
+        return read_trace(Path(path), num_experts=num_experts)
 
 
 def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> RoutingTrace:
@@ -153,32 +155,6 @@ def _read_only(array) -> np.ndarray:
     return view
 
 
-def _known_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    unknown = sorted(set(tensors) - set(LAYOUT))
-    missing = [name for name, (_, _, needed) in LAYOUT.items() if needed and name not in tensors]
-    if unknown or missing:
-        raise UserError(f"not a routing trace: tensors missing {missing}, unknown {unknown[:8]}")
-    return tensors
-
-
-def _parse_metadata(metadata: dict[str, str]) -> dict:
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UserError(f"format and version must be {FORMAT} 1, got {found[0]!r:.40} {found[1]!r:.40}")
-    try:
-        return {
-            "num_experts": json.loads(metadata["num_experts"]),
-            "layer_ids": _numbers(metadata["layer_ids"]),
-            "expert_bytes": _numbers(metadata["expert_bytes"]),
-            "model": metadata.get("model", ""),
-            "source": metadata.get("source", ""),
-        }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"metadata num_experts, layer_ids or expert_bytes is missing or broken: {first_line(error)}"
-        ) from None
-
-
 def _check_shapes(trace: RoutingTrace) -> None:
     if np.ndim(trace.experts) != 3:
         raise UserError(f"experts must be uint16 [steps, layers, top_k], got shape {np.shape(trace.experts)}")
@@ -190,13 +166,6 @@ def _check_shapes(trace: RoutingTrace) -> None:
         if array is not None and (array.dtype != dtype or array.shape != shape):
             found = f"{array.dtype} {list(array.shape)}"
             raise UserError(f"{name} must be {np.dtype(dtype)} {list(shape)}, got {found}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(type(value) is int for value in found):
-        raise TypeError(f"expected a list of whole numbers, got {text[:60]}")
-    return tuple(found)
 
 
 def _check_metadata(trace: RoutingTrace) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dwellmoe.cache import memory
 from dwellmoe.cache.formats import read_trace, write_trace
 from dwellmoe.cache.formats.route_csv import COLUMNS
-from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cache.trace import EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 from tests.cache.traces import random_trace
 
@@ -284,3 +284,73 @@ def test_a_small_file_takes_little_memory(tmp_path):
         read_trace(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_a_trace_of_any_format_is_loaded_by_its_content(tmp_path):
+    trace = one_request()
+    for name, hints in (
+        ("t.route.csv", {}),
+        ("t.oracleGeneral", {"num_experts": 12}),
+        ("t.npy", {"num_experts": 12}),
+        ("t.safetensors", {}),
+    ):
+        write_trace(trace, tmp_path / name)
+        assert np.array_equal(RoutingTrace.load(tmp_path / name, **hints).experts, trace.experts), name
+    (tmp_path / "t.safetensors").rename(tmp_path / "t")
+    assert np.array_equal(RoutingTrace.load(tmp_path / "t").experts, trace.experts)
+
+
+def test_a_row_without_an_expert_is_no_token_step_of_our_own_format(tmp_path, capsys):
+    trace = one_request()
+    experts = np.concatenate([trace.experts[:2], np.full_like(trace.experts[:3], EMPTY), trace.experts[2:4]])
+    padded = RoutingTrace(experts, np.ones(7, np.uint8), np.zeros(7, np.int32), trace.num_experts)
+    padded.save(tmp_path / "t.safetensors")
+    assert np.array_equal(RoutingTrace.load(tmp_path / "t.safetensors").experts, trace.experts[:4])
+    assert "3 of 7 rows" in capsys.readouterr().err
+
+
+def test_a_csv_of_tokens_layers_and_experts_is_read(tmp_path):
+    (tmp_path / "t.csv").write_text("expert,token,layer\n3,7,0\n1,7,0\n2,7,1\n0,8,0\n2,8,1\n")
+    trace = read_trace(tmp_path / "t.csv", num_experts=4)
+    assert trace.experts.tolist() == [[[3, 1], [2, EMPTY]], [[0, EMPTY], [2, EMPTY]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("token,layer,expert\n0,0,4\n", "line 2: expert is 4"),
+        ("token,layer,expert\n0,-1,2\n", "line 2: layer is -1"),
+        ("token,layer,expert\n0,0,2\n1,0,2\n0,1,2\n", "line 4: token 0"),
+        ("token,layer\n0,0\n", "line 1: needs one column 'expert'"),
+        ("time,object\n0,1\n0,\x002\n", "line 3"),
+    ],
+)
+def test_a_faulty_csv_names_its_line(tmp_path, text, named):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=named):
+        read_trace(tmp_path / "t.csv", num_experts=4)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/box/a", "box/a", ("memory.max", "memory.current", "file")),
+        ("0::/box/a", "box", ("memory.max", "memory.current", "file")),
+        ("0::/elsewhere", "", ("memory.max", "memory.current", "file")),
+        (
+            "4:cpu,memory:/box",
+            "memory/box",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+        ),
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, line, folder, names):
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, ("5000", "4000", None), strict=True):
+        (tmp_path / folder / (name if value else "memory.stat")).write_text(value or f"{name} 1500\n")
+    (tmp_path / "list").write_text(line + "\n")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP_LIST", tmp_path / "list")
+    assert memory._free_bytes() == 5000 - 4000 + 1500
+    (tmp_path / folder / names[0]).write_text("max\n")
+    assert memory._free_bytes() == memory._machine_free_bytes()

@@ -3,6 +3,8 @@
 An object is an expert by flat id; time is the token step; size is the expert's bytes, 1 for unknown; next is
 the index of the next access to the same object, -1 for none. Phases, requests and weights are not in the
 format: what is read back is one request of decode steps.
+
+A CSV may have columns for the token, the layer and the expert instead, as a program that logs a router does.
 """
 
 import codecs
@@ -26,9 +28,16 @@ COLUMNS = "time,object,size,next_access_vtime"
 NAMES = {
     "time": ("time", "timestamp", "ts"),
     "object": ("object", "object_id", "obj", "obj_id", "id", "key"),
-    "size": ("size", "object_size", "obj_size"),
+    "size": ("size", "object_size", "obj_size", "expert_bytes"),
 }
 """What a column is read as -> its names in headers; no other column is read."""
+ROUTER_NAMES = {
+    "time": ("token", "step", "token_step", "token_index", "token_idx", "position", "pos", *NAMES["time"]),
+    "layer": ("layer", "layer_id", "layer_index", "layer_idx"),
+    "expert": ("expert", "expert_id", "expert_index", "expert_idx"),
+    "size": NAMES["size"],
+}
+"""The same of a CSV with a column for the layer and one for the expert."""
 NONE = -1
 BYTES_A_RECORD = 200  # of memory, while it is read
 MOST_LAYERS = 1 << 16
@@ -59,7 +68,7 @@ def read(path: Path, num_experts: int | None = None) -> RoutingTrace:
         raise UserError(f"{path}: the format does not state the experts a layer: give --num_experts")
     if not 1 <= num_experts < EMPTY:
         raise UserError(f"{path}: num_experts must be 1 to {EMPTY - 1}, got {num_experts}")
-    accesses = _read_csv(path) if _is_csv(path) else _read_binary(path)
+    accesses = _read_csv(path, num_experts) if _is_csv(path) else _read_binary(path)
     if len(accesses.time) == 0:
         raise UserError(f"{path}: the trace is empty")
     place = path, accesses.place, accesses.first
@@ -155,7 +164,7 @@ def _read_binary(path: Path) -> Accesses:
     return Accesses(records["time"], records["object"], records["size"], "record", 1)
 
 
-def _read_csv(path: Path) -> Accesses:
+def _read_csv(path: Path, num_experts: int) -> Accesses:
     lines = read_lines(path)
     cells = lines[0].split(",") if lines else []
     header = not any(map(_is_number, cells))
@@ -166,23 +175,42 @@ def _read_csv(path: Path) -> Accesses:
         warn_once(f"{path}: has no header; its columns are taken as {COLUMNS}")
     rows = [_row(path, number, line, width, index) for number, line in enumerate(lines[header:], 1 + header)]
     table = dict(zip(index, np.array(rows, np.int64).reshape(-1, len(index)).T, strict=True))
+    first = 1 + header
+    objects = table["object"] if "object" in table else _objects(path, first, table, num_experts)
     size = table.get("size", np.zeros(len(rows), np.int64))
-    return Accesses(table["time"], table["object"], size, "line", 1 + header)
+    return Accesses(table["time"], objects, size, "line", first)
+
+
+def _objects(path: Path, first: int, table: dict[str, np.ndarray], num_experts: int) -> np.ndarray:
+    """Flat ids of a table of tokens, layers and experts. UserError where its tokens are out of order."""
+    check_range(path, "line", first, "layer", table["layer"], MOST_LAYERS - 1)
+    check_range(path, "line", first, "expert", table["expert"], num_experts - 1)
+    earlier = np.flatnonzero(np.diff(table["time"]) < 0)
+    if len(earlier):
+        at = int(earlier[0]) + 1
+        raise UserError(
+            f"{path}, line {first + at}: token {table['time'][at]} comes after {table['time'][at - 1]}: "
+            "sort the rows by token, and number the tokens of all requests through"
+        )
+    return table["layer"] * num_experts + table["expert"]
 
 
 def _columns(path: Path, cells: list[str]) -> dict[str, int]:
     """The columns that are read and where they stand. UserError where one is missing or there twice."""
     names = [cell.strip(' #"\r').lower().replace("-", "_").replace(" ", "_") for cell in cells]
+    of_router = set(names) & {*ROUTER_NAMES["layer"], *ROUTER_NAMES["expert"]}
+    columns = ROUTER_NAMES if of_router and not set(names) & set(NAMES["object"]) else NAMES
     index = {}
-    for column, known in NAMES.items():
+    for column, known in columns.items():
         found = [i for i, name in enumerate(names) if name in known]
         if len(found) > 1 or (not found and column != "size"):
             listed = ", ".join(names)[:80]
             raise UserError(
-                f"{path}, line 1: needs one column '{column}' (or {', '.join(known[1:])}), got {listed!r}"
+                f"{path}, line 1: needs one column '{known[0]}' (or {', '.join(known[1:])}), got {listed!r}: "
+                f"a trace has the columns {COLUMNS}, or token,layer,expert"
             )
         index |= {column: found[0]} if found else {}
-    unread = [name for name in names if name not in sum(NAMES.values(), ()) and not name.startswith("next")]
+    unread = [name for name in names if name not in sum(columns.values(), ()) and not name.startswith("next")]
     if unread:
         warn_once(f"{path}: columns that are not read: {', '.join(unread)!r:.80}")
     return index
