@@ -77,6 +77,8 @@ def _check_map(rules: Table, fields: list[str], place: Place) -> None:
 def _check_splits(source: Table, place: Place) -> None:
     files, splits = source["files"], source.get("splits", {})
     for split, expression in splits.items():
+        if again := _taken_twice(expression):
+            raise UserError(f"{place.file}: '{place.key}.splits.{split}' takes {again!r} twice")
         for name in raw_names(expression):
             if name not in files:
                 raise UserError(
@@ -86,3 +88,9 @@ def _check_splits(source: Table, place: Place) -> None:
     unused = [name for name in files if name not in used]
     if unused and (splits or len(files) > 1):
         warn_once(f"{place.file}: no split uses {', '.join(unused)} of '{place.key}.files'")
+
+
+def _taken_twice(expression: str) -> str | None:
+    """The first part of a split expression that it names again."""
+    parts = [part.strip() for part in expression.split("+")]
+    return next((part for part in parts if parts.count(part) > 1), None)

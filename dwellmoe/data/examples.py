@@ -17,7 +17,7 @@ from dwellmoe.data.fields import (
 )
 from dwellmoe.data.files import Record
 from dwellmoe.data.records import read_records
-from dwellmoe.data.sources import choose_source
+from dwellmoe.data.sources import choose_source, raw_splits
 from dwellmoe.data.splits import SPLITS, select
 from dwellmoe.data.task import Source, Task, check_split, load_task, worded
 from dwellmoe.data.templates import fill
@@ -42,7 +42,7 @@ def load_examples(
 ) -> list[Example]:
     """Examples of one split in the source's order; none is in two splits. `seed` draws and shuffles a mix.
 
-    Raises UserError for an unknown split, a source that is out of reach (for a mix: unless
+    Raises UserError for an unknown or empty split, a source that is out of reach (for a mix: unless
     `mix_available_only`), or a record that lacks a field or holds one of a wrong type.
     """
     check_split(split)
@@ -50,10 +50,23 @@ def load_examples(
         return _draw(task, split, _members(task, split, mix_available_only), seed)
     examples = _render_split(task, split)
     kept = _unseen(task, split, examples)
+    if not kept:
+        why = (
+            "every one of its records is in an earlier split, too"
+            if examples
+            else _without_record(task, split)
+        )
+        raise UserError(f"{task.name}: the split '{split}' is empty: {why}")
     if len(kept) < len(examples):
         dropped = len(examples) - len(kept)
         warn_once(f"{task.name}: {dropped} of {split} left out, because an earlier split has the same")
     return kept
+
+
+def _without_record(task: Task, split: str) -> str:
+    source = choose_source(task, split)
+    files = ", ".join(source.files[raw] for raw in raw_splits(source, split))
+    return f"{files} holds no record for it" + (" that source.below lets through" if source.below else "")
 
 
 def fetch_for(task: Task, split: str) -> None:

@@ -244,3 +244,30 @@ def test_unknown_names_are_reported_with_the_choices(tmp_path, own_task):
         load_task(str(tmp_path / "nope.toml"))
     with pytest.raises(UserError, match="unknown split 'dev': choose from test, train, validation"):
         load_examples(load_task(str(own_task)), "dev")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "content"),
+    [
+        ("b.jsonl", "\ufeff\n \n"),
+        ("b.json", "[]"),
+        ("b.csv", ""),
+        ("b.csv", "question,choices,gold\n"),
+        ("a.jsonl", None),
+    ],
+)
+def test_a_split_without_a_record_of_its_own_is_refused(held_out, content, tmp_path):
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    if content is not None:
+        (tmp_path / held_out).write_text(content)
+    text = CHOICE_TASK.replace('"a.NAME" }', f'"a.jsonl", test = "{held_out}" }}').replace("splits =", "#")
+    task = load_task(str(write_task(tmp_path, text)))
+    with pytest.raises(UserError, match="'test' is empty") as error:
+        load_examples(task, "test")
+    assert (held_out in str(error.value)) != (content is None)
+
+
+def test_a_part_of_a_file_is_taken_once(tmp_path):
+    text = CHOICE_TASK.replace("NAME", "jsonl").replace('= "train" }', '= "train[:9] + train[:9]" }')
+    with pytest.raises(UserError, match=r"splits\.train' takes 'train\[:9\]' twice"):
+        load_task(str(write_task(tmp_path, text)))
