@@ -4,7 +4,8 @@ Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,22 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+from transformers.integrations import TensorBoardCallback
 
 from dwellmoe.cache.trace import RoutingTrace
-from dwellmoe.checkpoints import checkpoints_kept, damage, step_of, whole_checkpoints, write_checksums
+from dwellmoe.checkpoints import (
+    checkpoints_kept,
+    complete_checkpoints,
+    damage,
+    names_of,
+    step_of,
+    whole_checkpoints,
+    write_checksums,
+)
 from dwellmoe.data.collate import IGNORED_LABEL
+from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer
-from dwellmoe.families.not_finite import refuse_nan
+from dwellmoe.families.not_finite import check_finite, refuse_nan
 from dwellmoe.files import give_usual_modes
 from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
@@ -90,6 +100,14 @@ class LocalityTrainer(Trainer):
         self.closest_to_target = self._target_callback(control_losses)
         """Adapts the locality weight, where a target is given."""
 
+    def create_optimizer(self, *args, **kwargs):
+        with _refused_options("--optim"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs):
+        with _refused_options("--lr_scheduler_type"):
+            return super().create_scheduler(*args, **kwargs)
+
     def _training_cache(self) -> TrainingCache | None:
         settings = self.locality
         if settings.train_rerouting is None:
@@ -116,8 +134,6 @@ class LocalityTrainer(Trainer):
         cache = self._rerouting and self._rerouting.of_batch(segments_BT, labels_BT)
         with self._loss.watch([monitor.recorder for monitor in monitors], cache):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.state.global_step == 0 and not is_deepspeed_zero3_enabled():  # whose weights are in shards
-            refuse_nan(self.model, lm_loss, inputs)
         terms = self._terms(segments_BT, labels_BT)
         if reference:
             terms |= self._distances(outputs["logits"], reference, segments_BT, labels_BT)
@@ -125,7 +141,29 @@ class LocalityTrainer(Trainer):
         for monitor in monitors:
             monitor.add(segments_BT)
         loss = lm_loss + self._weighted(terms)
+        self._refuse_nan(loss, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _refuse_nan(self, loss: Tensor, inputs: dict) -> None:
+        """UserError for a loss that is NaN, for after the step every trained weight would be. In validation
+        only where the model makes it so: a batch may have no answer.
+        """
+        with self._told_how_to_go_on():
+            refuse_nan(self.model, loss, inputs)
+            if self.model.training and torch.isnan(loss).any():
+                raise UserError("the loss is NaN, though the model's weights are finite")
+
+    @contextmanager
+    def _told_how_to_go_on(self) -> Iterator[None]:
+        """Adds to an error of training where it came, and what the user can do."""
+        try:
+            yield
+        except UserError as error:
+            if not (step := self.state.global_step):
+                raise
+            whole = names_of(complete_checkpoints(self._folder))
+            advice = f"train with a smaller --learning_rate; complete checkpoints: {whole}"
+            raise UserError(f"after step {step}: {error}; {advice}") from None
 
     def _run_reference_model(self, inputs: dict, segments_BT: Tensor) -> Reference | None:
         """What the reference model gives on this batch, where training compares with it."""
@@ -209,6 +247,9 @@ class LocalityTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        with self._told_how_to_go_on():
+            check_finite(trained, "the trained model is not saved")
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or self._folder)
@@ -305,6 +346,15 @@ class LocalityTrainer(Trainer):
                 self.model(**{name: value for name, value in inputs.items() if name != "labels"})
                 monitor.add(segments_BT)
         return self._used_experts(monitor.trace())[0]
+
+
+@contextmanager
+def _refused_options(option: str) -> Iterator[None]:
+    """UserError where transformers or torch refuse an option, or those that go with it, in their own ways."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, AssertionError, KeyError, ImportError) as error:
+        raise UserError(f"{option}, or an option that goes with it: {first_line(error)}") from None
 
 
 HEAT_MAP_COLUMNS = 40

@@ -1,5 +1,6 @@
 """The checkpoints in the folder of a training run: which are whole, and which one to go on from."""
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from dwellmoe.log import warn_once
 from dwellmoe.run_identity import RUN_FILE
 
 CHECKSUMS = "checksums.json"
+RESULTS = ("README.md", "adapter_config.json", "config.json", "tokenizer.json", "training_summary.json")
+"""Files that a run ends with, and that may be of another run or of the user."""
 
 _TORCH_WRITER = ("PytorchStreamWriter", "iostream", "unexpected pos")
 """Words in the bare RuntimeError that torch.save raises for a failed write."""
@@ -51,8 +54,14 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
+    """The folders that the Trainer names so; a copy that the user named `checkpoint-8-good` is none."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=step_of)
+    return sorted(filter(Path.is_dir, found), key=step_of)
+
+
+def _finished_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, also if they were damaged later."""
+    return [path for path in _checkpoints(folder) if _has_state(path) or (path / CHECKSUMS).exists()]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -94,7 +103,20 @@ def _fault(path: Path, size_bytes: int, checksum: str) -> str:
         return f"{path.name} is missing"
     if path.stat().st_size != size_bytes:
         return f"{path.name} has {path.stat().st_size} bytes, {size_bytes} were written"
-    return "" if file_sha256(path) == checksum else f"{path.name} is not as it was written"
+    same = _checksum(path, path.stat().st_size, path.stat().st_mtime_ns) == checksum
+    return "" if same else f"{path.name} is not as it was written"
+
+
+@functools.cache
+def _checksum(path: Path, _size_bytes: int, _modified_ns: int) -> str:
+    """The checksum of a file, which is read once in a process unless it changes."""
+    return file_sha256(path)
+
+
+def check_steps_left(checkpoint: Path | None, max_steps: int) -> None:
+    """UserError for a checkpoint that is at or beyond the last step."""
+    if checkpoint and 0 < max_steps <= step_of(checkpoint):
+        raise UserError(f"--max_steps {max_steps}: '{checkpoint}' is there: give more steps")
 
 
 def whole_checkpoints(folder: Path) -> Iterator[Path]:
@@ -109,39 +131,57 @@ def whole_checkpoints(folder: Path) -> Iterator[Path]:
 def checkpoint_to_resume(folder: Path, requested: str | None, overwrite: bool) -> Path | None:
     """The requested checkpoint (a path, or `auto` for the last whole one), or None for a new run.
 
-    Raises UserError for one that is not there or damaged, and rather than mixing two runs in one folder.
+    Raises UserError for one that is not there or damaged, and rather than mixing two runs in one folder or
+    replacing what lies there.
     """
-    found = complete_checkpoints(folder)
+    found = _finished_checkpoints(folder)
     if requested and requested.lower() in ("auto", "true", "last"):
         whole = next(whole_checkpoints(folder), None)
         if found and whole is None:
             raise UserError(f"--resume_from_checkpoint {requested}: no checkpoint in '{folder}' is whole")
+        if whole is None:
+            _check_nothing_replaced(folder, overwrite)
         return whole
     if requested:
         same = [path for path in found if path.resolve() == Path(requested).resolve()]
         if not same:
             raise UserError(
-                f"--resume_from_checkpoint {requested}: no complete checkpoint; there are {_names(found)}"
+                f"--resume_from_checkpoint {requested}: no complete checkpoint; there are {names_of(found)}"
             )
         if fault := damage(same[0]):
-            raise UserError(f"--resume_from_checkpoint {requested}: {fault}; there are {_names(found)}")
+            raise UserError(f"--resume_from_checkpoint {requested}: {fault}; there are {names_of(found)}")
         return same[0]
     if found and not overwrite:
         raise UserError(
-            f"'{folder}' holds {_names(found)} of an earlier run: go on with --resume_from_checkpoint "
+            f"'{folder}' holds {names_of(found)} of an earlier run: go on with --resume_from_checkpoint "
             "auto, start over with --overwrite_output, or choose another --lora_save_path"
         )
+    _check_nothing_replaced(folder, overwrite)
     return None
 
 
-def _names(paths: list[Path]) -> str:
+def _check_nothing_replaced(folder: Path, overwrite: bool) -> None:
+    """UserError for a folder without checkpoints that holds files which the end of a run would replace."""
+    there = [name for name in RESULTS if (folder / name).exists()]
+    if there and not overwrite:
+        raise UserError(
+            f"'{folder}' holds {', '.join(there)}, which this run would replace, and no checkpoint to go on "
+            "from: choose another --lora_save_path, or replace them with --overwrite_output"
+        )
+
+
+def names_of(paths: list[Path]) -> str:
+    """Names of checkpoints as messages list them."""
     return ", ".join(path.name for path in paths) or "none"
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Removes an earlier run's checkpoints; call it when nothing but training is left that could fail."""
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old)
+    for old in _checkpoints(folder):
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old)
 
 
 @contextmanager
@@ -159,6 +199,6 @@ def checkpoints_kept(run_folder: Path, torn: Path | None = None) -> Iterator[Non
             shutil.rmtree(torn, ignore_errors=True)
         raise UserError(
             f"'{torn or run_folder}' cannot be written: {first_line(error)}; complete checkpoints: "
-            f"{_names(complete_checkpoints(run_folder))}; make room, then go on with "
+            f"{names_of(complete_checkpoints(run_folder))}; make room, then go on with "
             "--resume_from_checkpoint auto"
         ) from None

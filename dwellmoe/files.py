@@ -18,6 +18,8 @@ from dwellmoe.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent
 _MOST_LINKS = 40
 """As many links as Linux follows."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_LONGEST_POINTER_BYTES = 1024
 LONGEST_NAME_BYTES = 150
 """A file's name has at most 255 bytes, and others are made of it: with a split, a checksum, an ending."""
 
@@ -29,6 +31,14 @@ def data_file(name: str) -> Path:
     """
     beside = _PACKAGE.parent / name
     return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "shipped" / name
+
+
+def is_missing_folder(name: str) -> bool:
+    """Whether a name can only be that of a folder, and there is none. A name on the Hugging Face hub has at
+    most one slash, and no dot before it.
+    """
+    looks_local = name.startswith((".", "/", "~", "models/")) or name.count("/") > 1
+    return looks_local and not Path(name).is_dir()
 
 
 def find_file(path: str | os.PathLike) -> Path:
@@ -189,6 +199,16 @@ def check_name(name: str, where: str) -> None:
         raise UserError(f"{where} must be the name of a file, without / or \\, found {name!r:.60}")
     if len(name.encode()) > LONGEST_NAME_BYTES:
         raise UserError(f"{where} must be at most {LONGEST_NAME_BYTES} bytes long, found {name!r:.60}")
+
+
+def check_no_pointers(folder: Path) -> None:
+    """UserError for a folder in which Git left a pointer in place of a large file that it did not fetch."""
+    for path in sorted(folder.iterdir()):
+        with suppress(OSError):  # whoever needs the file says that it cannot be read
+            if path.is_file() and path.stat().st_size < _LONGEST_POINTER_BYTES:
+                with path.open("rb") as file:
+                    if file.read(len(_POINTER)) == _POINTER:
+                        raise UserError(f"{path}: a pointer of Git LFS: git lfs pull fetches the file itself")
 
 
 def give_usual_modes(folder: Path) -> None:

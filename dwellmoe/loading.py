@@ -9,8 +9,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,17 +22,25 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.stand_ins import weightless_experts
 from dwellmoe.families import MoeLayer
+from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
+from dwellmoe.files import check_no_pointers
 from dwellmoe.log import warn_once
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_expert_adapters
-from dwellmoe.offload.io.shards import check_checkpoint, check_folder
+from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
 from dwellmoe.settings.model import ModelSettings
 
+MALFORMED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError),
+    *(ZeroDivisionError, StrictDataclassError),
+)
+"""What libraries raise for files, or entries of a configuration, that cannot be."""
 PICKLE = (UnpicklingError, EOFError)
 BAD_PICKLE = (
     "its pickled weights (.bin) are damaged, or hold more than tensors, which could run any program: have "
@@ -40,6 +50,8 @@ BASE = "base"
 """The variant without adapters."""
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+INTEGERS = ("I", "U", "BOOL")
+"""Beginnings of safetensors' names of types."""
 QUANTISED = ("torchao", "bitsandbytes")
 """Methods of quantisation that leave no experts which can be found or trained."""
 
@@ -51,8 +63,8 @@ def load_tokenizer(settings: ModelSettings):
         tokenizer = AutoTokenizer.from_pretrained(
             settings.model_name, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no tokenizer in '{settings.model_name}': {first_line(error)}") from None
+    except MALFORMED as error:
+        raise UserError(f"no tokenizer in '{settings.model_name}': {_said(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"no tokenizer in '{settings.model_name}': its files are missing")
     if not tokenizer.encode("a 1", add_special_tokens=False):
@@ -68,8 +80,8 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     check_folder(settings.model_name)
     try:
         return AutoConfig.from_pretrained(settings.model_name, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {first_line(error)}") from None
+    except MALFORMED as error:
+        raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {_said(error)}") from None
 
 
 def load_model(settings: ModelSettings) -> PreTrainedModel:
@@ -78,7 +90,9 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     Raises UserError for a checkpoint that is missing, truncated, does not fit its configuration, or needs
     code of its own.
     """
-    check_checkpoint(settings.model_name)
+    shards = check_checkpoint(settings.model_name)
+    if shards and not quantised_by(load_config(settings)):
+        _check_number_types(settings.model_name, shards)
     auto_class = _auto_class(settings)
     try:
         loaded: Any = auto_class.from_pretrained(
@@ -89,13 +103,14 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them and names the tensor
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, *PICKLE) as error:
+    except (*MALFORMED, RuntimeError, ImportError, SafetensorError, *PICKLE) as error:
         unpickled = isinstance(error, PICKLE) or "PytorchStreamReader" in str(error)
-        why = BAD_PICKLE if unpickled else first_line(error)
+        why = BAD_PICKLE if unpickled else _said(error)
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {why}") from None
     model, loading_info = loaded
     _check_loaded(settings.model_name, loading_info)
-    if torch.cuda.is_available() and not _is_sharded(model):
+    check_finite(model.named_parameters(), f"checkpoint '{settings.model_name}'")
+    if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return model
 
@@ -138,6 +153,16 @@ def _dtype(name: str) -> str | torch.dtype:
     return getattr(torch, name)
 
 
+def _check_number_types(name: str, shards: Shards) -> None:
+    """Raises UserError for weights that are stored as integers: they would be taken for the numbers meant."""
+    for tensor, stored in shards.tensors.items():
+        if tensor.endswith(".weight") and stored.dtype.startswith(INTEGERS):
+            raise UserError(
+                f"checkpoint '{name}': {tensor} holds integers ({stored.dtype}), though the configuration "
+                "names no quantisation"
+            )
+
+
 def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
     """Raises UserError for weights that the files lack or that have another shape: they would be random."""
     misfit = f"checkpoint '{name}' does not fit its configuration:"
@@ -149,6 +174,11 @@ def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
     for fault in ("missing_keys", "error_msgs"):
         if found := loading_info.get(fault):
             raise UserError(f"{misfit} {fault} {len(found)}, first: {min(map(str, found))}")
+    if left_out := loading_info.get("unexpected_keys"):
+        warn_once(
+            f"checkpoint '{name}': {len(left_out)} tensors are left out, for the model of its configuration "
+            f"has none of their names, first: {min(map(str, left_out))}"
+        )
 
 
 def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
@@ -184,7 +214,9 @@ def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> Abstrac
 def _adapter_config(path: str) -> PeftConfig:
     """The configuration of the adapter in a folder. Raises UserError where there is no readable one."""
     folder = Path(path)
-    if not folder.is_dir():
+    if folder.is_dir():
+        check_no_pointers(folder)
+    else:
         near = sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
         choices = f": choose from {', '.join(near)}" if near else ""
         raise UserError(f"no adapter folder at '{path}'{choices}")
@@ -193,11 +225,18 @@ def _adapter_config(path: str) -> PeftConfig:
             raise UserError(f"no adapter in '{path}': {file} is missing")
     file = ADAPTER_WEIGHTS
     try:
-        with safe_open(folder / file, "pt"):
-            file = ADAPTER_FILE
-            return PeftConfig.from_pretrained(path)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"'{folder / file}' cannot be read: {first_line(error)}") from None
+        weights = load_file(folder / file)
+        file = ADAPTER_FILE
+        config = PeftConfig.from_pretrained(path)
+    except (*MALFORMED, SafetensorError) as error:
+        raise UserError(f"'{folder / file}' cannot be read: {_said(error)}") from None
+    check_finite(weights.items(), f"adapter '{path}'")
+    return config
+
+
+def _said(error: Exception) -> str:
+    """The first line of what a library says of a file; a name that it does not know, it says alone."""
+    return f"unknown name {error}" if isinstance(error, KeyError) else first_line(error)
 
 
 def _check_all_found(path: str, found: Any) -> None:
@@ -223,10 +262,6 @@ def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
         assert isinstance(model, PeftModel), f"variant '{name}' needs adapters"
         model.set_adapter(name, inference_mode=True)
     yield model
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def quiet() -> None:

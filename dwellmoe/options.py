@@ -73,6 +73,8 @@ def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         return
     if "range" in metadata:
         check_range(name, value, metadata["range"])
+    if "json_only" in metadata and not isinstance(value, dict):
+        raise UserError(f"{name} {value}: must be a JSON object, as in '{{\"name\": 1}}'")
     if "choices" in metadata and value not in metadata["choices"]:
         raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
 

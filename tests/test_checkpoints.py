@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dwellmoe.checkpoints import CHECKSUMS, checkpoint_to_resume, damage, write_checksums
+from dwellmoe.checkpoints import CHECKSUMS, checkpoint_to_resume, damage, remove_checkpoints, write_checksums
 from dwellmoe.errors import UserError
 from dwellmoe.run_identity import RUN_FILE
 
@@ -28,11 +28,17 @@ def change(path):
     path.write_bytes(bytes(len(path.read_bytes())))
 
 
+def garble(path):
+    path.write_text("no JSON")
+
+
 FAULTS = [
     (cut, "adapter_model.safetensors"),
     (change, "adapter_model.safetensors"),
     (cut, "global_step/rank_1.pt"),
     (cut, "trainer_state.json"),
+    (garble, "trainer_state.json"),
+    (lambda path: path.unlink(), "trainer_state.json"),
     (cut, CHECKSUMS),
     (lambda path: path.unlink(), CHECKSUMS),
     (lambda path: path.unlink(), "global_step/rank_1.pt"),
@@ -51,9 +57,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_named(tmp_path
         checkpoint_to_resume(tmp_path, str(last), False)
 
 
-def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "trainer_state.json"])
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path, name):
     folder = make_checkpoint(tmp_path, 3)
-    cut(folder / "adapter_model.safetensors")
+    cut(folder / name)
+    with pytest.raises(UserError, match="holds checkpoint-3"):
+        checkpoint_to_resume(tmp_path, None, False)
     with pytest.raises(UserError, match="no checkpoint in"):
         checkpoint_to_resume(tmp_path, "auto", False)
 
@@ -63,3 +72,28 @@ def test_a_checkpoint_of_a_version_without_checksums_is_taken(tmp_path):
     (folder / CHECKSUMS).unlink()
     (folder / RUN_FILE).unlink()
     assert damage(folder) == ""
+
+
+def test_what_a_killed_first_save_left_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    assert checkpoint_to_resume(tmp_path, "auto", False) is None
+
+
+@pytest.mark.parametrize("requested", [None, "auto"])
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "config.json"])
+def test_results_without_checkpoints_are_not_replaced_unasked(tmp_path, requested, name):
+    """Of a run whose checkpoints were removed, or files of the user."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}"):
+        checkpoint_to_resume(tmp_path, requested, False)
+    assert checkpoint_to_resume(tmp_path, requested, True) is None
+
+
+def test_only_checkpoints_are_removed(tmp_path):
+    linked, kept = tmp_path / "elsewhere", tmp_path / "run" / "checkpoint-9-good"
+    linked.mkdir()
+    kept.mkdir(parents=True)
+    make_checkpoint(tmp_path / "run", 9)
+    (tmp_path / "run" / "checkpoint-10").symlink_to(linked)
+    remove_checkpoints(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == [kept] and linked.is_dir()

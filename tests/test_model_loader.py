@@ -55,6 +55,15 @@ def foreign(tensors):
     tensors["base_model.model.other.lora_A.weight"] = next(iter(tensors.values())).clone()
 
 
+def not_finite(tensors):
+    next(tensor for name, tensor in tensors.items() if "lora_A" in name).view(-1)[0] = float("nan")
+
+
+def as_pointer(name):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -65,6 +74,8 @@ def foreign(tensors):
         (without("layers.1.self_attn"), r"lacks .*layers.1.self_attn.q_proj.lora_A.*, 2 tensors"),
         (without("gate"), r"lacks .*gate"),
         (edited(foreign), "of another model: it has base_model.model.other"),
+        (edited(not_finite), "its weight .*lora_A.weight holds NaN"),
+        (as_pointer(ADAPTER_WEIGHTS), f"{ADAPTER_WEIGHTS}: a pointer of Git LFS"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(adapter, spoil, message):
@@ -94,6 +105,63 @@ def test_a_checkpoint_that_its_configuration_belies_is_refused(tmp_path, field, 
     with pytest.raises(UserError, match=message) as error:
         load_model(ModelSettings(model_name=str(tmp_path)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([1], "cannot be loaded"),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"dtype": "float7"}, "float7"),
+        ({"hidden_act": "sillu"}, "unknown name 'sillu'"),
+        ({"pad_token_id": 5000}, "(?i)padding_idx"),
+    ],
+)
+def test_an_impossible_configuration_is_refused_in_one_line(tmp_path, entries, message):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    changed = config | entries if isinstance(entries, dict) else entries
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=message) as error:
+        load_model(ModelSettings(model_name=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def change_weight(change):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[EXPERT] = change(tensors[EXPERT])
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+EXPERT = "model.layers.1.mlp.experts.5.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (change_weight(lambda weight: weight / 0), r"layers\.1\.mlp\.experts\.down_proj holds NaN"),
+        (change_weight(lambda weight: weight.to(torch.int32)), f"{EXPERT} holds integers"),
+        (as_pointer("model.safetensors"), r"model\.safetensors: a pointer of Git LFS"),
+        (as_pointer("config.json"), r"config\.json: a pointer of Git LFS"),
+    ],
+)
+def test_weights_that_cannot_be_meant_are_refused(tmp_path, spoil, message):
+    """An expert counts though no token may choose it."""
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_model(ModelSettings(model_name=str(tmp_path)))
+
+
+def test_weights_that_the_configuration_leaves_out_are_told(tmp_path, capsys):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    load_model(ModelSettings(model_name=str(tmp_path)))
+    assert "tensors are left out" in (said := capsys.readouterr().err) and "model.layers.2." in said
 
 
 class Hostile:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from config import TrainSettings
 from dwellmoe.data.collate import PaddingCollator
@@ -306,3 +306,44 @@ def test_the_best_checkpoint_is_the_best_of_the_whole_ones(tmp_path, capsys):
         trainer._load_best_model()
         assert f"checkpoint-{best}', the best checkpoint, is left out: model" in capsys.readouterr().err
         assert (trainer.state.best_model_checkpoint is None) == (after is None)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_weights_that_become_nan_end_the_run_and_are_not_saved(tmp_path, lora):
+    """The checkpoint before stays the last one, and is named."""
+    model = tiny_model("olmoe")
+    if lora:
+        model = add_elastic_lora(model, find_moe_layers(model), LoraShape(2))
+    trainer = trainer_of(tmp_path, model, save_strategy="steps", save_steps=1, max_steps=4)
+
+    class Spoil(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 1:
+                weight = next(weight for weight in model.parameters() if weight.requires_grad)
+                weight.data.view(-1)[0] = float("nan")
+
+    trainer.add_callback(Spoil())
+    with pytest.raises(UserError, match=r"after step 2: .*its weight .*checkpoints: checkpoint-1$"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_loss_that_is_nan_by_itself_ends_the_run(tmp_path, monkeypatch):
+    trainer: Any = trainer_of(tmp_path, tiny_model("olmoe"))
+    monkeypatch.setattr(trainer, "_weighted", lambda terms: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="the loss is NaN, though the model's weights are finite"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        ("--lr_scheduler_type", {"lr_scheduler_kwargs": {"no_such_entry": 1}}),
+        ("--optim", {"optim": "galore_adamw", "optim_target_modules": ["gate"]}),
+        ("--optim", {"optim": "adamw_torch", "optim_args": "no_such_entry"}),
+    ],
+)
+def test_options_that_torch_refuses_are_named(tmp_path, option, wrong):
+    trainer = trainer_of(tmp_path, tiny_model("olmoe"), **wrong)
+    with pytest.raises(UserError, match=f"^{option}, or an option that goes with it"):
+        trainer.train()

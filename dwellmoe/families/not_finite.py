@@ -1,13 +1,25 @@
-"""Names the weight, or else the layer, that makes a model's results NaN."""
+"""Names the weight, or else the layer, that makes a model's results NaN; and weights that are not finite,
+though no result may show it yet.
+"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dwellmoe.errors import UserError
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """UserError, which begins with `what`, for the first weight that is not finite. It may be an expert that
+    no token has chosen yet, so only its content tells.
+    """
+    wrong = next((name for name, weight in weights if not _is_finite(weight)), None)
+    if wrong is not None:
+        raise UserError(f"{what}: its weight {wrong} holds NaN or infinite numbers")
 
 
 def refuse_nan(model: nn.Module, result: Tensor, inputs: Mapping[str, Any]) -> None:
@@ -16,10 +28,9 @@ def refuse_nan(model: nn.Module, result: Tensor, inputs: Mapping[str, Any]) -> N
     """
     if not torch.isnan(result).any():
         return
-    in_memory = ((name, weight) for name, weight in model.named_parameters() if not weight.is_meta)
-    wrong = (name for name, weight in in_memory if not torch.isfinite(weight).all())
-    if (name := next(wrong, None)) is not None:
-        raise UserError(f"the model's results are NaN: its weight {name} holds NaN or infinite numbers")
+    check_finite(model.named_parameters(), "the model's results are NaN")
+    if is_deepspeed_zero3_enabled():
+        return  # to run it once more, every rank would have to
     with torch.no_grad(), _watched(model) as found:
         model(**inputs)
     if found:
@@ -27,6 +38,18 @@ def refuse_nan(model: nn.Module, result: Tensor, inputs: Mapping[str, Any]) -> N
             f"the model's results are NaN from {found[0]} on: its weights on disk are, or numbers are beyond "
             f"the range of {next(model.parameters()).dtype}"
         )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether a weight, or under ZeRO-3 this rank's shard of it, is finite. A vector may hold infinity: a
+    router's bias of minus infinity switches an expert off.
+    """
+    values = getattr(weight, "ds_tensor", weight)
+    if values.is_meta or not values.numel() or not values.is_floating_point() or values.itemsize < 2:
+        return True
+    extremes = torch.stack(torch.aminmax(values.detach()))  # NaN if any value is, and needs no copy
+    is_vector = len(getattr(weight, "ds_shape", weight.shape)) < 2
+    return bool((~torch.isnan(extremes) if is_vector else torch.isfinite(extremes)).all())
 
 
 @contextmanager

@@ -39,6 +39,8 @@ RANGES = {
 }
 """Option -> the numbers it takes; any other one takes all that are finite."""
 FINITE = Range(-1e300, 1e300)
+MAY_BE_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+"""Options that take a JSON object, or the path of a file with one."""
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str, dict)} | {
     "list[str]": list[str]
 }
@@ -88,6 +90,8 @@ def _field(name: str, types: list[Any], choices: list[str], call: ast.Call) -> A
     metadata = {"help": _help(given["metadata"]), "default": _default(given.get("default"))}
     if {int, float} & {*types}:
         metadata["range"] = RANGES.get(name, FINITE)
+    if dict in types and name not in MAY_BE_FILES:
+        metadata["json_only"] = True
     if choices:
         metadata["choices"] = tuple(choices)
     return dataclasses.field(default=None, metadata=metadata)

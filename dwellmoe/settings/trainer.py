@@ -5,11 +5,16 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.log import warn_once
 from dwellmoe.options import COUNT, SEED, Settings, option
 
 STRATEGIES = ("no", "steps", "epoch")
+METRICS = {
+    **dict.fromkeys(("lm_loss", "loss", "locality_loss", "balance_loss", "target_error"), False),
+    **dict.fromkeys(("ecr", "hit_rate_lru_25", "hit_rate_target"), True),
+}
+"""What a validation measures -> whether higher is better; `eval_` may stand before a name."""
 _MOST_EPOCHS = 1e6
 
 
@@ -44,9 +49,11 @@ class TrainerSettings(Settings):
     save_steps: float = option(500, "steps between checkpoints", above=0, most=COUNT)
     load_best_model_at_end: bool = option(True, "save the adapter of the best checkpoint, not of the last")
     metric_for_best_model: str | None = option(
-        "eval_lm_loss", "validation metric that the best checkpoint is chosen by"
+        "eval_lm_loss", f"validation metric that the best checkpoint is chosen by: {', '.join(METRICS)}"
     )
-    greater_is_better: bool | None = option(False, "whether a higher value of that metric is better")
+    greater_is_better: bool | None = option(
+        None, "whether a higher value of that metric is better; default: as the metric has it"
+    )
     report_to: str | list[str] | None = option(  # noqa: RUF009 - a field
         "tensorboard", "comma list of tools to log to, e.g. tensorboard, wandb; none"
     )
@@ -58,12 +65,23 @@ class TrainerSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_metric()
         for name in ("logging_steps", "eval_steps", "save_steps"):
             steps = getattr(self, name)
             if steps is not None and steps > 1 and steps != int(steps):
                 raise UserError(
                     f"--{name} {steps}: above 1 it is a number of steps, and whole; below 1 a share of all"
                 )
+
+    def _check_metric(self) -> None:
+        """UserError for a metric that no validation measures. Sets what is better, unless it is given."""
+        if self.metric_for_best_model is None:
+            return
+        metric = self.metric_for_best_model.removeprefix("eval_")
+        if metric not in METRICS:
+            raise unknown_name("--metric_for_best_model", metric, METRICS)
+        if self.greater_is_better is None:
+            self.greater_is_better = METRICS[metric]
 
 
 def fit_to_given(trainer: TrainerSettings, given: Collection[str]) -> TrainerSettings:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dwellmoe.errors import UserError
-from dwellmoe.families.not_finite import refuse_nan
+from dwellmoe.families.not_finite import check_finite, refuse_nan
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache
 from tests.tiny_models import tiny_model
 
@@ -24,6 +24,15 @@ def test_a_weight_in_memory_is_named(name, value):
     model = spoiled(name, value)
     with pytest.raises(UserError, match=f"its weight {name} holds NaN"):
         refuse_nan(model, torch.tensor(float("nan")), INPUTS)
+
+
+def test_only_a_vector_may_hold_infinity():
+    """A router's bias of minus infinity switches an expert off."""
+    vector = torch.tensor([0.0, float("-inf")])
+    check_finite([("bias", vector), ("none", torch.empty(0)), ("ids", torch.arange(3))], "model")
+    for wrong in (vector[None], vector * float("nan")):
+        with pytest.raises(UserError, match="model: its weight wrong holds"):
+            check_finite([("wrong", wrong)], "model")
 
 
 def test_finite_results_are_not_refused():

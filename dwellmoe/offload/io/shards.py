@@ -12,7 +12,7 @@ import numpy as np
 
 from dwellmoe.cache.tensor_file import read_header
 from dwellmoe.errors import UserError, first_line
-from dwellmoe.files import check_no_pointers
+from dwellmoe.files import check_no_pointers, is_missing_folder
 from dwellmoe.log import warn_once
 
 SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -41,11 +41,8 @@ class Shards(NamedTuple):
 
 
 def check_folder(model_name: str) -> None:
-    """Raises UserError for a path without a folder, and for a folder whose large files Git did not fetch. A
-    name on the Hugging Face hub is no path: it has at most one slash, and no dot before it.
-    """
-    looks_local = model_name.startswith((".", "/", "~", "models/")) or model_name.count("/") > 1
-    if looks_local and not Path(model_name).is_dir():
+    """Raises UserError for a path without a folder, and for a folder whose large files Git did not fetch."""
+    if is_missing_folder(model_name):
         raise UserError(f"no model folder at '{model_name}'")
     if Path(model_name).is_dir():
         check_no_pointers(Path(model_name))
