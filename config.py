@@ -26,6 +26,12 @@ from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings.trainer import TrainerSettings
 
+NEEDED = {
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "activation_checkpointing",
+    "liger_kernel_config": "use_liger_kernel",
+}
+"""Option of transformers -> the option without which it has no effect."""
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent / "configs" / "zero2.json"
 
 
@@ -76,14 +82,18 @@ def parse_run(arguments: list[str]) -> Run:
             "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
             "with its adapters off"
         )
+    if not run.train.learning_rate:
+        run.report("warning: --learning_rate 0: nothing is trained, the weights stay as they are")
     if idle := sorted(options.given & _without_effect(run)):
         run.report(
             "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )
+    _check_folder(run)
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
     _check_reporters(run.train)
+    _check_metric(run)
     if run.locality.train_rerouting is not None:
         _check_rerouting(run)
     if run.locality.smooth_gates:
@@ -93,6 +103,24 @@ def parse_run(arguments: list[str]) -> Run:
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
     set_seed(run.train.seed)
     return run
+
+
+def _check_folder(run: Run) -> None:
+    """UserError for a folder that cannot be that of a run."""
+    if not run.adapter.lora_save_path.strip():
+        raise UserError("--lora_save_path is empty: name a folder")
+    if run.train.output_dir not in (AdapterSettings.lora_save_path, run.adapter.lora_save_path):
+        raise UserError(f"--output_dir {run.train.output_dir}: a run's folder is named by --lora_save_path")
+    if run.folder.resolve() == Path(run.model.model_name).resolve():
+        raise UserError(f"--lora_save_path '{run.folder}' is the folder of the base model: choose another")
+
+
+def _check_metric(run: Run) -> None:
+    """UserError for a metric that is only measured with a target which is not given."""
+    metric, settings = run.train.metric_for_best_model, run.locality
+    missing = {"target_error": not settings.has_target, "hit_rate_target": settings.target_hit_rate is None}
+    if missing.get((metric or "").removeprefix("eval_")):
+        raise UserError(f"--metric_for_best_model {metric}: is only measured with a target")
 
 
 def _prepare_target(run: Run) -> None:
@@ -111,7 +139,10 @@ def _prepare_target(run: Run) -> None:
 
 def _without_effect(run: Run) -> set[str]:
     """Names of options that have no effect beside the others."""
-    idle = {"output_dir", "remove_unused_columns"}
+    idle = {"remove_unused_columns"}
+    idle |= {option for option, needed in NEEDED.items() if not getattr(run.train, needed)}
+    if "galore" not in run.train.optim and "apollo" not in run.train.optim:
+        idle |= {"optim_target_modules"}
     if not run.adapter.use_lora:
         idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
     if not needs_profile(run.adapter.daft_threshold) and not run.adapter.profile_only:

@@ -144,6 +144,8 @@ def run_trainer(trainer: LocalityTrainer, checkpoint: Path | None) -> None:
     """UserError for a checkpoint of tensors of other shapes, as of another base model (--resume_anyway)."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except ImportError as error:  # of a package that an option asks for
+        raise UserError(first_line(error)) from None
     except RuntimeError as error:
         if checkpoint is None or "size mismatch" not in str(error):
             raise

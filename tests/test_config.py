@@ -96,3 +96,35 @@ def test_the_best_checkpoint_cannot_be_kept_unvalidated(words):
 def test_steps_above_one_are_whole(name):
     with pytest.raises(UserError, match=f"--{name} 2.5: "):
         parse_training([f"--{name}", "2.5"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--metric_for_best_model accuracy", "unknown --metric_for_best_model 'accuracy'"),
+        ("--metric_for_best_model target_error", "only measured with a target"),
+        ("--metric_for_best_model hit_rate_target --target_ecr 0.5", "only measured with a target"),
+        ("--output_dir elsewhere", "--output_dir elsewhere: a run's folder is named by --lora_save_path"),
+        ("--lora_save_path=", "--lora_save_path is empty"),
+        ("--lora_save_path models/tiny-olmoe", "is the folder of the base model"),
+        ("--lr_scheduler_kwargs abc", "--lr_scheduler_kwargs abc: must be a JSON object"),
+    ],
+)
+def test_what_cannot_be_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        parse_run(words.split())
+
+
+@pytest.mark.parametrize(("metric", "higher_is_better"), [("ecr", True), ("eval_lm_loss", False)])
+def test_the_best_checkpoint_is_the_best_as_its_metric_has_it(metric, higher_is_better, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    words = ["--metric_for_best_model", metric]
+    assert parse_run(words).train.greater_is_better is higher_is_better
+    given = [*words, "--greater_is_better", str(not higher_is_better)]
+    assert parse_run(given).train.greater_is_better is not higher_is_better
+
+
+def test_a_learning_rate_of_0_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    parse_run(["--learning_rate", "0"])
+    assert "--learning_rate 0: nothing is trained" in capsys.readouterr().out
