@@ -116,6 +116,62 @@ DIFFERENT = [
 ]
 
 
+SAME += [
+    ("y = x", "x = y"),
+    ("2x = y", "y = 2x"),
+    ("x^2 + y^2 = r", "r = x^2 + y^2"),
+    (r"\theta = 30^\circ", "30"),
+    (r"\angle ABC = 30^\circ", "30"),
+    ("AB = 5", "5"),
+    ("a_{10} = 5", "5"),
+    (r"P(A) = \frac12", "0.5"),
+    ("f'(x) = 2x", "2x"),
+    ("(x, y) = (2, 3)", "(2,3)"),
+    ("a = 1, b = 2", "b = 2, a = 1"),
+    (r"A = \pi r^2 = 9\pi", r"9\pi"),
+    ("2 + 3 = 5", "5"),
+    ("12 cm", "12"),
+    ("12cm^2", "12"),
+    ("5 apples", "5"),
+    ("72 degrees", "72"),
+    ("€5", "5"),
+    ("1 1/2", "1.5"),
+    (r"0.1\overline{6}", r"\frac16"),
+    (r"\boxed{5}", "5"),
+    (r"\varnothing", r"\{\}"),
+    (r"x \geq 3", "3 ≤ x"),
+    ("2 < x < 5", "5 > x > 2"),
+    (r"x \ne 3", r"x\neq 3"),
+    (r"\sin^2 x + \cos^2 x", "1"),
+    (r"\log_2 8", "3"),
+    (r"\arctan 1", r"\frac{\pi}{4}"),
+    (r"\tan^{-1} 1", r"\frac{\pi}{4}"),
+    (r"\dbinom{5}{2}", "10"),
+    (r"\lfloor 3.5 \rfloor + \lceil 3.5 \rceil", "7"),
+    (r"\sinh 0", "0"),
+]
+DIFFERENT += [
+    ("x^2 + y^2 = r", "x^2 + y^2"),
+    ("x^2 + y^2 = r", "r"),
+    ("xy = 5", "5"),
+    ("a + b = c", "a + b"),
+    ("2x = 6", "6"),
+    ("x^2 = 4", "4"),
+    ("2 + 3 = 6", "6"),
+    ("x = 2y", "y = 2x"),
+    ("a = 1, b = 2", "a = 2, b = 1"),
+    ("x > 3", "x < 3"),
+    ("x > 3", r"x \ge 3"),
+    ("2xy", "2"),
+    ("1 1/2", "5.5"),
+    (r"0.\overline{3}", "0.3"),
+    (r"\sin^2 x", r"\sin x^2"),
+    (r"\log_2 8", r"\log_3 8"),
+    (r"\binom{5}{2}", r"\binom{5}{1}"),
+    (r"\lfloor 3.5 \rfloor", "3.5"),
+]
+
+
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same_result_written_otherwise(one, other):
     assert same_result(one, other) and same_result(other, one)

@@ -9,6 +9,7 @@ that of a difference of equals, which is zero however small the digits left of i
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -34,14 +35,19 @@ _VANISHES = 2**-40
 _MOST_MAGNITUDE = 20
 """Sines and powers are taken of exponents and angles below 2^20."""
 
-_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+)|([a-zA-Z])|([-+*/^!()\[\]{}|]))")
+_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+)|([a-zA-Z])|([-+*/^!()\[\]{}|_]))")
 _NO_PRODUCT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}|(?<!frac)(?<!frac )\b\d+\s+\d")
 """A word of three letters or more, or two numbers side by side."""
 _PLAIN_FRACTION = re.compile(r"\\frac(?:\{\d+\}|\d)(?:\{\d+\}|\d)")
 """Of two whole numbers: after a whole number it is added to it."""
 _TIMES, _OVER = {"*", r"\cdot", r"\times"}, {"/", r"\div"}
-_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
-_FUNCTIONS = {rf"\{name}": name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "exp", "log", "ln")}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_ROUNDED = {r"\lfloor": math.floor, r"\lceil": math.ceil}
+_INVERSES = {name: f"a{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+_FUNCTIONS = {
+    **{rf"\{name}": name for name in ("exp", "log", "ln", *_INVERSES)},
+    **{rf"\arc{name}": inverse for name, inverse in _INVERSES.items()},
+}
 _LETTERS = {rf"\{name}" for name in ("alpha", "beta", "gamma", "theta", "lambda", "omega", "phi", "infty")}
 
 
@@ -147,7 +153,7 @@ class _Parser:
 
     def _product(self) -> Value:
         value = self._signed()
-        while self._next is not None and self._next not in ("+", "-", ")", "]", "}", "|"):
+        while self._next is not None and self._next not in ("+", "-", *_CLOSING.values()):
             if self._next in _OVER:
                 self._take()
                 value = self._quotient(value, self._signed())
@@ -191,14 +197,23 @@ class _Parser:
         if token in _CLOSING:
             value = self._sum()
             self._take(_CLOSING[token])
-            return abs(value) if token == "|" else value
+            return (
+                abs(value)
+                if token == "|"
+                else _rounded(_ROUNDED[token], value)
+                if token in _ROUNDED
+                else value
+            )
         if token == r"\frac":
             numerator = self._argument()
             return self._quotient(numerator, self._argument())
         if token == r"\sqrt":
             return self._root()
+        if token == r"\binom":
+            of = self._argument()
+            return _binomial(of, self._argument())
         if token in _FUNCTIONS:
-            return self._function(_FUNCTIONS[token], self._power())
+            return self._applied(_FUNCTIONS[token])
         return self._letter(token)
 
     def _number(self, token: str) -> Value:
@@ -219,6 +234,22 @@ class _Parser:
 
     def _quotient(self, value: Value, divisor: Value) -> Value:
         return value / divisor if isinstance(divisor, Fraction) else self._maths.convert(value) / divisor
+
+    def _applied(self, name: str) -> Value:
+        r"""A function of what follows, such as `\log_2 8`, `\sin^2 x`, `\sin^{-1} x`."""
+        base = self._argument() if name == "log" and self._took("_") else None
+        exponent = self._argument() if self._took("^") else Fraction(1)
+        if exponent == -1 and name in _INVERSES:
+            name, exponent = _INVERSES[name], Fraction(1)
+        value = self._function(name, self._power())
+        if base is not None:
+            value = self._quotient(value, self._function(name, base))
+        return value if exponent == 1 else self._raised(value, exponent)
+
+    def _took(self, token: str) -> bool:
+        taken = self._next == token
+        self._position += taken
+        return taken
 
     def _function(self, name: str, value: Value) -> Value:
         value = self._maths.convert(value)
@@ -257,3 +288,13 @@ def _factorial(value: Value) -> Fraction:
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 100:
         raise Unreadable
     return Fraction(math.factorial(value.numerator))
+
+
+def _binomial(of: Value, chosen: Value) -> Fraction:
+    return _factorial(of) / (_factorial(chosen) * _factorial(of - chosen))
+
+
+def _rounded(rounding: Callable[[Fraction], int], value: Value) -> Fraction:
+    if not isinstance(value, Fraction):
+        raise Unreadable
+    return Fraction(rounding(value))

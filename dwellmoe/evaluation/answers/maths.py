@@ -45,9 +45,20 @@ _SIGNS = {
     )
 }
 _UNIT_AFTER = re.compile(r"(?<=[\d}\s])\s*\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?\d\}?)?$")
-_DEGREES_PERCENT = re.compile(r"\^?\{?\\circ\}?|\\degree|°|\\?%")
-_NAME_IN_FRONT = re.compile(r"^([a-zA-Z](?:_\w|\([a-z]\))?)\s*(?:=|\\in(?![a-z]))")
-_NAME_BEHIND = re.compile(r"^([^=,]+)=\s*[a-zA-Z](?:_\w|\([a-z]\))?$")
+_WORD_AFTER = re.compile(
+    r"(?<=[\d}])(?:\s+(?!and\b|or\b)[a-zA-Z]{3,}(?:\s[a-zA-Z]+)*|\s?(?:[cmk]m|k?g|lbs?|ft|m[lL])(?:\^\{?\d\}?)?)\.?$"
+)
+"""A unit without a command; letters side by side may be a product."""
+_DEGREES_PERCENT = re.compile(r"\^?\{?\\circ\}?|\\degree|°|\\?%|[£€]")
+_NAME = (
+    r"(?:\\angle\s*|\\triangle\s*)?(?:[a-zA-Z]|[A-Z]{2,3}|\\(?:alpha|beta|gamma|theta|lambda|omega|phi)(?![a-zA-Z]))"
+    r"(?:_(?:\w|\{\w{1,6}\}))?'{0,2}(?:\((?:\w|\\theta)\))?"
+)
+_TUPLE_OF_NAMES = r"\(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\)"
+_NAME_IN_FRONT = re.compile(rf"^({_NAME}|{_TUPLE_OF_NAMES})\s*(?:=|\\in(?![a-z]))")
+_NAME_BEHIND = re.compile(rf"^([^=,]+)=\s*{_NAME}$")
+_UNKNOWN = re.compile(r"(?<![\\a-zA-Z])(?![ei](?![a-zA-Z]))[a-zA-Z]")
+"""A letter that is no constant, in what stands for no command."""
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
 _THOUSANDS_IN_LIST = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
 _BLANK_AFTER_COMMA = re.compile(r",(?:\\[ ;:,]|~|\\q?quad(?![a-zA-Z]))+")
@@ -58,6 +69,16 @@ _EMPTY = re.compile(
     r"|textstyle|q?quad|thinspace|[lc]?dots|square|Box)(?![a-zA-Z])|\\[!,;:> _]|[\s{}$~._?\u2026]|\\\Z"
 )
 """What takes up room in a box and is no result."""
+_RELATIONS = {
+    "≤": re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])"),
+    "≥": re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])"),
+    "≠": re.compile(r"\\neq?(?![a-zA-Z])"),
+    "<": re.compile(r"\\lt(?![a-zA-Z])"),
+    ">": re.compile(r"\\gt(?![a-zA-Z])"),
+}
+_MIRRORED = str.maketrans("<>≤≥", "><≥≤")
+_MIXED = re.compile(r"(?<![\w.}])(\d{1,20}) (\d{1,20})/(\d{1,20})(?![\w.])")
+_REPEATING = re.compile(r"(?<![\w.])(\d{1,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}(?!\d)")
 _SET = ("\u27e8", "\u27e9")
 """Stand for the escaped braces of a set, apart from the braces that only group."""
 _DEPTH = {**dict.fromkeys("([{" + _SET[0], 1), **dict.fromkeys(")]}" + _SET[1], -1)}
@@ -92,24 +113,37 @@ def same_result(one: str, other: str) -> bool:
     """
     if max(len(one), len(other)) > LONGEST:
         return one.split() == other.split()
-    return _same(_plain(one), _plain(other))
+    one, other = _plain(one), _plain(other)
+    return _same(_value(one), _value(other)) or ("=" in one and "=" in other and _same(one, other))
 
 
 def _plain(text: str) -> str:
     text = (
-        text.strip()
+        (boxed(text) or text)
+        .strip()
         .rstrip(".\\ ")
         .replace(r"\{", _SET[0])
         .replace(r"\}", _SET[1])
         .replace("{,}", "")
+        .replace(r"\varnothing", r"\emptyset")
         .replace("~", " ")
     )
     text = _POWER_OF_TEN.sub(r"\1\\times 10^{\2}", text.translate(str.maketrans(_SIGNS)))
     text = _BLANK_AFTER_COMMA.sub(", ", re.sub(r",\s*\\!\s*", "", text))
     text = _LAYOUT.sub("", text).strip()
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text).replace("\u2212", "-")
-    text = _BOLD.sub("", _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text)))
-    text = _without_name(_DEGREES_PERCENT.sub("", text).strip())
+    text = re.sub(r"\\[dtc](frac|binom)(?![a-z])", r"\\\1", text).replace("\u2212", "-")
+    text = _WORD_AFTER.sub("", _BOLD.sub("", _WORDS.sub(r"\1", _UNIT_AFTER.sub("", text))))
+    text = _DEGREES_PERCENT.sub("", text).strip()
+    for sign, pattern in _RELATIONS.items():
+        text = pattern.sub(sign, text)
+    return _REPEATING.sub(_repeating, _MIXED.sub(r"\1\\frac{\2}{\3}", text)).replace(
+        "".join(_SET), r"\emptyset"
+    )
+
+
+def _value(text: str) -> str:
+    """What a plain text states: without a name and commas between thousands."""
+    text = _without_name(text)
     if _THOUSANDS.fullmatch(text):
         return re.sub("[, ]", "", text)
     if _SPACED_LIST.search(text):
@@ -117,13 +151,28 @@ def _plain(text: str) -> str:
     return text
 
 
+def _repeating(found: re.Match) -> str:
+    """`0.1\\overline{6}` as a fraction."""
+    whole, fixed, again = found.groups()
+    divisor = 10 ** len(fixed) * (10 ** len(again) - 1)
+    dividend = int(whole + fixed + again) - int(whole + fixed)
+    return rf"\frac{{{dividend}}}{{{divisor}}}"
+
+
 def _without_name(text: str) -> str:
-    """The text without `x =` in front, also of the further values of the same `x`, or `= x` behind."""
+    """The value of an assignment: without `x =` in front, also of further values of the same `x`, or `= x`
+    behind a number. An equation of several unknowns, such as `x^2 + y^2 = r`, assigns nothing.
+    """
     found = _NAME_IN_FRONT.match(text)
     if found is None:
-        return _NAME_BEHIND.sub(r"\1", text).strip()
+        behind = _NAME_BEHIND.match(text)
+        return behind[1].strip() if behind and not _UNKNOWN.search(behind[1]) else text
     again = rf"(,\s*|\s(?:and|or)\s+){re.escape(found[1])}\s*=\s*"
-    return re.sub(again, r"\1", text[found.end() :]).strip()
+    value = re.sub(again, r"\1", text[found.end() :]).strip()
+    if "=" not in value:
+        return value
+    several = len(_split(value, ",")) > 1  # values of several names
+    return text if several else _split(value, "=")[-1]
 
 
 def _same(one: str, other: str) -> bool:
@@ -136,15 +185,26 @@ def _same(one: str, other: str) -> bool:
         (_matrix, True),
         (_members, None),
         (_list, False),
-        (_sides, False),
+        (_inequality, True),
     ):
         parts, others = split(one), split(other)
         if parts or others:
             return _match(parts, others, one[0] != _SET[0] if ordered is None else ordered)
+    sides, others = _split(one, "="), _split(other, "=")
+    if len(sides) > 1 and len(others) > 1:
+        return _match(sides, others, ordered=False)
+    if len(sides) > 1 or len(others) > 1:
+        return _same_as_last(sides, others) if len(others) == 1 else _same_as_last(others, sides)
     try:
         return same_values(evaluate(one), evaluate(other))
     except Unreadable:
         return False
+
+
+def _same_as_last(sides: list[str], other: list[str]) -> bool:
+    """Whether a true equation, such as `2 + 3 = 5`, ends with the other result."""
+    *others, last = sides
+    return all(_same(side, last) for side in others) and _same(last, other[0])
 
 
 def _bare(text: str) -> str:
@@ -197,10 +257,15 @@ def _list(text: str) -> list[str]:
     return parts if len(parts) > 1 else []
 
 
-def _sides(text: str) -> list[str]:
-    """The sides of an equation."""
-    parts = _split(text, "=")
-    return parts if len(parts) > 1 else []
+def _inequality(text: str) -> list[str]:
+    """The relations of an inequality and its sides, written with the smaller one first."""
+    relations = "".join(re.findall(r"[<>≤≥≠]", text))
+    if not relations:
+        return []
+    sides = [side.strip() for side in re.split(r"[<>≤≥≠]", text)]
+    if relations[0] in ">≥":
+        relations, sides = relations[::-1].translate(_MIRRORED), sides[::-1]
+    return [f"relations {[*map(ord, relations)]}", *sides]
 
 
 def _signs(parts: list[str]) -> list[str]:
