@@ -12,6 +12,7 @@ from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache, prefill_cache_of
 from dwellmoe.cache.tiers.tier_policy import PLACEMENT
 from dwellmoe.cache.tiers.watermark.live import WatermarkDevice
+from dwellmoe.experts.other_experts import run_through_interface
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.budgets import (
     EngineSizes,
@@ -24,11 +25,10 @@ from dwellmoe.offload.budgets import (
 from dwellmoe.offload.cached_experts import CachedExperts
 from dwellmoe.offload.engine import OWNER, Engine
 from dwellmoe.offload.expert_weights import ExpertWeights
-from dwellmoe.offload.experts_implementation import run_experts_from
+from dwellmoe.offload.experts_implementation import cached_experts_forward, run_experts_from
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.io.storage import Storage
-from dwellmoe.offload.other_experts import run_through_interface
 from dwellmoe.offload.prefetch import Prefetch
 from dwellmoe.offload.prefetch_predictors import make_live_predictor, make_prefetch_predictor
 from dwellmoe.offload.slot_table import SlotTable
@@ -76,7 +76,7 @@ def attach(
     )
     run_experts_from(cached_experts, model, layers)
     for layer in layers:
-        run_through_interface(model, layer)
+        run_through_interface(model, layer, cached_experts_forward)
     engine = Engine(
         model=model,
         layers=list(layers),

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from dwellmoe.errors import UserError, first_line
+from dwellmoe.experts.other_experts import describe_experts
 from dwellmoe.families import MoeLayer, find_moe_layers, is_of_other_modality
 from dwellmoe.families.text_model import quantised_by, text_model_class
 from dwellmoe.offload.expert_weights import CONVERT
 from dwellmoe.offload.io.shards import Shards, StoredTensor
-from dwellmoe.offload.other_experts import describe_experts
 from dwellmoe.offload.slots import NAMES
 
 

@@ -99,7 +99,7 @@ def test_a_budget_in_bytes_holds_the_buffers_too():
 
 def test_experts_that_cannot_run_from_a_cache(monkeypatch):
     """Of a class that neither transformers' experts interface nor the engine knows."""
-    monkeypatch.setattr("dwellmoe.offload.other_experts.LLAMA4", "")
+    monkeypatch.setattr("dwellmoe.experts.other_experts.LLAMA4", "")
     with pytest.raises(UserError, match=r"experts' \(Llama4TextExperts\).*experts interface"):
         engine_of("llama4_text")
 

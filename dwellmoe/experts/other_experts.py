@@ -1,10 +1,11 @@
-"""Experts that transformers does not run through its experts interface, made to run through ours: those of
-Llama 4, whose routing weights come before the experts, and of LongCat-Flash, some of whose experts compute
-nothing.
+"""Experts that transformers does not run through its experts interface, made to run through an implementation
+of it: those of Llama 4, whose routing weights come before the experts, and of LongCat-Flash, some of whose
+experts compute nothing.
 
 Letters: T tokens of all rows, K chosen experts a token, D hidden size, E routed experts with weights.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers.integrations.moe import _default_apply_gate
 
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
-from dwellmoe.offload.experts_implementation import cached_experts_forward
 
 LLAMA4, LONGCAT = "Llama4TextExperts", "LongcatFlashExperts"
+Implementation = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+"""(experts module, hidden_TD, indices_TK, weights_TK) -> the output of a layer's experts, [T, D]."""
 
 
 def describe_experts(experts: Any) -> None:
@@ -26,10 +28,10 @@ def describe_experts(experts: Any) -> None:
     """
     name = type(experts).__name__
     experts.weighs_inputs = experts.transposed = name == LLAMA4
-    if hasattr(experts, "has_gate"):
-        experts.transposed = experts.is_transposed
-    elif name in (LLAMA4, LONGCAT):
+    if name in (LLAMA4, LONGCAT):
         _describe(experts)
+    elif hasattr(experts, "has_gate"):
+        experts.transposed = experts.is_transposed
 
 
 def _describe(experts: Any) -> None:
@@ -39,13 +41,14 @@ def _describe(experts: Any) -> None:
     experts._apply_gate = MethodType(_default_apply_gate, experts)
 
 
-def run_through_interface(model: nn.Module, layer: MoeLayer) -> None:
-    """From now on a layer's experts are called as transformers' interface calls them."""
+def run_through_interface(model: nn.Module, layer: MoeLayer, implementation: Implementation) -> None:
+    """From now on a layer's experts, if they are such ones, are computed by an implementation."""
     block, experts = model.get_submodule(layer.block), unwrap(model.get_submodule(layer.experts))
     if type(experts).__name__ == LLAMA4:
         block.forward = MethodType(_llama4_block, block)
+        experts.forward = MethodType(implementation, experts)
     if type(experts).__name__ == LONGCAT:
-        experts.forward = MethodType(_longcat_experts, experts)
+        experts.forward = MethodType(_with_idle_experts(implementation), experts)
 
 
 def _llama4_block(block: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,13 +56,17 @@ def _llama4_block(block: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     hidden_TD = hidden_states.reshape(-1, block.hidden_dim)
     scores_TE, logits_TE = block.router(hidden_TD)
     weights_TK, indices_TK = scores_TE.topk(block.top_k, dim=-1)
-    routed_TD = cached_experts_forward(unwrap(block.experts), hidden_TD, indices_TK, weights_TK)
+    routed_TD = block.experts(hidden_TD, indices_TK, weights_TK)
     return block.shared_expert(hidden_TD) + routed_TD, logits_TE
 
 
-def _longcat_experts(experts: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
-    """The output of a layer's experts, [T, D]; an id of E and above is an expert that returns its input."""
-    routed = experts.num_experts
-    out_TD = cached_experts_forward(experts, hidden_TD, indices_TK.clamp(max=routed), weights_TK)
-    unchanged_T1 = weights_TK.masked_fill(indices_TK < routed, 0).sum(dim=-1, keepdim=True)
-    return torch.addcmul(out_TD, hidden_TD, unchanged_T1.to(out_TD.dtype))
+def _with_idle_experts(implementation: Implementation) -> Implementation:
+    """The same, where an id of E and above is an expert that returns its input."""
+
+    def forward(experts: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        routed = experts.num_experts
+        out_TD = implementation(experts, hidden_TD, indices_TK.clamp(max=routed), weights_TK)
+        unchanged_T1 = weights_TK.masked_fill(indices_TK < routed, 0).sum(dim=-1, keepdim=True)
+        return torch.addcmul(out_TD, hidden_TD, unchanged_T1.to(out_TD.dtype))
+
+    return forward

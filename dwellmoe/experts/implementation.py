@@ -1,0 +1,141 @@
+"""The experts implementation registered with transformers: experts with LoRA per expert, or with weights that
+another object holds; any other experts go on as they did.
+
+Letters: T tokens, K chosen experts a token, S rows sorted by expert, E experts, D hidden size, I and O the
+input and output width of a product.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from dwellmoe.experts.low_rank import Source, add_low_rank
+from dwellmoe.experts.other_experts import describe_experts, run_through_interface
+from dwellmoe.experts.peft_factors import CARRIED, bypass
+from dwellmoe.experts.rows import Rows, gather, multiple_of, sort_by_expert, spread
+from dwellmoe.experts.weights import ATTRIBUTE, product
+from dwellmoe.families import find_moe_layers
+from dwellmoe.families.base import unwrap
+from dwellmoe.log import warn_once
+
+NAME = "per_expert"
+PLAIN = "plain_implementation"
+"""Attribute of an experts module: the name of the implementation that computes it without LoRA."""
+
+
+def use_expert_lora(model: nn.Module) -> None:
+    """From now on LoRA of the routed experts of `model` is computed on the rows that each expert serves.
+
+    The model may be wrapped by PEFT already. An experts module that cannot be computed so keeps PEFT's own
+    way, which is said.
+    """
+    for layer in find_moe_layers(model):
+        experts: Any = unwrap(model.get_submodule(layer.experts))
+        describe_experts(experts)
+        if not hasattr(experts, "has_gate"):
+            warn_once(f"LoRA of {type(experts).__name__} is computed by PEFT, for all experts at once")
+            continue
+        if config := getattr(experts, "config", None):
+            name = getattr(config, "_experts_implementation", None)
+            experts.__dict__.setdefault(PLAIN, name)
+        run_through_interface(model, layer, per_expert_forward)
+        bypass(model.get_submodule(layer.experts))
+    _transformer(model).set_experts_implementation(NAME)
+
+
+def _transformer(model: Any) -> Any:
+    """The model of transformers within PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def per_expert_forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The output of a layer's experts, [T, D]."""
+    is_plain = not getattr(module, CARRIED, None) and getattr(module, ATTRIBUTE, None) is None
+    if is_plain and (forward := _plain_forward(module)) is not None:
+        return forward(module, hidden_TD, indices_TK, weights_TK)
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        return _forward(module, hidden_TD, indices_TK, weights_TK)
+
+
+def _plain_forward(module: Any) -> Any:
+    if _weighs_inputs(module):
+        return None  # Llama 4's own forward takes every expert's rows for all tokens
+    own = type(module).forward
+    return ALL_EXPERTS_FUNCTIONS.get_interface(
+        getattr(module, PLAIN, "eager"), getattr(own, "__wrapped__", own)
+    )
+
+
+def _forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    multiple = multiple_of(hidden_TD, indices_TK.numel(), module.num_experts)
+    rows = sort_by_expert(indices_TK, weights_TK, module.num_experts, multiple)
+    x_SD, source = spread(hidden_TD, rows), Source(hidden_TD, rows.token_S)
+    if _weighs_inputs(module):
+        x_SD, source = _weighted(x_SD, rows), None
+    up_SO = _project(module, "gate_up_proj" if module.has_gate else "up_proj", x_SD, rows, source)
+    if module.has_bias:
+        up_SO += getattr(module, "gate_up_proj_bias" if module.has_gate else "up_proj_bias")[rows.expert_S()]
+    del x_SD
+    weighs_here = not (_weighs_inputs(module) or module.has_post_expert_norm)
+    h_SI = _recomputed(lambda up_SO: _activate(module, up_SO, rows if weighs_here else None), up_SO)
+    out_SD = _project(module, "down_proj", h_SI, rows)
+    if module.has_post_expert_norm:
+        out_SD = _normed(module, out_SD, rows)
+    out_TD = gather(out_SD, rows)
+    if module.has_bias and weighs_here:
+        out_TD = out_TD + _weighted_bias(module, indices_TK, weights_TK)
+    return out_TD.to(hidden_TD.dtype)
+
+
+def _project(module: Any, name: str, x_SI: Tensor, rows: Rows, source: Source | None = None) -> Tensor:
+    """The product of rows and weights, with LoRA, without bias."""
+    out_SO = product(module, name, x_SI, rows.ends)
+    for factors in getattr(module, CARRIED, {}).get(name, ()):
+        out_SO = add_low_rank(out_SO, x_SI, factors, rows.ends, source)
+    return out_SO
+
+
+def _activate(module: Any, up_SO: Tensor, rows: Rows | None) -> Tensor:
+    """The input of `down_proj`; with `rows` times the routing weights, which may as well come before it: so
+    the product need not be kept for their gradient.
+    """
+    hidden_SI = module._apply_gate(up_SO) if module.has_gate else module.act_fn(up_SO)
+    return hidden_SI if rows is None else _weighted(hidden_SI, rows)
+
+
+def _normed(module: Any, out_SD: Tensor, rows: Rows) -> Tensor:
+    """Rows with their bias, through the norm and times the routing weights."""
+    if module.has_bias:
+        out_SD += module.down_proj_bias[rows.expert_S()]
+    return _weighted(module.post_expert_norm(out_SD), rows)
+
+
+def _weighted_bias(module: Any, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The sum of a token's biases of `down_proj` times their routing weights, [T, D]."""
+    experts = module.num_experts
+    weights_TE = weights_TK.new_zeros(len(weights_TK), experts + 1)
+    weights_TE = weights_TE.scatter(1, indices_TK.clamp(max=experts), weights_TK)[:, :experts]
+    return weights_TE @ module.down_proj_bias.to(weights_TE.dtype)
+
+
+def _weighs_inputs(module: Any) -> bool:
+    """Whether the routing weights come before the experts."""
+    return getattr(module, "weighs_inputs", False)
+
+
+def _weighted(x_SD: Tensor, rows: Rows) -> Tensor:
+    return (x_SD * rows.weight_S[:, None]).to(x_SD.dtype)
+
+
+def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, of which the backward pass needs nothing but x."""
+    if not torch.is_grad_enabled():
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, per_expert_forward)
