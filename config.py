@@ -15,16 +15,13 @@ from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.launch import drop_stale_build_locks
 from dwellmoe.locality.command_line import parse_training
-from dwellmoe.locality.elastic_lora import ROUTER
-from dwellmoe.locality.objectives import load_objective
-from dwellmoe.locality.rerouting_options import check_rerouting
-from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
-from dwellmoe.locality.targets import control_losses, target_of
+from dwellmoe.locality.settings import ROUTER, AdapterSettings, LocalitySettings
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.options import split_list
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings.trainer import TrainerSettings
+from dwellmoe.training_checks import check_options
 
 NEEDED = {
     "gradient_checkpointing_kwargs": "gradient_checkpointing",
@@ -74,14 +71,9 @@ class Run:
 def parse_run(arguments: list[str]) -> Run:
     """The settings of a command line. UserError for whatever is wrong before a model is loaded."""
     options = parse_training(take_plugins(with_default_deepspeed(arguments)))
+    check_options(options)
     train = TrainSettings(**vars(options.trainer), **options.library)
     run = Run(options.model, options.data, options.adapter, options.locality, train)
-    load_objective(run.locality.consecutive_expert_loss_type)
-    if run.locality.compares_with_reference and not run.adapter.use_lora:
-        raise UserError(
-            "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
-            "with its adapters off"
-        )
     if not run.train.learning_rate:
         run.report("warning: --learning_rate 0: nothing is trained, the weights stay as they are")
     if idle := sorted(options.given & _without_effect(run)):
@@ -124,16 +116,11 @@ def _check_metric(run: Run) -> None:
 
 
 def _prepare_target(run: Run) -> None:
-    """Checks the target, and has the best checkpoint be the best of those that meet it."""
+    """Has the best checkpoint be the best of those that meet the target."""
     settings, train = run.locality, run.train
-    target_of(settings.target_ecr, settings.target_hit_rate, settings.quality_budget)
-    if train.eval_strategy == "no":
-        raise UserError("--eval_strategy no: a target needs validations")
     if train.metric_for_best_model == TrainSettings.metric_for_best_model:
         train.metric_for_best_model = "eval_target_error"
-    if settings.quality_reference is not None:
-        control_losses(settings.quality_reference)
-    elif settings.quality_budget is not None:
+    if settings.quality_budget is not None and settings.quality_reference is None:
         train.eval_on_start = True
 
 
@@ -157,8 +144,6 @@ def _without_effect(run: Run) -> set[str]:
 
 
 def _check_rerouting(run: Run) -> None:
-    settings = run.locality
-    check_rerouting(settings.train_rerouting or "", settings.train_rerouting_cache)
     if is_deepspeed_zero3_enabled():
         raise UserError("--train_rerouting: not under ZeRO-3, whose ranks hold shards of the gates")
     if run.train.gradient_checkpointing or run.train.activation_checkpointing:

@@ -5,10 +5,13 @@ python data_preparer.py list
 python data_preparer.py show boolq --split train --count 3 --tokenizer models/tiny-olmoe
 """
 
-from dwellmoe.launch import begin
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dwellmoe.interrupt import end_quietly_on_interrupt
 
-if __name__ == "__main__":
-    begin("dwellmoe.data.command_line:parse_options")  # before the imports below, which take seconds
+    end_quietly_on_interrupt()
+    from dwellmoe.launch import begin
+
+    begin("dwellmoe.data.command_line:parse_options", "dwellmoe.data.check_data:check_command")
 
 import argparse
 import sys

@@ -7,10 +7,13 @@
 The options of training are accepted too; most of them have no effect here.
 """
 
-from dwellmoe.launch import begin
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dwellmoe.interrupt import end_quietly_on_interrupt
 
-if __name__ == "__main__":
-    begin("dwellmoe.evaluation.command_line:parse_evaluation")  # before the imports below, which take seconds
+    end_quietly_on_interrupt()
+    from dwellmoe.launch import begin
+
+    begin("dwellmoe.evaluation.command_line:parse_evaluation", "dwellmoe.evaluation.checks:check_evaluation")
 
 import sys
 from collections.abc import Sequence
@@ -22,14 +25,14 @@ from typing import Any
 
 from rich.console import Console
 
-from dwellmoe.cache.device import DeviceProfile
+from dwellmoe.cache.device import DeviceProfile, find_device
 from dwellmoe.data.context import check_context, context_tokens
 from dwellmoe.data.task import Task, load_task
 from dwellmoe.errors import run_command
 from dwellmoe.evaluation.answers.choices import choice_rows, task_of
 from dwellmoe.evaluation.chat import chat
 from dwellmoe.evaluation.conversation import conversation_of
-from dwellmoe.evaluation.evaluated_model import EvaluatedModel
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields, start_rerouting
 from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.merged_speed import merged_timings
@@ -42,16 +45,15 @@ from dwellmoe.evaluation.prompt_mode import (
 )
 from dwellmoe.evaluation.ranks import Ranks, joined_ranks
 from dwellmoe.evaluation.report.cache_rows import counted
-from dwellmoe.evaluation.report.output import (
+from dwellmoe.evaluation.report.folder import (
+    OTHER_FOLDER,
     check_json,
     check_outputs,
-    check_space,
     choose_folder,
-    write_json_also,
-    write_results,
+    results_folder,
 )
+from dwellmoe.evaluation.report.output import check_space, write_json_also, write_results
 from dwellmoe.evaluation.report.report import SCHEMA_VERSION, build_report
-from dwellmoe.evaluation.report.speed import find_device
 from dwellmoe.evaluation.report.summary import print_answers, print_summary
 from dwellmoe.evaluation.requests import (
     NEW_TOKENS,
@@ -84,10 +86,10 @@ def evaluate(options: Options, ranks: Ranks) -> None:
     if task.metric == "pass_at_1":
         check_sandbox(options.backends)
     device = find_device(settings.device_profile)
-    folder = choose_folder(_results_folder(options, task), options.fields())
+    folder = choose_folder(results_folder(options, task.name), options.fields())
     check_outputs(folder, settings.json)
     console = Console(stderr=settings.json == "-", quiet=not ranks.first, soft_wrap=True, highlight=False)
-    with only_writer(folder, "choose another --results_dir") if ranks.first else nullcontext():
+    with only_writer(folder, OTHER_FOLDER) if ranks.first else nullcontext():
         report = _evaluate_into(folder, options, device, ranks, console)
     if report:
         write_json_also(settings.json, report)
@@ -191,19 +193,6 @@ def _what_is_measured(options: Options, task: Task, requests: Sequence[Request],
     )
 
 
-def _results_folder(options: Options, task: Task) -> Path:
-    if options.evaluation.results_dir:
-        return Path(options.evaluation.results_dir)
-    names = [_label(Path(path)) for path in options.adapters.values()] or [BASE]
-    return Path(f"./results{options.model.model_key}") / "-".join([task.name, *names])
-
-
-def _label(adapter: Path) -> str:
-    """An adapter's folder name; for a checkpoint with the name of its run."""
-    path = adapter.resolve()
-    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
-
-
 def answer_one(options: Options) -> None:
     """Answers one request or prompt with the tuned variant, if there is one, and prints what that took."""
     settings = options.evaluation
@@ -215,7 +204,9 @@ def answer_one(options: Options) -> None:
         answer = _answer_input if settings.input is not None else _answer_request
         found, undisclosed = answer(options, evaluated)
     if rerouting := options.rerouting:
-        found["rerouting"] = rerouting.fields(evaluated) | rerouting_counts(evaluated, rerouting.strategy)
+        found["rerouting"] = rerouting_fields(rerouting, evaluated) | rerouting_counts(
+            evaluated, rerouting.strategy
+        )
     print_answer(found, console, undisclosed)
     write_json_also(settings.json, {"schema_version": SCHEMA_VERSION, "settings": options.fields()} | found)
 
@@ -295,7 +286,7 @@ def _chosen_variant(options: Options) -> str:
 
 def _rerouted(evaluated: EvaluatedModel, options: Options) -> EvaluatedModel:
     rerouting = options.rerouting
-    return replace(evaluated, rerouting=rerouting.start(evaluated)) if rerouting else evaluated
+    return replace(evaluated, rerouting=start_rerouting(rerouting, evaluated)) if rerouting else evaluated
 
 
 def main() -> None:

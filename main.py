@@ -3,10 +3,13 @@
 deepspeed main.py --model_name PATH --dataset_name mmlu ...   (or torchrun, accelerate launch, python)
 """
 
-from dwellmoe.launch import begin
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dwellmoe.interrupt import end_quietly_on_interrupt
 
-if __name__ == "__main__":
-    begin("dwellmoe.locality.command_line:parse_training")  # before the imports below, which take seconds
+    end_quietly_on_interrupt()
+    from dwellmoe.launch import begin
+
+    begin("dwellmoe.locality.command_line:parse_training", "dwellmoe.training_checks:check_training")
 
 import json
 import os
@@ -26,11 +29,11 @@ from config import Run, parse_run
 from dwellmoe.base_model import BASE_FILE, BaseModel, base_bytes, base_model, full_name
 from dwellmoe.checkpoints import (
     check_room,
+    check_steps_left,
     checkpoint_to_resume,
     checkpoints_kept,
     make_run_folder,
     remove_checkpoints,
-    step_of,
 )
 from dwellmoe.data.collate import PackingCollator, PaddingCollator
 from dwellmoe.data.context import check_context, context_tokens
@@ -59,7 +62,8 @@ from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.log import warn_once
-from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, check_same_run, counting
+from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting
+from dwellmoe.training_checks import OTHER_FOLDER
 from model_loader import complete_trained, save_merged, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
 
@@ -74,14 +78,15 @@ def main() -> None:
     if "tensorboard" in (run.train.report_to or ()):
         make_run_folder(Path(os.environ["TENSORBOARD_LOGGING_DIR"]), "TensorBoard's folder")
     first = run.train.process_index == 0
-    with only_writer(run.folder, "choose another --lora_save_path") if first else nullcontext():
+    with only_writer(run.folder, OTHER_FOLDER) if first else nullcontext():
         train(run)
 
 
 def load_task_and_tokenizer(run: Run) -> tuple[Task, Any]:
     """The task, with the wording that is used, and the tokenizer."""
     tokenizer = load_tokenizer(run.model)
-    return as_asked(load_task(run.data.dataset_name), tokenizer, run.data.use_chat_template), tokenizer
+    task = load_task(run.data.dataset_name)
+    return as_asked(task, tokenizer, run.data.use_chat_template), tokenizer
 
 
 def train(run: Run) -> None:
@@ -169,7 +174,7 @@ def identity(run: Run, train_rows, validation_rows, base: BaseModel) -> dict[str
     return counting(options | run.train.to_dict()) | {
         "training rows": rows_name(train_rows),
         "validation rows": rows_name(validation_rows),
-        "weights of the base model": base.fingerprint,
+        WEIGHTS: base.fingerprint,
         DEEPSPEED: plugin and f"ZeRO stage {plugin.zero_stage}",
         RANKS: run.train.world_size,
     }
@@ -183,8 +188,7 @@ def find_checkpoint(run: Run, now: dict[str, Any]) -> tuple[Path | None, bool]:
         run.report(
             f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
         )
-    if checkpoint and 0 < run.train.max_steps <= step_of(checkpoint):
-        raise UserError(f"--max_steps {run.train.max_steps}: '{checkpoint}' is there: give more steps")
+    check_steps_left(checkpoint, run.train.max_steps)
     return checkpoint, checkpoint is None or check_same_run(checkpoint, now, run.adapter.resume_anyway)
 
 

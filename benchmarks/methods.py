@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dwellmoe.errors import UserError, run_command
-from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel, ReroutingSettings
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import Options
 from dwellmoe.evaluation.ranks import Ranks
@@ -24,6 +24,7 @@ from dwellmoe.evaluation.report.cache_rows import rerouting_row
 from dwellmoe.evaluation.report.comparison import perplexity_ratio, switch_rate_ratio
 from dwellmoe.evaluation.report.output import write_json
 from dwellmoe.evaluation.requests import load_requests, sample_spec_of
+from dwellmoe.evaluation.rerouting import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.wording import asked_task
 from dwellmoe.loading import BASE, active_variant, quiet
 from dwellmoe.plots import methods
@@ -77,7 +78,7 @@ def point(
         "variant": variant,
         "budget_percent": float(rerouting.budget.removesuffix("%")),
         "strategy": rerouting.strategy,
-        **rerouting.fields(evaluated),
+        **rerouting_fields(rerouting, evaluated),
         **rerouting_row(
             found, base, "teacher_forced", expert_bytes=evaluated.expert_bytes, resamples=resamples
         ).as_dict(),

@@ -5,11 +5,15 @@ Public names are imported when they are first used: `import dwellmoe` itself loa
 `LocalityLoss` and `LocalityCallback` need `train`.
 """
 
-import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import importlib
+
+TYPE_CHECKING = False  # typing takes most of the time that a command needs before it can be interrupted
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from dwellmoe.cache.expert_cache import ExpertCache as ExpertCache
     from dwellmoe.cache.replay.replay import replay as replay
     from dwellmoe.cache.trace import RoutingTrace as RoutingTrace

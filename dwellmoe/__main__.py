@@ -1,5 +1,10 @@
 """`python -m dwellmoe`: the `dwellmoe` command."""
 
-from dwellmoe.cli.main import main
+from dwellmoe.interrupt import end_quietly_on_interrupt
 
-main()
+end_quietly_on_interrupt()  # before the imports below
+
+from dwellmoe.cli.main import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

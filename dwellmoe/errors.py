@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from dwellmoe.interrupt import INTERRUPTED, end_interrupted
+
 REFUSED = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # a full disk, a quota, a limit, a broken disk
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EBUSY),  # not allowed
@@ -26,7 +28,6 @@ REFUSED = {
 }
 """Errors of the system that are the user's to mend. A file that does not exist is one where it has a path."""
 FAULT = 2
-INTERRUPTED = 128 + signal.SIGINT
 READER_LEFT = 128 + signal.SIGPIPE
 """Exit codes: as shells have them for a process that a signal ended."""
 
@@ -71,12 +72,13 @@ def missing_package(error: ModuleNotFoundError, extra: str) -> str | None:
     return f'package {package} is not installed: pip install "dwellmoe[{extra}]"'
 
 
-def run_command(command: Callable[[], object]) -> None:
+def run_command(command: Callable[[], object], nothing_to_clean: bool = False) -> None:
     """Runs an entry point. A UserError, and what the system refuses, end in one line and exit code 2.
 
-    A reader of the output that left, as `| head` does, ends it quietly.
+    A reader of the output that left, as `| head` does, ends it quietly. An interrupt ends a command with
+    `nothing_to_clean` at once; in any other one it is an exception, so that files are closed and removed.
     """
-    if signal.getsignal(signal.SIGINT) is end_interrupted:
+    if signal.getsignal(signal.SIGINT) is end_interrupted and not nothing_to_clean:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
@@ -97,12 +99,6 @@ def run_command(command: Callable[[], object]) -> None:
         if (refused := refusal(error)) is None:
             raise
         _end(f"error: {refused}", FAULT)
-
-
-def end_interrupted(*_: object) -> NoReturn:
-    """A handler of SIGINT that ends the process at once, in one line."""
-    os.write(2, b"interrupted\n")
-    os._exit(INTERRUPTED)
 
 
 def _end(words: str, code: int) -> NoReturn:

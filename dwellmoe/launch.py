@@ -9,37 +9,43 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
-from dwellmoe.errors import end_interrupted, run_command
+from dwellmoe.errors import run_command
+from dwellmoe.interrupt import end_quietly_on_interrupt
 
 STALE_SECONDS = 900
 """Building DeepSpeed's extension takes a minute or two: the process that made an older lock is gone."""
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
-def begin(parser: str) -> None:
-    """Prints help and refuses what cannot be of the command line, before the imports of the caller.
+def begin(parser: str, check: str) -> None:
+    """Prints help and refuses what cannot be, before the imports of the caller, which take seconds.
 
-    `parser` is `module:function` of what reads the command line. An interrupt from here on ends the process
-    quietly, for in the middle of an import it could be swallowed or become another error; `run_command`
-    takes over.
+    `parser` is `module:function` of what reads the command line, `check` of what looks for mistakes in the
+    options and in the files that they name. Of several ranks the first of a machine does so for all: its
+    launcher ends the others. An interrupt from here on ends the process quietly, for in the middle of an
+    import it could be swallowed or become another error; `run_command` takes over.
     """
     end_with_launcher()
-    quick = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if quick:  # not where the shell has this process ignore interrupts
-        signal.signal(signal.SIGINT, end_interrupted)
-    module, _, name = parser.partition(":")
-    parse = getattr(importlib.import_module(module), name)
-    run_command(lambda: parse(_without_plugins(sys.argv[1:])))
-    if quick:
-        signal.signal(signal.SIGINT, end_interrupted)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        run_command(lambda: _check(parser, check, sys.argv[1:]), nothing_to_clean=True)
+    end_quietly_on_interrupt()
 
 
-def _without_plugins(words: list[str]) -> list[str]:
-    """What plug-ins register is not needed yet, and they may import torch."""
-    return importlib.import_module("dwellmoe.registry").take_plugins(words, load=Path)
+def _check(parser: str, check: str, words: list[str]) -> None:
+    plugins: list[Path] = []
+    left = _function("dwellmoe.registry:take_plugins")(words, load=lambda path: plugins.append(Path(path)))
+    options = _function(parser)(left)
+    if not plugins:  # which may import torch, and without which their names are unknown
+        _function(check)(options)
+
+
+def _function(name: str) -> Callable:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def end_with_launcher() -> None:

@@ -17,8 +17,8 @@ MAY_GROW = ("num_train_epochs", "max_steps")
 _NAMES = "model_name dataset_name model_key moe_module_name trust_remote_code run_name project"
 _FOLDERS = "lora_save_path output_dir save_merged overwrite_output profile_only profile_examples"
 _RESUMING = "resume_from_checkpoint resume_anyway allow_other_base ignore_data_skip enable_jit_checkpoint"
-_COMPUTING = """experts_implementation use_cpu local_rank deepspeed debug fsdp fsdp_config use_liger_kernel
-    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing
+_COMPUTING = """experts_implementation expert_lora use_cpu local_rank deepspeed debug fsdp fsdp_config
+    use_liger_kernel gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing
     activation_checkpointing_kwargs torch_empty_cache_steps skip_memory_metrics parallelism_config
     accelerator_config bf16_full_eval fp16_full_eval per_device_eval_batch_size"""
 _SHOWING = """disable_tqdm report_to batch_eval_metrics prediction_loss_only do_train do_eval do_predict
@@ -29,7 +29,7 @@ GROUPS_MAY_CHANGE = (
     *("dataloader_num_", "dataloader_p", "dataloader_m", "ddp_", "torch_compile"),
 )
 """Beginnings of names."""
-DEEPSPEED, RANKS = "DeepSpeed", "ranks"
+DEEPSPEED, RANKS, WEIGHTS = "DeepSpeed", "ranks", "weights of the base model"
 _TENSORS = (
     *("use_lora", "lora_rank", "target_modules", "lora_extra_modules", "train_scope", "daft_threshold"),
     "optim",
@@ -67,6 +67,12 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], anyway: bool) -> bo
         raise UserError(f"{fault}; give the same again, or go on all the same with --resume_anyway True")
     warn_once(f"{fault}; it goes on all the same, and its best checkpoint is chosen anew (--resume_anyway)")
     return False
+
+
+def check_same_options(checkpoint: Path, options: Mapping[str, Any]) -> None:
+    """Raises UserError as `check_same_run` will, as far as these options tell: before torch is imported."""
+    if before := _read(checkpoint / RUN_FILE):
+        check_same_run(checkpoint, before | counting(options), anyway=False)
 
 
 def _differs(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

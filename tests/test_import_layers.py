@@ -10,15 +10,8 @@ PACKAGE = ROOT / "dwellmoe"
 LAYERS = {
     **dict.fromkeys(
         (
-            "errors",
-            "files",
-            "lazy",
-            "registry",
-            "options",
-            "log",
-            "argument_parser",
-            "config_file",
-            "provenance",
+            *("errors", "files", "interrupt", "lazy", "registry", "options", "log", "argument_parser"),
+            *("config_file", "provenance"),
         ),
         0,
     ),
@@ -28,16 +21,16 @@ LAYERS = {
     ),
     "routing": 2,
     "experts": 2,
-    **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints"), 3),
-    **dict.fromkeys(("loading", "base_model", "merged_checkpoint"), 4),
-    **dict.fromkeys(("evaluation", "plots", "serve"), 5),
+    **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints", "adapter_folder"), 3),
+    **dict.fromkeys(("loading", "base_model", "merged_checkpoint", "model_folder"), 4),
+    **dict.fromkeys(("evaluation", "plots", "serve", "training_checks"), 5),
     "cli": 6,
     **dict.fromkeys(("__init__", "__main__"), 7),
 }
 """Module or folder of the package -> its layer. A file imports its own room and lower layers."""
 SAME_LAYER = {
-    ("log", "errors"), ("files", "errors"), ("registry", "errors"), ("options", "errors"),
-    ("config_file", "errors"), ("argument_parser", "errors"), ("argument_parser", "options"),
+    ("errors", "interrupt"), ("log", "errors"), ("files", "errors"), ("registry", "errors"),
+    ("options", "errors"), ("config_file", "errors"), ("argument_parser", "errors"), ("argument_parser", "options"),
     ("config_file", "options"), ("registry", "options"),
     ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
 }  # fmt: skip

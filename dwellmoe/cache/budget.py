@@ -84,9 +84,10 @@ def _share(percent: float, slots: int) -> int:
 
 
 def check_capacity(text: str) -> None:
-    """UserError unless `text` is written as a capacity: slots, percent or bytes."""
-    if not is_whole(text):
-        _parse_capacity(text)
+    """UserError unless `text` is written as a capacity above 0: slots, percent or bytes."""
+    number = int(text) if is_whole(text) else _parse_capacity(text)[0]
+    if not number > 0:
+        raise UserError(f"capacity '{text[:40]}': must be above 0")
 
 
 def is_whole(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dwellmoe.cache.tensor_file import check_regular
 from dwellmoe.errors import UserError, first_line
-from dwellmoe.files import find_file
+from dwellmoe.files import data_file, find_file
 
 GIGA = 1e9
 NEEDED = ("name", "memory_gb_per_second", "storage_gb_per_second")
@@ -67,6 +67,15 @@ class DeviceProfile:
         if self.ram_gb_per_second is None:
             return 0.0
         return self.ram_latency_us * 1e-6 + size_bytes / (self.ram_gb_per_second * GIGA)
+
+
+def find_device(path: str) -> DeviceProfile:
+    """The device of a profile, a user's or the project's. Raises UserError."""
+    if not find_file(path).is_file():
+        known = sorted(data_file("configs/devices").glob("*.toml"))
+        names = ", ".join(f"configs/devices/{found.name}" for found in known)
+        raise UserError(f"--device_profile {path}: no such device profile: choose from {names}")
+    return load_device(path)
 
 
 def load_device(path: str | os.PathLike) -> DeviceProfile:

@@ -10,16 +10,11 @@ from typing import Any
 from torch import nn
 
 from dwellmoe.cache.budget import Budget, ModelSizes, budget_of
-from dwellmoe.cache.policies.base import check_live_policy
-from dwellmoe.cache.tiers.prefill_decode import parse_prefill_handoff
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation.rerouting import ReroutingSettings
 from dwellmoe.families import MoeLayer, expert_bytes
 from dwellmoe.offload import LiveRerouting, engine_of
 from dwellmoe.routing import SimulatedCache
-from dwellmoe.routing.strategies import load_strategy
-
-NO_REROUTING = "none"
-"""The routing strategy that keeps the router's own choice."""
 
 
 @dataclass(frozen=True)
@@ -83,67 +78,53 @@ def _is_adapter(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
 
 
-@dataclass(frozen=True)
-class ReroutingSettings:
-    """A routing strategy, and the cache whose resident experts it prefers: simulated, or an engine's."""
+def rerouting_budget(settings: ReroutingSettings, evaluated: EvaluatedModel) -> Budget:
+    """The size of the decode cache. UserError for one that does not hold the experts of one token."""
+    if engine := engine_of(evaluated.model):
+        return engine.budget
+    first = evaluated.moe_layers[0]
+    sizes = ModelSizes(len(evaluated.moe_layers), first.num_experts, evaluated.expert_bytes)
+    budget = budget_of(sizes, "layer", settings.budget)
+    if budget.capacity < first.top_k:
+        raise UserError(
+            f"--expert_budget {settings.budget} leaves {budget.capacity} slots a layer: a token needs "
+            f"{first.top_k} of {first.num_experts} experts"
+        )
+    return budget
 
-    strategy: str
-    budget: str
-    policy: str
-    prefill_handoff: str
-    reroute_prefill: bool = False
 
-    def check(self) -> None:
-        """Finds every mistake that can be found before a model is loaded. Raises UserError."""
-        load_strategy(self.strategy)
-        parse_prefill_handoff(self.prefill_handoff)
-        check_live_policy(self.policy, f"--decode_policy {self.policy}")
-
-    def budget_for(self, evaluated: EvaluatedModel) -> Budget:
-        """The size of the decode cache. UserError for one that does not hold the experts of one token."""
-        if engine := engine_of(evaluated.model):
-            return engine.budget
-        first = evaluated.moe_layers[0]
-        sizes = ModelSizes(len(evaluated.moe_layers), first.num_experts, evaluated.expert_bytes)
-        budget = budget_of(sizes, "layer", self.budget)
-        if budget.capacity < first.top_k:
-            raise UserError(
-                f"--expert_budget {self.budget} leaves {budget.capacity} slots a layer: a token needs "
-                f"{first.top_k} of {first.num_experts} experts"
-            )
-        return budget
-
-    def start(self, evaluated: EvaluatedModel) -> SimulatedCache | LiveRerouting:
-        """Re-routing by an empty simulated cache; or, where the model has an engine, by that one's cache."""
-        if engine := engine_of(evaluated.model):
-            return LiveRerouting(
-                evaluated.model,
-                evaluated.moe_layers,
-                engine,
-                self.strategy,
-                reroute_prefill=self.reroute_prefill,
-            )
-        return SimulatedCache(
+def start_rerouting(settings: ReroutingSettings, evaluated: EvaluatedModel) -> SimulatedCache | LiveRerouting:
+    """Re-routing by an empty simulated cache; or, where the model has an engine, by that one's cache."""
+    if engine := engine_of(evaluated.model):
+        return LiveRerouting(
             evaluated.model,
             evaluated.moe_layers,
-            self.strategy,
-            policy=self.policy,
-            capacity=self.budget_for(evaluated).capacity,
-            prefill_handoff=self.prefill_handoff,
-            reroute_prefill=self.reroute_prefill,
+            engine,
+            settings.strategy,
+            reroute_prefill=settings.reroute_prefill,
         )
+    return SimulatedCache(
+        evaluated.model,
+        evaluated.moe_layers,
+        settings.strategy,
+        policy=settings.policy,
+        capacity=rerouting_budget(settings, evaluated).capacity,
+        prefill_handoff=settings.prefill_handoff,
+        reroute_prefill=settings.reroute_prefill,
+    )
 
-    def fields(self, evaluated: EvaluatedModel) -> dict[str, Any]:
-        """How the cache counts, as a report states it."""
-        return {
-            "scope": "layer",
-            "access": "atomic",
-            "phase": "decode",
-            "start": "warm:prefill",
-            "policy": self.policy,
-            "prefill_handoff": self.prefill_handoff,
-            "reset": "never",
-            "residency": "engine" if engine_of(evaluated.model) else "simulated",
-            **self.budget_for(evaluated).fields(),
-            "reroute_prefill": self.reroute_prefill,
-        }
+
+def rerouting_fields(settings: ReroutingSettings, evaluated: EvaluatedModel) -> dict[str, Any]:
+    """How the cache counts, as a report states it."""
+    return {
+        "scope": "layer",
+        "access": "atomic",
+        "phase": "decode",
+        "start": "warm:prefill",
+        "policy": settings.policy,
+        "prefill_handoff": settings.prefill_handoff,
+        "reset": "never",
+        "residency": "engine" if engine_of(evaluated.model) else "simulated",
+        **rerouting_budget(settings, evaluated).fields(),
+        "reroute_prefill": settings.reroute_prefill,
+    }

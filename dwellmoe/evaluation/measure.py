@@ -9,12 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from dwellmoe.evaluation.answers.choices import ChoiceRow, ChoiceScore, likeliest_is_right
-from dwellmoe.evaluation.evaluated_model import EvaluatedModel, ReroutingSettings
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, start_rerouting
 from dwellmoe.evaluation.generation import Answer, Timing, generate
 from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import Recording, join
 from dwellmoe.evaluation.requests import Request, in_batches
+from dwellmoe.evaluation.rerouting import ReroutingSettings
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
 
 Item = TypeVar("Item")
@@ -114,7 +115,8 @@ def measure(
     What `kept` holds is not measured again, and what is measured is kept there.
     """
     scoring, generating, ranking = (
-        replace(evaluated, rerouting=rerouting.start(evaluated) if rerouting else None) for _ in range(3)
+        replace(evaluated, rerouting=start_rerouting(rerouting, evaluated) if rerouting else None)
+        for _ in range(3)
     )
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
         shares = _Shares(ranks, bar, variant, kept, in_one_go=rerouting is not None)

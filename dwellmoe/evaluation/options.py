@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dwellmoe.adapter_folder import BASE
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.command_line import EvaluationOptions, names_of, parse_evaluation, unused_options
-from dwellmoe.evaluation.evaluated_model import NO_REROUTING, ReroutingSettings
+from dwellmoe.evaluation.rerouting import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
-from dwellmoe.loading import BASE
 from dwellmoe.offload.check_settings import check_settings
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.engine import EngineSettings
@@ -127,11 +127,12 @@ def parse_options(arguments: list[str]) -> Options:
     options = Options._make(parse_evaluation(take_plugins(arguments)))
     unused = unused_options(rerouting=options.rerouting is not None, engine=options.engine is not None)
     options.parser.warn_without_effect(unused, "inference.py")
-    _check(options)
+    check_options(options)
     return options
 
 
-def _check(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """Raises UserError for options that cannot be, or not together. Without torch."""
     policy_list(options.evaluation.policies)
     if options.evaluation.input is not None:
         _check_question(options.evaluation.input)

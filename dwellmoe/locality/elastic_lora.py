@@ -13,11 +13,11 @@ from torch import nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import LayerTargets, MoeLayer, lora_targets, target_names
+from dwellmoe.locality.settings import ROUTER, check_trained_modules
 from dwellmoe.locality.threshold import needs_profile, quantile
 from dwellmoe.log import warn_once
 
 AUTO = "auto"
-ROUTER = "gate"
 BYTES_PER_TRAINABLE = 16
 """float32 weight, gradient and Adam's two moments."""
 
@@ -63,10 +63,7 @@ def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraSh
 
 def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> LoraConfig:
     """PEFT's configuration, rank-stabilised (arXiv 2312.03732), with the names of each selected layer."""
-    if wrong := set(shape.extra) - {ROUTER}:
-        raise UserError(
-            f"--lora_extra_modules {', '.join(sorted(wrong))}: only '{ROUTER}' can be trained in full"
-        )
+    check_trained_modules(shape.targets, shape.extra)
     names = target_names(model, layers) if AUTO in shape.targets else list(shape.targets)
     targets = lora_targets(model, layers, names)
     full = _flat(target.routers for target in lora_targets(model, layers, shape.extra))

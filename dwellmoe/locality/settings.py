@@ -1,12 +1,15 @@
 """Settings of fine-tuning for locality: what is trained, and the terms added to the loss."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dwellmoe.errors import UserError
+from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.options import COUNT, Settings, option, split_list
 
 SCHEDULES = ("constant", "linear")
 BALANCE_SCOPES = ("batch", "sequence", "global")
+EXPERT_LORA = ("sparse", "peft")
 MOST_WEIGHT = 1e6
 """The largest weight of a term of the loss."""
 TRAIN_SCOPES = {
@@ -15,6 +18,21 @@ TRAIN_SCOPES = {
     "all": (["auto"], ["gate"]),
 }
 """What is trained -> modules with LoRA, and modules trained in full."""
+
+
+ROUTER = "gate"
+
+
+def check_trained_modules(targets: Collection[str], extra: Collection[str]) -> None:
+    """UserError for modules that cannot be trained in full, and where none gets LoRA."""
+    if wrong := {*extra} - {ROUTER}:
+        raise UserError(
+            f"--lora_extra_modules {', '.join(sorted(wrong))}: only '{ROUTER}' can be trained in full"
+        )
+    if not targets:
+        raise UserError(
+            "--target_modules names nothing: a fully trained gate works only beside at least one LoRA target"
+        )
 
 
 @dataclass
@@ -39,6 +57,12 @@ class AdapterSettings(Settings):
         "auto", "comma list of modules that get LoRA; auto: attention, experts, gate"
     )
     lora_extra_modules: str = option("", "comma list of fully trained modules, e.g. gate")
+    expert_lora: str = option(
+        "sparse",
+        "how LoRA of routed experts is computed: sparse (on the tokens that each expert serves) or peft (by "
+        "PEFT, which adds it to the weights of all experts in every step: slower, and far more memory)",
+        choices=EXPERT_LORA,
+    )
     train_scope: str | None = option(
         None,
         "short for the two options above: router (LoRA on the gate alone), router_attention (gate in full, "
@@ -71,6 +95,8 @@ class AdapterSettings(Settings):
         super().__post_init__()
         if self.train_scope is not None and (self.target_modules != "auto" or self.lora_extra_modules):
             raise UserError("give either --train_scope, or --target_modules and --lora_extra_modules")
+        check_trained_modules(self.target_names, self.extra_names)
+        needs_profile(self.daft_threshold)
 
     @property
     def target_names(self) -> list[str]:

@@ -13,7 +13,8 @@ from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.options import policy_list
 from dwellmoe.evaluation.report.comparison import at_share
-from dwellmoe.evaluation.report.output import check_space, choose_folder
+from dwellmoe.evaluation.report.folder import choose_folder
+from dwellmoe.evaluation.report.output import check_space
 from dwellmoe.evaluation.report.quality import _finite
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.files import written_whole

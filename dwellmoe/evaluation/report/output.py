@@ -5,10 +5,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 from shutil import disk_usage
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,13 @@ from dwellmoe.errors import UserError
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.recording import has_pairs
 from dwellmoe.evaluation.report.figures import write_figures
+from dwellmoe.evaluation.report.folder import REPORT
 from dwellmoe.evaluation.report.html_report import write_html
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.evaluation.requests import Request
-from dwellmoe.files import check_writable, replacing, written_whole
+from dwellmoe.files import replacing, written_whole
 from dwellmoe.provenance import provenance
 
-REPORT = "report.json"
 TITLES = {"base": "Baseline", "tuned": "Tuned", "control": "Control"}
 """Variant -> its name in the samples."""
 
@@ -53,51 +51,6 @@ def write_results(
         write_html(folder, report, captions)
         report["files"] = sorted([*(file.name for file in folder.iterdir()), REPORT])
         write_json(folder / REPORT, report)
-
-
-def choose_folder(wanted: Path, settings: dict[str, Any]) -> Path:
-    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first without a report of other settings.
-
-    Raises UserError where the folder cannot be.
-    """
-    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
-    return next(folder for folder in chain([wanted], numbered) if _is_free(folder, settings))
-
-
-def _is_free(folder: Path, settings: dict[str, Any]) -> bool:
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return True
-    except (IsADirectoryError, ValueError, RecursionError):
-        return False
-    except OSError as error:  # of the folder, not of what is in it: it would be the same with every number
-        raise UserError(f"results folder '{folder}': {error.strerror}") from None
-    return isinstance(report, dict) and report.get("settings") == json.loads(json.dumps(settings))
-
-
-def check_outputs(folder: Path, json_path: str | None) -> None:
-    """Makes the folder of the results, and raises UserError where it, or the file of `--json`, cannot be
-    written: better before long work than after it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise UserError(f"results folder '{folder}': {error.strerror}") from None
-    check_json(json_path)
-
-
-def check_json(path: str | None) -> None:
-    """Makes the folder of the file of `--json`. Raises UserError where the file cannot be written."""
-    if not path or path == "-":
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror}") from None
-    check_writable(path)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

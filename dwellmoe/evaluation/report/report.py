@@ -9,7 +9,7 @@ from typing import Any
 
 from dwellmoe.cache.device import DeviceProfile
 from dwellmoe.data.task import Task
-from dwellmoe.evaluation.evaluated_model import NO_REROUTING, EvaluatedModel
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
 from dwellmoe.evaluation.generation import repeated_share
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.options import REROUTED, Options
@@ -19,6 +19,7 @@ from dwellmoe.evaluation.report.locality_rows import locality_rows
 from dwellmoe.evaluation.report.quality import quality_row
 from dwellmoe.evaluation.report.speed import device_note, measured_speed_row, speed_rows
 from dwellmoe.evaluation.requests import Request
+from dwellmoe.evaluation.rerouting import NO_REROUTING
 from dwellmoe.evaluation.text_lengths import TextLengths
 from dwellmoe.loading import BASE
 
@@ -153,4 +154,4 @@ def _rerouting(options: Options, evaluated: EvaluatedModel, measured: Mapping[st
         for name, rerouting in options.variants.items()
     }
     rows = rerouting_rows(measured, strategies, evaluated.expert_bytes, options.evaluation.bootstrap_samples)
-    return [row | options.rerouting.fields(evaluated) for row in rows]
+    return [row | rerouting_fields(options.rerouting, evaluated) for row in rows]

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dwellmoe.cache.device import DeviceProfile, load_device
+from dwellmoe.cache.device import DeviceProfile
 from dwellmoe.cache.trace import DECODE, RoutingTrace
-from dwellmoe.errors import UserError
 from dwellmoe.evaluation.generation import Timing
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.report.comparison import rows_where
-from dwellmoe.files import data_file, find_file
 
 TEXT = "teacher_forced"
 MEASURED = "wall clock of generate() on this machine, as the model was loaded here, routing recorded"
@@ -91,15 +89,6 @@ class SpeedRow:
     def as_dict(self) -> dict[str, Any]:
         """The row as one JSON object."""
         return dict(vars(self))
-
-
-def find_device(path: str) -> DeviceProfile:
-    """The device of a profile, a user's or the project's. Raises UserError."""
-    if not find_file(path).is_file():
-        known = sorted(data_file("configs/devices").glob("*.toml"))
-        names = ", ".join(f"configs/devices/{found.name}" for found in known)
-        raise UserError(f"--device_profile {path}: no such device profile: choose from {names}")
-    return load_device(path)
 
 
 def speed_rows(

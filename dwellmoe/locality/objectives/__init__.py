@@ -3,12 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from dwellmoe.registry import Registry, name_of
 
-from dwellmoe.registry import Registry
+if TYPE_CHECKING:  # a name is checked without torch
+    from torch import Tensor
 
-LocalityObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
+LocalityObjective = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """`loss(logits_LBTE, chosen_LBTK, mask_BP, *, options) -> scalar`: the mean over layers and valid pairs of
 one term a pair.
 
@@ -37,6 +39,12 @@ def load_objective(spec: str) -> LocalityObjective:
     if options and (check := getattr(inspect.getmodule(loss), "check", None)):
         check(**options)
     return functools.partial(loss, **options)
+
+
+def check_objective(spec: str) -> None:
+    """Raises UserError as `load_objective` does, and imports torch only to check options."""
+    if ":" in spec or name_of(spec) not in objective_names():
+        load_objective(spec)
 
 
 def is_by_rank(spec: str) -> bool:

@@ -7,6 +7,7 @@ such as one edited row of an embedding, stays unseen. The configuration counts t
 (experts a token, rotary base) the same weights are another model.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -43,8 +44,16 @@ def checkpoint_fingerprint(model_name: str) -> str:
     Raises UserError as `find_shards`.
     """
     shards = find_shards(model_name)
-    both = fingerprint(shards) + _configuration(Path(shards.paths[0]).parent / "config.json")
+    stats = [path.stat() for path in shards.paths]
+    files = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    both = _weights(model_name, files) + _configuration(Path(shards.paths[0]).parent / "config.json")
     return hashlib.blake2b(both.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+@functools.cache
+def _weights(model_name: str, _files: tuple) -> str:
+    """The fingerprint of the weights, which are read once in a process unless a file changes."""
+    return fingerprint(find_shards(model_name))
 
 
 def _configuration(path: Path) -> str:

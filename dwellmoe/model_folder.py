@@ -1,0 +1,52 @@
+"""Checks a model by its files alone, without torch: a wrong folder is refused before torch is imported."""
+
+import json
+from pathlib import Path
+
+from dwellmoe.data.remote import hub_answers
+from dwellmoe.errors import UserError
+from dwellmoe.offload.io.shards import check_checkpoint, check_folder
+
+CONFIG = "config.json"
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "spiece*", "tekken.json")
+
+
+def check_model_folder(model_name: str) -> None:
+    """Raises UserError for a checkpoint whose configuration, weights or tokenizer are missing or cut; for a
+    name on the hub only where nothing of it can be had.
+    """
+    check_folder(model_name)
+    folder = Path(model_name)
+    if not folder.is_dir():
+        _check_on_hub(model_name)
+        return
+    read_config(folder)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        raise UserError(f"no tokenizer in '{model_name}': its files are missing")
+    check_checkpoint(model_name)
+
+
+def read_config(folder: Path) -> dict:
+    """The configuration of a checkpoint as it is written. Raises UserError."""
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no model in '{folder}': {CONFIG} is missing") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"'{path}' cannot be read: not a JSON object")
+    return found
+
+
+def _check_on_hub(name: str) -> None:
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        is_here = isinstance(try_to_load_from_cache(name, CONFIG), str)
+    except HFValidationError:
+        raise UserError(f"no model folder at '{name}', which is no name on the hub either") from None
+    if not is_here and (constants.HF_HUB_OFFLINE or not hub_answers()):
+        raise UserError(f"no model folder at '{name}', and the hub, which may have it, does not answer")
