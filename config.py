@@ -132,6 +132,7 @@ def _without_effect(run: Run) -> set[str]:
         idle |= {"optim_target_modules"}
     if not run.adapter.use_lora:
         idle |= {"lora_rank", "lora_alpha", "target_modules", "lora_extra_modules", "save_merged"}
+        idle |= {"expert_lora"}
     if not needs_profile(run.adapter.daft_threshold) and not run.adapter.profile_only:
         idle |= {"ecr_profile", "profile_examples"}
     if run.locality.consecutive_expert_loss_weight == 0 and not run.locality.has_target:

@@ -41,6 +41,7 @@ from dwellmoe.data.task import Task, load_task
 from dwellmoe.data.tokenised import rows_name, tokenise_split
 from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, first_line, run_command
+from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.families.packing import mixes_packed_requests
 from dwellmoe.families.padding import depends_on_padding
@@ -269,6 +270,8 @@ def make_trainable(run: Run, model, selected: list[MoeLayer]):
         adapter = run.adapter
         names = tuple(adapter.target_names), tuple(adapter.extra_names)
         model = add_elastic_lora(model, selected, LoraShape(adapter.lora_rank, adapter.lora_alpha, *names))
+        if adapter.expert_lora == "sparse":
+            use_expert_lora(model)
         model.active_peft_config.base_model_name_or_path = full_name(run.model.model_name)
         return model
     if needs_profile(run.adapter.daft_threshold):

@@ -31,7 +31,7 @@ def load_evaluated_model(options: Options) -> EvaluatedModel:
     model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
     find_moe_layers(model, options.model.moe_module_name)  # refuses a wrong name early
     if adapters:
-        model = load_adapters(model, adapters)
+        model = load_adapters(model, adapters, options.adapter.expert_lora)
     name = Path(options.model.model_name).name
     return EvaluatedModel(model.eval(), tokenizer, find_moe_layers(model), name)
 

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.stand_ins import weightless_experts
+from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
@@ -181,10 +182,13 @@ def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
         )
 
 
-def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel:
+def load_adapters(
+    model: PreTrainedModel, paths: Mapping[str, str], expert_lora: str = "sparse"
+) -> PeftModel:
     """One model that holds all the adapters, by name. Raises UserError for a path without one that fits.
 
-    With the experts in a cache, their LoRA is merged when they are read.
+    expert_lora  how LoRA of experts is computed: `sparse` or `peft`. With the experts in a cache it is merged
+                 when they are read
     """
     engine = engine_of(model)
     layers = engine.layers if engine else []
@@ -204,6 +208,8 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str]) -> PeftModel
         if engine:
             take_expert_adapters(wrapped, layers, engine.adapters)
     assert wrapped is not None, "no adapter was given"
+    if expert_lora == "sparse" and engine is None:
+        use_expert_lora(wrapped)
     return wrapped.eval()
 
 

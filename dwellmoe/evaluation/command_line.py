@@ -42,7 +42,7 @@ def names_of(kind: Any) -> set[str]:
 USED = {
     *names_of(ModelSettings),
     *("dataset_name", "max_words_len", "use_chat_template", "allow_beyond_context"),
-    *("lora_save_path", "use_lora", "allow_other_base", "seed"),
+    *("lora_save_path", "use_lora", "expert_lora", "allow_other_base", "seed"),
 }
 """Options of training that an evaluation uses."""
 
