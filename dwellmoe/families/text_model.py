@@ -36,8 +36,13 @@ def runs_whole(config: PreTrainedConfig) -> bool:
 
 def quantised_by(config: PreTrainedConfig) -> str:
     """The method by which a configuration says that its weights are quantised; empty if they are not."""
+    fields = quantisation_of(config)
+    return str(fields.get("quant_method", "unknown")) if fields else ""
+
+
+def quantisation_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says of how its weights are quantised; empty if they are not."""
     for part in (config, config.get_text_config()):
         if found := getattr(part, "quantization_config", None):
-            fields = found if isinstance(found, dict) else vars(found)
-            return str(fields.get("quant_method", "unknown"))
-    return ""
+            return found if isinstance(found, dict) else vars(found)
+    return {}

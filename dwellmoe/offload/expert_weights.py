@@ -10,7 +10,7 @@ Letters: L layers, E experts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -27,9 +27,13 @@ from transformers.core_model_loading import (
 )
 
 from dwellmoe.errors import UserError
+from dwellmoe.experts.formats.base import ExpertFormat
+from dwellmoe.experts.formats.fp8 import BlockFp8
+from dwellmoe.experts.formats.mxfp4 import Mxfp4
 from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.offload.io.number_types import DTYPES
 from dwellmoe.offload.io.shards import Shards, StoredTensor
+from dwellmoe.offload.published_low_bits import FP8_TYPE, SCALE_TYPES, SCALES, LowBitForm
 
 CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
 AS_IN_MODEL, INTERLEAVED, TRANSPOSED = "as in the model", "interleaved", "transposed"
@@ -47,7 +51,7 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One parameter of an expert in its record."""
+    """One parameter of an expert in its record; of one in low bits, one of the tensors that hold it."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,6 +61,8 @@ class Part(NamedTuple):
     """First byte in the record."""
     order: str = AS_IN_MODEL
     """Of its numbers in the checkpoint."""
+    field: str = ""
+    """Which tensor of its `ExpertFormat` it is, of a parameter in low bits."""
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +79,8 @@ class ExpertWeights(NamedTuple):
     """[L * E], by flat id: where the bytes of an expert's record lie."""
     record_bytes: tuple[int, ...]
     """[L]"""
+    formats: tuple[Mapping[str, ExpertFormat], ...]
+    """[L]: the parameters that the checkpoint holds in low bits."""
 
 
 class _Source(NamedTuple):
@@ -81,26 +89,92 @@ class _Source(NamedTuple):
     tensors: tuple[tuple[StoredTensor, ...], ...]
     fused: bool
     order: str = AS_IN_MODEL
+    scales: tuple[tuple[StoredTensor, ...], ...] = ()
+    """Of FP8 weights: those of each of the tensors."""
 
 
-def locate_experts(model: nn.Module, layers: Sequence[MoeLayer], shards: Shards) -> ExpertWeights:
+class _Place(NamedTuple):
+    """Where one tensor of a parameter lies, and what it is in an expert's record."""
+
+    source: _Source
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+Places = dict[tuple[str, str], _Place]
+"""(parameter, field of its format) -> place; the field of 16 and 32 bits is ''."""
+
+
+def locate_experts(
+    model: nn.Module, layers: Sequence[MoeLayer], shards: Shards, form: LowBitForm | None = None
+) -> ExpertWeights:
     """Where the experts of `layers` lie. `model` holds their parameters as shapes (meta device) at least.
 
+    form  in which a checkpoint of low bits is published; without it, experts in low bits are refused
+
     Raises UserError for a tensor that is missing or has another shape than the model's, and for a layout that
-    would have to be computed (quantised or transposed experts).
+    would have to be computed.
     """
     sources = _sources(model, shards)
-    parts, pieces, sizes = [], [], []
+    parts, pieces, sizes, all_formats = [], [], [], []
     for layer in layers:
-        unused = getattr(model.get_submodule(layer.experts), "zero_expert_num", 0)
-        wanted = {name: tuple(weight.shape) for name, weight in expert_parameters(model, layer).items()}
-        found = {name: _checked(sources, f"{layer.experts}.{name}", wanted[name], unused) for name in wanted}
-        order = sorted(found, key=lambda name: found[name].tensors[0][0][:2])
-        layout = _layout(order, wanted, found)
+        experts: Any = model.get_submodule(layer.experts)
+        unused = getattr(experts, "zero_expert_num", 0)
+        places: Places = {}
+        formats: dict[str, ExpertFormat] = {}
+        for name, weight in expert_parameters(model, layer).items():
+            full, shape = f"{layer.experts}.{name}", tuple(weight.shape)
+            matrix = (shape[2], shape[1]) if experts.transposed and len(shape) == 3 else shape[1:]
+            if form and (low := _low_bits(sources, full, shape[0], matrix, form)):
+                formats[name], tensors = low
+                places |= {(name, field): place for field, place in tensors.items()}
+            else:
+                source = _checked(sources, full, shape, unused)
+                places[name, ""] = _Place(source, shape[1:], DTYPES[source.tensors[0][0].dtype])
+        layout = _layout(places)
         parts.append(layout)
         sizes.append(sum(part.nbytes for part in layout))
-        pieces += [_pieces(layout, found, expert) for expert in range(layer.num_experts)]
-    return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes))
+        pieces += [_pieces(layout, places, expert) for expert in range(layer.num_experts)]
+        all_formats.append(formats)
+    return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes), tuple(all_formats))
+
+
+def _low_bits(
+    sources: dict[str, _Source], name: str, experts: int, shape_OI: tuple[int, ...], form: LowBitForm
+) -> tuple[ExpertFormat, dict[str, _Place]] | None:
+    """The format of a parameter that is held in low bits, and where its tensors lie; None for another one."""
+    if f"{name}_blocks" in sources:
+        blocks, scales = sources[f"{name}_blocks"], sources.get(f"{name}_scales")
+        if scales is None:
+            raise UserError(f"'{name}' has MXFP4 blocks without their scales ('{name}_scales')")
+        return _placed(name, Mxfp4(), {"blocks": blocks, "scales": scales}, experts, shape_OI)
+    source = sources.get(name)
+    if source is None or source.tensors[0][0].dtype != FP8_TYPE:
+        return None
+    if not source.scales or any(len(each) != experts for each in source.scales):
+        raise UserError(f"'{name}' is stored as {FP8_TYPE} without its scales (weight{SCALES})")
+    if (kind := source.scales[0][0].dtype) not in SCALE_TYPES:
+        raise UserError(f"'{name}' has scales of type {kind}: expected {', '.join(SCALE_TYPES)}")
+    format = BlockFp8(form.block, parts=len(source.tensors), scale_type=SCALE_TYPES[kind])
+    scales = source._replace(tensors=source.scales)
+    return _placed(name, format, {"scales": scales, "weight": source}, experts, shape_OI)
+
+
+def _placed(
+    name: str, format: Any, sources: dict[str, _Source], experts: int, shape_OI: tuple[int, ...]
+) -> tuple[ExpertFormat, dict[str, _Place]]:
+    """The fields of a format with their tensors. UserError for tensors of another size."""
+    places = {}
+    for field in format.fields(shape_OI):
+        source, place = sources[field.name], _Place(sources[field.name], field.shape, field.dtype)
+        found = sum(each.nbytes for tensors in source.tensors for each in tensors)
+        expected = experts * math.prod(field.shape) * field.dtype.itemsize
+        if found != expected:
+            raise UserError(
+                f"'{name}': its {field.name} take {found:,} bytes in the checkpoint, not {expected:,}"
+            )
+        places[field.name] = place
+    return format, places
 
 
 def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
@@ -110,23 +184,31 @@ def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
     converters = [entry for entry in table if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     shapes, prefix = model.state_dict(), model.base_model_prefix
-    collected: dict[str, dict[str | None, list[StoredTensor]]] = {}
+    collected: dict[str, Tensors] = {}
+    scales: dict[str, Tensors] = {}
     for key in sorted(shards.tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
-        if name not in shapes and key in shapes:
-            name, pattern = key, None
-        collected.setdefault(name, {}).setdefault(pattern, []).append(shards.tensors[key])
+        weight = key.removesuffix(SCALES)
+        name, pattern = rename_source_key(weight, renamings, converters, prefix, shapes)
+        if name not in shapes and weight in shapes:
+            name, pattern = weight, None
+        kind = collected if weight == key else scales
+        kind.setdefault(name, {}).setdefault(pattern, []).append(shards.tensors[key])
     return {
-        name: _source(name, lists, by_pattern, tuple(shapes[name].shape) if name in shapes else ())
+        name: _source(name, lists, scales.get(name, {}), by_pattern, shapes)
         for name, lists in collected.items()
         if ".experts." in name
     }
 
 
+Tensors = dict[str | None, list[StoredTensor]]
+"""Pattern of the original name -> the tensors of such names, one an expert or one for all."""
+
+
 def _source(
-    name: str, lists: dict[str | None, list[StoredTensor]], by_pattern: dict[str, Any], shape: tuple[int, ...]
+    name: str, lists: Tensors, scales: Tensors, by_pattern: dict[str, Any], shapes: Mapping[str, Any]
 ) -> _Source:
-    """`shape` is the parameter's in the model."""
+    """`shapes`: what the model has by name."""
+    shape = tuple(shapes[name].shape) if name in shapes else ()
     pattern = next(iter(lists))
     if pattern is None:
         return _Source((tuple(lists[None]),), fused=True)
@@ -139,7 +221,10 @@ def _source(
         raise UserError(
             f"experts of '{name}' are made by {steps} while loading: they cannot be read in place"
         )
-    return _Source(tuple(tuple(lists.get(each, ())) for each in converter.source_patterns), fused=False)
+    tensors, factors = (
+        tuple(tuple(kind.get(each, ())) for each in converter.source_patterns) for kind in (lists, scales)
+    )
+    return _Source(tensors, fused=False, scales=factors if scales else ())
 
 
 def _order_of(converter: Any, stored: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -185,25 +270,22 @@ def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
         raise UserError(f"'{name}' has shape {list(found)} in the checkpoint, {list(shape)} in the model")
 
 
-def _layout(
-    order: list[str], shapes: dict[str, tuple[int, ...]], found: dict[str, _Source]
-) -> tuple[Part, ...]:
+def _layout(places: Places) -> tuple[Part, ...]:
+    """The parts of a record, in the order of the checkpoint."""
     parts: list[Part] = []
     begin = 0
-    for name in order:
-        source = found[name]
-        dtype = DTYPES[source.tensors[0][0].dtype]
-        parts.append(Part(name, shapes[name][1:], dtype, begin, source.order))
+    for (name, field), place in sorted(places.items(), key=lambda item: item[1].source.tensors[0][0][:2]):
+        parts.append(Part(name, place.shape, place.dtype, begin, place.source.order, field))
         begin += parts[-1].nbytes
     return tuple(parts)
 
 
-def _pieces(layout: tuple[Part, ...], found: dict[str, _Source], expert: int) -> tuple[Piece, ...]:
+def _pieces(layout: tuple[Part, ...], places: Places, expert: int) -> tuple[Piece, ...]:
     """The record of one expert; pieces that follow one another in the file are one."""
     pieces: list[Piece] = []
     for part in layout:
         begin = part.begin
-        for shard, offset, nbytes in _ranges(found[part.name], expert, part.nbytes):
+        for shard, offset, nbytes in _ranges(places[part.name, part.field].source, expert, part.nbytes):
             last = pieces[-1] if pieces else None
             if last and (last.shard, last.offset + last.nbytes) == (shard, offset):
                 pieces[-1] = last._replace(nbytes=last.nbytes + nbytes)

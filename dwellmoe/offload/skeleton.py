@@ -14,23 +14,31 @@ from dwellmoe.families import MoeLayer, find_moe_layers, is_of_other_modality
 from dwellmoe.families.text_model import quantised_by, text_model_class
 from dwellmoe.offload.expert_weights import CONVERT
 from dwellmoe.offload.io.shards import Shards, StoredTensor
+from dwellmoe.offload.published_low_bits import LowBitForm, forget_quantisation, with_fp8_dequantised
 from dwellmoe.offload.slots import NAMES
 
 
 def load_without_experts(
-    model_name: str, shards: Shards, dtype: str | torch.dtype, device: torch.device
+    model_name: str,
+    shards: Shards,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    form: LowBitForm | None = None,
 ) -> tuple[PreTrainedModel, list[MoeLayer]]:
     """The causal language model in evaluation mode, with all weights but those of its routed experts, which
     are on the meta device.
 
+    form  in which a checkpoint of low bits is published; without it, such a checkpoint is refused
+
     Raises UserError for a checkpoint that cannot be loaded or lacks weights of the rest of the model, and for
     experts that transformers does not run through its experts interface.
     """
-    model_class, config = _text_model(model_name)
+    model_class, config = _text_model(model_name, form)
     try:
         skeleton = _skeleton_class(model_class)
+        weights = _other_weights(shards, form)
         loaded: Any = skeleton.from_pretrained(
-            None, config=config, dtype=dtype, state_dict=_other_weights(shards), output_loading_info=True
+            None, config=config, dtype=dtype, state_dict=weights, output_loading_info=True
         )
     except UserError:
         raise
@@ -60,9 +68,9 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     return model, find_moe_layers(model)
 
 
-def _other_weights(shards: Shards) -> dict[str, Tensor]:
+def _other_weights(shards: Shards, form: LowBitForm | None) -> dict[str, Tensor]:
     """Every tensor but those of routed experts, in memory of its own: with mapped weights, a shard that
-    shrinks while in use would end the process (SIGBUS).
+    shrinks while in use would end the process (SIGBUS). Of those in FP8 the weights that they stand for.
     """
     weights = {}
     for shard, path in enumerate(shards.paths):
@@ -70,7 +78,7 @@ def _other_weights(shards: Shards) -> dict[str, Tensor]:
             for name, tensor in shards.tensors.items():
                 if tensor.shard == shard and not is_routed_expert(name, tensor):
                     weights[name] = file.get_tensor(name)
-    return weights
+    return with_fp8_dequantised(weights, form) if form else weights
 
 
 def is_routed_expert(name: str, tensor: StoredTensor) -> bool:
@@ -85,16 +93,18 @@ def _set_generation(model: Any, model_name: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(model_name)
 
 
-def _text_model(model_name: str) -> tuple[Any, Any]:
+def _text_model(model_name: str, form: LowBitForm | None = None) -> tuple[Any, Any]:
     """The class of the causal language model and its configuration; of a multimodal one, its text part.
 
-    Raises UserError for a checkpoint without such a model, and for a quantised one.
+    Raises UserError for a checkpoint without such a model, and for a quantised one if no `form` is given.
     """
     try:
         config = AutoConfig.from_pretrained(model_name)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
-    if method := quantised_by(config):
+    if form:
+        forget_quantisation(config)
+    elif method := quantised_by(config):
         raise UserError(f"checkpoint '{model_name}' is quantised ({method}): {CONVERT}")
     return text_model_class(config, model_name)
 

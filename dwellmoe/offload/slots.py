@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwellmoe.offload.expert_weights import AS_IN_MODEL, INTERLEAVED, Part, Piece
+from dwellmoe.offload.expert_weights import AS_IN_MODEL, INTERLEAVED, TRANSPOSED, Part, Piece
 from dwellmoe.offload.io.memory import PAGE_BYTES, HostMemory, pages
 from dwellmoe.offload.io.storage import Span
 
@@ -116,10 +116,14 @@ def into_model_order(expert: Expert, parts: Sequence[Part]) -> None:
         if part.order == AS_IN_MODEL:
             continue
         weight = _named(expert, part.name)
-        if part.order == INTERLEAVED:
-            weight.copy_(torch.cat([weight[0::2], weight[1::2]]))
-        else:
-            weight.copy_(weight.view(weight.shape[::-1]).T.clone())
+        weight.copy_(in_model_order(weight, part.order))
+
+
+def in_model_order(weight: Tensor, order: str) -> Tensor:
+    """One parameter of an expert whose numbers are in the checkpoint's order."""
+    if order == INTERLEAVED:
+        return torch.cat([weight[0::2], weight[1::2]])
+    return weight.view(weight.shape[::-1]).T.clone() if order == TRANSPOSED else weight
 
 
 def _named(expert: Expert, name: str) -> Tensor:

@@ -12,25 +12,28 @@ VALUES = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
 
 
 class BlockFp8(ExpertFormat):
-    """block  rows and columns of a block
-    parts  matrices of equal height that a checkpoint keeps apart and the model as one (gate and up): blocks
-           begin anew in each
+    """block       rows and columns of a block
+    parts       matrices of equal height that a checkpoint keeps apart and the model as one (gate and up):
+                blocks begin anew in each
+    scale_type  float32 (DeepSeek-V3) or bfloat16 (Qwen3)
     """
 
     name = "fp8"
     exact = True
 
-    def __init__(self, block: tuple[int, int], parts: int = 1) -> None:
-        self.block, self.parts = block, parts
+    def __init__(
+        self, block: tuple[int, int], *, parts: int = 1, scale_type: torch.dtype = torch.float32
+    ) -> None:
+        self.block, self.parts, self.scale_type = block, parts, scale_type
 
     def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
         rows, columns = -(-shape_OI[0] // self.parts // self.block[0]), -(-shape_OI[1] // self.block[1])
         return (
-            Field("scales", (self.parts, rows, columns), torch.float32),
+            Field("scales", (self.parts, rows, columns), self.scale_type),
             Field("weight", shape_OI, torch.float8_e4m3fn),
         )
 
     def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
         by_row = stored["scales"].repeat_interleave(self.block[0], dim=1)[:, : shape_OI[0] // self.parts]
         bytes_OI = stored["weight"].view(torch.uint8)
-        return dequantise_bytes(bytes_OI, VALUES, by_row.flatten(0, 1), self.block[1], dtype)
+        return dequantise_bytes(bytes_OI, VALUES, by_row.flatten(0, 1).float(), self.block[1], dtype)
