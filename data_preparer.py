@@ -29,9 +29,9 @@ from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.data.command_line import parse_options
 from dwellmoe.data.examples import Example, load_examples
 from dwellmoe.data.remote import hub_answers
-from dwellmoe.data.task import SPLITS, load_task, task_names
+from dwellmoe.data.task import SPLITS, load_task, task_names, worded
 from dwellmoe.data.tokenised import check_end_token, encode_examples, token_ids
-from dwellmoe.data.wording import as_asked, as_messages
+from dwellmoe.data.wording import as_asked, worded_examples
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.registry import take_plugins
 
@@ -65,14 +65,14 @@ def show_command(options: argparse.Namespace) -> None:
     With a tokenizer also the tokens, as a model reads them: through the chat template where the task says so.
     Where the authors of a data set ask that no example be shown, the lengths alone.
     """
-    task = load_task(options.name)
+    task = load_task(options.name, options.skip_faulty)
     options.split = options.split or ("test" if task.benchmark else "train")
     tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
-    task = as_asked(task, tokenizer) if tokenizer else task
+    task = as_asked(task, tokenizer, options.use_chat_template) if tokenizer else worded(task, chat=False)
     examples = load_examples(task, options.split, mix_available_only=True)
     if not examples:
         raise UserError(f"{options.name}: the split '{options.split}' is empty")
-    examples = as_messages(examples, tokenizer) if tokenizer and task.chat else examples
+    examples = worded_examples(task, examples, tokenizer)
     if task.undisclosed:
         console.print(
             f"{task.name}: {len(examples)} examples, not shown: its authors ask to keep them offline"
@@ -85,9 +85,15 @@ def show_command(options: argparse.Namespace) -> None:
 
 
 def _rendered(example: Example, title: str) -> Panel:
-    text = Text(example.prompt)
-    text.append("⟦").append(example.answer, style="bold green").append("⟧")
+    text = Text()
+    for number, piece in enumerate(_pieces(example)):
+        text.append(f"⟦{piece}⟧" if number % 2 else piece, style="bold green" if number % 2 else "")
     return Panel(text, title=title, title_align="left")
+
+
+def _pieces(example: Example) -> list[str]:
+    """The text of an example in pieces, which are given and learned by turns."""
+    return example.rendered.pieces if example.rendered else [example.prompt, example.answer]
 
 
 def _rendered_tokens(example: Example, tokenizer: Any) -> Panel:
@@ -107,8 +113,8 @@ def _rendered_tokens(example: Example, tokenizer: Any) -> Panel:
 def _length_table(examples: list[Example], tokenizer: Any | None) -> Table:
     """Lengths in tokens without BOS and EOS, or in words where there is no tokenizer."""
     table = Table("tokens" if tokenizer else "words", "mean", "p50", "p95", "max", box=None)
-    for part in ("prompt", "answer"):
-        counts = _lengths([getattr(example, part) for example in examples], tokenizer)
+    for first, part in enumerate(("prompt", "answer")):
+        counts = _lengths(["".join(_pieces(example)[first::2]) for example in examples], tokenizer)
         p50, p95 = np.percentile(counts, (50, 95), method="higher")
         table.add_row(part, f"{np.mean(counts):.1f}", str(p50), str(p95), str(max(counts)))
     return table

@@ -82,7 +82,7 @@ def parse(arguments: list[str]) -> Options:
 def evaluate(options: Options, ranks: Ranks) -> None:
     """Measures every variant on the same requests; the first rank prints and writes the report."""
     settings = options.evaluation
-    task = load_task(options.data.dataset_name)
+    task = load_task(options.data.dataset_name, options.data.skip_faulty)
     if task.metric == "pass_at_1":
         check_sandbox(options.backends)
     device = find_device(settings.device_profile)
@@ -145,7 +145,8 @@ def _measure_variants(
             found = measure(evaluated, work, ranks, variant, rerouting=rerouting, kept=usable)
         measured |= {variant: found} if found else {}
         engine_rows += [{"variant": variant} | usable.get_or(engine, partial(dict, row))] if row else []
-    for variant in options.adapters if options.engine is None else ():
+    merges = options.engine is None and not options.model.expert_format
+    for variant in options.adapters if merges else ():
         with active_variant(evaluated.model, variant):
             timings = merged_timings(evaluated, work, ranks, variant)
         if variant in measured:
@@ -214,7 +215,7 @@ def answer_one(options: Options) -> None:
 def _answer_input(options: Options, evaluated: EvaluatedModel) -> tuple[dict, bool]:
     settings = options.evaluation
     named = "dataset_name" in options.given
-    task = load_task(options.data.dataset_name) if named else None
+    task = load_task(options.data.dataset_name, options.data.skip_faulty) if named else None
     wording = own_wording(options, evaluated.tokenizer)
     prompt = own_prompt(wording, settings.input or "", evaluated.tokenizer, must_fit=named)
     new_tokens = settings.max_new_tokens or (task and task.answer_tokens) or NEW_TOKENS

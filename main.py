@@ -86,7 +86,7 @@ def main() -> None:
 def load_task_and_tokenizer(run: Run) -> tuple[Task, Any]:
     """The task, with the wording that is used, and the tokenizer."""
     tokenizer = load_tokenizer(run.model)
-    task = load_task(run.data.dataset_name)
+    task = load_task(run.data.dataset_name, run.data.skip_faulty)
     return as_asked(task, tokenizer, run.data.use_chat_template), tokenizer
 
 

@@ -32,7 +32,7 @@ def check_command(options: argparse.Namespace) -> None:
         for name in {*options.names} - {"all"}:
             load_task(name)
     elif options.command == "show":
-        task = load_task(options.name)
+        task = load_task(options.name, options.skip_faulty)
         check_data(task, [options.split or ("test" if task.benchmark else "train")])
         if options.tokenizer and is_missing_folder(options.tokenizer):
             raise UserError(f"no tokenizer at '{options.tokenizer}': no such folder")

@@ -20,9 +20,17 @@ def data_parser() -> Parser:
     fetching.add_argument("names", nargs="+", metavar="NAME", help="data sets or task files, or: all")
     commands.add_parser("list", help="list the data sets")
     showing = commands.add_parser("show", help="show examples, their tokens and lengths")
-    showing.add_argument("name", metavar="NAME", help="a data set or a task file")
+    showing.add_argument("name", metavar="NAME", help="a data set, a task file, or a file of chats or texts")
     showing.add_argument("--split", choices=SPLITS, help="[train; of a benchmark: test]")
     at_least_one = number(int, least=1, most=COUNT)
     showing.add_argument("--count", type=at_least_one, metavar="N", default=3, help="examples to show [3]")
     showing.add_argument("--tokenizer", metavar="PATH", help="show its tokens and count them, not words")
+    showing.add_argument(
+        "--use_chat_template", choices=("auto", "on", "off"), default="auto", help="as in training [auto]"
+    )
+    showing.add_argument(
+        "--skip_faulty",
+        action="store_true",
+        help="leave out the records of a file without task.toml that cannot be used",
+    )
     return parser

@@ -1,11 +1,14 @@
 """A split of a data set as examples: prompt, answer and what scoring needs."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from dwellmoe.data.chat_turns import Chat, Remarks
+from dwellmoe.data.conversations import Rendered
 from dwellmoe.data.download import SourceUnreachable
 from dwellmoe.data.fields import (
     check_answer,
@@ -16,6 +19,7 @@ from dwellmoe.data.fields import (
     with_options,
 )
 from dwellmoe.data.files import Record
+from dwellmoe.data.recognised import content_of, said
 from dwellmoe.data.records import read_records
 from dwellmoe.data.sources import choose_source, raw_splits
 from dwellmoe.data.splits import SPLITS, select
@@ -25,6 +29,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Example:
     answer: str
     fields: dict[str, Any]
     task: str = ""
+    where: str = ""
+    """File and line of the record."""
+    chat: Chat | None = None
+    """The conversation of which every answer is learned; None: `answer` alone is learned."""
+    rendered: Rendered | None = None
+    """That conversation as text, once it is known how it is worded."""
 
 
 def load_examples(
@@ -101,7 +112,49 @@ def _render_split(task: Task, split: str) -> list[Example]:
 
 
 def _all_examples(task: Task, source: Source, raw: str) -> list[Example]:
-    return [_example(task, source, record) for record in read_records(task, source, raw)]
+    if not task.layout:
+        return [_example(task, source, record) for record in read_records(task, source, raw)]
+    remarks: Remarks = Counter()
+    records = read_records(task, replace(source, shuffle_seed=None), raw)
+    found = usable(task, records, lambda record: _recognised_example(task, source, record, remarks))
+    said(str(task.folder / source.files[raw]), remarks)
+    examples = [example for example in found if example]
+    if source.shuffle_seed is not None:  # only now: of several faults the first of the file is named
+        random.Random(source.shuffle_seed).shuffle(examples)
+    return examples
+
+
+def usable(task: Task, items: Sequence[Item], make: Callable[[Item], Made]) -> list[Made]:
+    """What is made of each item. Faults are counted: the first is a UserError or, with `task.skip_faulty`,
+    said, and the items with one are left out.
+    """
+    made, faults = [], []
+    for item in items:
+        try:
+            made.append(make(item))
+        except UserError as error:
+            faults.append(str(error))
+    if not faults:
+        return made
+    counted = f"{len(faults):,} of {len(items):,} records of {task.name} cannot be used"
+    if not task.skip_faulty:
+        raise UserError(f"{faults[0]} ({counted}; --skip_faulty leaves them out)")
+    warn_once(f"{counted} and are left out, the first: {faults[0]}")
+    if not made:
+        raise UserError(f"{task.name}: no record is left: {faults[0]}")
+    return made
+
+
+def _recognised_example(task: Task, source: Source, record: Record, remarks: Remarks) -> Example | None:
+    """The example of a record of a file without a task file; None where it holds nothing."""
+    try:
+        content = content_of(task.layout, record.row, remarks)
+    except UserError as error:
+        raise UserError(f"{record.where}: {error}") from None
+    if content is None:
+        return None
+    example = _example(task, replace(source, map={}), Record(record.where, content.fields))
+    return replace(example, chat=content.chat)
 
 
 def _example(task: Task, source: Source, record: Record) -> Example:
@@ -114,7 +167,7 @@ def _example(task: Task, source: Source, record: Record) -> Example:
         check_characters(fields)
         answer = fill(task.answer, fields)
         check_answer(answer, task.form)
-        return Example(fill(task.prompt, fields), answer, fields, task.name)
+        return Example(fill(task.prompt, fields), answer, fields, task.name, record.where)
     except KeyError as error:
         raise record.lacks(error.args[0]) from None
     except (ValueError, TypeError) as error:

@@ -190,13 +190,13 @@ def shuffle_choices(fields: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _list_of(value: Any) -> list:
-    choices = _read_list(value)
+    choices = read_list(value)
     if not 1 <= len(choices) <= len(LETTERS):
         raise UserError(f"'choices' must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}")
     return choices
 
 
-def _read_list(value: Any) -> list:
+def read_list(value: Any) -> list:
     """A list, or the JSON list that a text is; an empty one for anything else."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
@@ -222,7 +222,7 @@ def with_messages(fields: dict[str, Any]) -> dict[str, Any]:
     """
     if "messages" not in fields:
         return fields
-    messages = _read_list(fields["messages"])
+    messages = read_list(fields["messages"])
     for message in messages:
         parts = [message.get(key) if isinstance(message, dict) else None for key in MESSAGE_KEYS]
         if not all(isinstance(part, str) for part in parts):

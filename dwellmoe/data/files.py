@@ -1,6 +1,7 @@
 """Local JSON, JSONL, CSV and Parquet files as records, each with its file and line for error messages."""
 
 import csv
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -12,6 +13,8 @@ from dwellmoe.errors import UserError, first_line, unknown_name
 csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
 
 SHOWN_KEYS = 30
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are in memory at a time."""
 
 
 class Record(NamedTuple):
@@ -46,11 +49,26 @@ def read_file(path: Path, columns: Collection[str]) -> Iterator[Record]:
         raise UserError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from None
 
 
+def first_record(path: Path) -> Record:
+    """The first record of a local file, with all its fields. UserError as of `read_file`, or for none."""
+    if not path.is_file():
+        raise UserError(f"no data file at '{path}'")
+    columns = _parquet_columns(path) if path.suffix == ".parquet" else ()
+    for record in read_file(path, columns):
+        return record
+    raise UserError(f"{path}: holds no record")
+
+
 def _json_lines(path: Path, _: Collection[str]) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig") as file:
         for line_number, line in enumerate(file, start=1):
             # A byte-order mark stands within a file where several were put together.
             if text := line.strip().removeprefix("\ufeff"):
+                if text.startswith("["):
+                    raise UserError(
+                        f"{path}:{line_number}: expected a record with named fields, found list: a file that "
+                        "is one JSON list is called .json, not .jsonl"
+                    )
                 yield _record(f"{path}:{line_number}", _parse(text, str(path), line_number))
 
 
@@ -67,7 +85,9 @@ def _parse(text: str, path: str, first_line: int) -> Any:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise UserError(f"{path}:{line}: broken JSON: {error.msg} (column {error.colno})") from None
+        lines = error.msg == "Extra data" and path.endswith(".json")
+        by_lines = ": a file of one record a line is called .jsonl, not .json" if lines else ""
+        raise UserError(f"{path}:{line}: broken JSON: {error.msg} (column {error.colno}){by_lines}") from None
     except RecursionError:
         raise UserError(f"{path}:{first_line}: broken JSON: too many brackets within one another") from None
     except ValueError as error:
@@ -120,16 +140,26 @@ def _check_columns(path: Path, names: Collection[str], needed: Collection[str]) 
 
 
 def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Record]:
-    import pyarrow.parquet
-
-    file = _as_parquet(path, lambda: pyarrow.parquet.ParquetFile(path, page_checksum_verification=True))
+    file = _parquet_file(path)
     names = file.schema_arrow.names
     _check_columns(path, names, columns)
     if lost := [name for name in columns if name not in names]:
         raise UserError(f"{path}: key '{lost[0]}' is missing; the file has {', '.join(names)}")
-    rows = _as_parquet(path, lambda: file.read([*columns]).to_pylist())
-    for i, row in enumerate(rows, start=1):
-        yield Record(f"{path}, record {i}", row)
+    batches = _as_parquet(path, lambda: file.iter_batches(PARQUET_ROWS, columns=[*columns]))
+    numbers = itertools.count(1)
+    while (batch := _as_parquet(path, lambda: next(batches, None))) is not None:
+        for row in _as_parquet(path, batch.to_pylist):
+            yield Record(f"{path}, record {next(numbers)}", row)
+
+
+def _parquet_file(path: Path) -> Any:
+    import pyarrow.parquet
+
+    return _as_parquet(path, lambda: pyarrow.parquet.ParquetFile(path, page_checksum_verification=True))
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    return _parquet_file(path).schema_arrow.names
 
 
 def _as_parquet(path: Path, read: Callable[[], Any]) -> Any:

@@ -18,7 +18,8 @@ def task_identity(task: Task, split: str) -> list:
         return [task.mix, [task_identity(member, split) for member in members]]
     order = [] if task.shuffle_choices_seed is None else [task.shuffle_choices_seed]
     sources = [_source_identity(task, name) for name in splits_up_to(split)]
-    return [task.prompt, task.answer, task.fields, sources, *order]
+    layout = [task.layout, task.skip_faulty] if task.layout else []
+    return [task.prompt, task.answer, task.fields, sources, *order, *layout]
 
 
 def _source_identity(task: Task, split: str) -> list | None:

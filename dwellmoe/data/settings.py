@@ -11,7 +11,13 @@ class DataSettings(Settings):
 
     dataset_name: str = option(
         "mmlu",
-        "name of a data set (python data_preparer.py list shows them), or path to a task.toml of your own",
+        "name of a data set (python data_preparer.py list shows them), or path to a task.toml of your own or "
+        "to a file of chats, prompts and completions, instructions or texts (.jsonl, .json, .csv, .parquet)",
+    )
+    skip_faulty: bool = option(
+        False,
+        "of a data file without task.toml, leave out the records that cannot be used, counted, instead of "
+        "refusing the file",
     )
     max_words_len: int = option(
         512,

@@ -73,6 +73,8 @@ def _said(task: Task, split: str, source: Source) -> Source:
     if source.note:
         warn_once(f"{task.name}: {source.note}")
     used = {name for each in [source, *task.sources] for name in each.files.values()}
+    if task.layout:
+        return source
     if ignored := [name for name in _files_beside(task, split) if name not in used]:
         read = ", ".join(source.files[raw] for raw in raw_splits(source, split))
         warn_once(f"{task.name}, {split}: {', '.join(ignored)} beside the task file is not read, but {read}")
@@ -96,7 +98,7 @@ def _out_of_reach(task: Task, split: str, reasons: list[str]) -> UserError:
 
 def _named(task: Task) -> list[Source]:
     """The task's sources; a single one of a single file is split up, unless other splits lie beside it."""
-    beside = [split for split in SPLITS if _files_beside(task, split)]
+    beside = [] if task.layout else [split for split in SPLITS if _files_beside(task, split)]
     if len(task.sources) == 1 and not {*beside} - {*task.sources[0].files}:
         return [_split_up(task, task.sources[0])]
     return [*task.sources]

@@ -8,10 +8,13 @@ from typing import Any
 from dwellmoe.data import keys
 from dwellmoe.data.agreement import check_agreement
 from dwellmoe.data.fields import check_rule
+from dwellmoe.data.files import READERS
 from dwellmoe.data.keys import Place, choice, list_of, table_of, table_with
+from dwellmoe.data.recognised import recognised
 from dwellmoe.data.splits import SPLITS, raw_names
 from dwellmoe.errors import UserError, first_line, unknown_name
 from dwellmoe.files import check_name, data_file
+from dwellmoe.log import warn_once
 
 TASKS_FOLDER = data_file("datasets")
 ANSWER_FORMS = (
@@ -88,9 +91,18 @@ class Task:
     """Seed of the order of the choices, drawn anew from it and from each record."""
     mix: dict[str, float] = field(default_factory=dict)
     """Other tasks -> share of the mix; a mix has no sources of its own."""
+    layout: str = ""
+    """The form of its records (recognised.py), where it is a data file without a task file."""
+    skip_faulty: bool = False
+    """Of such a file: records that cannot be used are left out and counted, not refused."""
 
     def __post_init__(self):
         check_name(self.name, "the name of a data set")
+
+    @property
+    def of_conversations(self) -> bool:
+        """Whether its examples are conversations of which every answer is learned."""
+        return bool(self.layout) and self.fields == ("messages",)
 
 
 def check_split(split: str) -> None:
@@ -104,8 +116,15 @@ def task_names() -> list[str]:
     return sorted(path.parent.name for path in TASKS_FOLDER.glob("*/task.toml"))
 
 
-def load_task(name_or_path: str) -> Task:
-    """The task of that name, or the one in a task file of the user's own. Raises UserError."""
+def load_task(name_or_path: str, skip_faulty: bool = False) -> Task:
+    """The task of that name, the one in a task file, or the one that a data file of a usual layout is.
+
+    `skip_faulty` leaves out the records of such a data file that cannot be used. Raises UserError.
+    """
+    if name_or_path.endswith(tuple(READERS)):
+        return _recognised_task(Path(name_or_path), skip_faulty)
+    if skip_faulty:
+        warn_once(f"--skip_faulty has no effect on {name_or_path}: it is for data files without a task file")
     return _read_task_file(_task_path(name_or_path))
 
 
@@ -113,7 +132,8 @@ def _task_path(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml"):
         return Path(name_or_path)
     if name_or_path not in task_names():
-        raise unknown_name("data set", name_or_path, [*task_names(), "path/to/task.toml"])
+        others = ["path/to/task.toml", f"path/to/file ({', '.join(READERS)})"]
+        raise unknown_name("data set", name_or_path, [*task_names(), *others])
     return TASKS_FOLDER / name_or_path / "task.toml"
 
 
@@ -125,6 +145,12 @@ def worded(task: Task, chat: bool) -> Task:
         return replace(task, chat=False)
     prompt = task.chat_prompt or task.prompt.strip()
     return replace(task, chat=True, prompt=prompt, answer=task.chat_answer or task.answer.strip(), stop=())
+
+
+def _recognised_task(path: Path, skip_faulty: bool) -> Task:
+    sources, settings = recognised(path)
+    folder = path.resolve().parent
+    return Task(folder=folder, sources=(Source(**sources),), skip_faulty=skip_faulty, **settings)
 
 
 def _read_task_file(path: Path) -> Task:

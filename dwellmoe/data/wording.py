@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from dwellmoe.data.examples import Example
+from dwellmoe.data.chat_template import templated
+from dwellmoe.data.conversations import in_plain_words, in_template
+from dwellmoe.data.examples import Example, usable
 from dwellmoe.data.fields import conversation_text, with_options
 from dwellmoe.data.task import Task, load_task, worded
 from dwellmoe.data.templates import fill, placeholders
@@ -124,6 +124,7 @@ def as_asked(task: Task, tokenizer: Any, choice: str = "auto", trained: Wording 
             "(--use_chat_template)"
         )
     if choice == "auto" and requested and not tokenizer.chat_template:
+        _check_template(task, tokenizer)
         warn_once(f"{task.name}: asked without a chat template, since the tokenizer has none")
     asked = worded(task, uses_chat_template(choice, requested, tokenizer))
     if others := [name for name in task.mix if choice == "auto" and load_task(name).chat != asked.chat]:
@@ -132,6 +133,16 @@ def as_asked(task: Task, tokenizer: Any, choice: str = "auto", trained: Wording 
             f"{', '.join(others)} would be by itself"
         )
     return asked
+
+
+def _check_template(task: Task, tokenizer: Any) -> None:
+    """UserError for conversations without a chat template, which the user has to choose."""
+    if task.of_conversations:
+        raise UserError(
+            f"the tokenizer of '{tokenizer.name_or_path}' has no chat template for the conversations of "
+            f"{task.name}: give it one (chat_template.jinja in the model's folder), or train and ask in "
+            "plain words with --use_chat_template off"
+        )
 
 
 def as_message(text: str, tokenizer: Any) -> str:
@@ -144,14 +155,26 @@ def as_conversation(messages: Sequence[dict[str, str]], tokenizer: Any) -> str:
 
     Raises UserError where the template refuses them.
     """
+    return templated(messages, tokenizer, reply=True)
+
+
+def worded_examples(task: Task, examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The examples with prompts as the task asks them (`as_asked`), and conversations as text.
+
+    Raises UserError for a conversation that does not go through the chat template, unless `skip_faulty`.
+    """
+    if task.of_conversations:
+        return usable(task, examples, lambda example: _rendered(task, example, tokenizer))
+    return as_messages(examples, tokenizer) if task.chat else list(examples)
+
+
+def _rendered(task: Task, example: Example, tokenizer: Any) -> Example:
+    assert example.chat is not None
     try:
-        prompt = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise UserError(f"the chat template of '{tokenizer.name_or_path}': {first_line(error)}") from None
-    # Where the tokenizer puts BOS before every text, that of the template would be a second one.
-    return prompt.removeprefix(tokenizer.bos_token) if beginning(tokenizer) else prompt
+        found = in_template(example.chat, tokenizer) if task.chat else in_plain_words(example.chat)
+    except UserError as error:
+        raise UserError(f"{example.where}: {error}") from None
+    return dataclasses.replace(example, prompt=found.text[: found.spans[-1][0]], rendered=found)
 
 
 def as_messages(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
@@ -167,11 +190,6 @@ def _message_of(example: Example, tokenizer: Any) -> str:
     if example.prompt == example.fields.get("conversation"):
         return as_conversation(example.fields["messages"][:-1], tokenizer)
     return as_message(example.prompt, tokenizer)
-
-
-def beginning(tokenizer: Any) -> list[int]:
-    """The tokens that this tokenizer puts before every text: `[BOS]` or none."""
-    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
 
 
 def difference(trained: Wording, asked: Wording) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from dwellmoe.data.chat_template import beginning
 from dwellmoe.data.examples import Example, load_examples, seeded_sample
 from dwellmoe.data.task import Task
-from dwellmoe.data.tokenised import encode_examples, token_ids
-from dwellmoe.data.wording import as_messages, beginning
+from dwellmoe.data.tokenised import encode_examples, last_answer_row, token_ids
+from dwellmoe.data.wording import worded_examples
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.settings import EvaluationSettings
 
@@ -90,7 +91,12 @@ def load_requests(
     examples = sample_spec.choose(load_examples(task, split, seed=seed), seed)
     if not examples:
         raise UserError(f"{task.name}: the split '{split}' is empty")
-    examples = as_messages(examples, tokenizer) if task.chat else examples
+    examples = worded_examples(task, examples, tokenizer)
+    if task.of_conversations:
+        return [
+            _last_answer(request_id, example, tokenizer, sample_spec.row_tokens)
+            for request_id, example in enumerate(examples)
+        ]
     prompted = [example for example in examples if example.prompt]
     rows = encode_examples(prompted, tokenizer, sample_spec.row_tokens) if prompted else []
     texts = [example.prompt for example in prompted]
@@ -111,6 +117,22 @@ def load_requests(
         )
         for request_id, (example, row, prompt) in enumerate(found)
     ]
+
+
+def _last_answer(request_id: int, example: Example, tokenizer: Any, row_tokens: int) -> Request:
+    """A conversation is measured by its last answer."""
+    assert example.rendered is not None
+    row, prompt = last_answer_row(example.rendered, tokenizer, row_tokens)
+    begin = len(beginning(tokenizer))
+    cut = max(0, len(prompt) - row_tokens)
+    return Request(
+        request_id=request_id,
+        row=row,
+        example=example,
+        has_prompt=True,
+        prompt_ids=prompt[:begin] + prompt[begin + cut :],
+        cut_prompt_tokens=cut,
+    )
 
 
 class CutPrompt(NamedTuple):

@@ -24,7 +24,8 @@ def asked_task(options: Options, tokenizer) -> Task:
     """The data set of the options as it is asked. Raises UserError."""
     trained = trained_wordings(options)
     first = next(iter(trained.values()), None)
-    task = as_asked(load_task(options.data.dataset_name), tokenizer, options.data.use_chat_template, first)
+    task = load_task(options.data.dataset_name, options.data.skip_faulty)
+    task = as_asked(task, tokenizer, options.data.use_chat_template, first)
     _say_differences(trained, wording_of(task))
     return task
 

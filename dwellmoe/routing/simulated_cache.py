@@ -180,12 +180,15 @@ def count_rows(
 
 
 def _segments(request_BT: np.ndarray, valid_BT: np.ndarray, decode_BT: np.ndarray) -> list[_Segment]:
-    """Row after row, each row's requests in the order in which they begin."""
+    """Row after row, each row's requests in the order in which they begin; of a conversation each answer with
+    the prompt before it.
+    """
     found = []
     for row, (request_T, valid_T, decode_T) in enumerate(zip(request_BT, valid_BT, decode_BT, strict=True)):
         for request in dict.fromkeys(request_T[valid_T].tolist()):
-            mine_T = valid_T & (request_T == request)
-            prompt = np.flatnonzero(mine_T & ~decode_T)
-            decoded = np.flatnonzero(mine_T & decode_T)
-            found.append(_Segment(request, row, prompt, decoded))
+            mine = np.flatnonzero(valid_T & (request_T == request))
+            decoded = decode_T[mine]
+            answers_end = np.flatnonzero(decoded[:-1] & ~decoded[1:]) + 1
+            for turn in np.split(mine, answers_end):
+                found.append(_Segment(request, row, turn[~decode_T[turn]], turn[decode_T[turn]]))
     return found

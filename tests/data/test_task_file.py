@@ -79,8 +79,12 @@ def written(folder, key: str, value: str):
     return path
 
 
+OF_NO_FILE = {"folder", "sources", "layout", "skip_faulty"}
+"""What no task file holds."""
+
+
 def test_the_cases_are_every_key():
-    assert {*TASK_KEYS} == {*Task.__dataclass_fields__} - {"folder", "sources"} | {"source"}
+    assert {*TASK_KEYS} == {*Task.__dataclass_fields__} - OF_NO_FILE | {"source"}
     assert {*SOURCE_KEYS} == {*Source.__dataclass_fields__}
 
 
