@@ -5,11 +5,7 @@ Public names are imported when they are first used: `import dwellmoe` itself loa
 `LocalityLoss` and `LocalityCallback` need `train`.
 """
 
-from __future__ import annotations
-
-import importlib
-
-TYPE_CHECKING = False  # typing takes most of the time that a command needs before it can be interrupted
+TYPE_CHECKING = False  # nothing is imported here: until this is done, Ctrl-C ends a command in a traceback
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -52,7 +48,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name not in _WHERE:
         raise AttributeError(f"module 'dwellmoe' has no attribute '{name}'")
     module, extra = _WHERE[name]
@@ -73,37 +71,37 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register(kind: str, name: str) -> Callable[[Any], Any]:
+def _register(kind: str, name: str) -> "Callable[[Any], Any]":
     from dwellmoe.registry import registry_of
 
     return registry_of(kind).register(name)
 
 
-def register_policy(name: str) -> Callable[[Any], Any]:
+def register_policy(name: str) -> "Callable[[Any], Any]":
     """Decorator: adds an eviction policy under `name`, for `--decode_policy`, `replay` and `ExpertCache`."""
     return _register("policy", name)
 
 
-def register_objective(name: str) -> Callable[[Any], Any]:
+def register_objective(name: str) -> "Callable[[Any], Any]":
     """Decorator: adds a locality objective under `name`, for training."""
     return _register("objective", name)
 
 
-def register_strategy(name: str) -> Callable[[Any], Any]:
+def register_strategy(name: str) -> "Callable[[Any], Any]":
     """Decorator: adds a routing strategy under `name`, for `--routing_strategy` and `--train_rerouting`."""
     return _register("strategy", name)
 
 
-def register_predictor(name: str) -> Callable[[Any], Any]:
+def register_predictor(name: str) -> "Callable[[Any], Any]":
     """Decorator: adds a predictor of expert use under `name`, for prefetch and watermark placement."""
     return _register("predictor", name)
 
 
-def register_family(name: str) -> Callable[[Any], Any]:
+def register_family(name: str) -> "Callable[[Any], Any]":
     """Adds a `MoeFamily`, which says where the routers and experts of some model types sit."""
     return _register("family", name)
 
 
-def register_trace_format(name: str) -> Callable[[Any], Any]:
+def register_trace_format(name: str) -> "Callable[[Any], Any]":
     """Adds a trace format: a module or class with SUFFIXES, HINTS, recognise, read and write."""
     return _register("trace_format", name)

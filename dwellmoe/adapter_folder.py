@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dwellmoe.cache.tensor_file import read_header
 from dwellmoe.errors import UserError
+from dwellmoe.files import check_no_pointers
 
 BASE = "base"
 """The variant without adapters."""
@@ -19,6 +20,7 @@ def check_adapter_folder(path: str) -> None:
         near = sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
         choices = f": choose from {', '.join(near)}" if near else ""
         raise UserError(f"no adapter folder at '{path}'{choices}")
+    check_no_pointers(folder)
     for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
         if not (folder / file).exists():
             raise UserError(f"no adapter in '{path}': {file} is missing")

@@ -25,13 +25,13 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
+from dwellmoe.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, BASE, check_adapter_folder
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.stand_ins import weightless_experts
 from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
-from dwellmoe.files import check_no_pointers
 from dwellmoe.log import warn_once
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_expert_adapters
 from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
@@ -47,10 +47,6 @@ BAD_PICKLE = (
     "its pickled weights (.bin) are damaged, or hold more than tensors, which could run any program: have "
     "them saved as safetensors where they come from"
 )
-BASE = "base"
-"""The variant without adapters."""
-ADAPTER_FILE = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INTEGERS = ("I", "U", "BOOL")
 """Beginnings of safetensors' names of types."""
 QUANTISED = ("torchao", "bitsandbytes")
@@ -219,17 +215,8 @@ def _experts_for_peft(model: PreTrainedModel, layers: list[MoeLayer]) -> Abstrac
 
 def _adapter_config(path: str) -> PeftConfig:
     """The configuration of the adapter in a folder. Raises UserError where there is no readable one."""
-    folder = Path(path)
-    if folder.is_dir():
-        check_no_pointers(folder)
-    else:
-        near = sorted(str(entry) for entry in folder.parent.glob("checkpoint-*"))
-        choices = f": choose from {', '.join(near)}" if near else ""
-        raise UserError(f"no adapter folder at '{path}'{choices}")
-    for file in (ADAPTER_FILE, ADAPTER_WEIGHTS):
-        if not (folder / file).exists():
-            raise UserError(f"no adapter in '{path}': {file} is missing")
-    file = ADAPTER_WEIGHTS
+    check_adapter_folder(path)
+    folder, file = Path(path), ADAPTER_WEIGHTS
     try:
         weights = load_file(folder / file)
         file = ADAPTER_FILE
