@@ -152,6 +152,106 @@ def test_the_letter_that_is_stated_wins_over_those_of_the_explanation(written, f
     assert extract_answer(written, form, ["w"] * 4) == found
 
 
+COLOURS = ("red", "green", "blue", "light grey")
+CORRECTED = [
+    ("The answer is A. No, it's D.", "D"),
+    ("The answer is A... wait, B", "B"),
+    ("I'd say A. Actually C.", "C"),
+    ("Answer: A\n\nHmm, actually C", "C"),
+    ("The answer is B — no, C.", "C"),
+    ("B. No wait, it's C.", "C"),
+    ("The answer is B. Sorry, I meant C.", "C"),
+    ("The answer is B. I made a mistake. It should be C.", "C"),
+    ("Answer: B. Oops, D.", "D"),
+    ("The answer is B. No, A is wrong because it is small.", "B"),
+    ("The answer is B. No other option fits.", "B"),
+    ("The answer is actually C, as A is red.", "C"),
+]
+SMALL = [
+    ("The answer is b because grass is green", "B"),
+    ("answer is a because it is red", "A"),
+    ("the answer is b and not a", "B"),
+    ("i would choose b since it fits", "B"),
+    ("it's c", "C"),
+    ("b because grass is green", "B"),
+    ("the answer is a colour", None),
+    ("so a cat is as good as a dog", None),
+]
+JUDGED = [
+    ("A. Incorrect\nB. Incorrect\nC. Correct\nD. Incorrect", "C"),
+    ("A: ✗\nB: ✓\nC: ✗\nD: ✗", "B"),
+    ("Eliminating A, B, and C, we are left with D.", "D"),
+    ("Neither A nor B.", None),
+    ("It could be A, but B is better.", "B"),
+    ("A: C", "C"),
+]
+TEXTS = [
+    ("The answer is blue.", "C"),
+    ("Light\ngrey", "D"),
+    ("The answer is not red but green.", "B"),
+    (r"\boxed{\text{blue}}", "C"),
+    ("The right choice is red, not blue.", "A"),
+    ("The answer is blue, since B is green.", "C"),
+    ("The answer is B, not blue.", "B"),
+    ("The answer is blue or green.", None),
+    ("The answer is blue whales.", None),
+    ("The answer is grey.", None),
+    ("Colours such as red and blue exist.", None),
+]
+
+
+@pytest.mark.parametrize("form", ["option_letter", "final_letter"])
+@pytest.mark.parametrize(("written", "found"), [*CORRECTED, *SMALL, *JUDGED, *TEXTS])
+def test_corrections_and_choices_in_words(written, found, form):
+    assert extract_answer(written, form, COLOURS) == found
+
+
+@pytest.mark.parametrize("form", ["option_letter", "final_letter"])
+@pytest.mark.parametrize(
+    ("written", "choices", "found"),
+    [
+        ("The answer is 4.", ("3", "4", "45", "5"), "B"),
+        ("The answer is 4.5", ("3", "4", "45", "5"), None),
+        ("The answer is -4", ("3", "4", "45", "5"), None),
+        ("The answer is New York City.", ("New York", "York", "Boston", "New York City"), "D"),
+        ("The answer is red.", ("red", "red", "blue", "grey"), None),
+        ("The answer is B.", ("D", "C", "B", "A"), "B"),
+        ("", ("", "blue", "red", "grey"), None),
+    ],
+)
+def test_a_choice_is_known_by_its_whole_text(written, choices, found, form):
+    assert extract_answer(written, form, choices) == found
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("Based on the passage, no.", "false"),
+        ("Is it true? Yes.", "true"),
+        ("True. No, wait, it's false.", "false"),
+        ("It would be wrong to say this is true", "false"),
+        ("The opposite is true", "false"),
+        ("Nothing could be further from true", "false"),
+    ],
+)
+def test_truth_in_other_words(written, found):
+    assert extract_answer(written, "true_false") == found
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("the answer is solution1", "1"),
+        ("use a fork", "2"),
+        ("The answer is: use a spoon.", "1"),
+        ("1. No, wait, 2.", "2"),
+        ("1 or 2", None),
+    ],
+)
+def test_option_numbers_in_other_words(written, found):
+    assert extract_answer(written, "option_number", ("use a spoon", "use a fork")) == found
+
+
 def test_a_direct_answer_ends_before_the_models_next_question():
     assert extract_answer("Answer: B\n\nQuestion: And?\nAnswer: C", "option_letter", ["w"] * 4) == "B"
 

@@ -18,7 +18,14 @@ from dwellmoe.evaluation.answers.code_blocks import find_code
 from dwellmoe.evaluation.answers.final_text import final_text
 from dwellmoe.evaluation.answers.maths import boxed, same_result
 from dwellmoe.evaluation.answers.number_answers import parse_number, same_number
-from dwellmoe.evaluation.answers.stated import LONGEST, Options, stated_option
+from dwellmoe.evaluation.answers.stated import (
+    GOES_ON,
+    LONGEST,
+    Options,
+    corrected_option,
+    denied,
+    stated_option,
+)
 
 
 class Verdict(Enum):
@@ -70,6 +77,7 @@ _NOT = (
     r"|\bnever|\bhardly"
     r"|(?<!no )(?<!without )(?<!beyond )(?<!without a )(?<!n['’]t )(?<!not )(?<!never )\bdoubt"
     r"|\bdeny|\bdisagree|\bdisbelieve"
+    r"|\b(?:wrong|incorrect|mistaken)\s+to\s+(?:say|claim|think|believe)|\bopposite|\bfurther\s+from"
     r"|\bno\s+longer|\bfar\s+from|\banything\s+but|\bnothing|\bnone)"
     r"(?:\W{1,3}(?:the|case|that|it|it['’]s|this|is|be|being|really|quite|entirely|exactly|necessarily|always"
     r"|strictly|completely|at|all|think|believe|say|statement|claim|a|fully|actually|holds?|seems?|appears?|looks?"
@@ -81,9 +89,11 @@ _UNDECIDED = re.compile(
 
 
 def _true_false(written: str, choices: Sequence[str]) -> str | None:
-    """The truth that is stated, else a yes or no in front, else the first of both words, with its denial."""
+    """The truth stated, else a yes or no in front or at the end, else the first of both, with its denial."""
     text = re.sub(r"\buntrue\b", "false", _UNDECIDED.sub("", written[:LONGEST].casefold()))
-    plain = re.match(r"\W{0,9}(yes|no)(?=\s*$|\s{0,3}[.,:;!])", text)
+    plain = re.match(r"\W{0,9}(yes|no)(?=\s*$|\s{0,3}[.,:;!])", text) or re.search(
+        r"[,.:;!?\n]\s{0,3}(yes|no)\W{0,3}\Z", text
+    )
     found = stated_option(text, _TRUTHS, kinds=1) or (plain and plain[1])
     if found:
         return "true" if found in ("true", "yes") else "false"
@@ -94,8 +104,8 @@ def _true_false(written: str, choices: Sequence[str]) -> str | None:
 
 
 def _option_number(written: str, choices: Sequence[str]) -> str | None:
-    """The number stated, else the first one that stands alone."""
-    text = unicodedata.normalize("NFKC", written[:LONGEST])
+    """The number stated, else that of the choice whose text is, else the first one that stands alone."""
+    text = _NUMBERED.sub(r"\g<0> ", unicodedata.normalize("NFKC", written[:LONGEST]))
     most = len(choices) or len(LETTERS)
     numbers = Options(
         "|".join(map(str, range(1, most + 1))), before=r"(?<![\w.,$/-])", after=r"(?![\w%/]|[.,]\d)"
@@ -103,10 +113,13 @@ def _option_number(written: str, choices: Sequence[str]) -> str | None:
     found = stated_option(_NEXT_QUESTION.split(text)[0], numbers)
     if found is not None:
         return found or None
-    alone = re.search(rf"{numbers.before}(\d+){numbers.after}", text)
-    return alone[1] if alone and re.fullmatch(numbers.names, alone[1]) else None
+    if (position := _stated_choice(text, choices, kinds=2)) is not None:
+        return str(position + 1)
+    alone = re.search(rf"{numbers.before}(\d+){numbers.after}(\s?(?:or|and|/|&)\s?\d)?", text)
+    return alone[1] if alone and not alone[2] and re.fullmatch(numbers.names, alone[1]) else None
 
 
+_NUMBERED = re.compile(r"\b(?:solution|answer|option|choice|ending)(?=\d)", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(
     r"\n\s{0,9}(?:question|problem|goal|context|sentence|q)\b[ \d]{0,4}[:.]", re.IGNORECASE
 )
@@ -119,12 +132,14 @@ def _letters(choices: Sequence[str]) -> Options:
 
 
 def _option_letter(written: str, choices: Sequence[str]) -> str | None:
-    """The letter that the text begins with, else the one stated, else the first that stands alone."""
+    """The letter of a correction, else the one in front, else the one stated, else the first alone."""
     options = _letters(choices)
     text = _NEXT_QUESTION.split(unicodedata.normalize("NFKC", written[:LONGEST]))[0]
-    leading = _leading_letter(text, options)
-    stated = None if leading else stated_option(text, options)
-    return leading or (_lone_letter(text, options) if stated is None else stated.upper() or None)
+    corrected = corrected_option(text, options)
+    if corrected is None and (leading := _leading_letter(text, options)):
+        return leading
+    stated = stated_option(text, options) if corrected is None else corrected
+    return _letter_by_text(text, choices, options) if stated is None else stated.upper() or None
 
 
 def _final_letter(written: str, choices: Sequence[str]) -> str | None:
@@ -134,13 +149,62 @@ def _final_letter(written: str, choices: Sequence[str]) -> str | None:
     if stated is not None:
         return stated.upper() or None
     text = unicodedata.normalize("NFKC", written[:LONGEST])
-    return _leading_letter(text, options) or _lone_letter(text, options)
+    return _leading_letter(text, options) or _letter_by_text(text, choices, options)
 
 
 def _leading_letter(text: str, options: Options) -> str | None:
-    either = rf"({options.names}|{options.alone})(?!\w|['’]\w)[)\]\"'*]{{0,3}}"
-    found = re.match(rf"[^\w\\]{{0,9}}{either}(?=[.:,;)]|\s{{0,3}}\n|\s*$)", text)
+    letter = rf"({options.names}|{options.alone})"
+    text = re.sub(rf"\A\W{{0,3}}A:\s{{0,3}}(?=\W?{letter}\W{{0,3}}\Z)", "", text)  # A: for "answer"
+    if re.match(_DENIED_LINE.format(letter=letter), text, re.IGNORECASE):
+        return None
+    end = rf"(?!\w|['’]\w)[)\]\"'*]{{0,3}}(?:(?=[.:,;)]|\s{{0,3}}\n|\s*$)|(?={GOES_ON}))"
+    found = re.match(rf"[^\w\\]{{0,9}}{letter}{end}", text)
     return found[1].upper() if found else None
+
+
+_DENIED_LINE = (
+    r"\W{{0,6}}{letter}[).:\s–—-]{{1,4}}(?:(?:incorrect|wrong|false|no)\b|✗|✘|❌)[^\n]*\n(?:[^\n]*\n)?"
+    r"\W{{0,6}}{letter}[).:\s–—-]"
+)
+"""The first of several options that are judged one a line."""
+
+
+def _letter_by_text(text: str, choices: Sequence[str], options: Options) -> str | None:
+    """The letter of the choice whose text is stated as the answer; else the first letter alone."""
+    stated = _stated_choice(text, choices, kinds=2)
+    lone = _lone_letter(text, options) if stated is None else None
+    position = _stated_choice(text, choices, kinds=3) if lone is None and stated is None else stated
+    return lone if position is None else LETTERS[position]
+
+
+def _stated_choice(text: str, choices: Sequence[str], kinds: int) -> int | None:
+    """The position of the choice whose text is stated as the answer, or is all of it."""
+    texts = [_plain(unicodedata.normalize("NFKC", choice)) for choice in choices]
+    written = _plain(text)
+    if written and texts.count(written) == 1:
+        return texts.index(written)
+    named = [
+        each for each in texts if texts.count(each) == 1 and (each[1:] or each.isdigit()) and each in written
+    ]
+    if not named or len(choices) > len(LETTERS):
+        return None
+    names = "|".join(
+        r"\s+".join(map(re.escape, each.split())) for each in sorted(named, key=len, reverse=True)
+    )
+    marked = re.sub(
+        rf"(?i)(?<![\w.,/-])(?:{names}){_END_OF_CHOICE}",
+        lambda found: chr(FIRST_MARK + texts.index(_plain(found[0]))),
+        text,
+    )
+    stated = stated_option(marked, _MARKS, kinds)
+    return ord(stated) - FIRST_MARK if stated else None
+
+
+FIRST_MARK = ord("\u16a0")
+_MARKS = Options(f"[{chr(FIRST_MARK)}-{chr(FIRST_MARK + len(LETTERS) - 1)}]", before="", after="")
+"""Letters without case, which stand for choices, so that the patterns are the same for all requests."""
+_END_OF_CHOICE = rf"(?![\w%/^]|[.,]\d)(?=\s*(?:[^\w\s(]|\n|\Z|(?:or|nor|but)\b|{GOES_ON}))"
+"""Not within a longer text, as "blue" in "blue whales"."""
 
 
 def _lone_letter(text: str, options: Options) -> str | None:
@@ -151,6 +215,7 @@ def _lone_letter(text: str, options: Options) -> str | None:
         rf"(?<!\w)\(({options.alone})\)",
         rf":\s{{0,3}}({options.alone})\W{{0,3}}\Z",
     )
+    text = re.sub(denied(options), "", text, flags=re.IGNORECASE)
     answered = _QUESTION.sub("", text)
     found = (re.search(pattern, part) for part in (answered, text) for pattern in patterns)
     return next((match[1].upper() for match in found if match), None)

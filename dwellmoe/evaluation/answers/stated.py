@@ -34,7 +34,7 @@ _CONCLUSION = (
     r"(?:\bi(?:['’]d|['’]ll|['’]m|\swould|\swill)?\s(?:choose|pick|select|take|say|guess|answer|go|going)"
     r"|\b(?:choose|choosing|pick|picking|select|selecting)"
     r"|\b(?:it|this|that|which)(?:['’]s|\sis|\smust\sbe|\shas\sto\sbe|\swould\sbe|\sshould\sbe)"
-    r"|\bleav(?:ing|es)|\b(?:so|therefore|thus|hence|conclude|think|believe|guess)|选|選|=>|→)"
+    r"|\bprefer|\bleft\swith|\bleav(?:ing|es)|\b(?:so|therefore|thus|hence|conclude|think|believe|guess)|选|選|=>|→)"
 )
 _IS = r"(?:is|must\sbe|would\sbe|has\sto\sbe|should\sbe|seems|appears|looks)"
 _MORE = r"(?:(?:to\sbe|therefore|thus|clearly|the|most|only|our|my|likely|probably|indeed|actually)\s{1,3})"
@@ -42,6 +42,8 @@ _GAP = r"[^\w.;!?]{0,12}"
 _LINK = re.compile(
     r"[:：=>→–—-]|\b(?:is|was|be|must|should|seems?|appears?)\b|['’]s\b|是|为|為|は|选", re.IGNORECASE
 )
+GOES_ON = r"\s{1,3}(?:(?:because|since|as|and\snot|but\snot|not|rather\sthan)\b|[—–-]\s)"
+"""Follows an answer, and not an article or another word of one letter."""
 _SUPPOSED = re.compile(
     r"(?:\b(?:if|whether|unless|suppos\w+|assum\w+|not|wrong|incorrect|false|tempting|common|popular|another"
     r"|other|possible|previous|first|initial)|n['’]t)\s{1,3}(?:\w{1,10}\s{1,3})?$",
@@ -78,8 +80,14 @@ class Options:
 
     @property
     def _small(self) -> str:
-        ends = r"(?=\W*\Z|[^\w\n]*\n|[).:,;\]\"'*}])"
+        ends = rf"(?=\W*\Z|[^\w\n]*\n|[).:,;\]\"'*}}]|{GOES_ON})"
         return rf"(?-i:{self.alone}){ends}" if self.alone else r"(?!)"
+
+    @property
+    def concluded(self) -> str:
+        """One option after "so it is" and the like: a small one at an end or before a reason."""
+        small = rf"|{self.before}(?-i:{self.alone})(?=\.?\s*\Z|\.?\s*\n|{GOES_ON})" if self.alone else ""
+        return rf"(?:{self.in_prose}{small})"
 
 
 def stated_option(text: str, options: Options, kinds: int = 4) -> str | None:
@@ -88,23 +96,47 @@ def stated_option(text: str, options: Options, kinds: int = 4) -> str | None:
     `kinds`: how many of the four kinds count.
     """
     text = text[-LONGEST:]
-    *before, last = _CORRECTED.split(text)
-    corrected = stated_option(last, options, min(kinds, 3)) if before else None
+    corrected = corrected_option(text, options, min(kinds, 3))
     if corrected is not None:
         return corrected
     for pattern in islice(_patterns(options), kinds):
         if found := [match for match in re.finditer(pattern, text, re.IGNORECASE) if _holds(match, text)]:
-            option = found[-1]["option"]
+            option = found[-1]["option"] or found[-1]["judged"]
             several = re.compile(_SEVERAL.format(any=options.any), re.IGNORECASE)
             return "" if several.match(text, found[-1].end()) else option
     return None
 
 
+def corrected_option(text: str, options: Options, kinds: int = 3) -> str | None:
+    """The option that a text states after it took back what it had stated; None if it took nothing back."""
+    _, *corrections = _CORRECTED.split(text[-LONGEST:])
+    for correction in reversed(corrections):
+        found = re.match(_CORRECT.format(any=options.any), correction, re.IGNORECASE)
+        corrected = found["option"] if found else stated_option(correction, options, kinds)
+        if corrected is not None:
+            return corrected
+    return None
+
+
+def denied(options: Options) -> str:
+    """Pattern for options that a text denies: `neither A nor B`."""
+    one_more = rf"[^\w.;!?]{{1,4}}(?:(?:n?or|and|either|option|choice|letter)\W{{1,3}}){{0,2}}{options.any}"
+    return rf"(?>{_DENIAL}{one_more}(?:{one_more})*)"
+
+
 _CORRECTED = re.compile(
-    r"\b(?:wait|correction|scratch\sthat|on\ssecond\sthought|actually(?=,?\s(?:it|the\sanswer)\b))\b",
+    r"\b(?:wait|correction|scratch\sthat|on\s(?:second\sthought|reflection)|hold\son|oops|sorry|my\smistake"
+    r"|i\s(?:made\san?\s(?:mistake|error)|meant|misread|was\swrong)|let\sme\s(?:reconsider|correct)|make\sthat"
+    r"|actually(?=,?\s(?:it|the\sanswer)\b)|(?<=[.!?…\n—–][ \n])actually|(?<=[.!?…\n—–][ \n])no(?=\s?[,—–])"
+    r"|(?<=hmm,\s)actually)\b",
     re.IGNORECASE,
 )
 """Takes back what was stated before it, if a statement follows."""
+_CORRECT = (
+    r"\W{{0,4}}(?:(?:it|it['’]s|is|the|my|final|correct|right|answer|must|should|be|i|meant|say|option|choice)\W{{1,3}}){{0,6}}"
+    r"(?P<option>{any})(?=[)\]*\"'}}]{{0,3}}\s{{0,3}}(?:[.!,;:]|\n|\Z))"
+)
+"""A correction that is little more than the option."""
 
 _SEVERAL = (
     r"[)\]*\"'}}$]{{0,4}}(?:,?\s(?:or|and)\s|\s?[/&]\s?)(?:(?:option|choice)\s)?[(\[*\"']{{0,3}}{any}"
@@ -113,10 +145,10 @@ _SEVERAL = (
 
 
 def _patterns(options: Options) -> Iterator[str]:
-    one, in_prose = options.any, rf"(?P<option>{options.in_prose})"
-    one_more = rf"[^\w.;!?]{{1,4}}(?:(?:n?or|and|either|option|choice|letter)\W{{1,3}}){{0,2}}{one}"
-    denied = rf"(?>{_DENIAL}{one_more}(?:{one_more})*)"
-    announced = rf"(?<![A-Za-z])(?P<noun>{_NOUN})(?P<link>(?:{_GAP}(?:{denied}|{_BETWEEN})){{0,8}}{_GAP})"
+    one, concluded = options.any, rf"(?P<option>{options.concluded})"
+    announced = (
+        rf"(?<![A-Za-z])(?P<noun>{_NOUN})(?P<link>(?:{_GAP}(?:{denied(options)}|{_BETWEEN})){{0,8}}{_GAP})"
+    )
     small = rf"|(?<=option\s)(?-i:{options.alone})" if options.alone else ""
     font = r"\\(?:text\w{0,4}|math\w{2,4}|bf|rm)\s?\{?"
     boxed = rf"\\f?boxed\s?\{{[^{{}}A-Za-z0-9]{{0,9}}(?:{font}[^{{}}A-Za-z0-9]{{0,9}}){{0,2}}"
@@ -124,15 +156,18 @@ def _patterns(options: Options) -> Iterator[str]:
     yield (
         rf"{options.before}(?P<option>(?-i:{options.names}){small}){options.after}[)\]*.\"'}}$]{{0,4}}"
         rf"(?:\s?\([^()\n]{{0,60}}\)|:\s[^.\n]{{0,60}}?)?\s{{1,3}}{_IS}\s{{1,3}}{_MORE}{{0,4}}"
-        r"(?:correct|right|best|answer|true|valid|it)(?![A-Za-z])"
+        r"(?:correct|right|best|better|answer|true|valid|it)(?![A-Za-z])"
+        rf"|(?m:^)[^\w\n]{{0,6}}(?P<judged>{options.names})[).:\s–—-]{{1,4}}(?:correct|right|true|yes|✓|✔|✅)(?!\w)"
     )
-    yield rf"{_CONCLUSION}(?:{_GAP}{_BETWEEN}){{0,4}}{_GAP}{in_prose}"
+    yield rf"{_CONCLUSION}(?:{_GAP}{_BETWEEN}){{0,4}}{_GAP}{concluded}"
     yield rf"\b(?:answer|option|choice|number|letter){_GAP}(?P<option>{one})"
 
 
 def _holds(match: re.Match, text: str) -> bool:
     """Whether what stands before and after does not take the statement back."""
     found = match.groupdict()
+    if found.get("judged"):
+        return True
     noun = found.get("noun")
     if noun and not (_LINK.search(found["link"]) or re.search(r"\s", noun)):
         return False
