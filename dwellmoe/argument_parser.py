@@ -4,11 +4,12 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from dwellmoe.errors import UserError
+from dwellmoe.log import warn_once
 from dwellmoe.options import Range
 
 WIDTH = 120
@@ -27,25 +28,45 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None) -> Any:  # type: ignore[override]
         """The options. UserError also for an unknown option, before what is missing, and for a stray word."""
         words = sys.argv[1:] if args is None else list(args)
-        known = self._known_to(words)
+        actions = self._actions_of(words)
+        known = list(actions)
         for name in (word.partition("=")[0] for word in words):
             if name.startswith("--") and name != "--" and name not in known:
                 raise unknown_option(name, known)
+        warn_of_repeated([(word, "") for word in words], actions)
         found, stray = self.parse_known_args(words, namespace)
         if stray:
             raise stray_word(stray[0])
         return found
 
-    def _known_to(self, words: Sequence[str]) -> list[str]:
+    def _actions_of(self, words: Sequence[str]) -> dict[str, argparse.Action]:
         """The options of this parser and of the command that the words name."""
         parsers = [self]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 parsers += [action.choices[word] for word in words if word in action.choices][:1]
-        return [name for parser in parsers for name in parser._option_string_actions]
+        return {name: action for parser in parsers for name, action in parser._option_string_actions.items()}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.replace('argument ', 'option ', 1)}; see {self.prog} --help")
+
+
+def warn_of_repeated(words: Iterable[tuple[str, str]], actions: Mapping[str, argparse.Action]) -> None:
+    """Says which options are given more than once, with every value: argparse takes the last in silence.
+
+    `words`: each with where it is from, such as " (--config)"; `actions`: option -> what argparse does.
+    """
+    given: dict[str, list[str]] = {}
+    current = ""
+    for word, origin in words:
+        name = word.partition("=")[0]
+        if name in actions:
+            given.setdefault(current := actions[name].dest, []).append(word.replace("=", " ", 1) + origin)
+        elif given:
+            given[current][-1] += f" {word}"
+    for texts in given.values():
+        if len(texts) > 1:
+            warn_once(f"warning: given more than once: {', '.join(texts)}: the last one counts")
 
 
 def number(kind: type, *, most: float, least: float | None = None, above: float | None = None) -> Callable:

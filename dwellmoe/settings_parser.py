@@ -17,6 +17,7 @@ from dwellmoe.argument_parser import (
     real_number,
     stray_word,
     unknown_option,
+    warn_of_repeated,
     whole_number,
 )
 from dwellmoe.config_file import split_config
@@ -74,7 +75,8 @@ class SettingsParser:
         from_files, typed = map(self._words, split_config(arguments))
         words = from_files + typed
         self.given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
-        self._warn_of_repeated(typed)
+        origins = [(word, " (--config)") for word in from_files] + [(word, "") for word in typed]
+        warn_of_repeated(origins, self._parser._option_string_actions)
         values, stray = self._parser.parse_known_args(words)
         if stray:
             raise stray_word(stray[0])
@@ -109,11 +111,6 @@ class SettingsParser:
         if name.startswith("--") and option in self._parser._option_string_actions:
             return option
         raise unknown_option(name, self.options)
-
-    def _warn_of_repeated(self, words: list[str]) -> None:
-        names = [word.partition("=")[0] for word in words if word.startswith("--")]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            warn_once(f"warning: {name} is given more than once: the last one counts")
 
     def _build(self, everything: bool) -> Parser:
         more = "" if everything or not self._rarely else " --help_all shows the options left out here."

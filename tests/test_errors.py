@@ -109,11 +109,11 @@ SLOW = "import time; print('begun', flush=True); time.sleep(60)"
 def test_an_interrupt_is_one_line_at_any_time(where, tmp_path):
     """While `begin` reads the command line, in a slow import after it, and in the command."""
     (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "quick.py").write_text("def parse(words): pass")
+    (tmp_path / "quick.py").write_text("def parse(words): return words\n\ndef check(words): pass")
     last = "import slow" if where == "importing" else "run_command(lambda: __import__('slow'))"
     code = (
         "from dwellmoe.launch import begin\nfrom dwellmoe.errors import run_command\n"
-        f"begin('quick:parse')\n{last}"
+        f"begin('quick:parse', 'quick:check')\n{last}"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command = subprocess.Popen(

@@ -30,8 +30,9 @@ LAYERS = {
 """Module or folder of the package -> its layer. A file imports its own room and lower layers."""
 SAME_LAYER = {
     ("errors", "interrupt"), ("log", "errors"), ("files", "errors"), ("registry", "errors"),
-    ("options", "errors"), ("config_file", "errors"), ("argument_parser", "errors"), ("argument_parser", "options"),
-    ("config_file", "options"), ("registry", "options"),
+    ("options", "errors"), ("config_file", "errors"), ("argument_parser", "errors"),
+    ("argument_parser", "options"), ("argument_parser", "log"), ("config_file", "options"),
+    ("registry", "options"),
     ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
 }  # fmt: skip
 """Imports inside a layer that the design allows."""

@@ -199,6 +199,35 @@ def test_dashes_in_a_name_are_underscores_and_what_was_given_is_known():
     assert training_parser().parse(["--lora-rank", "4"])[2].lora_rank == 4
 
 
-def test_an_option_given_twice_is_said(capsys):
-    assert parse("--count", "2", "--count=3")[0].count == 3
-    assert "--count is given more than once" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "kept", "said"),
+    [
+        (["--count", "2", "--count=3"], {"count": 3}, "--count 2, --count 3"),
+        (["--part", "0.5", "--share=1"], {"share": 1.0}, "--part 0.5, --share 1"),
+        (["--on", "--no_on"], {"on": False}, "--on, --no_on"),
+        (["--names", "a", "--names", "- b"], {"names": "- b"}, "--names a, --names - b"),
+        (["--config", "FILE", "--count", "3"], {"count": 3}, "--count 7 (--config), --count 3"),
+        (["--count", "3", "--config=FILE"], {"count": 3}, "--count 7 (--config), --count 3"),
+        (
+            ["--config", "FILE", "--config", "FILE"],
+            {"count": 7},
+            "--count 7 (--config), --count 7 (--config)",
+        ),
+    ],
+)
+def test_an_option_given_twice_is_said_with_both_values(words, kept, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    (tmp_path / "o.yaml").write_text("count: 7\n")
+    found, _ = parse(*(word.replace("FILE", str(tmp_path / "o.yaml")) for word in words))
+    assert dataclasses.asdict(found).items() >= kept.items()
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_an_option_given_twice_is_said_in_the_other_commands(capsys, monkeypatch):
+    monkeypatch.setattr("dwellmoe.log._warned", set())
+    assert data_parser().parse_args(["show", "boolq", "--count", "2", "--count=3"]).count == 3
+    words = "curve --trace t --policies lru lfu --policies opt".split()
+    assert simulate_parser().parse_args(words).policies == ["opt"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "--count 2, --count 3:" in first and "--policies lru lfu, --policies opt:" in second

@@ -58,6 +58,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
     pairs = _pairs(arguments)
     if not {name for name, _ in pairs} & {*OWN, "mode"}:
         return list(arguments)
+    _warn_of_repeated(pairs)
     given = {name: value for name, value in pairs if name in ROUTING}
     ours = [
         (RENAMED.get(name, name), VALUES.get(value, value)) for name, value in pairs if name not in ROUTING
@@ -71,6 +72,15 @@ def translate(arguments: Sequence[str]) -> list[str]:
     if not names & {"lora_save_path", "use_lora"}:
         ours.append(("use_lora", "False"))
     return [text for name, value in ours for text in (f"--{name}", value)]
+
+
+def _warn_of_repeated(pairs: Sequence[tuple[str, str]]) -> None:
+    """Says which options of routing are given twice; of all others the parser says so."""
+    names = [name for name, _ in pairs]
+    for name in ROUTING:
+        if names.count(name) > 1:
+            texts = (f"--{given} {value}" for given, value in pairs if given == name)
+            warn_once(f"warning: given more than once: {', '.join(texts)}: the last one counts")
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
