@@ -6,7 +6,7 @@ whole, and so must the turns up to its end. Where they do not nest, a model woul
 sees when it is asked, so that is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -58,8 +58,9 @@ def in_plain_words(chat: Chat) -> Rendered:
 
 def in_template(chat: Chat, tokenizer: Any) -> Rendered:
     """A conversation in the chat template. Raises UserError where its answers cannot be told apart."""
-    text, spans = _marked(chat, tokenizer) if has_marks(tokenizer) else _by_prefixes(chat, tokenizer)
     ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+    found = _marked(chat, tokenizer) if has_marks(tokenizer) else _by_prefixes(chat, tokenizer, ends)
+    text, spans = found
     spans = [(start, _end_of_turn(text, start, stop, ends)) for start, stop in spans]
     text = text[: _end_of_turn(text, 0, len(text), ends)]
     return Rendered(text, spans, text.endswith(ends))
@@ -72,8 +73,8 @@ def _end_of_turn(text: str, start: int, stop: int, ends: tuple[str, ...]) -> int
 
 
 def _marked(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]:
-    text, spans = marked(chat.messages, tokenizer)
-    spans = [(start, stop) for start, stop in sorted(spans) if text[start:stop].strip()]
+    text, marks = marked(chat.messages, tokenizer)
+    spans = _joined(text, [mark for mark in sorted(marks) if text[slice(*mark)].strip()])
     _check_order(chat, text)
     answers = sum(message["role"] == "assistant" for message in chat.messages)
     if len(spans) == answers:
@@ -87,11 +88,21 @@ def _marked(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]:
     )
 
 
-def _by_prefixes(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]:
+def _joined(text: str, marks: list[Span]) -> list[Span]:
+    """Marks with nothing but white space between them are of one answer."""
+    spans: list[Span] = []
+    for start, stop in marks:
+        if spans and not text[spans[-1][1] : start].strip():
+            start = spans.pop()[0]
+        spans.append((start, stop))
+    return spans
+
+
+def _by_prefixes(chat: Chat, tokenizer: Any, ends: tuple[str, ...]) -> tuple[str, list[Span]]:
     """With reasoning off, as a model is asked; else, where answers hold reasoning, as the template has it."""
 
     def spans_with(options: Mapping[str, Any]) -> tuple[str, list[Span]]:
-        return _nested(chat, lambda messages, reply: templated(messages, tokenizer, reply, options))
+        return _nested(chat, lambda messages, reply: templated(messages, tokenizer, reply, options), ends)
 
     try:
         return spans_with(REASONING_OFF)
@@ -107,13 +118,18 @@ def _by_prefixes(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]:
     return found
 
 
-def _nested(chat: Chat, render: Any) -> tuple[str, list[Span]]:
-    """The text of a conversation and the spans of its answers, by comparing prefixes. Raises UserError."""
+def _nested(
+    chat: Chat, render: Callable[[Sequence[Message], bool], str], ends: tuple[str, ...] = ()
+) -> tuple[str, list[Span]]:
+    """The text of a conversation and the spans of its answers, by comparing prefixes. Raises UserError.
+
+    Only the tokens that end a turn (`ends`) may be others when more turns follow; they are then not learned.
+    """
     whole = render(chat.messages, False)
     spans: list[Span] = []
     for position in chat.answers:
         before = render(chat.messages[:position], True)
-        until = render(chat.messages[: position + 1], False)
+        until = _shared(whole, render(chat.messages[: position + 1], False), ends)
         nest = whole.startswith(before) and whole.startswith(until)
         if not nest or not (spans[-1][1] if spans else 0) <= len(before) < len(until):
             raise chat.fault(
@@ -125,6 +141,17 @@ def _nested(chat: Chat, render: Any) -> tuple[str, list[Span]]:
         spans.append((len(before), len(until)))
     _check_order(chat, whole)
     return whole, spans
+
+
+def _shared(whole: str, until: str, ends: tuple[str, ...]) -> str:
+    """A prefix without the tokens at its end that are not the next of the whole."""
+    while not whole.startswith(until):
+        shorter = until.rstrip()
+        end = next((end for end in ends if shorter.endswith(end)), "")
+        if not end:
+            break
+        until = shorter.removesuffix(end)
+    return until
 
 
 def _check_holds(chat: Chat, position: int, text: str) -> None:
