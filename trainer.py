@@ -5,7 +5,7 @@ Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite, refuse_nan
 from dwellmoe.files import give_usual_modes
-from dwellmoe.locality.balance import UsesOfAStep, balance_loss, request_groups
+from dwellmoe.locality.balance import UsesOfAStep, balance_over_layers, request_groups
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
 from dwellmoe.locality.loss import Gates, LocalityLoss
 from dwellmoe.locality.monitor import (
@@ -54,8 +54,8 @@ from dwellmoe.plots import ecr_heatmap
 class Reference(NamedTuple):
     """What the reference model gives on a batch."""
 
-    logits_LBTE: Tensor
-    """Of its gates."""
+    logits: tuple[Tensor, ...]
+    """Of its gates: [B, T, E] a layer."""
     logits_BTV: Tensor
 
 
@@ -134,9 +134,10 @@ class LocalityTrainer(Trainer):
         cache = self._rerouting and self._rerouting.of_batch(segments_BT, labels_BT)
         with self._loss.watch([monitor.recorder for monitor in monitors], cache):
             lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = self._terms(segments_BT, labels_BT)
+        gates = self._loss.gates(segments_BT)
+        terms = self._terms(gates, segments_BT, labels_BT)
         if reference:
-            terms |= self._distances(outputs["logits"], reference, segments_BT, labels_BT)
+            terms |= self._distances(gates, outputs["logits"], reference, segments_BT, labels_BT)
         self._remember(lm_loss, terms, labels_BT)
         for monitor in monitors:
             monitor.add(segments_BT)
@@ -172,37 +173,44 @@ class LocalityTrainer(Trainer):
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         with as_reference(self.model), self._loss.watch([]):
             logits_BTV = self.model(**unlabelled).logits
-        return Reference(self._loss.gates(segments_BT).logits_LBTE, logits_BTV)
+        return Reference(self._loss.gates(segments_BT).logits, logits_BTV)
 
-    def _terms(self, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
+    def _terms(self, gates: Gates, segments_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
         """Locality and balance, unweighted: means over pairs, tokens and layers."""
-        gates = self._loss.gates(segments_BT)
         return {
             "locality_loss": self._loss.term(gates, segments_BT, labels_BT),
             "balance_loss": self._balance(gates, segments_BT),
         }
 
     def _balance(self, gates: Gates, segments_BT: Tensor) -> Tensor:
-        """The balance of the batch, of each request, or of the step over all ranks so far."""
-        logits_LTE, chosen_LTK = gates.logits_LBTE.flatten(1, 2), gates.chosen_LBTK.flatten(1, 2)
+        """The balance of the batch, of each request, or of the step over all ranks so far.
+
+        Without a weight it is only logged, and gets no gradient.
+        """
         valid_T, scope = segments_BT.flatten() > 0, self.locality.balance_scope
         group_T = request_groups(segments_BT) if scope == "sequence" else None
         counts_LE = None
         if scope == "global" and self.model.training:
-            step, experts = self.state.global_step, logits_LTE.shape[-1]
+            step, experts = self.state.global_step, gates.logits[0].shape[-1]
+            chosen_LTK = torch.stack(gates.chosen).flatten(1, 2)
             counts_LE = self._uses.add(step, chosen_LTK, valid_T, experts)
-        return balance_loss(logits_LTE, chosen_LTK, valid_T, group_T, counts_LE)
+        with nullcontext() if self.locality.aux_loss_alpha else torch.no_grad():
+            return balance_over_layers(gates.logits, gates.chosen, valid_T, group_T, counts_LE)
 
     def _distances(
-        self, logits_BTV: Tensor, reference: Reference, segments_BT: Tensor, labels_BT: Tensor
+        self,
+        gates: Gates,
+        logits_BTV: Tensor,
+        reference: Reference,
+        segments_BT: Tensor,
+        labels_BT: Tensor,
     ) -> dict[str, Tensor]:
         """How far the model is from its reference model, unweighted; what has no weight is not computed."""
         terms = {}
         if self.locality.distillation_weight:
             terms["distillation_loss"] = distillation_loss(logits_BTV, reference.logits_BTV, labels_BT)
         if self.locality.gate_kl_weight:
-            logits_LBTE = self._loss.gates(segments_BT).logits_LBTE
-            terms["gate_kl_loss"] = gate_kl_loss(logits_LBTE, reference.logits_LBTE, segments_BT > 0)
+            terms["gate_kl_loss"] = gate_kl_loss(gates.logits, reference.logits, segments_BT > 0)
         return terms
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:

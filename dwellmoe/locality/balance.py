@@ -3,10 +3,12 @@
 Letters: L layers, T tokens, E experts, K chosen experts a token, G groups of tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from dwellmoe.locality.by_layer import mean_over_layers
 
 
 def balance_loss(
@@ -36,6 +38,22 @@ def balance_loss(
     sums_GE = p.new_zeros(*p.shape[:-2], groups, p.shape[-1])
     sums_GE = sums_GE.index_add(-2, group_T, p * weight_T.unsqueeze(-1))
     return p.shape[-1] * (share_GE * sums_GE / tokens_G.unsqueeze(-1)).sum(-1).mean()
+
+
+def balance_over_layers(
+    logits: Sequence[Tensor],
+    chosen: Sequence[Tensor],
+    valid_T: Tensor,
+    group_T: Tensor | None = None,
+    counts_LE: Tensor | None = None,
+) -> Tensor:
+    """The mean of `balance_loss` over layers, given as a tensor [B, T, ...] each, one layer at a time."""
+
+    def of_layer(logits_BTE: Tensor, chosen_BTK: Tensor, counts_E: Tensor | None) -> Tensor:
+        return balance_loss(logits_BTE.flatten(0, 1), chosen_BTK.flatten(0, 1), valid_T, group_T, counts_E)
+
+    counts = [None] * len(logits) if counts_LE is None else counts_LE
+    return mean_over_layers(of_layer, logits, chosen, counts)
 
 
 def use_counts(chosen_TK: Tensor, weight_T: Tensor, experts: int, group_T: Tensor, groups: int = 1) -> Tensor:

@@ -7,6 +7,7 @@ Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.families import find_moe_layers
+from dwellmoe.locality.by_layer import Rank
 from dwellmoe.locality.objectives import is_by_rank, load_objective
 from dwellmoe.locality.pairs import mean_over_pairs, pair_mask, segments_of
 from dwellmoe.log import warn_once
@@ -23,12 +25,12 @@ from dwellmoe.routing.router_tap import Observer, Strategy
 
 
 class Gates(NamedTuple):
-    """What the routers gave in one forward pass of a [B, T] batch."""
+    """What the routers gave in one forward pass of a [B, T] batch: a tensor a layer, none of them a copy."""
 
-    logits_LBTE: Tensor
-    """Raw gate logits, with their gradient."""
-    chosen_LBTK: Tensor
-    """The experts that ran, in router order; -1: a slot that was left empty."""
+    logits: tuple[Tensor, ...]
+    """Raw gate logits [B, T, E], with their gradient."""
+    chosen: tuple[Tensor, ...]
+    """The experts that ran [B, T, K], in router order; -1: a slot that was left empty."""
 
 
 class GateRecorder:
@@ -64,8 +66,8 @@ class GateRecorder:
                 f"forward pass ran {tokens} tokens"
             )
         return Gates(
-            torch.stack([output.logits_TE.unflatten(0, tuple(shape)) for output in outputs]),
-            torch.stack([output.indices_TK.unflatten(0, tuple(shape)) for output in outputs]),
+            tuple(output.logits_TE.unflatten(0, tuple(shape)) for output in outputs),
+            tuple(output.indices_TK.unflatten(0, tuple(shape)) for output in outputs),
         )
 
 
@@ -94,31 +96,21 @@ class LocalityLoss:
         self.weight = weight
         self.on_prompt = on_prompt
         self.moe_layers = find_moe_layers(model)
-        self._objective = load_objective(objective)
+        load_objective(objective)  # a mistake in it is found before the routers are run
         self._layers = None if layers is None else self._indices(layers)
-        self._rules = self._ranking_rules(model, objective) if is_by_rank(objective) else ()
+        ranks = self._ranks(model, objective) if is_by_rank(objective) else None
+        self._objective = load_objective(objective, ranks)
         self._recorder = GateRecorder()
         self._tap = RouterTap(model, self.moe_layers, [self._recorder])
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[tuple[Tensor, ...], Tensor] | None = None
 
-    def _ranking_rules(self, model: nn.Module, objective: str) -> Sequence[ScoreRule | None]:
-        """How each router that counts ranks its experts; nothing where all rank them by their logits."""
+    def _ranks(self, model: nn.Module, objective: str) -> list[Rank]:
+        """What each router that counts ranks its experts by."""
         counted = [layer for layer in self.moe_layers if self._layers is None or layer.index in self._layers]
         rules = choice_rules(model, counted)
         if unknown := [layer.router for layer, rule in zip(counted, rules, strict=True) if rule is None]:
             warn_once(f"{objective} goes by logits: how router '{unknown[0]}' ranks its experts is unknown")
-        return rules if any(rule and not rule.ranks_by_logits for rule in rules) else ()
-
-    def _ranked(self, logits_LBTE: Tensor) -> Tensor:
-        """What the routers rank their experts by, for an objective that reads that; else the logits."""
-        if not self._rules:
-            return logits_LBTE
-        return torch.stack(
-            [
-                logits_BTE.float() if rule is None or rule.ranks_by_logits else rule.rank(logits_BTE)
-                for rule, logits_BTE in zip(self._rules, logits_LBTE, strict=True)
-            ]
-        )
+        return [partial(_ranked, rule) for rule in rules]
 
     def _indices(self, layers: Iterable[int]) -> set[int]:
         index_of = {layer.layer_id: layer.index for layer in self.moe_layers}
@@ -137,9 +129,7 @@ class LocalityLoss:
 
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         segments_BT = segments_of(batch)
-        value = self.weight * self.term(self.gates(segments_BT), segments_BT, batch.get("labels"))
-        self._recorder.clear()
-        return value
+        return self.weight * self.term(self.gates(segments_BT), segments_BT, batch.get("labels"))
 
     @property
     def ecr(self) -> float:
@@ -148,9 +138,8 @@ class LocalityLoss:
         """
         if self._last is None:
             raise UserError("the ECR is known once the locality loss was called")
-        chosen_LBTK, segments_BT = self._last
-        before, after = chosen_LBTK[..., :-1, :, None], chosen_LBTK[..., 1:, None, :]
-        shared_LBP = ((before == after) & (before >= 0)).any(-1).float().mean(-1)
+        chosen, segments_BT = self._last
+        shared_LBP = torch.stack([_shared(chosen_BTK) for chosen_BTK in chosen])
         return mean_over_pairs(shared_LBP, pair_mask(segments_BT, None, include_prompt=True)).item()
 
     def watch(self, observers: Sequence[Observer], strategy: Strategy | None = None) -> "LocalityLoss":
@@ -160,12 +149,24 @@ class LocalityLoss:
         return self
 
     def gates(self, segments_BT: Tensor) -> Gates:
-        """What the routers of `layers` gave in the last forward pass."""
-        return self._recorder.gates(segments_BT.shape, self._layers)
+        """What the routers of `layers` gave in the last forward pass, of which nothing is kept here."""
+        gates = self._recorder.gates(segments_BT.shape, self._layers)
+        self._recorder.clear()
+        return gates
 
     def term(self, gates: Gates, segments_BT: Tensor, labels_BT: Tensor | None) -> Tensor:
         """The objective itself, unweighted."""
-        device = gates.logits_LBTE.device
-        self._last = gates.chosen_LBTK, segments_BT.to(device)
+        device = gates.logits[0].device
+        self._last = gates.chosen, segments_BT.to(device)
         mask_BP = pair_mask(segments_BT, labels_BT, self.on_prompt)
-        return self._objective(self._ranked(gates.logits_LBTE), gates.chosen_LBTK, mask_BP.to(device))
+        return self._objective(gates.logits, gates.chosen, mask_BP.to(device))
+
+
+def _ranked(rule: ScoreRule | None, logits_BTE: Tensor) -> Tensor:
+    return logits_BTE.float() if rule is None or rule.ranks_by_logits else rule.rank(logits_BTE)
+
+
+def _shared(chosen_BTK: Tensor) -> Tensor:
+    """[B, P]: the share of the second token's experts that the first chose too."""
+    before, after = chosen_BTK[..., :-1, :, None], chosen_BTK[..., 1:, None, :]
+    return ((before == after) & (before >= 0)).any(-1).float().mean(-1)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from dwellmoe.data.collate import IGNORED_LABEL
+from dwellmoe.locality.by_layer import Layers, mean_over_layers
 
 
 @contextmanager
@@ -36,11 +37,15 @@ def distillation_loss(logits_BTV: Tensor, reference_BTV: Tensor, labels_BT: Tens
     return mean_kl(logits_BTV[:, :-1][predicts], reference_BTV[:, :-1][predicts])
 
 
-def gate_kl_loss(logits_LBTE: Tensor, reference_LBTE: Tensor, valid_BT: Tensor) -> Tensor:
+def gate_kl_loss(logits: Layers, reference: Layers, valid_BT: Tensor) -> Tensor:
     """KL(reference || trained) of the gate distributions: the mean over layers and valid tokens; natural log.
     The reference gate saw the reference model's hidden states.
     """
-    return mean_kl(logits_LBTE[:, valid_BT], reference_LBTE[:, valid_BT])
+
+    def of_layer(logits_BTE: Tensor, reference_BTE: Tensor) -> Tensor:
+        return mean_kl(logits_BTE[valid_BT], reference_BTE[valid_BT])
+
+    return mean_over_layers(of_layer, logits, reference)
 
 
 def mean_kl(logits: Tensor, reference: Tensor) -> Tensor:

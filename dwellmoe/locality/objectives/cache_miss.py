@@ -15,6 +15,7 @@ from dwellmoe.cache.trace import DECODE, RoutingTrace, unsigned_ids
 from dwellmoe.locality.pairs import WIDTH, check_width, in_pairs, mean_over_pairs, soft_membership
 
 BY_RANK = True
+PER_LAYER = True
 
 
 def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> None:

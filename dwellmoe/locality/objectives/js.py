@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dwellmoe.locality.pairs import mean_over_pairs
 
+PER_LAYER = True
+
 
 def loss(logits_LBTE: Tensor, chosen_LBTK: Tensor, mask_BP: Tensor) -> Tensor:
     """JS(p_t, p_{t+1}) with the natural logarithm, in [0, ln 2]; Lin 1991."""

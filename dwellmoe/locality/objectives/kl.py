@@ -4,6 +4,8 @@ from torch import Tensor
 
 from dwellmoe.locality.pairs import mean_over_pairs
 
+PER_LAYER = True
+
 
 def loss(logits_LBTE: Tensor, chosen_LBTK: Tensor, mask_BP: Tensor) -> Tensor:
     """(KL(p_t, p_{t+1}) + KL(p_{t+1}, p_t)) / 2 = sum_e (p_t - p_{t+1}) (ln p_t - ln p_{t+1}) / 2."""

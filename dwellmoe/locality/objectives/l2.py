@@ -4,6 +4,8 @@ from torch import Tensor
 
 from dwellmoe.locality.pairs import mean_over_pairs
 
+PER_LAYER = True
+
 
 def loss(logits_LBTE: Tensor, chosen_LBTK: Tensor, mask_BP: Tensor) -> Tensor:
     """mean_e (p_t[e] - p_{t+1}[e])^2."""

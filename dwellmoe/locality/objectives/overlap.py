@@ -5,6 +5,7 @@ from torch import Tensor
 from dwellmoe.locality.pairs import WIDTH, check_width, mean_over_pairs, soft_membership
 
 BY_RANK = True
+PER_LAYER = True
 
 
 def check(*, width: float = WIDTH) -> None:

@@ -7,6 +7,8 @@ from torch.nn import functional
 from dwellmoe.errors import UserError
 from dwellmoe.locality.pairs import mean_over_pairs
 
+PER_LAYER = True
+
 
 def check(*, window: int = 1, decay: float = 0.7) -> None:
     if window < 1 or not 0 < decay <= 1:
