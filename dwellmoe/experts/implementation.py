@@ -24,7 +24,7 @@ from dwellmoe.log import warn_once
 
 NAME = "per_expert"
 PLAIN = "plain_implementation"
-"""Attribute of an experts module: the name of the implementation that computes it without LoRA."""
+"""Attribute of an experts module: the name of transformers' implementation that computes it without LoRA."""
 
 
 def use_expert_lora(model: nn.Module) -> None:
@@ -39,9 +39,8 @@ def use_expert_lora(model: nn.Module) -> None:
         if not hasattr(experts, "has_gate"):
             warn_once(f"LoRA of {type(experts).__name__} is computed by PEFT, for all experts at once")
             continue
-        if config := getattr(experts, "config", None):
-            name = getattr(config, "_experts_implementation", None)
-            experts.__dict__.setdefault(PLAIN, name)
+        if hasattr(experts, "is_transposed"):  # it is run through transformers' interface
+            experts.__dict__.setdefault(PLAIN, experts.config._experts_implementation)
         run_through_interface(model, layer, per_expert_forward)
         bypass(model.get_submodule(layer.experts))
     _transformer(model).set_experts_implementation(NAME)
@@ -54,20 +53,13 @@ def _transformer(model: Any) -> Any:
 
 def per_expert_forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The output of a layer's experts, [T, D]."""
-    is_plain = not getattr(module, CARRIED, None) and getattr(module, ATTRIBUTE, None) is None
-    if is_plain and (forward := _plain_forward(module)) is not None:
+    adapted = getattr(module, CARRIED, None) or getattr(module, ATTRIBUTE, None) is not None
+    if not adapted and hasattr(module, PLAIN):
+        own = type(module).forward.__wrapped__  # type: ignore[attr-defined] - transformers' decorator sets it
+        forward = ALL_EXPERTS_FUNCTIONS.get_interface(getattr(module, PLAIN), own)
         return forward(module, hidden_TD, indices_TK, weights_TK)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         return _forward(module, hidden_TD, indices_TK, weights_TK)
-
-
-def _plain_forward(module: Any) -> Any:
-    if _weighs_inputs(module):
-        return None  # Llama 4's own forward takes every expert's rows for all tokens
-    own = type(module).forward
-    return ALL_EXPERTS_FUNCTIONS.get_interface(
-        getattr(module, PLAIN, "eager"), getattr(own, "__wrapped__", own)
-    )
 
 
 def _forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class PerExpertWrapper(ParamWrapper):
             return self.base_layer(x, *args, **kwargs)
 
 
+PerExpertWrapper.__name__ = ParamWrapper.__name__  # by which PEFT knows its wrapper when it adds an adapter
+
+
 @contextmanager
 def _carried(experts: Any, name: str, factors: list[Factors]) -> Iterator[None]:
     carried = experts.__dict__.setdefault(CARRIED, {})

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from dwellmoe.errors import UserError
+from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import find_moe_layers
 from dwellmoe.families.text_model import text_model_class
 from dwellmoe.loading import load_adapters, load_model
@@ -107,6 +108,7 @@ def test_a_family_trains_evaluates_and_offloads(family, tmp_path):
     torch.testing.assert_close(before, logits(published), atol=1e-5, rtol=0)
 
     trained = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
+    use_expert_lora(trained)
     train_a_step(trained)
     tuned = logits(trained)
     assert not torch.equal(tuned, before)
