@@ -14,6 +14,7 @@ from transformers.integrations import get_reporting_integration_callbacks, is_de
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.launch import drop_stale_build_locks
+from dwellmoe.loading import check_expert_format
 from dwellmoe.locality.command_line import parse_training
 from dwellmoe.locality.settings import ROUTER, AdapterSettings, LocalitySettings
 from dwellmoe.locality.threshold import needs_profile
@@ -81,6 +82,8 @@ def parse_run(arguments: list[str]) -> Run:
             "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )
     _check_folder(run)
+    if run.model.expert_format:
+        _check_expert_format(run.model)
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
@@ -105,6 +108,15 @@ def _check_folder(run: Run) -> None:
         raise UserError(f"--output_dir {run.train.output_dir}: a run's folder is named by --lora_save_path")
     if run.folder.resolve() == Path(run.model.model_name).resolve():
         raise UserError(f"--lora_save_path '{run.folder}' is the folder of the base model: choose another")
+
+
+def _check_expert_format(model: ModelSettings) -> None:
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "--expert_format: not under ZeRO-3, which shards weights of 16 and 32 bits; use ZeRO-2 or "
+            "torchrun"
+        )
+    check_expert_format(model)
 
 
 def _check_metric(run: Run) -> None:
@@ -141,6 +153,8 @@ def _without_effect(run: Run) -> set[str]:
         idle |= {"train_rerouting_cache"}
     if not run.locality.smooth_gates:
         idle |= {"smooth_examples"}
+    if run.model.expert_format:
+        idle |= {"experts_implementation"}
     return idle
 
 

@@ -1,5 +1,6 @@
 """The models of the application: for evaluation, whole after training, saved with its adapter merged."""
 
+import dataclasses
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -37,11 +38,14 @@ def load_evaluated_model(options: Options) -> EvaluatedModel:
 
 
 def trained_model(run: Run, trainer: LocalityTrainer):
-    """The whole trained model on this rank; under ZeRO-3, which keeps only shards, loaded from its files."""
-    if not is_deepspeed_zero3_enabled():
+    """The whole trained model on this rank, in 16 or 32 bits: loaded from its files under ZeRO-3, which keeps
+    only shards, and where its experts are held in low bits.
+    """
+    if not is_deepspeed_zero3_enabled() and not run.model.expert_format:
         return trainer.accelerator.unwrap_model(trainer.model)
     unset_hf_deepspeed_config()
-    return load_adapters(load_model(run.model), {"tuned": str(run.folder)})
+    whole = dataclasses.replace(run.model, expert_format=None)
+    return load_adapters(load_model(whole), {"tuned": str(run.folder)})
 
 
 def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:

@@ -27,14 +27,17 @@ from transformers.utils import logging as transformers_logging
 
 from dwellmoe.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, BASE, check_adapter_folder
 from dwellmoe.errors import UserError, first_line
-from dwellmoe.experts.stand_ins import weightless_experts
 from dwellmoe.experts import use_expert_lora
+from dwellmoe.experts.formats import parse_format
+from dwellmoe.experts.stand_ins import layers_held_elsewhere, weightless_experts
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
 from dwellmoe.log import warn_once
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_expert_adapters
 from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
+from dwellmoe.offload.low_bit_loading import load_in_low_bits
+from dwellmoe.offload.published_low_bits import FP8, MXFP4, does_not_train, published_form
 from dwellmoe.settings.model import ModelSettings
 
 MALFORMED = (
@@ -49,8 +52,7 @@ BAD_PICKLE = (
 )
 INTEGERS = ("I", "U", "BOOL")
 """Beginnings of safetensors' names of types."""
-QUANTISED = ("torchao", "bitsandbytes")
-"""Methods of quantisation that leave no experts which can be found or trained."""
+CPU = torch.device("cpu")
 
 
 def load_tokenizer(settings: ModelSettings):
@@ -87,6 +89,9 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     Raises UserError for a checkpoint that is missing, truncated, does not fit its configuration, or needs
     code of its own.
     """
+    if settings.expert_format:
+        dtype, device = _dtype(settings.dtype), _device()
+        return load_in_low_bits(settings.model_name, settings.expert_format, dtype, device)
     shards = check_checkpoint(settings.model_name)
     if shards and not quantised_by(load_config(settings)):
         _check_number_types(settings.model_name, shards)
@@ -108,18 +113,30 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     _check_loaded(settings.model_name, loading_info)
     check_finite(model.named_parameters(), f"checkpoint '{settings.model_name}'")
     if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():
-        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+        model.to(_device())
     return model
 
 
+def check_expert_format(settings: ModelSettings) -> None:
+    """Raises UserError for a format that cannot be, and for a checkpoint quantised in a way that does not
+    train.
+    """
+    parse_format(settings.expert_format or "")
+    published_form(load_config(settings), settings.model_name)
+
+
+def _device() -> torch.device:
+    """The GPU of this rank, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else CPU
+
+
 def _auto_class(settings: ModelSettings) -> Any:
-    """The class of transformers that loads the checkpoint. Raises UserError for quantised experts."""
+    """The class of transformers that loads the checkpoint. Raises UserError for quantised experts, other than
+    those that transformers dequantises.
+    """
     config = load_config(settings)
-    if (method := quantised_by(config)) in QUANTISED:
-        raise UserError(
-            f"checkpoint '{settings.model_name}' is quantised by {method}, which is not supported: give the "
-            "checkpoint that it was made from"
-        )
+    if (method := quantised_by(config)) not in ("", MXFP4, FP8):
+        raise does_not_train(settings.model_name, method)
     return AutoModelForImageTextToText if runs_whole(config) else AutoModelForCausalLM
 
 
@@ -131,8 +148,7 @@ def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> Pr
     twice the copying. Raises UserError.
     """
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    model = load_with_cache(settings.model_name, engine, dtype, device)[0]
+    model = load_with_cache(settings.model_name, engine, dtype, _device())[0]
     in_memory = _dtype(settings.dtype)
     if in_memory not in ("auto", model.dtype):
         here, there = (str(kind).removeprefix("torch.") for kind in (model.dtype, in_memory))
@@ -178,16 +194,14 @@ def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
         )
 
 
-def load_adapters(
-    model: PreTrainedModel, paths: Mapping[str, str], expert_lora: str = "sparse"
-) -> PeftModel:
+def load_adapters(model: PreTrainedModel, paths: Mapping[str, str], expert_lora: str = "sparse") -> PeftModel:
     """One model that holds all the adapters, by name. Raises UserError for a path without one that fits.
 
     expert_lora  how LoRA of experts is computed: `sparse` or `peft`. With the experts in a cache it is merged
                  when they are read
     """
     engine = engine_of(model)
-    layers = engine.layers if engine else []
+    layers = engine.layers if engine else layers_held_elsewhere(model)
     wrapped: PeftModel | None = None
     for name, path in paths.items():
         config = _adapter_config(path)

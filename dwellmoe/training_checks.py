@@ -18,7 +18,7 @@ from dwellmoe.locality.command_line import TrainingOptions
 from dwellmoe.locality.module_names import check_module_names
 from dwellmoe.locality.objectives import check_objective
 from dwellmoe.locality.rerouting_options import check_rerouting
-from dwellmoe.locality.settings import LocalitySettings
+from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.model_folder import check_model_folder, read_config
@@ -51,6 +51,8 @@ def check_options(options: TrainingOptions) -> None:
             "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
             "with its adapters off"
         )
+    if options.model.expert_format:
+        _check_expert_format(options.model.expert_format, adapter)
     if locality.has_target:
         _check_target(options, locality)
     if (
@@ -63,6 +65,16 @@ def check_options(options: TrainingOptions) -> None:
         check_rerouting(locality.train_rerouting, locality.train_rerouting_cache)
     _check_deepspeed(options.library)
     check_objective(locality.consecutive_expert_loss_type)
+
+
+def _check_expert_format(expert_format: str, adapter: AdapterSettings) -> None:
+    if not adapter.use_lora:
+        raise UserError(f"--expert_format {expert_format} freezes the experts: it needs --use_lora True")
+    if adapter.expert_lora != "sparse":
+        raise UserError(
+            f"--expert_format {expert_format}: leave out --expert_lora {adapter.expert_lora}, which needs "
+            "experts in 16 or 32 bits"
+        )
 
 
 def _check_target(options: TrainingOptions, locality: LocalitySettings) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from dwellmoe.cache.budget import Budget, ModelSizes, budget_of
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.rerouting import ReroutingSettings
-from dwellmoe.families import MoeLayer, expert_bytes
+from dwellmoe.families import MoeLayer, expert_bytes, expert_parameters
 from dwellmoe.offload import LiveRerouting, engine_of
 from dwellmoe.routing import SimulatedCache
 
@@ -49,11 +49,13 @@ class EvaluatedModel:
     @cached_property
     def resident_bytes(self) -> int:
         """Bytes of everything but the routed experts: what every token needs and no cache evicts."""
-        total = sum(_bytes(weight) for name, weight in self.model.named_parameters() if not _is_adapter(name))
-        routed = sum(
-            size * layer.num_experts for size, layer in zip(self.expert_bytes, self.moe_layers, strict=True)
+        layers = self.moe_layers
+        routed = {id(weight) for layer in layers for weight in expert_parameters(self.model, layer).values()}
+        return sum(
+            _bytes(weight)
+            for name, weight in self.model.named_parameters()
+            if id(weight) not in routed and not _is_adapter(name)
         )
-        return total - routed
 
     def fields(self) -> dict:
         """The model as a report states it."""

@@ -142,6 +142,19 @@ def check_options(options: Options) -> None:
         _check_live(options)
     if options.engine:
         check_settings(options.engine)
+    if options.model.expert_format:
+        _check_expert_format(options)
+
+
+def _check_expert_format(options: Options) -> None:
+    expert_format = options.model.expert_format
+    if options.engine:
+        raise UserError(
+            f"--expert_format {expert_format}: with --expert_budget or --reroute_live the experts run in the "
+            "checkpoint's form; leave one of them out"
+        )
+    if (way := options.adapter.expert_lora) != "sparse":
+        raise UserError(f"--expert_format {expert_format}: leave out --expert_lora {way}")
 
 
 def _check_question(text: str) -> None:

@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dwellmoe.families import MoeLayer
+from dwellmoe.experts.weights import ATTRIBUTE
+from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.families.base import expert_tensors, unwrap
+
+
+def layers_held_elsewhere(model: nn.Module) -> list[MoeLayer]:
+    """The MoE layers of a model whose experts carry their weights in another object than parameters."""
+    if not any(hasattr(module, ATTRIBUTE) for module in model.modules()):
+        return []
+    layers = find_moe_layers(model)
+    return [layer for layer in layers if hasattr(unwrap(model.get_submodule(layer.experts)), ATTRIBUTE)]
 
 
 def drop_parameters(experts: nn.Module, names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from dwellmoe.errors import UserError
+from dwellmoe.experts.stand_ins import layers_held_elsewhere, weightless_experts
 from dwellmoe.families import LayerTargets, MoeLayer, lora_targets, target_names
 from dwellmoe.locality.settings import ROUTER, check_trained_modules
 from dwellmoe.locality.threshold import needs_profile, quantile
@@ -58,7 +59,9 @@ def select_layers(layers: Sequence[MoeLayer], ecr_L: np.ndarray | None, threshol
 
 def add_elastic_lora(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> PeftModel:
     """The model with LoRA in the given layers alone, the rest frozen. UserError for a wrong name."""
-    return get_peft_model(model, lora_config(model, layers, shape))
+    config = lora_config(model, layers, shape)
+    with weightless_experts(model, layers_held_elsewhere(model)):
+        return get_peft_model(model, config)
 
 
 def lora_config(model: nn.Module, layers: Sequence[MoeLayer], shape: LoraShape) -> LoraConfig:

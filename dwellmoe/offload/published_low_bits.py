@@ -40,9 +40,13 @@ def published_form(config: PreTrainedConfig, name: str) -> LowBitForm | None:
         return LowBitForm(MXFP4)
     if method == FP8 and block:
         return LowBitForm(FP8, (int(block[0]), int(block[1])))
-    kind = "fp8 with one scale a tensor" if method == FP8 else method
-    raise UserError(
-        f"checkpoint '{name}' is quantised by {kind}, in which experts do not train: give it in {TRAINS}"
+    raise does_not_train(name, "fp8 with one scale a tensor" if method == FP8 else method)
+
+
+def does_not_train(name: str, method: str) -> UserError:
+    """The error for a checkpoint that is quantised in another way."""
+    return UserError(
+        f"checkpoint '{name}' is quantised by {method}, in which experts do not train: give it in {TRAINS}"
     )
 
 

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from dwellmoe.errors import unknown_name
 from dwellmoe.files import check_name
 from dwellmoe.options import Settings, option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXPERT_FORMATS = ("as_stored", "int4", "int8", "nf4")
+"""Names of the formats in which frozen experts can be held, and of the checkpoint's own."""
 
 
 @dataclass
@@ -30,9 +33,18 @@ class ModelSettings(Settings):
         None,
         "implementation of transformers that computes the experts: eager, grouped_mm, ...; default: its own",
     )
+    expert_format: str | None = option(
+        None,
+        "form in which the experts, frozen, are held in memory: nf4, int8, int4 (or int4:group=32, 64, 128), "
+        "as_stored for the checkpoint's own (16 bits, MXFP4, block FP8); default: as --dtype says",
+    )
     trust_remote_code: bool = option(False, "allow modelling code that comes with the checkpoint to run")
 
     def __post_init__(self):
         super().__post_init__()
         if self.model_key:
             check_name(self.model_key, "--model_key")
+        if self.expert_format is not None:
+            name = self.expert_format.partition(":")[0]
+            if name not in EXPERT_FORMATS:
+                raise unknown_name("--expert_format", name, EXPERT_FORMATS)
