@@ -11,7 +11,7 @@ CONFIG = "config.json"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "spiece*", "tekken.json")
 
 
-def check_model_folder(model_name: str) -> None:
+def check_model_folder(model_name: str, with_tokenizer: bool = True) -> None:
     """Raises UserError for a checkpoint whose configuration, weights or tokenizer are missing or cut; for a
     name on the hub only where nothing of it can be had.
     """
@@ -21,7 +21,7 @@ def check_model_folder(model_name: str) -> None:
         _check_on_hub(model_name)
         return
     read_config(folder)
-    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+    if with_tokenizer and not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
         raise UserError(f"no tokenizer in '{model_name}': its files are missing")
     check_checkpoint(model_name)
 

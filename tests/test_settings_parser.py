@@ -227,7 +227,7 @@ def test_an_option_given_twice_is_said_with_both_values(words, kept, said, capsy
 def test_an_option_given_twice_is_said_in_the_other_commands(capsys, monkeypatch):
     monkeypatch.setattr("dwellmoe.log._warned", set())
     assert data_parser().parse_args(["show", "boolq", "--count", "2", "--count=3"]).count == 3
-    words = "curve --trace t --policies lru lfu --policies opt".split()
+    words = ["curve", "--trace", "t", "--policies", "lru", "lfu", "--policies", "opt"]
     assert simulate_parser().parse_args(words).policies == ["opt"]
     first, second = capsys.readouterr().err.splitlines()
     assert "--count 2, --count 3:" in first and "--policies lru lfu, --policies opt:" in second

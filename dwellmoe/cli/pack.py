@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dwellmoe.argument_parser import Parser
+from dwellmoe.folder_lock import only_writer
+from dwellmoe.model_folder import check_model_folder
 
 ABOUT = "Writes each expert as one contiguous record, so that with --packed OUT it takes one read."
 
@@ -10,6 +12,9 @@ ABOUT = "Writes each expert as one contiguous record, so that with --packed OUT 
 def run(words: list[str]) -> None:
     """Packs one checkpoint. Raises UserError for a wrong command line or an unreadable checkpoint."""
     arguments = pack_parser().parse_args(words)
+    check_model_folder(arguments.model, with_tokenizer=False)
+    with only_writer(Path(arguments.out)):  # tried before the import, which takes seconds
+        pass
     from dwellmoe.offload.pack import pack
 
     pack(arguments.model, arguments.out)

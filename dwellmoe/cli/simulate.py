@@ -170,6 +170,10 @@ def run_fit(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.formats import read_trace
+    from dwellmoe.model_folder import check_model_folder
+
+    check_model_folder(arguments.model_name, with_tokenizer=False)
+    trace, learned = read(arguments), read_trace(arguments.learn)
     from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record_predictions
     from dwellmoe.loading import load_model
     from dwellmoe.routing.scoutgate import save_scoutgate
@@ -177,7 +181,6 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     if arguments.scoutgate_out and arguments.predictor == GATE_AHEAD:
         raise UserError(f"--scoutgate_out has no effect with --predictor {GATE_AHEAD}")
-    trace, learned = read(arguments), read_trace(arguments.learn)
     model = load_model(ModelSettings(model_name=arguments.model_name))
     source = Source.of(model, learned, trace)
     found = record_predictions(arguments.predictor, source, arguments.beside, bar("scoutgate"))
