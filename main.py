@@ -94,7 +94,7 @@ def train(run: Run) -> None:
     """Trains and saves; mistakes are found before an earlier run's checkpoints are removed."""
     task, tokenizer = load_task_and_tokenizer(run)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
-    base = base_model(run.model.model_name)
+    base = base_model(run.model.model_name, run.model.expert_format)
     now = identity(run, train_rows, validation_rows, base)
     checkpoint, same_run = find_checkpoint(run, now)
     model = load_model(run.model)
@@ -352,6 +352,7 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
     lora = f"rank {adapter.lora_rank}, alpha {adapter.lora_alpha}" if adapter.use_lora else "none"
     facts = {
         "base model": "{name}, fingerprint {fingerprint}".format(**trainer.records[BASE_FILE]),
+        "experts held in": run.model.expert_format or "the type of the other weights",
         "data set": f"{data}, {trainer.num_examples(trainer.get_train_dataloader())} training examples",
         "locality objective": f"{locality.consecutive_expert_loss_type}, weight {trainer.locality_weight:g}",
         "LoRA": lora,

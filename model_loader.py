@@ -27,7 +27,8 @@ def load_evaluated_model(options: Options) -> EvaluatedModel:
     """The model of the options with all its adapters, and its tokenizer. Raises UserError."""
     tokenizer = load_tokenizer(options.model)
     adapters = options.adapters
-    check_base_model(adapters.values(), options.model.model_name, options.adapter.allow_other_base)
+    allow_other, expert_format = options.adapter.allow_other_base, options.model.expert_format
+    check_base_model(adapters.values(), options.model.model_name, allow_other, expert_format)
     engine = options.engine
     model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
     find_moe_layers(model, options.model.moe_module_name)  # refuses a wrong name early

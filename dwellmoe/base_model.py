@@ -20,11 +20,13 @@ class BaseModel(NamedTuple):
     """Its name on the hub, or its folder as an absolute path."""
     fingerprint: str
     """Of its weights and configuration."""
+    expert_format: str = ""
+    """In which the experts were held, of `--expert_format`; empty: 16 or 32 bits."""
 
 
-def base_model(model_name: str) -> BaseModel:
+def base_model(model_name: str, expert_format: str | None = None) -> BaseModel:
     """What identifies a checkpoint. Raises UserError for one without readable weights."""
-    return BaseModel(full_name(model_name), checkpoint_fingerprint(model_name))
+    return BaseModel(full_name(model_name), checkpoint_fingerprint(model_name), expert_format or "")
 
 
 def base_bytes(model_name: str) -> int:
@@ -37,13 +39,16 @@ def full_name(model_name: str) -> str:
     return str(Path(model_name).resolve()) if Path(model_name).is_dir() else model_name
 
 
-def check_base_model(adapters: Iterable[str], model_name: str, allow_other: bool) -> None:
+def check_base_model(
+    adapters: Iterable[str], model_name: str, allow_other: bool, expert_format: str | None = None
+) -> None:
     """Raises UserError for an adapter folder whose record names other weights than the checkpoint's.
 
-    An adapter without a record is used, and that it was not checked is said.
+    An adapter without a record is used, and that it was not checked is said; so is it where the experts are
+    held in another form than it was trained on.
     """
     records = {path: _read_record(path) for path in adapters}
-    found = base_model(model_name) if any(records.values()) else None
+    found = base_model(model_name, expert_format) if any(records.values()) else None
     for path, trained_on in records.items():
         if not Path(path).is_dir():
             continue  # `load_adapters` refuses it
@@ -51,6 +56,14 @@ def check_base_model(adapters: Iterable[str], model_name: str, allow_other: bool
             warn_once(f"adapter '{path}' has no {BASE_FILE}: not checked whether '{model_name}' is its base")
         elif trained_on.fingerprint != found.fingerprint:
             _refuse(path, trained_on, found, allow_other)
+        elif _lossy(trained_on) != _lossy(found):
+            before, now = (each.expert_format or "16 or 32 bits" for each in (trained_on, found))
+            warn_once(f"adapter '{path}' was trained beside experts in {before}, and runs beside {now}")
+
+
+def _lossy(base: BaseModel) -> str:
+    """The form of the experts, where it is not what the checkpoint says to the bit."""
+    return "" if base.expert_format == "as_stored" else base.expert_format
 
 
 def _refuse(path: str, trained_on: BaseModel, found: BaseModel, allow_other: bool) -> None:
@@ -70,6 +83,6 @@ def _read_record(path: str) -> BaseModel | None:
         return None
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        return BaseModel(str(table["name"]), str(table["fingerprint"]))
+        return BaseModel(str(table["name"]), str(table["fingerprint"]), str(table.get("expert_format") or ""))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"'{file}' is no record of a base model (name and fingerprint)") from None

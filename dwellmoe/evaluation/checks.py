@@ -32,7 +32,10 @@ def check_evaluation(parsed: EvaluationOptions) -> None:
         check_adapter_folder(path)
     if Path(options.model.model_name).is_dir():
         check_base_model(
-            options.adapters.values(), options.model.model_name, options.adapter.allow_other_base
+            options.adapters.values(),
+            options.model.model_name,
+            options.adapter.allow_other_base,
+            options.model.expert_format,
         )
     trained_wordings(options)
     settings = options.evaluation
