@@ -113,6 +113,11 @@ def _end(words: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def port_in_use(port: str) -> str:
+    """What to do about a port at which another process listens."""
+    return f"port {port} is in use: choose another, as with --master_port"
+
+
 def refusal(error: BaseException) -> str | None:
     """What the system refused, in one line with the path, if that is what an error is about; else None.
 
@@ -123,7 +128,7 @@ def refusal(error: BaseException) -> str | None:
         return f"{error.filename or 'the system refused'}: {error.strerror}" if known else None
     text = str(error)
     if found := re.search(r"port: (\d+).*EADDRINUSE", text, re.DOTALL):
-        return f"port {found[1]} is in use: choose another, as with --master_port"
+        return port_in_use(found[1])
     if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
         return f"not enough memory: {first_line(error)}"
     if found := re.search(r"os error (\d+)|Os { code: (\d+)", text):

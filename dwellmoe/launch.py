@@ -3,17 +3,19 @@ makes up for what launchers such as torchrun leave undone.
 """
 
 import ctypes
+import errno
 import importlib
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
-from dwellmoe.errors import run_command
+from dwellmoe.errors import UserError, port_in_use, run_command
 from dwellmoe.interrupt import end_quietly_on_interrupt
 
 STALE_SECONDS = 900
@@ -36,6 +38,7 @@ def begin(parser: str, check: str) -> None:
 
 
 def _check(parser: str, check: str, words: list[str]) -> None:
+    check_port()
     plugins: list[Path] = []
     left = _function("dwellmoe.registry:take_plugins")(words, load=lambda path: plugins.append(Path(path)))
     options = _function(parser)(left)
@@ -54,16 +57,49 @@ def end_with_launcher() -> None:
     The deepspeed command starts a launcher, which starts the ranks and outlives the command if that is
     killed: its ranks watch the command too. No effect in a process that no launcher started.
     """
-    if "LOCAL_RANK" not in os.environ or not hasattr(ctypes.CDLL(None), "prctl"):
+    launcher = Path("/proc", str(os.getppid()))
+    words = _words_of(launcher)
+    is_rank = "LOCAL_RANK" in os.environ or _is_accelerate(words)
+    if not is_rank or not hasattr(ctypes.CDLL(None), "prctl"):
         return
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    launcher = Path("/proc", str(os.getppid()))
     try:
-        if b"deepspeed.launcher.launch" in (launcher / "cmdline").read_bytes():
+        if b"deepspeed.launcher.launch" in words:
             command = int((launcher / "stat").read_text().rpartition(")")[2].split()[1])
             Thread(target=_end_after, args=(os.pidfd_open(command),), daemon=True).start()
     except OSError:
         return  # a system without these files
+
+
+def _is_accelerate(words: list[bytes]) -> bool:
+    """Whether a command is `accelerate launch`, which tells a single process nothing of ranks."""
+    names = b" ".join(map(os.path.basename, words[:5]))
+    return b"accelerate" in names and b"launch" in names
+
+
+def _words_of(process: Path) -> list[bytes]:
+    """The command line of a process, given as its folder in /proc; nothing where there is none."""
+    try:
+        return (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def check_port() -> None:
+    """UserError where this first rank is to listen at a port (MASTER_PORT) that is in use: torch would find
+    it when everything is loaded. Under torchrun the launcher listens itself.
+    """
+    port = os.environ.get("MASTER_PORT", "")
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if hosted or os.environ.get("RANK") != "0" or os.environ.get("WORLD_SIZE") == "1" or not port.isdecimal():
+        return
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", int(port)))
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", 0) == errno.EADDRINUSE:
+                raise UserError(port_in_use(port)) from None
 
 
 def _end_after(process: int) -> None:

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from config import DEFAULT_DEEPSPEED, with_default_deepspeed
-from dwellmoe.launch import STALE_SECONDS
+from dwellmoe.errors import UserError
+from dwellmoe.launch import STALE_SECONDS, check_port
 from tests.conftest import ROOT
 
 RANK = (
@@ -44,16 +47,45 @@ def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monk
     assert not old.exists() and fresh.exists()
 
 
-@pytest.mark.parametrize("command", [LAUNCHER, DEEPSPEED], ids=["launcher", "deepspeed"])
-def test_a_rank_ends_with_its_launcher(command):
+LAUNCHERS = {
+    "launcher": ([LAUNCHER], {"LOCAL_RANK": "0"}),
+    "deepspeed": ([DEEPSPEED], {"LOCAL_RANK": "0"}),
+    "accelerate": ([LAUNCHER, "accelerate", "launch"], {}),
+}
+"""What is started, and what it tells the rank: `accelerate launch` tells a single process nothing."""
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_rank_ends_with_its_launcher(name):
     """The rank's output closes when the rank ends."""
-    environment = os.environ | {"LOCAL_RANK": "0"}
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    words, told = LAUNCHERS[name]
+    command = [sys.executable, "-c", *words]
+    environment = os.environ | told
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     with launcher:
         assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
         os.kill(launcher.pid, signal.SIGKILL)
         began = time.monotonic()
         assert launcher.stdout.read() == ""
     assert time.monotonic() - began < 30, "the rank went on without its launcher"
+
+
+@pytest.mark.parametrize(
+    ("told", "is_refused"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, False),
+        ({"WORLD_SIZE": "1"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True"}, False),
+    ],
+)
+def test_a_port_in_use_is_found_before_torch_is_imported(told, is_refused, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for name, value in ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": port} | told).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"port {port} is in use") if is_refused else nullcontext():
+            check_port()
+    check_port()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def test_deepspeed_on_two_ranks(run_command, tmp_path, options, stage):
         "--distillation_weight", "0.1", "--aux_loss_alpha", "0.001", "--balance_scope", "global",
         "--target_ecr", "0.95",
     ]  # fmt: skip
-    launcher = ("deepspeed", "--num_accelerators", "2", "--master_port", "29613")
+    launcher = ("deepspeed", "--num_accelerators", "2", "--master_port", free_port())
     done = run_command(*launcher, *same, *config, timeout_seconds=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     history = json.loads((tmp_path / "out" / "training_summary.json").read_text())["log_history"]
@@ -81,6 +82,13 @@ def test_a_rank_that_dies_ends_the_run_which_then_goes_on(run_command, tmp_path,
     done = run_command(*TORCHRUN, *options, *resumed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def free_port() -> str:
+    """A port at which nothing listens."""
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        return str(trial.getsockname()[1])
 
 
 def process_of_rank(rank, parent):
