@@ -59,7 +59,7 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], anyway: bool) -> bo
     changed = {name: (before.get(name), now.get(name)) for name in names if _differs(name, before, now)}
     if not changed:
         return True
-    fault = f"'{checkpoint}' is of another run: {_listed(changed)}"
+    fault = f"'{checkpoint}' is of another run: {listed(changed)}"
     if unreadable := {name: changed[name] for name in changed if _unreadable(name, before)}:
         fixed = ", ".join(map(_label, unreadable))
         raise UserError(f"{fault}; give {fixed} as before: the checkpoint's tensors depend on it")
@@ -86,7 +86,8 @@ def _unreadable(name: str, before: Mapping[str, Any]) -> bool:
     return name in _TENSORS or name == DEEPSPEED or (name == RANKS and bool(before.get(DEEPSPEED)))
 
 
-def _listed(changed: Mapping[str, tuple]) -> str:
+def listed(changed: Mapping[str, tuple]) -> str:
+    """Settings with both values, as messages say them; a name without a space is an option's."""
     shown = (f"{_label(name)} was {_text(old)}, is {_text(new)}" for name, (old, new) in changed.items())
     return "; ".join(sorted(shown))
 

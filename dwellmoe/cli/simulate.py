@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,17 +21,31 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SETUP = ("scope", "access", "phase", "start", "reset")
 WITH_TORCH = ("fit", "predict")
+INPUTS, OUTPUTS = ("trace", "learn", "device"), ("json", "plot", "out", "scoutgate_out")
+"""Options that name files."""
 
 
 def run(words: list[str]) -> None:
     """Carries out one command line. UserError for a mistake in it, before anything is read or written."""
     arguments = parse_arguments(words)
-    for name in ("json", "plot", "out", "scoutgate_out"):
-        path = getattr(arguments, name, None)
-        if path is not None and str(path) != "-":
-            check_writable(path)
+    _check_outputs(arguments)
     with needs("offload" if arguments.command in WITH_TORCH else "sim"):
         COMMANDS[arguments.command](arguments)
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """UserError for an output that cannot be written, or that would replace a file of another option."""
+    taken: dict[str, str] = {}
+    for name in (*INPUTS, *OUTPUTS):
+        path = getattr(arguments, name, None)
+        if path is None or str(path) == "-":
+            continue
+        if name in OUTPUTS:
+            check_writable(path)
+        place = os.path.realpath(path)
+        other = taken.setdefault(place, name)
+        if other != name and name in OUTPUTS and (os.path.isfile(place) or not os.path.exists(place)):
+            raise UserError(f"--{name} {path}: is the file of --{other}, which it would replace")
 
 
 def run_replay(arguments: argparse.Namespace) -> None:
@@ -174,13 +189,19 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     check_model_folder(arguments.model_name, with_tokenizer=False)
     trace, learned = read(arguments), read_trace(arguments.learn)
-    from dwellmoe.eviction_training.model_predictions import GATE_AHEAD, Source, record_predictions
+    from dwellmoe.eviction_training.model_predictions import (
+        GATE_AHEAD,
+        Source,
+        check_predictors,
+        record_predictions,
+    )
     from dwellmoe.loading import load_model
     from dwellmoe.routing.scoutgate import save_scoutgate
     from dwellmoe.settings.model import ModelSettings
 
     if arguments.scoutgate_out and arguments.predictor == GATE_AHEAD:
         raise UserError(f"--scoutgate_out has no effect with --predictor {GATE_AHEAD}")
+    check_predictors(arguments.predictor, arguments.beside)
     model = load_model(ModelSettings(model_name=arguments.model_name))
     source = Source.of(model, learned, trace)
     found = record_predictions(arguments.predictor, source, arguments.beside, bar("scoutgate"))
@@ -244,9 +265,9 @@ def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
     for row in rows:
         size, missed = "", ""
         if row.capacity_bytes is not None:
-            size = f"{row.capacity_bytes / 1e9:9.3f} GB"
+            size = f" {row.capacity_bytes / 1e9:8.3f} GB"
         if row.miss_bytes_per_token is not None:
-            missed = f"{row.miss_bytes_per_token / 1e6:10.2f} MB/token"
+            missed = f" {row.miss_bytes_per_token / 1e6:9.2f} MB/token"
         share = f"{row.capacity:6d} slots {row.capacity_percent:6.2f} %{size}"
         lines.append(f"{row.policy:<18}{share}   hit rate {row.hit_rate:.4f}{missed}")
     return lines

@@ -142,7 +142,7 @@ def _add_stall(commands) -> None:
 
 def _add_fit(commands) -> None:
     command = _command(commands, "fit", "fit a learned eviction policy to a trace")
-    command.add_argument("--policy", required=True, help="ml_habits, ml_cecar or ml_flashmoe")
+    command.add_argument("--policy", required=True, help="ml_habits, ml_cecar, ml_flashmoe or static")
     command.add_argument("--out", required=True, metavar="FILE", help="the .safetensors to write")
     command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
     command.add_argument("--capacity", default="25%", help="at which held-out requests are replayed [25%%]")

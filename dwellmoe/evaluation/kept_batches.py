@@ -4,6 +4,7 @@ The files lie in the folder of the results until the report is written. They bel
 adapters, requests and settings: others have a folder of their own.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 
 from dwellmoe.cache.tensor_file import map_tensors, write_tensors
 from dwellmoe.errors import UserError
+from dwellmoe.log import warn_once
 
 Result = TypeVar("Result")
 PREFIX = "unfinished-"
@@ -72,6 +74,13 @@ def from_json(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     return getattr(import_module(CLASSES[kind]), kind)(**made_of)
 
 
+def _checksum(value: str, arrays: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256(value.encode())
+    for name in sorted(arrays):
+        found.update(np.ascontiguousarray(arrays[name]).data)
+    return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class KeptBatches:
     """The files of one evaluation. With `resume` what they hold is not measured again."""
@@ -86,15 +95,18 @@ class KeptBatches:
             return None
         try:
             arrays, metadata = map_tensors(path)
-            return from_json(json.loads(metadata["value"]), arrays)
+            if metadata["checksum"] == _checksum(metadata["value"], arrays):
+                return from_json(json.loads(metadata["value"]), arrays)
         except (UserError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return None
+            pass
+        warn_once(f"'{path}' is damaged: its batch is measured again")
+        return None
 
     def keep(self, name: str, result: Any) -> None:
         """Keeps a result. Raises UserError where it cannot be written."""
         arrays: dict[str, np.ndarray] = {}
         value = json.dumps(to_json(result, arrays))
-        write_tensors(self._path(name), arrays, {"value": value})
+        write_tensors(self._path(name), arrays, {"value": value, "checksum": _checksum(value, arrays)})
 
     def get_or(self, name: str, measure: Callable[[], Result]) -> Result:
         """What was kept by that name, or what `measure` gives, which is then kept."""

@@ -7,21 +7,27 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from dwellmoe.cache.prediction import Calibration, fit_eta, fuse, predictions, used_of
+from dwellmoe.cache.predictors import PREDICTORS
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.recorded_predictions import RecordedPredictions, digest_of
-from dwellmoe.cache.trace import DECODE, RoutingTrace
+from dwellmoe.cache.trace import DECODE, EMPTY, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.eviction_training.requests import split_by_request
 from dwellmoe.eviction_training.scoutgate import train_scoutgate
 from dwellmoe.families import find_moe_layers
+from dwellmoe.log import warn_once
 from dwellmoe.routing.gate_ahead import margins_ahead
+from dwellmoe.routing.router_tap import RouterTap
 from dwellmoe.routing.scoutgate import ScoutGate, predict_scoutgate
 
 GATE_AHEAD, SCOUTGATE = "gate_ahead", "scoutgate"
 FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
 NAMES = (GATE_AHEAD, SCOUTGATE, FUSED)
+SAME_MODEL = 0.9
+"""Share of a trace's experts that its own model chooses at least; other number types change a few."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ def fused(one: Predicted, other: Predicted, used_validation: np.ndarray) -> tupl
     return Predicted(fuse(one.trace, other.trace, eta), fuse(one.validation, other.validation, eta)), eta
 
 
+def check_predictors(name: str, beside: str) -> None:
+    """UserError for an unknown predictor of a model, and for an unknown one beside it."""
+    if name not in NAMES:
+        raise unknown_name("predictor of a model", name, NAMES)
+    PREDICTORS.parse(beside)
+
+
 def record_predictions(
     name: str, source: Source, beside: str, progress: Progress | None = None
 ) -> PredictionsMade:
@@ -94,8 +107,7 @@ def record_predictions(
     The fact `eta` is the share that fits the validation requests best when they are fused with the predictor
     `beside`. UserError for an unknown name, and for a trace of another model or without token ids.
     """
-    if name not in NAMES:
-        raise unknown_name("predictor of a model", name, NAMES)
+    check_predictors(name, beside)
     _check_model(source)
     used = np.concatenate(used_of(source.validation))
     facts: dict[str, Any] = {}
@@ -124,6 +136,7 @@ def record_predictions(
 def _check_model(source: Source) -> None:
     layers = find_moe_layers(source.model)
     has = len(layers), layers[0].num_experts
+    vocabulary = source.model.get_input_embeddings().weight.shape[0]
     for trace in (source.train, source.trace):
         if (trace.layers, trace.num_experts) != has:
             raise UserError(
@@ -132,6 +145,29 @@ def _check_model(source: Source) -> None:
             )
         if trace.token_ids is None:
             raise UserError("predicting from a model needs traces with token_ids")
+        if not 0 <= trace.token_ids.min() <= trace.token_ids.max() < vocabulary:
+            raise UserError(f"a trace has token ids outside of the model's vocabulary of {vocabulary}")
+    for trace in (source.train, source.trace):
+        if (share := _share_chosen(source.model, trace)) < SAME_MODEL:
+            warn_once(
+                f"warning: of the experts in '{trace.model or 'the trace'}' this model chooses only "
+                f"{share:.0%} itself: the trace is of other weights, of an adapter or of re-routing, and the "
+                "predictions are of this model"
+            )
+
+
+def _share_chosen(model: Any, trace: RoutingTrace) -> float:
+    """Share of a trace's experts that the model chooses too, over the first request."""
+    rows = np.flatnonzero(trace.request == trace.request[0])
+    assert trace.token_ids is not None
+    ids_1T = torch.from_numpy(trace.token_ids[rows].astype(np.int64))[None]
+    chosen: list[np.ndarray] = []
+    seen = [lambda output: chosen.append(output.indices_TK.cpu().numpy())]
+    with torch.inference_mode(), RouterTap(model, find_moe_layers(model), seen):
+        model(input_ids=ids_1T.to(model.device), use_cache=False)
+    recorded = trace.experts[rows]
+    both = (recorded[..., None] == np.stack(chosen, axis=1)[..., None, :]).any(axis=-1)
+    return float(both.sum() / max(1, (recorded != EMPTY).sum()))
 
 
 def _in_order(predicted_TLE: np.ndarray, trace: RoutingTrace) -> np.ndarray:

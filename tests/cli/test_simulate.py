@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -283,6 +284,32 @@ def test_wrong_device_is_refused(trace_path, tmp_path, text, message):
     (tmp_path / "d.toml").write_text(text)
     with pytest.raises(UserError, match=message):
         run("plan", "--trace", trace_path, "--device", tmp_path / "d.toml")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*LRU, "6", "--json", "TRACE"],
+        ["convert", "--out", "TRACE"],
+        ["curve", "--policies", "lru", "--json", "x.png", "--plot", "x.png"],
+        ["calibrate", "--out", "LINK"],
+    ],
+)
+def test_an_output_replaces_no_file_of_another_option(trace_path, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (link := tmp_path / "link").symlink_to(trace_path)
+    before, places = trace_path.read_bytes(), {"TRACE": trace_path, "LINK": link}
+    with pytest.raises(UserError, match="which it would replace"):
+        run(words[0], "--trace", trace_path, *(places.get(word, word) for word in words[1:]))
+    assert trace_path.read_bytes() == before and not (tmp_path / "x.png").exists()
+
+
+def test_columns_stand_apart_whatever_the_size_of_an_expert(trace_path, tmp_path, capsys):
+    large = replace(RoutingTrace.load(trace_path), expert_bytes=(1 << 40,) * 3)
+    large.save(tmp_path / "large.safetensors")
+    run(LRU[0], "--trace", tmp_path / "large.safetensors", *LRU[1:], "6")
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line[line.index("GB") - 2] == "%" and line[line.index("rate") + 1].count(".") == 1
 
 
 def test_a_mistake_leaves_with_two_and_no_file(trace_path, tmp_path):

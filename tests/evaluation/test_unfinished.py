@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dwellmoe.cache.tensor_file import write_tensors
+from dwellmoe.errors import UserError
 from dwellmoe.evaluation import measure
 from dwellmoe.evaluation.answers.choices import ChoiceScore
 from dwellmoe.evaluation.kept_batches import PREFIX, KeptBatches
@@ -70,7 +71,9 @@ def test_a_stopped_evaluation_goes_on_with_the_same_report(
     assert not list((tmp_path / "parts").glob(f"{PREFIX}*"))
 
 
-def test_other_weights_are_measured_anew(workspace, one_thread, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_of_other_weights_or_settings_is_not_resumed(
+    workspace, one_thread, tmp_path, monkeypatch, capsys
+):
     adapter = shutil.copytree(workspace / "tuned" / "checkpoint-10", tmp_path / "adapter")
     changes = {"results_dir": tmp_path / "results", "lora_save_path": adapter}
     with monkeypatch.context() as patch:
@@ -78,11 +81,15 @@ def test_other_weights_are_measured_anew(workspace, one_thread, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             evaluate(parse(options(workspace, **changes)), Ranks())
     shutil.copy(workspace / "control" / "adapter_model.safetensors", adapter)
+    with pytest.raises(UserError, match="keeps batches of another evaluation: weights of tuned was"):
+        evaluate(parse([*options(workspace, **changes), "--resume", "True"]), Ranks())
+    with pytest.raises(UserError, match="--seed was 42, is 7"):
+        evaluate(parse([*options(workspace, **changes), "--seed", "7", "--resume", "True"]), Ranks())
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(parse([*options(workspace, **changes), "--resume", "True"]), Ranks())
-    assert "going on with 0 batches" in capsys.readouterr().out
+            evaluate(parse(options(workspace, **changes)), Ranks())
+    assert "stopped: 1 batches are kept" in capsys.readouterr().out
 
 
 FOREIGN = {"value": json.dumps(["Popen", {"args": "true"}])}
@@ -94,6 +101,17 @@ def test_a_file_that_holds_no_measurement_is_measured_again(tmp_path, content):
     path.write_bytes(content) if isinstance(content, bytes) else write_tensors(path, {}, content)
     kept = KeptBatches(tmp_path, resume=True)
     assert kept.get("x") is None and kept.get_or("x", lambda: [1]) == [1] == kept.get("x")
+
+
+def test_a_kept_batch_with_a_changed_byte_is_measured_again(tmp_path, capsys):
+    kept = KeptBatches(tmp_path, resume=True)
+    kept.keep("x", {"sums": np.arange(600, dtype=np.float32)})
+    path = tmp_path / "x.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    assert kept.get("x") is None
+    assert f"'{path}' is damaged" in capsys.readouterr().err
 
 
 def test_what_is_kept_comes_back_as_it_was(tmp_path):

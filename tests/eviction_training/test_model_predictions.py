@@ -112,3 +112,18 @@ def test_what_cannot_be_predicted_is_reported(source):
     other = random_trace(0, layers=2, experts=8, top_k=2)
     with pytest.raises(UserError, match="2 layers x 8 experts is not of this model, which has 3 x 8"):
         record_predictions("gate_ahead", dataclasses.replace(source, trace=other), "last")
+    ids = np.full(source.trace.steps, 10**6, np.int32)
+    with pytest.raises(UserError, match="outside of the model's vocabulary of 64"):
+        record_predictions(
+            "gate_ahead",
+            dataclasses.replace(source, trace=dataclasses.replace(source.trace, token_ids=ids)),
+            "last",
+        )
+
+
+@pytest.mark.parametrize(("seed", "warns"), [(0, False), (5, True)])
+def test_a_trace_of_other_weights_is_told(source, capsys, seed, warns):
+    """Other weights of the same sizes: their predictions would be worthless without a word."""
+    other = dataclasses.replace(source, model=tiny_model("olmoe", seed=seed))
+    record_predictions("gate_ahead", other, "last")
+    assert ("the trace is of other weights" in capsys.readouterr().err) == warns

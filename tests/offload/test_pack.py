@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dwellmoe.cli import pack as command
 from dwellmoe.errors import UserError
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.offload.pack import INDEX, RECORDS, pack
@@ -130,4 +131,12 @@ def test_experts_that_would_not_fit_are_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr("dwellmoe.offload.pack.shutil.disk_usage", lambda _: full)
     with pytest.raises(UserError, match=f"{tmp_path}.* 1,000 are free"):
         pack(str(checkpoint("olmoe")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pack_without_a_folder_is_refused(tmp_path, monkeypatch):
+    """As `dwellmoe pack MODEL "$UNSET"` would be, which is not meant for the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="OUT ''"):
+        command.run([str(checkpoint("olmoe")), ""])
     assert not list(tmp_path.iterdir())
