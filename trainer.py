@@ -4,6 +4,7 @@ Letters: L layers, B rows, T tokens a row, E experts, K chosen experts a token, 
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import OPTIMIZER_NAME
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.checkpoints import (
@@ -31,6 +34,7 @@ from dwellmoe.errors import UserError, first_line
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite, refuse_nan
 from dwellmoe.files import give_usual_modes
+from dwellmoe.loading import PICKLE
 from dwellmoe.locality.balance import UsesOfAStep, balance_over_layers, request_groups
 from dwellmoe.locality.closest_to_target import ClosestToTarget, monitors_of_batch
 from dwellmoe.locality.loss import Gates, LocalityLoss
@@ -49,6 +53,9 @@ from dwellmoe.locality.settings import LocalitySettings
 from dwellmoe.locality.targets import target_of
 from dwellmoe.log import warn_once
 from dwellmoe.plots import ecr_heatmap
+
+FORMATS = (*PICKLE, SafetensorError)
+"""What reading a file of another format raises."""
 
 
 class Reference(NamedTuple):
@@ -107,6 +114,23 @@ class LocalityTrainer(Trainer):
     def create_scheduler(self, *args, **kwargs):
         with _refused_options("--lr_scheduler_type"):
             return super().create_scheduler(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint and not self.is_deepspeed_enabled and not (Path(checkpoint) / OPTIMIZER_NAME).exists():
+            warn_once(
+                f"'{checkpoint}' holds no {OPTIMIZER_NAME} (--save_only_model): the optimizer and the learning "
+                "rate's schedule begin anew"
+            )
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _training_cache(self) -> TrainingCache | None:
         settings = self.locality
@@ -267,6 +291,9 @@ class LocalityTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         checkpoint = self._folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:  # what a killed or damaged save left would stay among the new files
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         with checkpoints_kept(self._folder, checkpoint):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank of DeepSpeed writes files of its own
@@ -363,6 +390,17 @@ def _refused_options(option: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError, ImportError) as error:
         raise UserError(f"{option}, or an option that goes with it: {first_line(error)}") from None
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """UserError where a checkpoint's files are not what transformers and torch expect in them."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, *FORMATS) as error:
+        if checkpoint is None:
+            raise
+        raise UserError(f"'{checkpoint}' cannot be resumed: {first_line(error)}") from None
 
 
 HEAT_MAP_COLUMNS = 40

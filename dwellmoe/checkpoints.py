@@ -55,8 +55,9 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The folders that the Trainer names so; a copy that the user named `checkpoint-8-good` is none."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(filter(Path.is_dir, found), key=step_of)
+    named = folder.glob("checkpoint-*")
+    found = [path for path in named if path.name.removeprefix("checkpoint-").isdecimal() and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
 def _finished_checkpoints(folder: Path) -> list[Path]:
@@ -71,8 +72,8 @@ def step_of(checkpoint: Path) -> int:
 
 def _has_state(folder: Path) -> bool:
     try:
-        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
+        return json.loads((folder / "trainer_state.json").read_text())["global_step"] > 0
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

@@ -38,7 +38,7 @@ def check_training(options: TrainingOptions) -> None:
     check_options(options)
     check_model_folder(options.model.model_name)
     _check_names(options)
-    check_data(load_task(options.data.dataset_name), ("train", "validation"))
+    check_data(load_task(options.data.dataset_name, options.data.skip_faulty), ("train", "validation"))
     if not options.data.data_preprocess_only:
         _check_folder(options)
 
@@ -119,8 +119,9 @@ def _check_folder(options: TrainingOptions) -> None:
     if checkpoint and not options.adapter.resume_anyway:
         check_same_options(checkpoint, _known(options))
     make_run_folder(folder, "--lora_save_path")
-    with only_writer(folder, OTHER_FOLDER):
-        pass
+    if os.environ.get("RANK", "0") == "0":  # the others would find the folder taken by this one
+        with only_writer(folder, OTHER_FOLDER):
+            pass
 
 
 def _known(options: TrainingOptions) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from dwellmoe.errors import UserError
 from dwellmoe.run_identity import RUN_FILE
 
 
+def write_state(text):
+    return lambda path: path.write_text(text)
+
+
 def make_checkpoint(run, step):
     folder = run / f"checkpoint-{step}"
     (folder / "global_step").mkdir(parents=True)
@@ -28,16 +32,14 @@ def change(path):
     path.write_bytes(bytes(len(path.read_bytes())))
 
 
-def garble(path):
-    path.write_text("no JSON")
-
-
 FAULTS = [
     (cut, "adapter_model.safetensors"),
     (change, "adapter_model.safetensors"),
     (cut, "global_step/rank_1.pt"),
     (cut, "trainer_state.json"),
-    (garble, "trainer_state.json"),
+    (write_state("no JSON"), "trainer_state.json"),
+    (write_state('["global_step"]'), "trainer_state.json"),
+    (write_state('{"global_step": "8"}'), "trainer_state.json"),
     (lambda path: path.unlink(), "trainer_state.json"),
     (cut, CHECKSUMS),
     (lambda path: path.unlink(), CHECKSUMS),
@@ -75,7 +77,8 @@ def test_a_checkpoint_of_a_version_without_checksums_is_taken(tmp_path):
 
 
 def test_what_a_killed_first_save_left_is_no_checkpoint(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
+    for name in ("checkpoint-3", "checkpoint-²"):
+        (tmp_path / name).mkdir()
     assert checkpoint_to_resume(tmp_path, "auto", False) is None
 
 

@@ -347,3 +347,37 @@ def test_options_that_torch_refuses_are_named(tmp_path, option, wrong):
     trainer = trainer_of(tmp_path, tiny_model("olmoe"), **wrong)
     with pytest.raises(UserError, match=f"^{option}, or an option that goes with it"):
         trainer.train()
+
+
+def resumable(tmp_path, **options):
+    """A trainer of three steps whose first has a checkpoint."""
+    once = {"save_strategy": "steps", "save_steps": 1}
+    trainer_of(tmp_path, tiny_model("olmoe"), max_steps=1, **once, **options).train()
+    return trainer_of(tmp_path, tiny_model("olmoe"), max_steps=3, **once), tmp_path / "checkpoint-1"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"garbage", None])
+def test_files_of_another_kind_in_a_checkpoint_are_named(tmp_path, name, content):
+    trainer, checkpoint = resumable(tmp_path)
+    if content is None:
+        torch.save({"state": {}, "param_groups": []}, checkpoint / name)
+    else:
+        (checkpoint / name).write_bytes(content)
+    if (name, content) != ("scheduler.pt", None):  # any table is taken
+        with pytest.raises(UserError, match="checkpoint-1"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_checkpoint_of_the_model_alone_begins_the_schedule_anew_and_says_so(tmp_path, capsys):
+    trainer, checkpoint = resumable(tmp_path, save_only_model=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "holds no optimizer.pt" in capsys.readouterr().err
+
+
+def test_what_a_killed_save_left_does_not_stay_in_a_checkpoint(tmp_path):
+    torn = tmp_path / "checkpoint-2" / "README.md"
+    torn.parent.mkdir()
+    torn.write_bytes(b"\xff")
+    trainer_of(tmp_path, tiny_model("olmoe"), save_strategy="steps", save_steps=1).train()
+    assert not torn.exists() and (torn.parent / "trainer_state.json").exists()
