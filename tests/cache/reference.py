@@ -1,5 +1,6 @@
 """A slow and obvious cache, written from the definitions alone: what the compiled one must equal."""
 
+from fractions import Fraction
 from math import inf
 
 EMPTY = 65535
@@ -44,13 +45,14 @@ def flatten(passes, scope, layers, experts, reset):
 class ReferenceCache:
     """One cache, one policy. `run` returns (hits, misses, compulsory, loads in order, evictions in order)."""
 
-    def __init__(self, policy, capacity, sizes=None, decay=0.95, horizon=inf):
-        self.policy, self.capacity, self.sizes = policy, capacity, sizes
+    def __init__(self, policy, capacity, sizes=None, decay=0.95, horizon=inf, counted=None):
+        self.policy, self.capacity, self.sizes, self.counted = policy, capacity, sizes, counted
         self.decay, self.horizon = decay, horizon
         self.clear()
 
     def clear(self):
         self.resident, self.used, self.loaded, self.uses, self.counter = set(), {}, {}, {}, {}
+        self.all_uses, self.last_request, self.request, self.loaded_by, self.used_at = {}, {}, 0, {}, {}
         self.touched = set()
 
     def run(self, requests, access="atomic"):
@@ -60,6 +62,7 @@ class ReferenceCache:
         for index, (step, _, emptied, ids) in enumerate(requests):
             if emptied:
                 self.clear()
+            self.request += 1
             groups = [ids] if access == "atomic" else [[e] for e in ids]
             for position, requested in enumerate(groups):
                 when = (index, position)
@@ -91,9 +94,13 @@ class ReferenceCache:
             self.clock += 1
             self.used[e] = self.clock
             self.counter[e] = self.counter.get(e, 0) + 1
+            self.all_uses[e] = self.all_uses.get(e, 0) + 1
+            self.last_request[e] = self.request
+            self.used_at[e] = step
             self.uses[e] = self.uses[e] + 1 if e in self.resident else 1
             if e not in self.resident:
                 self.loaded[e] = self.clock
+                self.loaded_by[e] = self.request
             self.resident.add(e)
 
     def _fade(self, step):
@@ -102,8 +109,16 @@ class ReferenceCache:
 
     def _keep(self, e, step, when):
         """(keep-score, tie-break): the smallest leaves."""
+        if self.policy == "opt_forced":
+            return self.loaded_by[e] == self.request, *self._next_use(e, step, when)
+        if self.policy == "least_stale":
+            return self.used_at[e] == step, self.used[e]
         if self.policy == "lru":
             return (self.used[e],)
+        if self.policy == "lfru":
+            return Fraction(self.all_uses[e], self.request - self.last_request[e] + 1), self.used[e]
+        if self.policy == "static":
+            return self.counted[e], self.used[e]
         if self.policy == "lfu":
             return self.uses[e], self.used[e]
         if self.policy == "fifo":
@@ -112,6 +127,9 @@ class ReferenceCache:
             return (-self.loaded[e],)
         if self.policy == "lrfu":
             return round(self.counter[e], 12), self.used[e]
+        return self._next_use(e, step, when)
+
+    def _next_use(self, e, step, when):
         following = next(((use, at) for use, at in self.plan.get(e, []) if use > when), None)
         if following is None or self.horizon == 0 or following[1] - step > self.horizon:
             return (-inf,), self.used[e]

@@ -22,6 +22,9 @@ SPECS = {
     "opt": {"policy": "opt", "horizon": inf},
     "lopt:horizon=2": {"policy": "lopt", "horizon": 2},
     "lopt:horizon=0": {"policy": "lopt", "horizon": 0},
+    "lfru": {"policy": "lfru"},
+    "least_stale": {"policy": "least_stale"},
+    "opt_forced": {"policy": "opt_forced"},
 }
 PHASES = {"decode": (1,), "prefill": (0,), "all": (0, 1)}
 

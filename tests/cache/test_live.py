@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.base import parse_policy, policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.replay_split import replay_split
 from dwellmoe.cache.tiers.prefill_decode import PrefillDecodeCache
 from dwellmoe.cache.tiers.tier_stack import TierStack
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
-from tests.cache.traces import random_trace, used
+from tests.cache.traces import LIVE_POLICIES, random_trace, used
 
-LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "none"]
 SIZES: dict = {"layers": 2, "experts": 8}
 
 
-@pytest.mark.parametrize("spec", LIVE)
+@pytest.mark.parametrize("spec", LIVE_POLICIES)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("access", ["atomic", "sequential"])
 def test_live_counts_are_the_simulators(spec, scope, access):
@@ -98,7 +96,7 @@ def test_wrong_settings_are_refused(options):
         ExpertCache("lru", **SIZES, **options)
 
 
-@pytest.mark.parametrize("spec", LIVE)
+@pytest.mark.parametrize("spec", LIVE_POLICIES)
 def test_what_was_taken_away_is_loaded_again(spec):
     rng = np.random.default_rng(1)
     cache = ExpertCache(spec, layers=1, experts=16, capacity=6)
@@ -111,7 +109,7 @@ def test_what_was_taken_away_is_loaded_again(spec):
         assert step.hits >= 0
 
 
-@pytest.mark.parametrize("spec", LIVE)
+@pytest.mark.parametrize("spec", LIVE_POLICIES)
 @pytest.mark.parametrize("ram_slots", [None, 1, 3, 6])
 def test_tiers_exclude_each_other_and_lose_nothing(spec, ram_slots):
     rng = np.random.default_rng(2)

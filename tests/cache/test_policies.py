@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.base import parse_policy, policy_names
+from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.errors import UserError
-from tests.cache.traces import random_trace, used
+from tests.cache.traces import POLICIES, random_trace, used
 
 EXPERTS = 8
-LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead != "all"]
+LIVE = [name for name in POLICIES if parse_policy(name)[0].lookahead != "all"]
 requests = st.lists(
     st.tuples(st.integers(0, 1), st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=4, unique=True)),
     min_size=1,
@@ -61,7 +61,7 @@ def test_moves_are_lawful(spec, requested, capacity, scope):
     assert moves(spec, requested, capacity, scope)[1] == found
 
 
-@pytest.mark.parametrize("spec", policy_names())
+@pytest.mark.parametrize("spec", POLICIES)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_no_policy_beats_opt(spec, scope):
     for seed in range(6):
@@ -73,7 +73,7 @@ def test_no_policy_beats_opt(spec, scope):
             assert row.compulsory_misses <= row.misses
 
 
-@pytest.mark.parametrize("spec", policy_names())
+@pytest.mark.parametrize("spec", POLICIES)
 def test_everything_fits_when_there_is_room(spec):
     row = replay(random_trace(3), spec, 12)
     assert row.misses == row.compulsory_misses and row.evictions == 0

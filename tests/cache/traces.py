@@ -4,7 +4,12 @@ import numpy as np
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.kernel.step import USED
+from dwellmoe.cache.policies.base import parse_policy, policy_names
 from dwellmoe.cache.trace import RoutingTrace
+
+NEEDS_WEIGHTS = {"static"}  # no file is shipped: it counts the uses in a trace of the user's
+POLICIES = [name for name in policy_names() if name not in NEEDS_WEIGHTS]
+LIVE_POLICIES = [name for name in POLICIES if parse_policy(name)[0].lookahead == "none"]
 
 
 def random_trace(seed=0, steps=60, layers=3, top_k=3, experts=12, requests=3, prefill=0.3, **fields):

@@ -5,16 +5,14 @@ import pytest
 import torch
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.base import parse_policy, policy_names
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.replay_split import replay_split
 from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.trace import DECODE
+from tests.cache.traces import LIVE_POLICIES
 from tests.offload.workbench import engine_of, prompt
 
 pytestmark = pytest.mark.slow
-
-LIVE = [name for name in policy_names() if parse_policy(name)[0].lookahead == "none"]
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def _run(engine, model, rows=1, requests=3):
         model.generate(prompt(9, rows, seed), max_new_tokens=10, do_sample=False, eos_token_id=None)
 
 
-@pytest.mark.parametrize("policy", LIVE)
+@pytest.mark.parametrize("policy", LIVE_POLICIES)
 def test_loads_and_evictions_in_order(policy, plans):
     model, engine = engine_of("olmoe", expert_budget="3", decode_policy=policy, prefill_handoff="none")
     with engine:
