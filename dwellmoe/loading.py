@@ -110,6 +110,8 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         why = BAD_PICKLE if unpickled else _said(error)
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {why}") from None
     model, loading_info = loaded
+    if _dtype(settings.dtype) == torch.float32:
+        model.float()  # transformers leaves some of the weights that it dequantised in bfloat16
     _check_loaded(settings.model_name, loading_info)
     check_finite(model.named_parameters(), f"checkpoint '{settings.model_name}'")
     if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():

@@ -66,16 +66,20 @@ def check_scales(shards: Shards, name: str) -> None:
             )
 
 
-def with_fp8_dequantised(weights: Mapping[str, Tensor], form: LowBitForm) -> dict[str, Tensor]:
-    """The same weights, those in FP8 in bfloat16, without their scales."""
+def with_fp8_dequantised(
+    weights: Mapping[str, Tensor], form: LowBitForm, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The same weights, those in FP8 in another type, without their scales."""
     return {
-        name: _dequantised(weight, weights[name + SCALES], form) if name + SCALES in weights else weight
+        name: _dequantised(weight, weights[name + SCALES], form, dtype)
+        if name + SCALES in weights
+        else weight
         for name, weight in weights.items()
         if not name.endswith(SCALES)
     }
 
 
-def _dequantised(weight_OI: Tensor, scales: Tensor, form: LowBitForm) -> Tensor:
+def _dequantised(weight_OI: Tensor, scales: Tensor, form: LowBitForm, dtype: torch.dtype) -> Tensor:
     shape_OI = (weight_OI.shape[0], weight_OI.shape[1])
     stored = {"weight": weight_OI, "scales": scales.unsqueeze(0)}
-    return BlockFp8(form.block).dequantise(stored, shape_OI, torch.bfloat16)
+    return BlockFp8(form.block).dequantise(stored, shape_OI, dtype)

@@ -36,7 +36,7 @@ def load_without_experts(
     model_class, config = _text_model(model_name, form)
     try:
         skeleton = _skeleton_class(model_class)
-        weights = _other_weights(shards, form)
+        weights = _other_weights(shards, form, dtype if isinstance(dtype, torch.dtype) else torch.bfloat16)
         loaded: Any = skeleton.from_pretrained(
             None, config=config, dtype=dtype, state_dict=weights, output_loading_info=True
         )
@@ -68,7 +68,7 @@ def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
     return model, find_moe_layers(model)
 
 
-def _other_weights(shards: Shards, form: LowBitForm | None) -> dict[str, Tensor]:
+def _other_weights(shards: Shards, form: LowBitForm | None, fp8_to: torch.dtype) -> dict[str, Tensor]:
     """Every tensor but those of routed experts, in memory of its own: with mapped weights, a shard that
     shrinks while in use would end the process (SIGBUS). Of those in FP8 the weights that they stand for.
     """
@@ -78,7 +78,7 @@ def _other_weights(shards: Shards, form: LowBitForm | None) -> dict[str, Tensor]
             for name, tensor in shards.tensors.items():
                 if tensor.shard == shard and not is_routed_expert(name, tensor):
                     weights[name] = file.get_tensor(name)
-    return with_fp8_dequantised(weights, form) if form else weights
+    return with_fp8_dequantised(weights, form, fp8_to) if form else weights
 
 
 def is_routed_expert(name: str, tensor: StoredTensor) -> bool:
