@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from objective_memory import memory_over_logits
+from scale.objective_memory import memory_over_logits
 
 from dwellmoe.locality.balance import balance_loss, balance_over_layers
 from dwellmoe.locality.by_layer import mean_over_layers

@@ -1,23 +1,22 @@
 """Memory and time of each locality objective, forward and backward, at the size of a real model's gates.
 
-    python benchmarks/objective_memory.py --json FILE
-
 `objective_memory_over_logits`: the most bytes of tensors alive at once, above those alive before, in sizes of
 the gate logits; the logits' own gradient is among them. Counted from the events of torch's allocator (not of
 numpy). `objective_time_vs_all_layers_at_once`: processor time of a pass over that of the same formula on all
 layers in one tensor; the two take turns, after one round that does not count, and the least of each is taken.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 
 import torch
-from result import parser_of, save_result
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from dwellmoe.locality.objectives import OBJECTIVES, load_objective, objective_names
 
+LAYERS, ROWS, TOKENS, EXPERTS, CHOSEN = 48, 4, 1024, 128, 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,35 +64,13 @@ def time_ratio(name: str, rounds: int, *inputs: Tensor) -> float:
     return min(taken["layers"][1:]) / min(taken["at once"][1:])
 
 
-def measure_objectives(
-    *,
-    layers: int = 48,
-    rows: int = 4,
-    tokens: int = 1024,
-    experts: int = 128,
-    top_k: int = 8,
-    rounds: int = 3,
-) -> dict[str, dict[str, dict[str, float]]]:
+def measure(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Both measurements: name of the measurement -> fp32 or bf16 -> objective -> ratio."""
     memory: dict[str, dict[str, float]] = {}
     seconds: dict[str, dict[str, float]] = {}
     for dtype_name, dtype in DTYPES.items():
-        inputs = gates(layers, rows, tokens, experts, top_k, dtype)
+        inputs = gates(LAYERS, ROWS, TOKENS, EXPERTS, CHOSEN, dtype)
         names = objective_names()
         memory[dtype_name] = {name: memory_over_logits(load_objective(name), *inputs) for name in names}
-        seconds[dtype_name] = {name: time_ratio(name, rounds, *inputs) for name in names}
+        seconds[dtype_name] = {name: time_ratio(name, args.rounds, *inputs) for name in names}
     return {"objective_memory_over_logits": memory, "objective_time_vs_all_layers_at_once": seconds}
-
-
-def main() -> None:
-    parser = parser_of(__doc__)
-    for name, size in (("layers", 48), ("rows", 4), ("tokens", 1024), ("experts", 128), ("top_k", 8)):
-        parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--rounds", type=int, default=3)
-    sizes = vars(parser.parse_args())
-    path = sizes.pop("json")
-    save_result({"schema_version": 1, "settings": sizes, **measure_objectives(**sizes)}, path)
-
-
-if __name__ == "__main__":
-    main()
