@@ -14,6 +14,7 @@ from dwellmoe.options import Range
 
 WIDTH = 120
 """Columns of a help page, also where the terminal has fewer: it wraps a line, the page keeps its length."""
+_TRUE, _FALSE = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
 _LONGEST_VALUE = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -98,7 +99,7 @@ def real_number(text: str) -> float:
 
 def boolean(text: str) -> bool:
     """True or False, as argparse itself does not read them."""
-    for value, words in {True: ("true", "yes", "1", "t", "y"), False: ("false", "no", "0", "f", "n")}.items():
+    for value, words in {True: _TRUE, False: _FALSE}.items():
         if text.lower() in words:
             return value
     raise argparse.ArgumentTypeError(f"{shown(text)} is neither True nor False")

@@ -41,6 +41,14 @@ def parse(tmp_path):
         ("names: '--x'", Example(names="--x")),
         ("\ufeffcount: 2", Example(2)),
         ("names: é", Example(names="é")),
+        ("names: off\nactive: off", Example(active=False, names="off")),
+        ("names: on\nactive: on", Example(names="on")),
+        ("names: 1.10", Example(names="1.10")),
+        ("names: 2020-01-01", Example(names="2020-01-01")),
+        ("names: [off, 1.10, 007]", Example(names="off,1.10,7")),
+        ("names: &x off\nactive: *x", Example(active=False, names="off")),
+        ("<<: {names: a, active: off}\ncount: 2", Example(2, active=False, names="a")),
+        ("count: 0x7\nrate: '1e-3'", Example(7, 1e-3)),
     ],
 )
 def test_values(parse, text, expected):
@@ -58,6 +66,10 @@ def test_the_command_line_overrides_the_file_wherever_it_stands(parse, tmp_path)
     [
         ("- count", "expected options and values, found list"),
         ("count: 3\ncount: 4", "'count' is given twice"),
+        ("count: 3\ncount: 4", r"o\.yaml: 'count' is given twice"),
+        ("count: 3\n--count: 4", "'count' is given twice"),
+        ("top_k: 3\ntop-k: 4", "'top_k' is given twice"),
+        ("'': 3", "'' is not the name of an option"),
         ("count: [", "not YAML"),
         (b"# caf\xe9\ncount: 1", "not UTF-8 text: byte 5"),
         ("names: [[a]]", "names: a list of texts and numbers"),
