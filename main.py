@@ -57,7 +57,7 @@ from dwellmoe.locality.elastic_lora import (
     trainable_count,
 )
 from dwellmoe.locality.gradient_check import GradientCheck
-from dwellmoe.locality.model_card import model_card
+from dwellmoe.locality.model_card import library_versions, model_card
 from dwellmoe.locality.profile import PROFILE_NAME, measure_profile, read_profile, write_profile
 from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
@@ -352,13 +352,16 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
     lora = f"rank {adapter.lora_rank}, alpha {adapter.lora_alpha}" if adapter.use_lora else "none"
     facts = {
         "base model": "{name}, fingerprint {fingerprint}".format(**trainer.records[BASE_FILE]),
+        "revision of the base": getattr(trainer.model.config, "_commit_hash", None) or "a local folder",
         "experts held in": run.model.expert_format or "the type of the other weights",
         "data set": f"{data}, {trainer.num_examples(trainer.get_train_dataloader())} training examples",
         "locality objective": f"{locality.consecutive_expert_loss_type}, weight {trainer.locality_weight:g}",
+        "target": trainer.closest_to_target.verdict() if trainer.closest_to_target else "none",
         "LoRA": lora,
         "trained MoE layers": ", ".join(str(layer.layer_id) for layer in selected),
         "steps": f"{state.global_step}, the kept checkpoint is of step {kept}",
         "learning rate, seed": f"{run.train.learning_rate:g}, {run.train.seed}",
+        "libraries": library_versions(),
     }
     path.write_text(model_card(run.folder, full_name(run.model.model_name), adapter.use_lora, facts, history))
 

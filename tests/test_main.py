@@ -277,7 +277,8 @@ def test_an_adapter_folder_is_complete(whole, tiny_checkpoint):
     plain = whole[0] / "plain"
     plain.touch()
     card = (out / "README.md").read_text()
-    for part in (str(tiny_checkpoint), "cache_miss", "PeftModel.from_pretrained", "| step 4 |", "seed"):
+    parts = "cache_miss", "PeftModel.from_pretrained", "| step 4 |", "seed", "perplexity", "| target |"
+    for part in (str(tiny_checkpoint), *parts):
         assert part in card
     modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
     assert modes == {plain.stat().st_mode}

@@ -1,14 +1,32 @@
 """The model card of a training run, README.md beside its adapter: what it is, and how to load it."""
 
+import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 SHOWN = {
-    "lm_loss": "language-model loss on validation text (nats)",
+    "lm_loss": "language-model loss (nats)",
+    "perplexity": "perplexity",
     "ecr": "expert consistency rate",
     "hit_rate_lru_25": "hit rate of an LRU cache of 25 % of the experts",
 }
 """Validation metric -> what it is."""
+LIBRARIES = ("dwellmoe", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+CONVENTIONS = """\
+All are measured on the validation split, teacher-forced, every token counted as decoded. Perplexity: exp of
+the mean loss over the tokens of answers. Expert consistency rate: the share of a token's experts that the
+token before it in the same request chose too, averaged over pairs and MoE layers. Hit rate: of requested
+experts, in a cache of each layer (at least as many slots as a token needs) that is empty at the first token
+and serves the requests in turn.
+"""
+LIMITS = """\
+## Limits
+
+Trained and measured on the data set above: on other text, locality and quality may change less, or for the
+worse. The hit rate is that of a simulated cache, and says nothing of speed on a device. Limits and licence
+of the base model hold here, too; an adapter fits only the base model of this fingerprint.
+"""
 
 
 def model_card(folder: Path, base: str, is_adapter: bool, facts: Mapping[str, str], history: Sequence) -> str:
@@ -21,6 +39,7 @@ def model_card(folder: Path, base: str, is_adapter: bool, facts: Mapping[str, st
         "consecutive tokens more often and a cache of experts misses less.\n",
         _table(("", ""), [(name, value) for name, value in facts.items()]),
         _validations(history),
+        LIMITS,
         _loading(folder, base, is_adapter),
     ]
     return "\n".join(part for part in parts if part)
@@ -43,11 +62,24 @@ def _validations(history: Sequence) -> str:
         return ""
     head = ["validation", *(f"step {step}" for step, _ in history)]
     rows = [[text, *(_number(metrics, name) for _, metrics in history)] for name, text in SHOWN.items()]
-    return _table(head, rows)
+    return f"## Before and after\n\n{_table(head, rows)}\n{CONVENTIONS}"
+
+
+def library_versions() -> str:
+    """The installed libraries that training goes through, each with its version."""
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
     value = metrics.get(f"eval_{name}")
+    if name == "perplexity" and (loss := metrics.get("eval_lm_loss")) is not None:
+        value = math.exp(min(loss, 700.0))  # beyond that a float overflows
     return "not measured" if value is None else f"{value:.4g}"
 
 
