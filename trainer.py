@@ -122,7 +122,7 @@ class LocalityTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint and not self.is_deepspeed_enabled and not (Path(checkpoint) / OPTIMIZER_NAME).exists():
             warn_once(
-                f"'{checkpoint}' holds no {OPTIMIZER_NAME} (--save_only_model): the optimizer and the learning "
+                f"'{checkpoint}' holds no {OPTIMIZER_NAME} (--save_only_model): optimizer and learning "
                 "rate's schedule begin anew"
             )
         with _readable(checkpoint):
