@@ -4,7 +4,7 @@ A shape is a plain attribute of the module (meta device) and no parameter: wrapp
 all parameters (DDP, DeepSpeed, `.to()`) would fail on it, or would make zeros of the size of the experts.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,9 @@ def layers_held_elsewhere(model: nn.Module) -> list[MoeLayer]:
     return [layer for layer in layers if hasattr(unwrap(model.get_submodule(layer.experts)), ATTRIBUTE)]
 
 
-def drop_parameters(experts: nn.Module, names: Iterable[str]) -> None:
-    """Puts shapes in the place of an experts module's parameters."""
-    for name in names:
+def drop_parameters(experts: nn.Module, names: Container[str]) -> None:
+    """Puts shapes in the place of an experts module's parameters, in their order."""
+    for name in [name for name, _ in experts.named_parameters(recurse=False) if name in names]:
         shape = torch.empty_like(getattr(experts, name), device="meta")
         delattr(experts, name)
         setattr(experts, name, shape)

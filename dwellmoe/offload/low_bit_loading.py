@@ -48,7 +48,10 @@ def load_in_low_bits(
     except (OSError, KeyError) as error:
         raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
     check_scales(shards, model_name)
-    model, layers = load_without_experts(model_name, shards, dtype, device, form)
+    try:
+        model, layers = load_without_experts(model_name, shards, dtype, device, form)
+    except UserError as error:
+        raise UserError(f"--expert_format {expert_format}: {error}") from None
     weights = locate_experts(model, layers, shards, form)
     storage = Storage(shards.paths)
     try:
@@ -79,9 +82,8 @@ def _fill(
                 if name in biases:
                     biases[name].data[expert] = tensors[""]
                     continue
-                stored = _held(experts, held.layout, name, tensors, formats, format)
-                if format:
-                    _check_finite(layer, name, expert, stored)
+                where = f"{layer.experts}.{name}, expert {expert},"
+                stored = _held(experts, held.layout, name, tensors, formats, format, where)
                 for field, target in held.stored(expert, name).items():
                     target.copy_(stored[field])
         _hold(experts, held, biases)
@@ -133,21 +135,17 @@ def _held(
     tensors: Mapping[str, Tensor],
     formats: Mapping[str, ExpertFormat],
     format: QuantisingFormat | None,
+    where: str,
 ) -> Mapping[str, Tensor]:
-    """The tensors that hold one matrix in the layout's format."""
-    if name not in formats:
-        weight_OI = tensors[""].T if experts.transposed else tensors[""]
-        return format.quantise(weight_OI) if format else {"weight": weight_OI}
-    if format is None:
+    """The tensors that hold one matrix in the layout's format. UserError for one that is not finite."""
+    if name in formats and format is None:
         return tensors
-    shape_OI = layout.matrices[name].shape_OI
-    return format.quantise(formats[name].dequantise(tensors, shape_OI, torch.float32))
-
-
-def _check_finite(layer: MoeLayer, name: str, expert: int, stored: Mapping[str, Tensor]) -> None:
-    """Scales and largest values show a weight that is not finite."""
-    weights = ((f"{layer.experts}.{name}, expert {expert},", each) for each in stored.values())
-    check_finite(weights, "an expert cannot be quantised")
+    if name in formats:
+        weight_OI = formats[name].dequantise(tensors, layout.matrices[name].shape_OI, torch.float32)
+    else:
+        weight_OI = tensors[""].T if experts.transposed else tensors[""]
+    check_finite([(where, weight_OI)], "an expert cannot be held in low bits")
+    return format.quantise(weight_OI) if format else {"weight": weight_OI}
 
 
 def _hold(experts: Any, held: LowBitExperts, biases: Mapping[str, nn.Parameter]) -> None:

@@ -46,7 +46,7 @@ def fp8_checkpoint(family: str, scale_type: torch.dtype = torch.float32) -> Path
     tiny_model(family, hidden_size=32).to(torch.bfloat16).save_pretrained(folder)
 
     def as_published(name: str, weight: Tensor) -> dict[str, Tensor]:
-        if not name.endswith("_proj.weight"):
+        if not name.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):
             return {name: weight}
         codes, scales = _quantised(weight.float())
         return {name: codes, f"{name}_scale_inv": scales.to(scale_type)}

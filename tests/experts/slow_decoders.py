@@ -69,7 +69,7 @@ def mxfp4(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
 
 
 def e4m3(byte: int) -> float:
-    """A sign, four bits of exponent with bias 7, three bits of mantissa; all ones is NaN, none is infinite."""
+    """A sign, four bits of exponent with bias 7, three bits of mantissa; all ones is NaN."""
     sign, exponent, mantissa = byte >> 7, (byte >> 3) & 15, byte & 7
     if exponent == 15 and mantissa == 7:
         return float("nan")
