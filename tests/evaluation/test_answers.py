@@ -445,6 +445,33 @@ PROGRAMS = [
 ]
 
 
+OTHER = "def twice(n):\n    return n + 3\n"
+PROGRAMS += [
+    f"<p>Here it is:</p>\n<pre><code>{RIGHT}</code></pre>\n<p>It doubles.</p>",
+    f'<pre lang="python"><code class="x">\n{RIGHT}</code>\n</pre>\nDone.',
+    f"Use <code>n</code> as it is:\n<code>\n{RIGHT}</code>",
+    "<pre><code>def twice(n):\n    return 2 * n if -9 &lt; n else n + n\n</code></pre>",
+    f"<solution>\n{RIGHT}</solution>",
+    f"{RIGHT}<|endoftext|>",
+    f"{RIGHT}</s>\n",
+    ">>> def twice(n):\n...     return 2 * n\n...\n>>> twice(2)\n4\n",
+    f"{F}python\n" + RIGHT.replace("    ", "\u00a0" * 4) + F,
+    f"{F}python\n\u200b{RIGHT}{F}",
+    f"{F}python\n{RIGHT}{F}\nDo not write it like this:\n{F}python\n{OTHER}{F}\n",
+    f"{F}python\n{RIGHT}{F}\nA common mistake is:\n{F}\n{OTHER}{F}\n",
+    f"{F}python\n{RIGHT}{F}\n\n**Incorrect:**\n{F}python\n{OTHER}{F}\n",
+    f"{F}python\n{RIGHT}{F}\nInstead of\n{F}python\n{OTHER}{F}\nwhich adds three.",
+    f"✅ Good:\n{F}python\n{RIGHT}{F}\n❌ Bad:\n{F}python\n{OTHER}{F}",
+    f"{F}python\n# Good\n{RIGHT}{F}\n{F}python\n# Bad: do not use\n{OTHER}{F}",
+    f"Don't do this:\n{F}python\n{OTHER}{F}\nInstead:\n{F}python\n{RIGHT}{F}\n",
+    f"{F}python\n{OTHER}{F}\nThat was a mistake, here is one that does not fail:\n{F}python\n{RIGHT}{F}",
+    f"{F}python\n{OTHER}{F}\nI made an error. To avoid the wrong sum, use this:\n{F}python\n{RIGHT}{F}",
+    f"{F}python\n{OTHER}{F}\nThis one handles incorrect input:\n{F}python\n{RIGHT}{F}",
+    f"Do not use recursion here:\n{F}python\n{RIGHT}{F}",
+    f"The code above is wrong:\n{F}python\n{RIGHT}{F}",
+]
+
+
 @pytest.mark.parametrize("before", ["", 'def twice(n):\n    """Twice a number."""\n'])
 @pytest.mark.parametrize("written", PROGRAMS)
 def test_the_program_is_found_however_it_is_handed_over(written, before):
@@ -486,6 +513,7 @@ def test_any_text_is_judged(text):
     "unit",
     [
         *"19 \n-A{[`'<_\ud800\0",
+        *("<pre><code>\n", "<solution>\n", "wait, ", "do not this ", ">>> x\n", "A. No\n", "no, "),
         *('"""\n', "```\n", "~~~\n", '```python\n"""\n', "answer ", "answer: ", "not A, ", "isn't "),
         *(
             "true     ",

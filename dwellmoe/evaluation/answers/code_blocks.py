@@ -1,9 +1,10 @@
-"""Finds the program in an answer: in fenced blocks of Markdown, or as bare lines among prose. Runs no code.
+"""Finds the program in an answer: in blocks of Markdown or HTML, or as bare lines among prose. Runs no code.
 
 A fence in a string of the program, such as its docstring, does not end the block. The last part that defines
-what the tests call is chosen, with the parts that define what it uses.
+what the tests call is chosen, rather none that the text warns of, with the parts that define what it uses.
 """
 
+import html
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,33 @@ _DOCUMENT = re.compile(r"(?:(?<!`)`{3,}+|(?<!~)~{3,}+)[ \t]*(?:markdown|md)[ \t]
 """Begins a block that holds the whole answer, blocks and all."""
 _MARK = re.compile(r"^[ \t]*(?:\[(/?)(?:PYTHON|CODE)\]|<(/?)(?:code|python)>)[ \t]*$", re.MULTILINE)
 """Begins or ends code, as some models were taught to."""
+_HTML_BEGIN = re.compile(
+    r"^[^\S\n]*(?:<pre\b[^>\n]*>\s{0,9}(?:<code\b[^>\n]*>)?|<code\b[^>\n]*>(?=[^\n<]*\n)"
+    r"|<(?:solution|answer|program)>(?=[ \t]*\n))",
+    re.MULTILINE | re.IGNORECASE,
+)
+_HTML_END = re.compile(r"(?:</code>\s{0,9})?</pre>|</(?:code|solution|answer|program)>", re.IGNORECASE)
+_END_TOKEN = re.compile(r"(?:<\|\w{2,30}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
+_INVISIBLE = re.compile("^[ \t\u00a0\u200b\u2060\ufeff]+", re.MULTILINE)
+"""An indentation, which some models write with blanks that Python does not know."""
+_PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
+_THIS = r"(?:this|these|that|it|so|following|like)"
+_WARNING = re.compile(
+    rf"\b(?:do\s?n['’]t|do\snot|never|avoid|should(?:n['’]t|\snot)|must\snot|not)\b[^\n]{{0,40}}\b{_THIS}\b"
+    r"|\bnever\s\w{1,12}\W*$|\b(?:instead\sof|rather\sthan)\W*$|^\W*(?:wrong|incorrect|bad|buggy|broken)\b"
+    r"|\b(?:is|was|be|are)\s(?:\w{1,12}\s)?(?:wrong|incorrect|buggy|bad|broken)\b|\bbuggy\b|[❌✗✘]"
+    r"|\b(?:mistake|bug|pitfall|anti-?pattern|error)s?(?:\s(?:is|are|would\sbe))?\W*$"
+    r"|\b(?:this|following|code|version|one|attempt)\s(?:will\s)?(?:fails?|breaks?|does(?:n['’]t|\snot)\swork)\b",
+    re.IGNORECASE,
+)
+"""In what introduces a block: the block shows how not to do it."""
+_REMEDY = re.compile(
+    r"\b(?:above|previous|earlier|fix\w*|correct(?:ed|ion|ly)?|instead(?!\sof)|better|right|works)\b",
+    re.IGNORECASE,
+)
+_WARNING_COMMENT = re.compile(
+    r"\s*#\W*(?:wrong|bad|incorrect|buggy|do\s?n['’]t|do\snot|never|avoid)\b|\s*#\s*[❌✗✘]", re.IGNORECASE
+)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LONG_STRING = r"(?P<long>\"\"\"|''')(?:\\.|(?!(?P=long))[^\\])*+(?:(?P=long)|(?P<unclosed>\Z))"
 _STRING = (
@@ -38,7 +66,7 @@ _WORD = r"[^\W\d]\w*(?:['’]\w+)?"
 _NO_KEYWORD = rf"(?!(?:{'|'.join((*kwlist, *softkwlist))})\b)"
 _PROSE = re.compile(
     rf"(?![ \t])(?:(?:.*(?<![\w.'’])){_NO_KEYWORD}{_WORD} +{_NO_KEYWORD}{_WORD}|\*\*|[-*•] |\d+[.)] "
-    rf"|{_NO_KEYWORD}{_WORD}[.:]\s*$|[\\%]|(?:.*(?:[^\x00-\x7f\w]|\?|!(?!=))))"
+    rf"|{_NO_KEYWORD}{_WORD}(?:[.:]|::)\s*$|\.\. ?[a-z-]+::|[\\%]|(?:.*(?:[^\x00-\x7f\w]|\?|!(?!=))))"
 )
 """Two names side by side, a bullet, a heading, a sign unknown to Python: no line of code at the margin."""
 _DEFINITION = re.compile(
@@ -53,23 +81,55 @@ class Part(NamedTuple):
 
     code: str
     language: str | None
+    warned_of: bool = False
 
 
 def find_code(written: str, before: str, after: str) -> str:
     """The code in an answer, to stand between `before` and `after` in a program; the whole text if none."""
-    text = written.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = _END_TOKEN.sub("", written.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     if len(text) > LONGEST:
         return text
+    text = _INVISIBLE.sub(
+        lambda found: re.sub("[\u200b\u2060\ufeff]", "", found[0]).replace("\u00a0", " "), text
+    )
+    text = text if "```" in text or "~~~" in text else _fenced(text)
     fenced = _DOCUMENT.sub("", _MARK.sub(lambda mark: "```" if mark[1] or mark[2] else "```python", text))
     parts = [part for part in islice(_parts(fenced), MOST_PARTS) if part.code.strip()]
     wanted = _wanted(before, after)
-    parts = [Part(_dedented(part.code, wanted), part.language) for part in parts]
+    parts = [part._replace(code=_dedented(_without_prompts(part.code), wanted)) for part in parts]
     counts = [len(wanted & _defined(part.code)) for part in parts]
     if max(counts, default=0) == 0:
         spans = [span for span in _SPAN.findall(text) if wanted & _defined(span)]
         return spans[-1] if spans else _likeliest(parts) if parts else text
-    chosen = max(range(len(parts)), key=lambda i: (counts[i], _trust(parts[i]), i))
+    chosen = max(range(len(parts)), key=lambda i: (counts[i], not parts[i].warned_of, _trust(parts[i]), i))
     return _with_what_it_uses(parts, chosen)
+
+
+def _fenced(text: str) -> str:
+    """The text, its blocks of HTML as blocks of Markdown."""
+    pieces: list[str] = []
+    position = 0
+    while begin := _HTML_BEGIN.search(text, position):
+        end = _HTML_END.search(text, begin.end())
+        code = html.unescape(text[begin.end() : end.start() if end else None]).strip("\n")
+        pieces += [text[position : begin.start()], f"\n```python\n{code}\n```\n"]
+        position = end.end() if end else len(text)
+    return "".join([*pieces, text[position:]])
+
+
+def _without_prompts(code: str) -> str:
+    """The input of an interactive session; other code as it is."""
+    lines = code.strip("\n").split("\n")
+    if not lines[0].startswith(">>>"):
+        return code
+    return "\n".join(_PROMPT.sub("", line) for line in lines if _PROMPT.match(line))
+
+
+def _warns(introduction: str, code: str) -> bool:
+    """Whether the last clause before a block, or its first comment, says that it shows how not to do it."""
+    *_, clause = re.split(r"[.;,!?]\s+|\n", introduction.strip()[-200:])
+    warned = _WARNING.search(clause) and not _REMEDY.search(clause)
+    return bool(warned) or _WARNING_COMMENT.match(code) is not None
 
 
 def _trust(part: Part) -> int:
@@ -140,12 +200,14 @@ def _parts(text: str) -> Iterator[Part]:
             yield Part(_PYTHON.sub("", found["inline"], count=1).strip(), "")
             position = found.end()
             continue
+        begin = position
         end, position = _end_of_block(text, found)
         code = _without_margin(text[found.end() + 1 : end], _margin(text, found))
         language = _language(found["info"])
         # Prose may follow in a block that nothing ends.
         runs = _runs(code) if language in ("python", "") else [code]
-        yield from (Part(run, language) for run in runs)
+        warned_of = _warns(text[begin : found.start()], code)
+        yield from (Part(run, language, warned_of) for run in runs)
     yield from (Part(run, None) for run in _runs(text[position:]))
 
 
