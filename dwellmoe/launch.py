@@ -12,14 +12,16 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
 from dwellmoe.errors import UserError, port_in_use, run_command
 from dwellmoe.interrupt import end_quietly_on_interrupt
+from dwellmoe.log import warn_once
 
-STALE_SECONDS = 900
-"""Building DeepSpeed's extension takes a minute or two: the process that made an older lock is gone."""
+STALE_SECONDS = 300
+"""Building DeepSpeed's extension takes a minute or two, and changes files all the time."""
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
@@ -33,11 +35,12 @@ def begin(parser: str, check: str) -> None:
     """
     end_with_launcher()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        run_command(lambda: _check(parser, check, sys.argv[1:]), nothing_to_clean=True)
+        run_command(lambda: check_command_line(parser, check, sys.argv[1:]), nothing_to_clean=True)
     end_quietly_on_interrupt()
 
 
-def _check(parser: str, check: str, words: list[str]) -> None:
+def check_command_line(parser: str, check: str, words: list[str]) -> None:
+    """Reads a command line and looks for mistakes, as `begin` says. Raises UserError."""
     check_port()
     plugins: list[Path] = []
     left = _function("dwellmoe.registry:take_plugins")(words, load=lambda path: plugins.append(Path(path)))
@@ -109,11 +112,40 @@ def _end_after(process: int) -> None:
 
 
 def drop_stale_build_locks() -> None:
-    """Removes locks that a killed build of a torch extension left: later runs would wait for them forever."""
+    """Removes locks that a killed build of a torch extension left: this run would wait for them forever.
+
+    A build of another machine that shares the folder shows only in files that change: it is waited for, which
+    is said, until nothing has changed for a while.
+    """
     default = Path.home() / ".cache" / "torch_extensions"
-    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).glob("**/lock"):
-        try:
-            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
-                lock.unlink()
-        except FileNotFoundError:
-            pass  # another rank has removed it
+    locks = list(Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).glob("**/lock"))
+    if left := [lock for lock in locks if not _dropped(lock)]:
+        warn_once(f"waiting for another process that builds an extension of torch ({left[0]})")
+        Thread(target=_drop_later, args=(left,), daemon=True).start()
+
+
+def _drop_later(locks: list[Path]) -> None:
+    while locks := [lock for lock in locks if not _dropped(lock)]:
+        time.sleep(5)
+
+
+def _dropped(lock: Path) -> bool:
+    """Whether a lock is gone, after it was removed if no process of this machine holds it and it is stale."""
+    try:
+        changed = max(path.stat().st_mtime for path in lock.parent.iterdir())
+        if time.time() - changed > STALE_SECONDS and not _is_open(lock):
+            lock.unlink()
+        return not lock.exists()
+    except OSError:
+        return True  # another rank has removed it, or nobody may
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process of this machine has a file open, as far as this one may see; torch does so with the
+    lock of a build.
+    """
+    for process in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            if any(link.samefile(path) for link in process.iterdir() if link.exists()):
+                return True
+    return False

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from dwellmoe.data.remote import hub_answers
 from dwellmoe.errors import UserError
-from dwellmoe.offload.io.shards import check_checkpoint, check_folder
+from dwellmoe.offload.io.shards import (
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    check_checkpoint,
+    check_folder,
+    find_shards,
+)
 
 CONFIG = "config.json"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "spiece*", "tekken.json")
@@ -23,7 +29,8 @@ def check_model_folder(model_name: str, with_tokenizer: bool = True) -> None:
     read_config(folder)
     if with_tokenizer and not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
         raise UserError(f"no tokenizer in '{model_name}': its files are missing")
-    check_checkpoint(model_name)
+    is_pickled = any((folder / name).exists() for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+    (check_checkpoint if is_pickled else find_shards)(model_name)
 
 
 def read_config(folder: Path) -> dict:

@@ -72,7 +72,8 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], anyway: bool) -> bo
 def check_same_options(checkpoint: Path, options: Mapping[str, Any]) -> None:
     """Raises UserError as `check_same_run` will, as far as these options tell: before torch is imported."""
     if before := _read(checkpoint / RUN_FILE):
-        check_same_run(checkpoint, before | counting(options), anyway=False)
+        known = {name: value for name, value in counting(options).items() if name in before}
+        check_same_run(checkpoint, before | known, anyway=False)
 
 
 def _differs(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -99,14 +99,17 @@ def _check_deepspeed(library: Mapping[str, Any]) -> None:
 
 
 def _check_names(options: TrainingOptions) -> None:
-    """UserError for a name of --target_modules that no module of the model can have."""
-    folder = Path(options.model.model_name)
-    if folder.is_dir() and options.adapter.use_lora and options.adapter.target_names != ["auto"]:
+    """UserError for a name of --target_modules or --moe_module_name that no module of the model can have."""
+    folder, block = Path(options.model.model_name), options.model.moe_module_name
+    if folder.is_dir() and (options.adapter.use_lora or block):
         names = ()
         with suppress(UserError):  # of a checkpoint in another format, in which no names are looked up
             names = find_shards(str(folder)).tensors
-        if names:
-            check_module_names(options.adapter.target_names, read_config(folder), names)
+        if not names:
+            return
+        config = read_config(folder)
+        check_module_names([block] if block else [], config, names, "--moe_module_name")
+        check_module_names(options.adapter.target_names if options.adapter.use_lora else [], config, names)
 
 
 def _check_folder(options: TrainingOptions) -> None:

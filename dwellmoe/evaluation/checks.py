@@ -43,7 +43,7 @@ def check_evaluation(parsed: EvaluationOptions) -> None:
     if asks_own and "dataset_name" not in options.given:
         check_json(settings.json)
         return
-    task = load_task(options.data.dataset_name)
+    task = load_task(options.data.dataset_name, options.data.skip_faulty)
     if not asks_own:
         check_data(task, [settings.split])
     if asks_own or settings.task_num is not None:

@@ -15,11 +15,15 @@ from dwellmoe.errors import unknown_name
 
 OWN_NAMES = ("attention", "auto", "down_proj", "gate", "gate_proj", "gate_up_proj", "up_proj")
 """Names with a meaning in every model."""
+TARGETS = "--target_modules"
+_BLOCK = re.compile(r"self\.(\w+) = \w+M(?:oE|oe|lp|LP)\w*\(")
 _MODULE = re.compile(r"self\.(\w+) = nn\.(?:Linear|Parameter)\(")
 _ANOTHER = re.compile(r"from \.\.(\w+)\.modeling_")
 
 
-def check_module_names(names: Iterable[str], config: dict[str, Any], tensors: Iterable[str]) -> None:
+def check_module_names(
+    names: Iterable[str], config: dict[str, Any], tensors: Iterable[str], option: str = TARGETS
+) -> None:
     """Raises UserError for a name that stands nowhere; `tensors`: the names of the checkpoint's tensors.
 
     Checks nothing for a model whose source is not transformers'.
@@ -29,8 +33,8 @@ def check_module_names(names: Iterable[str], config: dict[str, Any], tensors: It
         return
     known = {part for tensor in tensors for part in tensor.split(".")} | {*re.findall(r"\w+", source)}
     for name in sorted(wanted - known):
-        choices = {*OWN_NAMES, *_MODULE.findall(source)}
-        raise unknown_name("module of --target_modules", name, choices)
+        choices = {*OWN_NAMES, *_MODULE.findall(source)} if option == TARGETS else {*_BLOCK.findall(source)}
+        raise unknown_name(f"module of {option}", name, choices)
 
 
 def _source(config: dict[str, Any]) -> str | None:
@@ -43,7 +47,8 @@ def _source(config: dict[str, Any]) -> str | None:
     open_types = [kind.replace("-", "_") for kind in _types(config)]
     while open_types:
         kind = open_types.pop()
-        files = sorted((models / kind).glob("modeling_*.py"))
+        folder = models / kind if (models / kind).is_dir() else models / kind.removesuffix("_text")
+        files = sorted(folder.glob("modeling_*.py"))
         if not files:
             return None
         texts[kind] = "".join(path.read_text(encoding="utf-8") for path in files)

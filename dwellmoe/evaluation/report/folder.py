@@ -69,6 +69,8 @@ def check_json(path: str | None) -> None:
         return
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--json {path}: '{Path(path).parent}' is not a folder") from None
     except OSError as error:
         raise UserError(f"--json {path}: {error.strerror}") from None
     check_writable(path)
