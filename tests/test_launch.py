@@ -35,16 +35,20 @@ def test_only_the_deepspeed_launcher_gets_the_default_file():
     assert with_default_deepspeed(named) == named
 
 
-def test_a_lock_of_a_killed_build_is_removed_and_a_fresh_one_kept(tmp_path, monkeypatch):
+def test_a_lock_of_a_killed_build_is_removed_and_one_in_use_is_kept(tmp_path, monkeypatch, capsys):
+    """Torch keeps the lock open while it builds; of another machine's build only fresh files show."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    old, fresh = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
-    for lock in (old, fresh):
+    left, held, fresh = (tmp_path / name / "lock" for name in "abc")
+    then = time.time() - STALE_SECONDS - 1
+    for lock in (left, held, fresh):
         lock.parent.mkdir()
         lock.touch()
-    then = time.time() - STALE_SECONDS - 1
-    os.utime(old, (then, then))
-    with_default_deepspeed(["--local_rank=0"])
-    assert not old.exists() and fresh.exists()
+        if lock != fresh:
+            os.utime(lock, (then, then))
+    with held.open():
+        with_default_deepspeed(["--local_rank=0"])
+    assert not left.exists() and held.exists() and fresh.exists()
+    assert "waiting for another process that builds" in capsys.readouterr().err
 
 
 LAUNCHERS = {
