@@ -30,6 +30,8 @@ NEEDED = {
     "liger_kernel_config": "use_liger_kernel",
 }
 """Option of transformers -> the option without which it has no effect."""
+KEYLESS_MODES = ("offline", "disabled", "dryrun")
+"""Of WANDB_MODE: nothing is sent."""
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent / "configs" / "zero2.json"
 
 
@@ -191,6 +193,19 @@ def _check_reporters(train: TrainSettings) -> None:
             reporter()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--report_to: {first_line(error)}") from None
+    if "wandb" in (train.report_to or ()) and os.environ.get("WANDB_MODE") not in KEYLESS_MODES:
+        _check_wandb_key()
+
+
+def _check_wandb_key() -> None:
+    """UserError where Weights & Biases would fail, or wait for a key, after the model has been loaded."""
+    import wandb  # pyright: ignore  # optional, and slow to import
+
+    if not wandb.login(prompt=False):
+        raise UserError(
+            "--report_to wandb: no key of Weights & Biases was found: set WANDB_API_KEY, run `wandb login`, "
+            "or log to files alone with WANDB_MODE=offline"
+        )
 
 
 def with_default_deepspeed(arguments: list[str]) -> list[str]:
