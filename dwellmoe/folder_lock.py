@@ -29,6 +29,8 @@ def only_writer(folder: Path, advice: str = "choose another folder") -> Iterator
     lock = FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            raise UserError(f"'{path}' is no regular file: remove it")
         lock.acquire(blocking=False)
     except Timeout:
         owner = _owner(path) or "another process"
@@ -46,11 +48,13 @@ def only_writer(folder: Path, advice: str = "choose another folder") -> Iterator
 
 
 def _owner(path: Path) -> str:
-    """The process that took the lock last; empty if it ended well."""
+    """The process that took the lock last; empty if it ended well. The file may hold anything."""
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
         return ""
+    is_record = text.startswith("process ") and len(text.splitlines()) == 1
+    return text if is_record or not text else "an unknown process"
 
 
 def _this_process() -> str:

@@ -57,3 +57,19 @@ def test_a_file_in_place_of_the_folder_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="file"), only_writer(tmp_path / "file"):
         raise AssertionError("a file is no folder")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00" * 500, b"a\nb\n" * 500, b"process 1\nb"])
+def test_a_lock_file_of_any_content_is_taken_over(tmp_path, capsys, content):
+    (tmp_path / LOCK_NAME).write_bytes(content)
+    with only_writer(tmp_path):
+        pass
+    said = capsys.readouterr().err
+    assert ("unknown process" in said) == bool(content) and len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_place_of_the_lock_is_a_users_mistake(tmp_path, make):
+    make(tmp_path / LOCK_NAME)
+    with pytest.raises(UserError, match="is no regular file"), only_writer(tmp_path):
+        raise AssertionError("no lock")
