@@ -25,6 +25,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
+import dwellmoe.families.adapter_names  # noqa: F401 - adapters load by their own names
 from dwellmoe.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, BASE, check_adapter_folder
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts import use_expert_lora

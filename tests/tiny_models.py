@@ -20,6 +20,7 @@ _SIZES: dict[str, Any] = {
     "expert_ffn_hidden_size": 16,
     "shared_expert_intermediate_size": 24,
     "shared_intermediate_size": 24,
+    "moe_hidden_size": 32,
     "intermediate_size_mlp": 24,
     "num_hidden_layers": 3,
     "num_layers": 3,
@@ -75,7 +76,20 @@ _VISION_SIZES: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
     "num_position_embeddings": 16,
+    "output_channels": 16,
+    "mlp_dim": 16,
+    "downsample_hidden_size": 16,
+    "downsample_channels": [16, 16],
+    "global_attn_indexes": [0],
+    "adapter_input_size": 16,
+    "adapter_out_dim": 32,
+    "output_dim": 32,
+    "text_hidden_size": 32,
+    "patch_sizes": [4],
+    "hidden_sizes": [16],
+    "depths": [1],
 }
+"""Also of parts for audio."""
 _MLA = {"num_key_value_heads": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 _DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
@@ -108,6 +122,7 @@ _EXTRAS: dict[str, dict[str, Any]] = {
         "hc_mult": 2,
         "index_head_dim": 16,
     },
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "gemma4_text": {
         "enable_moe_block": True,
         "hidden_size_per_layer_input": 0,
@@ -123,6 +138,7 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     },
     "glm4_moe_lite": _MLA,
     "glm4v_moe_text": {"rope_parameters": _MROPE},
+    "glm5_next_text": _MLA | _DENSE_FIRST | {"qk_rope_head_dim": 0},
     "glm_moe_dsa": _MLA,
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention", "mamba"],
@@ -170,6 +186,8 @@ _EXTRAS: dict[str, dict[str, Any]] = {
         "make_ngram_vocab_size_divisible_by": 8,
         "split_ngram_parts": 2,
     },
+    "mistral_large4_text": _MLA,
+    "step3p5": {"mlp_layer_types": ["dense", "sparse", "sparse"], "share_expert_dim": 16},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 FAMILIES_BY_NAME = (
@@ -233,14 +251,30 @@ MULTIMODAL = {"llama4": "llama4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4
 """`model_type` of a checkpoint for images and text, and of its text part."""
 WHOLE_MULTIMODAL = {
     "aria": "aria_text",
+    "deepseek_ocr2": "deepseek_ocr2_text",
+    "dots3_note": "dots3_note_text",
     "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
     "gemma4": "gemma4_text",
     "glm4v_moe": "glm4v_moe_text",
+    "glm5_next": "glm5_next_text",
+    "inkling2": "inkling2_text",
     "minimax_m3_vl": "minimax_m3_vl_text",
     "mistral3": "mistral4",
+    "mistral_large4": "mistral_large4_text",
+    "muse_spark": "muse_spark_text",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_text",
     "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "step3p7": "step3p5",
+    "unlimited_ocr": "unlimited_ocr_text",
 }
 """The same for those whose text part transformers has no class for."""
+_VISION_TYPES = {"aria": "idefics3_vision", "mistral3": "pixtral", "mistral_large4": "pixtral"}
+"""Where a family takes its part for images from another."""
+_WHOLE: dict[str, dict[str, Any]] = {
+    "muse_spark": {"projector_hidden_size": 16, "out_hidden_size": 64},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "pad_token_id": 0},
+}
+"""What a family asks for beyond its parts."""
 FAMILIES = FAMILIES_BY_NAME + OTHER_FAMILIES
 
 
@@ -263,18 +297,24 @@ def tiny_model(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
 def tiny_multimodal(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model for images and text, as such checkpoints are published; its text part is a MoE."""
     config_class: Any = CONFIG_MAPPING[family]
-    vision_type = {"aria": "idefics3_vision", "mistral3": "pixtral"}.get(family)
-    vision_class: Any = (
-        CONFIG_MAPPING[vision_type] if vision_type else config_class.sub_configs["vision_config"]
-    )
-    vision = {field.name for field in dataclasses.fields(vision_class)}
-    config = config_class(
-        text_config=tiny_config((MULTIMODAL | WHOLE_MULTIMODAL)[family]).to_dict(),
-        vision_config={name: size for name, size in _VISION_SIZES.items() if name in vision}
-        | ({"model_type": vision_type} if vision_type else {}),
-    )
+    parts: dict[str, Any] = {"text_config": tiny_config((MULTIMODAL | WHOLE_MULTIMODAL)[family]).to_dict()}
+    if vision_type := _VISION_TYPES.get(family):
+        parts["vision_config"] = _small_part(CONFIG_MAPPING[vision_type]) | {"model_type": vision_type}
+    for name, kind in config_class.sub_configs.items():
+        if name not in parts:
+            parts[name] = _small_part(kind)
     torch.manual_seed(seed)
+    config = config_class(**parts, **_WHOLE.get(family, {}))
     return _with_clear_preferences(AutoModelForImageTextToText.from_config(config))
+
+
+def _small_part(config_class: Any) -> dict[str, Any]:
+    """Small sizes of a part for images or audio, which may have parts of its own."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    known |= set(getattr(config_class, "attribute_map", {}))
+    sizes = {name: size for name, size in _VISION_SIZES.items() if name in known}
+    nested = {name: _small_part(kind) for name, kind in config_class.sub_configs.items()}
+    return sizes | nested
 
 
 def _with_clear_preferences(model: PreTrainedModel) -> PreTrainedModel:

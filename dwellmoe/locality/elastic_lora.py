@@ -11,6 +11,7 @@ import numpy as np
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+import dwellmoe.families.adapter_names  # noqa: F401 - adapters load by their own names
 from dwellmoe.errors import UserError
 from dwellmoe.experts.stand_ins import layers_held_elsewhere, weightless_experts
 from dwellmoe.families import LayerTargets, MoeLayer, lora_targets, target_names

@@ -219,7 +219,8 @@ def _source(
     if kinds not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         steps = ", ".join(kind.__name__ for kind, _ in kinds)
         raise UserError(
-            f"experts of '{name}' are made by {steps} while loading: they cannot be read in place"
+            f"the checkpoint stores '{name}' in another form than the model computes with ({steps} in "
+            "transformers), so that its experts cannot be read one by one: run it without --expert_budget"
         )
     tensors, factors = (
         tuple(tuple(kind.get(each, ())) for each in converter.source_patterns) for kind in (lists, scales)

@@ -51,7 +51,7 @@ def test_a_multimodal_checkpoint_is_trained_and_saved_as_a_model_of_text(family,
     assert not torch.allclose(tuned, logits(published), atol=1e-4)
     model.save_pretrained(tmp_path / "adapter")
     loaded = load_adapters(load_model(settings), {"tuned": str(tmp_path / "adapter")})
-    assert torch.equal(logits(loaded), tuned)
+    torch.testing.assert_close(logits(loaded), tuned, atol=1e-5, rtol=0)
     save_merged(model, word_tokenizer(), tmp_path / "merged", settings)
     merged: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert type(merged) is type(published), "the whole model, with its part for images"

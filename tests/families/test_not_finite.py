@@ -1,5 +1,7 @@
 """A model whose results are NaN is refused by the name of the weight, or of the layer."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,3 +53,15 @@ def test_experts_on_disk_are_named_by_their_layer(tmp_path):
     assert engine is not None
     with engine, torch.inference_mode(), pytest.raises(UserError, match=r"NaN from model\.layers\.2\.mlp"):
         refuse_nan(cached, cached(**INPUTS).logits, INPUTS)
+
+
+@pytest.mark.parametrize(("shape", "value"), [((4, 2), "inf"), ((8,), "nan"), ((8,), None)])
+def test_the_shard_of_a_rank_is_looked_through(shape, value):
+    """Under ZeRO-3 a parameter is empty, and its share lies beside it, flat."""
+    weight: Any = torch.nn.Parameter(torch.empty(0))
+    weight.ds_shape, weight.ds_tensor = torch.Size(shape), torch.ones(4)
+    if value is None:
+        return check_finite([("part", weight)], "model")
+    weight.ds_tensor[1] = float(value)
+    with pytest.raises(UserError, match="its weight part holds"):
+        check_finite([("part", weight)], "model")
