@@ -15,10 +15,11 @@ from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.launch import drop_stale_build_locks
 from dwellmoe.loading import check_expert_format
-from dwellmoe.locality.command_line import parse_training
+from dwellmoe.locality.command_line import TrainingOptions, parse_training
 from dwellmoe.locality.settings import ROUTER, AdapterSettings, LocalitySettings
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.options import split_list
+from dwellmoe.publishing import HubRepository
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings.trainer import TrainerSettings
@@ -60,6 +61,8 @@ class Run:
     adapter: AdapterSettings
     locality: LocalitySettings
     train: TrainSettings
+    hub: HubRepository | None = None
+    """Where the finished folder is uploaded to, with --push_to_hub."""
 
     @property
     def folder(self) -> Path:
@@ -76,7 +79,7 @@ def parse_run(arguments: list[str]) -> Run:
     options = parse_training(take_plugins(with_default_deepspeed(arguments)))
     check_options(options)
     train = TrainSettings(**vars(options.trainer), **options.library)
-    run = Run(options.model, options.data, options.adapter, options.locality, train)
+    run = Run(options.model, options.data, options.adapter, options.locality, train, _hub(options, train))
     if not run.train.learning_rate:
         run.report("warning: --learning_rate 0: nothing is trained, the weights stay as they are")
     if idle := sorted(options.given & _without_effect(run)):
@@ -100,6 +103,15 @@ def parse_run(arguments: list[str]) -> Run:
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
     set_seed(run.train.seed)
     return run
+
+
+def _hub(options: TrainingOptions, train: TrainSettings) -> HubRepository | None:
+    """Where --push_to_hub uploads to. The Trainer is not to push: the folder is whole only after it."""
+    if not train.push_to_hub:
+        return None
+    train.push_to_hub = False
+    name = train.hub_model_id or Path(options.adapter.lora_save_path).resolve().name
+    return HubRepository(name, train.hub_token, train.hub_private_repo)
 
 
 def _check_folder(run: Run) -> None:
@@ -140,7 +152,9 @@ def _prepare_target(run: Run) -> None:
 
 def _without_effect(run: Run) -> set[str]:
     """Names of options that have no effect beside the others."""
-    idle = {"remove_unused_columns"}
+    idle = {"remove_unused_columns", "hub_strategy", "hub_always_push", "hub_revision"}
+    if run.hub is None:
+        idle |= {"hub_model_id", "hub_token", "hub_private_repo"}
     idle |= {option for option, needed in NEEDED.items() if not getattr(run.train, needed)}
     if "galore" not in run.train.optim and "apollo" not in run.train.optim:
         idle |= {"optim_target_modules"}

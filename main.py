@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def main() -> None:
     if "tensorboard" in (run.train.report_to or ()):
         make_run_folder(Path(os.environ["TENSORBOARD_LOGGING_DIR"]), "TensorBoard's folder")
     first = run.train.process_index == 0
+    if run.hub and first and not run.adapter.profile_only:
+        run = replace(run, hub=run.hub.make())
     with only_writer(run.folder, OTHER_FOLDER) if first else nullcontext():
         train(run)
 
@@ -338,6 +340,8 @@ def save(run: Run, trainer: LocalityTrainer, tokenizer, selected: list[MoeLayer]
         with checkpoints_kept(run.folder):
             save_merged(trained_model(run, trainer), tokenizer, run.folder / "merged", run.model)
             wording.save(run.folder / "merged")
+    if run.hub and run.train.process_index == 0 and (address := run.hub.upload(run.folder)):
+        run.report(f"uploaded: {address}")
     run.report(
         f"saved to {run.folder}; see the curves with: tensorboard --logdir=./logs{run.model.model_key}"
     )

@@ -16,7 +16,17 @@ LAYERS = {
         0,
     ),
     **dict.fromkeys(
-        ("cache", "families", "data", "settings", "settings_parser", "launch", "folder_lock", "run_identity"),
+        (
+            "cache",
+            "families",
+            "data",
+            "settings",
+            "settings_parser",
+            "launch",
+            "folder_lock",
+            "run_identity",
+            "publishing",
+        ),
         1,
     ),
     "routing": 2,
