@@ -6,6 +6,7 @@ input and output width of a product.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,52 +66,63 @@ def per_expert_forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weigh
 def _forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
     multiple = multiple_of(hidden_TD, indices_TK.numel(), module.num_experts)
     rows = sort_by_expert(indices_TK, weights_TK, module.num_experts, multiple)
-    x_SD, source = spread(hidden_TD, rows), Source(hidden_TD, rows.token_S)
+    inputs, hidden = partial(_input_rows, module, rows), partial(_hidden_rows, module, rows)
+    x_SD = spread(hidden_TD, rows)
     if _weighs_inputs(module):
-        x_SD, source = _weighted(x_SD, rows), None
-    up_SO = _project(module, "gate_up_proj" if module.has_gate else "up_proj", x_SD, rows, source)
+        x_SD = _weighted(x_SD, rows.weight_S)
+    up_SO = _project(module, "gate_up_proj" if module.has_gate else "up_proj", x_SD, rows, inputs, hidden_TD)
     if module.has_bias:
         up_SO += getattr(module, "gate_up_proj_bias" if module.has_gate else "up_proj_bias")[rows.expert_S()]
     del x_SD
-    weighs_here = not (_weighs_inputs(module) or module.has_post_expert_norm)
-    h_SI = _recomputed(lambda up_SO: _activate(module, up_SO, rows if weighs_here else None), up_SO)
-    out_SD = _project(module, "down_proj", h_SI, rows)
+    h_SI = _recomputed(partial(hidden, part=slice(None)), up_SO)
+    out_SD = _project(module, "down_proj", h_SI, rows, hidden, up_SO)
     if module.has_post_expert_norm:
         out_SD = _normed(module, out_SD, rows)
     out_TD = gather(out_SD, rows)
-    if module.has_bias and weighs_here:
+    if module.has_bias and _weighs_hidden(module):
         out_TD = out_TD + _weighted_bias(module, indices_TK, weights_TK)
     return out_TD.to(hidden_TD.dtype)
 
 
-def _project(module: Any, name: str, x_SI: Tensor, rows: Rows, source: Source | None = None) -> Tensor:
-    """The product of rows and weights, with LoRA, without bias."""
+def _input_rows(module: Any, rows: Rows, hidden_TD: Tensor, part: slice) -> Tensor:
+    """Some rows of the input of the first product."""
+    x_SD = hidden_TD[rows.token_S[part]]
+    return _weighted(x_SD, rows.weight_S[part]) if _weighs_inputs(module) else x_SD
+
+
+def _hidden_rows(module: Any, rows: Rows, up_SO: Tensor, part: slice) -> Tensor:
+    """Some rows of the input of `down_proj`."""
+    h_SI = module._apply_gate(up_SO[part]) if module.has_gate else module.act_fn(up_SO[part])
+    return _weighted(h_SI, rows.weight_S[part]) if _weighs_hidden(module) else h_SI
+
+
+def _project(
+    module: Any,
+    name: str,
+    x_SI: Tensor,
+    rows: Rows,
+    rows_of: Callable[[Tensor, slice], Tensor],
+    kept: Tensor,
+) -> Tensor:
+    """The product of rows and weights, with LoRA, without bias; `x_SI` is `rows_of(kept, all rows)`."""
     out_SO = product(module, name, x_SI, rows.ends)
     for factors in getattr(module, CARRIED, {}).get(name, ()):
-        out_SO = add_low_rank(out_SO, x_SI, factors, rows.ends, source)
+        out_SO = add_low_rank(out_SO, x_SI, factors, rows.ends, Source(kept, rows_of))
     return out_SO
-
-
-def _activate(module: Any, up_SO: Tensor, rows: Rows | None) -> Tensor:
-    """The input of `down_proj`; with `rows` times the routing weights, which may as well come before it: so
-    the product need not be kept for their gradient.
-    """
-    hidden_SI = module._apply_gate(up_SO) if module.has_gate else module.act_fn(up_SO)
-    return hidden_SI if rows is None else _weighted(hidden_SI, rows)
 
 
 def _normed(module: Any, out_SD: Tensor, rows: Rows) -> Tensor:
     """Rows with their bias, through the norm and times the routing weights."""
     if module.has_bias:
         out_SD += module.down_proj_bias[rows.expert_S()]
-    return _weighted(module.post_expert_norm(out_SD), rows)
+    return _weighted(module.post_expert_norm(out_SD), rows.weight_S)
 
 
 def _weighted_bias(module: Any, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The sum of a token's biases of `down_proj` times their routing weights, [T, D]."""
     experts = module.num_experts
     weights_TE = weights_TK.new_zeros(len(weights_TK), experts + 1)
-    weights_TE = weights_TE.scatter(1, indices_TK.clamp(max=experts), weights_TK)[:, :experts]
+    weights_TE = weights_TE.scatter_add(1, indices_TK.clamp(max=experts), weights_TK)[:, :experts]
     return weights_TE @ module.down_proj_bias.to(weights_TE.dtype)
 
 
@@ -119,8 +131,15 @@ def _weighs_inputs(module: Any) -> bool:
     return getattr(module, "weighs_inputs", False)
 
 
-def _weighted(x_SD: Tensor, rows: Rows) -> Tensor:
-    return (x_SD * rows.weight_S[:, None]).to(x_SD.dtype)
+def _weighs_hidden(module: Any) -> bool:
+    """Whether the routing weights may come before `down_proj`: so its product need not be kept for their
+    gradient.
+    """
+    return not (_weighs_inputs(module) or module.has_post_expert_norm)
+
+
+def _weighted(x_SD: Tensor, weight_S: Tensor) -> Tensor:
+    return (x_SD * weight_S[:, None]).to(x_SD.dtype)
 
 
 def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

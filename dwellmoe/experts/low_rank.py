@@ -3,7 +3,7 @@
 Letters: E experts, S rows sorted by expert, R rank, I and O the input and output width of a product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,31 +23,30 @@ class Factors(NamedTuple):
 
 
 def add_low_rank(
-    product_SO: Tensor, x_SI: Tensor, factors: Factors, ends: Sequence[int], source: "Source | None" = None
+    product_SO: Tensor, x_SI: Tensor, factors: Factors, ends: Sequence[int], source: "Source"
 ) -> Tensor:
     """`product_SO` with the adapter's part added in place; differentiable in product, rows and factors.
 
     ends    the rows of expert e are ends[e - 1] (0 for the first) up to ends[e]
-    source  where the backward pass finds the rows again, instead of keeping `x_SI`
+    source  where the backward pass finds the rows again: `x_SI` itself is not kept
     """
     if len(x_SI) <= FEW_ROWS and not torch.is_grad_enabled():
         return _add_to_few(product_SO, x_SI, factors, ends)
-    index_S = None if source is None else source.index_S
-    kept = x_SI if source is None else source.x_TI
-    return _LowRank.apply(product_SO, x_SI, kept, index_S, *factors, list(ends))  # type: ignore[return-value]
+    return _LowRank.apply(product_SO, x_SI, *source, *factors, list(ends))  # type: ignore[return-value]
 
 
 class Source(NamedTuple):
-    """Row s is x_TI[index_S[s]]."""
+    """A tensor that is kept anyway, and how some rows are computed from it."""
 
-    x_TI: Tensor
-    index_S: Tensor
+    kept: Tensor
+    rows: Callable[[Tensor, slice], Tensor]
 
 
 def _add_to_few(product_SO: Tensor, x_SI: Tensor, factors: Factors, ends: Sequence[int]) -> Tensor:
     experts = [expert for expert, (begin, end) in enumerate(_groups(ends)) for _ in range(begin, end)]
     expert_S = torch.tensor(experts, device=x_SI.device)
-    a_SRI, b_SRO = factors.a_ERI[expert_S], factors.b_ERO[expert_S]
+    a_SRI = factors.a_ERI.index_select(0, expert_S)
+    b_SRO = factors.b_ERO[expert_S]  # it is strided, which index_select would take far longer for
     z_S1R = torch.bmm(x_SI.to(a_SRI.dtype)[:, None], a_SRI.mT)
     return product_SO.add_(torch.bmm(z_S1R, b_SRO)[:, 0], alpha=factors.scaling)
 
@@ -57,7 +56,7 @@ def _groups(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class _LowRank(Function):
-    """Computes in the type of the product, as PEFT does. `x_SI` is not kept, `kept` is."""
+    """Computes in the type of the product, as PEFT does."""
 
     @staticmethod
     def forward(
@@ -65,7 +64,7 @@ class _LowRank(Function):
         product_SO: Tensor,
         x_SI: Tensor,
         kept: Tensor,
-        index_S: Tensor | None,
+        rows_of: Callable[[Tensor, slice], Tensor],
         a_ERI: Tensor,
         b_ERO: Tensor,
         scaling: float,
@@ -80,27 +79,26 @@ class _LowRank(Function):
                 torch.mm(x_SI[begin:end].to(dtype), a[expert].T, out=z)
                 product_SO[begin:end].addmm_(z, b[expert], alpha=scaling)
         ctx.mark_dirty(product_SO)
-        ctx.save_for_backward(kept, index_S, a, b, z_SR)
-        ctx.scaling, ctx.ends, ctx.factor_types = scaling, ends, (a_ERI.dtype, b_ERO.dtype)
-        ctx.x_type = x_SI.dtype
+        ctx.save_for_backward(kept, a, b, z_SR)
+        ctx.rows_of, ctx.scaling, ctx.ends = rows_of, scaling, ends
+        ctx.types = x_SI.dtype, a_ERI.dtype, b_ERO.dtype
         return product_SO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        kept, index_S, a, b, z_SR = ctx.saved_tensors
+        kept, a, b, z_SR = ctx.saved_tensors
         (g_SO,) = grads
-        a_type, b_type = ctx.factor_types
+        x_type, a_type, b_type = ctx.types
         needs_x = ctx.needs_input_grad[1]
-        gx_SI = g_SO.new_zeros(len(g_SO), a.shape[2], dtype=ctx.x_type) if needs_x else None
+        gx_SI = g_SO.new_empty(len(g_SO), a.shape[2], dtype=x_type) if needs_x else None
         ga_ERI = torch.zeros_like(a, dtype=a_type)
         gb_ERO = torch.zeros_like(b, dtype=b_type)
         for expert, (begin, end) in enumerate(_groups(ctx.ends)):
             if end > begin:
                 g, rows = g_SO[begin:end], slice(begin, end)
-                x = kept[rows] if index_S is None else kept[index_S[rows]]
                 gz = g @ b[expert].T * ctx.scaling
                 gb_ERO[expert] = (z_SR[rows].T @ g) * ctx.scaling
-                ga_ERI[expert] = gz.T @ x.to(gz.dtype)
+                ga_ERI[expert] = gz.T @ ctx.rows_of(kept, rows).to(gz.dtype)
                 if gx_SI is not None:
                     gx_SI[rows] = gz @ a[expert]
         return g_SO, gx_SI, None, None, ga_ERI, gb_ERO, None, None
