@@ -31,6 +31,7 @@ from dwellmoe.loading import load_model, load_tokenizer, quiet
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.settings.model import ModelSettings
 
+TINY = ROOT / "models" / "tiny-olmoe"
 PLAIN, FORMATS = "bf16", ("int8", "nf4", "int4")
 RANK, LOSS_STEPS, LAST = 8, 20, 5
 ROWS, TOKENS = 4, 512
@@ -73,7 +74,9 @@ def _loaded(folder: str, name: str) -> dict[str, int]:
 
 
 def _print_loaded(folder: str, name: str) -> None:
+    _model(TINY, name)  # libraries and compiled code do not count
     before = _status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the largest resident set is counted from here
     model = _model(folder, name)
     after, peak = _status_bytes("VmRSS"), _status_bytes("VmHWM")
     others = sum(weight.nbytes for weight in model.parameters())
@@ -117,12 +120,11 @@ def training_step(folder: str, name: str) -> Callable[[], object]:
 
 def _losses(name: str) -> list[float]:
     """The loss of each of the steps on the text of docs/."""
-    folder = ROOT / "models" / "tiny-olmoe"
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
-    tokens = load_tokenizer(ModelSettings(str(folder)))(text)["input_ids"]
+    tokens = load_tokenizer(ModelSettings(str(TINY)))(text)["input_ids"]
     size = LOSS_ROWS * LOSS_TOKENS
     batches = torch.tensor(tokens[: LOSS_STEPS * size]).view(-1, LOSS_ROWS, LOSS_TOKENS)
-    tuned, optimizer = _tuned(_model(folder, name))
+    tuned, optimizer = _tuned(_model(TINY, name))
     return [_step(tuned, optimizer, ids) for ids in batches]
 
 

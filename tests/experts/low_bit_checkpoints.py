@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 32}
 def mxfp4_checkpoint() -> Path:
     """GPT-OSS: blocks and scales for all experts of a layer, biases and the rest in bfloat16."""
     folder = Path(mkdtemp(prefix="dwellmoe-mxfp4-"))
-    model = tiny_model("gpt_oss", **WIDE)
+    model: Any = tiny_model("gpt_oss", **WIDE)
     model.to(torch.bfloat16).save_pretrained(folder)
     draw = torch.Generator().manual_seed(0)
 
@@ -43,7 +44,8 @@ def mxfp4_checkpoint() -> Path:
 def fp8_checkpoint(family: str, scale_type: torch.dtype = torch.float32) -> Path:
     """Every matrix of attention, experts and dense layers in E4M3 with a scale for each block."""
     folder = Path(mkdtemp(prefix=f"dwellmoe-fp8-{family}-"))
-    tiny_model(family, hidden_size=32).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = tiny_model(family, hidden_size=32)
+    model.to(torch.bfloat16).save_pretrained(folder)
 
     def as_published(name: str, weight: Tensor) -> dict[str, Tensor]:
         if not name.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):

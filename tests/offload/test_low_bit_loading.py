@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.settings.model import ModelSettings
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.workbench import checkpoint, prompt
+from tests.tiny_models import FAMILIES as ALL_FAMILIES
 from tests.tiny_models import tiny_model
 
 FAMILIES = ["olmoe", "qwen3_moe", "gpt_oss", "deepseek_v3", "mixtral", "llama4_text", "longcat_flash"]
+OTHER_FAMILIES = sorted({*ALL_FAMILIES} - {*FAMILIES})
 FORMATS = ["nf4", "int8", "int4:group=32"]
 
 
@@ -46,7 +49,9 @@ def _loss(model, ids):
     return model(ids, labels=ids).loss
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)]
+)
 def test_as_stored_gives_what_the_plain_model_gives(family):
     folder, ids = checkpoint(family), prompt(rows=2)
     with torch.no_grad():
@@ -151,14 +156,14 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def test_answers_are_generated():
-    model = load_model(_settings(checkpoint("olmoe"), "int8"))
-    plain = _dequantised_twin(checkpoint("olmoe"), model)
+    model: Any = load_model(_settings(checkpoint("olmoe"), "int8"))
+    plain: Any = _dequantised_twin(checkpoint("olmoe"), model)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     assert torch.equal(model.generate(prompt(), **options), plain.generate(prompt(), **options))
 
 
 def test_the_stand_ins_are_no_parameters():
-    model = load_model(_settings(checkpoint("gpt_oss"), "nf4"))
+    model: Any = load_model(_settings(checkpoint("gpt_oss"), "nf4"))
     experts = unwrap(model.get_submodule(find_moe_layers(model)[0].experts))
     assert {name for name, _ in experts.named_parameters()} == {"gate_up_proj_bias", "down_proj_bias"}
     assert not any(weight.is_meta for weight in model.parameters())
@@ -178,17 +183,17 @@ def test_other_quantisations_are_refused_with_those_that_train(method, tmp_path)
 
 @pytest.mark.parametrize(
     ("folder", "lost"),
-    [(mxfp4_checkpoint, "_scales"), (lambda: fp8_checkpoint("mixtral"), "_scale_inv")],
-    ids=["mxfp4", "fp8"],
+    [
+        (mxfp4_checkpoint, "experts.down_proj_scales"),
+        (lambda: fp8_checkpoint("mixtral"), "experts.1.w1.weight_scale_inv"),
+        (lambda: fp8_checkpoint("mixtral"), "self_attn.q_proj.weight_scale_inv"),
+    ],
+    ids=["mxfp4", "fp8", "fp8-attention"],
 )
-@pytest.mark.parametrize("within", ["experts", "self_attn"])
-def test_low_bits_without_their_scales_are_refused(folder, lost, within, tmp_path):
+def test_low_bits_without_their_scales_are_refused(folder, lost, tmp_path):
     folder = shutil.copytree(folder(), tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")
-    name = next((name for name in tensors if name.endswith(lost) and within in name), None)
-    if name is None:
-        pytest.skip("attention of MXFP4 checkpoints is in 16 bits")
-    del tensors[name]
+    del tensors[next(name for name in tensors if name.endswith(lost))]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=f"without (their|its) scales.*{lost}"):
         load_model(_settings(folder, "as_stored"))
