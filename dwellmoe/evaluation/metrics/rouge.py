@@ -1,7 +1,8 @@
 """ROUGE-1, -2 and -L of an answer against its reference, as F1 (Lin, 2004), with stemming.
 
 English words are those of rouge_score: runs of letters and digits, stemmed. Letters of every script count;
-in a script without blanks between words (Chinese, Japanese, Thai, ...) each character is a word.
+in a script without blanks between words (Chinese, Japanese, Thai, ...) each character is a word. In a text
+without any letter or digit each visible character is one, so that equal emoji or symbols count as equal.
 """
 
 import unicodedata
@@ -19,6 +20,7 @@ VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{Nd}}])+")
+_VISIBLE_CHARACTER = regex.compile(r"(?![\s\p{Cc}])\X")
 _SHORTEST_STEMMED = 4
 
 
@@ -30,7 +32,8 @@ class Words:
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text, in small letters; English ones as rouge_score stems them."""
-        return [self._stem(word) for word in _WORD.findall(unicodedata.normalize("NFC", text).lower())]
+        text = unicodedata.normalize("NFC", text).lower()
+        return [self._stem(word) for word in _WORD.findall(text)] or _VISIBLE_CHARACTER.findall(text)
 
     def _stem(self, word: str) -> str:
         return self._stemmer.stem(word) if word.isascii() and len(word) >= _SHORTEST_STEMMED else word
