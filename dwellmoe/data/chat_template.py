@@ -62,9 +62,8 @@ def marked(messages: Messages, tokenizer: Any) -> tuple[str, list[Span]]:
 
 def _own_beginning(text: str, tokenizer: Any) -> int:
     """How many characters of a text are a BOS that the tokenizer puts before every text anyway."""
-    if not beginning(tokenizer) or not text.startswith(tokenizer.bos_token):
-        return 0
-    return len(tokenizer.bos_token)
+    begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token) and beginning(tokenizer)
+    return len(tokenizer.bos_token) if begins else 0
 
 
 @contextmanager
