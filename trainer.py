@@ -104,6 +104,7 @@ class LocalityTrainer(Trainer):
         self._used_before_L: list[int] | None = None
         self.ecr_per_layer: dict[str, Any] = {}
         """`train` and `eval` -> ECR of each layer at the last log entry; for `RoutingFigures`."""
+        self.add_callback(NoInputGradients())
         self.closest_to_target = self._target_callback(control_losses)
         """Adapts the locality weight, where a target is given."""
 
@@ -436,6 +437,16 @@ class RoutingFigures(TrainerCallback):
         callbacks = self._trainer.callback_handler.callbacks
         found = (callback for callback in callbacks if isinstance(callback, TensorBoardCallback))
         return getattr(next(found, None), "tb_writer", None)
+
+
+class NoInputGradients(TrainerCallback):
+    """With checkpointed activations transformers has the embeddings ask for gradients, which only reentrant
+    checkpoints need: all layers below the lowest trained one would be computed again, and backwards.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if args.activation_checkpointing:
+            model.disable_input_require_grads()
 
 
 class AnotherRun(TrainerCallback):

@@ -39,6 +39,7 @@ from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_ex
 from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
 from dwellmoe.offload.low_bit_loading import load_in_low_bits
 from dwellmoe.offload.published_low_bits import FP8, MXFP4, does_not_train, published_form
+from dwellmoe.offload.stream_loading import load_streamed
 from dwellmoe.settings.model import ModelSettings
 
 MALFORMED = (
@@ -160,6 +161,14 @@ def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> Pr
             f"all experts in memory it computes in {there}, as it does here with --dtype {there}"
         )
     return model
+
+
+def load_streamed_model(settings: ModelSettings, expert_budget: str) -> PreTrainedModel:
+    """The same model with its routed experts read from the checkpoint's files in every step of training.
+
+    Raises UserError, also for a budget (see `load_streamed`) that cannot work.
+    """
+    return load_streamed(settings.model_name, expert_budget, _dtype(settings.dtype), _device())
 
 
 def _dtype(name: str) -> str | torch.dtype:

@@ -98,9 +98,14 @@ def ram_slots(sizes: EngineSizes, settings: EngineSettings) -> int:
     return slots
 
 
+def machine_memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_host_memory(nbytes: int, settings: EngineSettings) -> None:
     """Raises UserError for slots beyond the machine's memory; says which budget in bytes is beyond it."""
-    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine_bytes = machine_memory_bytes()
     if nbytes > machine_bytes:
         raise UserError(
             f"the slots for experts take {nbytes:,} bytes, this machine has {machine_bytes:,}: lower "

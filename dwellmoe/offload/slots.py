@@ -24,6 +24,11 @@ class Expert(NamedTuple):
     down_bias: Tensor | None = None
 
 
+def bytes_of_slot(record_bytes: int) -> int:
+    """Bytes of a slot for records of this size, which may begin anywhere in its first page."""
+    return pages(record_bytes + PAGE_BYTES)
+
+
 class SlotPool:
     """Equal slots for the records of any layer, on one device, in the type that is computed in.
 
@@ -41,7 +46,7 @@ class SlotPool:
         self.record_bytes = tuple(
             layer_parts[-1].begin + layer_parts[-1].nbytes for layer_parts in self.parts
         )
-        self.slot_bytes = pages(max(self.record_bytes) + PAGE_BYTES)
+        self.slot_bytes = bytes_of_slot(max(self.record_bytes))
         self.host = None if device.type == "cuda" else HostMemory(slots * self.slot_bytes)
         self.memory = self.host.tensor if self.host else _on_device(slots * self.slot_bytes, device)
         self._experts: dict[tuple[int, int, int], Expert] = {}
@@ -86,7 +91,7 @@ class Staging:
         self, parts: Sequence[tuple[Part, ...]], record_bytes: int, slots: int, pinned: bool
     ) -> None:
         self.parts, self.slots = list(parts), slots
-        self.slot_bytes = pages(record_bytes + PAGE_BYTES)
+        self.slot_bytes = bytes_of_slot(record_bytes)
         self.host = HostMemory(slots * self.slot_bytes, pinned)
         self.free = list(range(slots))
 

@@ -95,7 +95,7 @@ class RouterTap:
             if self.strategy is not None:
                 seen = seen._replace(**self._replacement(seen))
                 output = self._family.write(output, seen.weights_TK, runnable(seen.indices_TK))
-            if not _in_backward():
+            if not in_backward():
                 for observer in self.observers:
                     observer(seen)
             return output if self.strategy is not None else None
@@ -130,6 +130,6 @@ def _unchanged(saved: Tensor) -> Tensor:
     return saved
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether autograd is walking a graph in this thread, so that a forward call is a recomputation."""
     return torch._C._current_graph_task_id() != -1
