@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -14,8 +15,10 @@ from dwellmoe.base_model import check_base_model
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
 from dwellmoe.families import find_moe_layers
+from dwellmoe.families.text_model import quantised_by
 from dwellmoe.files import give_usual_modes, replacing_path
 from dwellmoe.loading import load_adapters, load_config, load_model, load_model_with_cache, load_tokenizer
+from dwellmoe.log import warn_once
 from dwellmoe.merged_checkpoint import complete_checkpoint
 from dwellmoe.offload.io.number_types import DTYPES
 from dwellmoe.offload.io.shards import find_shards
@@ -61,7 +64,10 @@ def save_merged(model, tokenizer, folder: Path, base: ModelSettings) -> None:
         _cast_as_stored(merged, base.model_name)
     with replacing_path(folder) as beside:
         merged.save_pretrained(beside)
-        complete_checkpoint(beside, base.model_name, is_part=is_part, keep_types=keep_types)
+        if method := quantised_by(load_config(base)):
+            warn_once(f"'{folder}': dequantised ({method}), without layers that the base has besides")
+        else:
+            complete_checkpoint(beside, base.model_name, is_part=is_part, keep_types=keep_types)
         tokenizer.save_pretrained(beside)
         give_usual_modes(beside)
 
@@ -78,14 +84,14 @@ def _is_part(model, base: ModelSettings) -> bool:
 
 def _cast_as_stored(model: nn.Module, base_name: str) -> None:
     """Gives every tensor the type that it has in the base's files; what is named otherwise there (experts, of
-    which transformers makes one tensor) gets the type of most bytes.
+    which transformers makes one tensor) gets the type of most bytes; what is stored in low bits, bfloat16.
     """
     stored = find_shards(base_name).tensors
     bytes_by_type: Counter[str] = Counter()
     for tensor in stored.values():
         bytes_by_type[tensor.dtype] += tensor.nbytes
-    usual = DTYPES.get(bytes_by_type.most_common(1)[0][0])
+    usual = DTYPES.get(bytes_by_type.most_common(1)[0][0], torch.bfloat16)
     for name, weight in chain(model.named_parameters(), model.named_buffers()):
-        dtype = DTYPES.get(stored[name].dtype) if name in stored else usual
-        if dtype and weight.is_floating_point() and (name in stored or isinstance(weight, nn.Parameter)):
+        dtype = DTYPES.get(stored[name].dtype, torch.bfloat16) if name in stored else usual
+        if weight.is_floating_point() and (name in stored or isinstance(weight, nn.Parameter)):
             weight.data = weight.data.to(dtype)

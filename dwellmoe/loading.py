@@ -95,7 +95,8 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         dtype, device = _dtype(settings.dtype), _device()
         return load_in_low_bits(settings.model_name, settings.expert_format, dtype, device)
     shards = check_checkpoint(settings.model_name)
-    if shards and not quantised_by(load_config(settings)):
+    quantised = quantised_by(load_config(settings))
+    if shards and not quantised:
         _check_number_types(settings.model_name, shards)
     auto_class = _auto_class(settings)
     try:
@@ -112,6 +113,8 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         why = BAD_PICKLE if unpickled else _said(error)
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {why}") from None
     model, loading_info = loaded
+    if quantised:
+        del model._weight_conversions  # transformers could not save what it dequantised
     if _dtype(settings.dtype) == torch.float32:
         model.float()  # transformers leaves some of the weights that it dequantised in bfloat16
     _check_loaded(settings.model_name, loading_info)

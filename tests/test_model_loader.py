@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from dwellmoe.evaluation.options import parse_options
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
+from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.settings.model import ModelSettings
 from model_loader import load_evaluated_model, save_merged
 from tests.data.stand_ins import word_tokenizer
+from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
+from tests.offload.workbench import prompt
 from tests.tiny_models import tiny_model, tiny_multimodal
 
 
@@ -234,3 +238,23 @@ def test_an_adapter_of_another_base_is_refused_before_the_model_loads(tmp_path, 
     monkeypatch.setattr("model_loader.load_model", lambda settings: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"'another'.*--allow_other_base"):
         load_evaluated_model(options)
+
+
+@pytest.mark.parametrize(
+    "folder", [mxfp4_checkpoint, lambda: fp8_checkpoint("deepseek_v3")], ids=["mxfp4", "fp8"]
+)
+def test_a_checkpoint_of_low_bits_is_merged_in_16_bits(folder, tmp_path):
+    base = ModelSettings(str(folder()))
+    model: Any = load_model(base)
+    tuned: Any = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    with torch.no_grad():
+        expected = tuned(prompt()).logits
+    save_merged(tuned, word_tokenizer(), tmp_path / "merged", base)
+    merged: Any = load_model(ModelSettings(str(tmp_path / "merged")))
+    with torch.no_grad():
+        assert (merged(prompt()).logits - expected).norm() < 0.02 * expected.norm()
+    dtypes = {tensor.dtype for tensor in find_shards(str(tmp_path / "merged")).tensors.values()}
+    assert dtypes <= {"BF16", "F32"}
