@@ -63,7 +63,7 @@ from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.log import warn_once
-from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting
+from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting, defaults_of
 from dwellmoe.training_checks import OTHER_FOLDER
 from model_loader import complete_trained, save_merged, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
@@ -169,10 +169,14 @@ def check_free_space(run: Run, model) -> None:
     check_room(run.folder, needed)
 
 
+def own_settings(run: Run) -> tuple:
+    """The settings that are this project's own."""
+    return run.model, run.data, run.adapter, run.locality
+
+
 def identity(run: Run, train_rows, validation_rows, base: BaseModel) -> dict[str, Any]:
     """What makes another run the same as this one."""
-    settings = (run.model, run.data, run.adapter, run.locality)
-    options = {name: value for each in settings for name, value in asdict(each).items()}
+    options = {name: value for each in own_settings(run) for name, value in asdict(each).items()}
     plugin = run.train.deepspeed_plugin
     return counting(options | run.train.to_dict()) | {
         "training rows": rows_name(train_rows),
@@ -192,7 +196,10 @@ def find_checkpoint(run: Run, now: dict[str, Any]) -> tuple[Path | None, bool]:
             f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting anew"
         )
     check_steps_left(checkpoint, run.train.max_steps)
-    return checkpoint, checkpoint is None or check_same_run(checkpoint, now, run.adapter.resume_anyway)
+    if checkpoint is None:
+        return None, True
+    defaults = defaults_of(*own_settings(run), run.train)
+    return checkpoint, check_same_run(checkpoint, now, run.adapter.resume_anyway, defaults)
 
 
 def load_rows(run: Run, task: Task, tokenizer):

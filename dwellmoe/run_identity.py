@@ -4,6 +4,7 @@ Everything counts but what MAY_CHANGE lists: where a run is, how long it is, and
 validates and saves. Model and data set count by their content, not by their names.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,14 +48,28 @@ def counting(options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept, default=str))
 
 
-def check_same_run(checkpoint: Path, now: Mapping[str, Any], anyway: bool) -> bool:
+def defaults_of(*settings: Any) -> dict[str, Any]:
+    """The default of each option in these dataclasses."""
+    return {
+        entry.name: entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        for each in settings
+        for entry in dataclasses.fields(each)
+    }
+
+
+def check_same_run(
+    checkpoint: Path, now: Mapping[str, Any], anyway: bool, defaults: Mapping[str, Any] | None = None
+) -> bool:
     """Whether a checkpoint is of the run that goes on. Raises UserError, with both values, where it is not
     and the user did not ask for `anyway`, and where its tensors could not be read.
+
+    An option that the checkpoint's record lacks, since it did not exist then, had its default.
     """
     before = _read(checkpoint / RUN_FILE)
     if before is None:
         warn_once(f"'{checkpoint}' has no {RUN_FILE}: not checked whether its options and data were the same")
         return True
+    before = counting(defaults or {}) | before
     names = sorted({*before, *now})
     changed = {name: (before.get(name), now.get(name)) for name in names if _differs(name, before, now)}
     if not changed:
@@ -69,11 +84,12 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], anyway: bool) -> bo
     return False
 
 
-def check_same_options(checkpoint: Path, options: Mapping[str, Any]) -> None:
+def check_same_options(checkpoint: Path, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises UserError as `check_same_run` will, as far as these options tell: before torch is imported."""
-    if before := _read(checkpoint / RUN_FILE):
+    if record := _read(checkpoint / RUN_FILE):
+        before = counting(defaults) | record
         known = {name: value for name, value in counting(options).items() if name in before}
-        check_same_run(checkpoint, before | known, anyway=False)
+        check_same_run(checkpoint, before | known, anyway=False, defaults=defaults)
 
 
 def _differs(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.model_folder import check_model_folder, read_config
 from dwellmoe.offload.io.shards import find_shards
-from dwellmoe.run_identity import WEIGHTS, check_same_options
+from dwellmoe.run_identity import WEIGHTS, check_same_options, defaults_of
 
 OTHER_FOLDER = "choose another --lora_save_path"
 NUMBERS = (
@@ -120,7 +120,8 @@ def _check_folder(options: TrainingOptions) -> None:
     )
     check_steps_left(checkpoint, trainer.max_steps)
     if checkpoint and not options.adapter.resume_anyway:
-        check_same_options(checkpoint, _known(options))
+        known = (options.model, options.data, options.adapter, options.locality, trainer)
+        check_same_options(checkpoint, _known(options), defaults_of(*known))
     make_run_folder(folder, "--lora_save_path")
     if os.environ.get("RANK", "0") == "0":  # the others would find the folder taken by this one
         with only_writer(folder, OTHER_FOLDER):

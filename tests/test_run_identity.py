@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from dwellmoe.errors import UserError
+from dwellmoe.locality.command_line import KINDS
+from dwellmoe.locality.settings import AdapterSettings
 from dwellmoe.run_identity import (
     DEEPSPEED,
     GROUPS_MAY_CHANGE,
@@ -16,9 +18,12 @@ from dwellmoe.run_identity import (
     MAY_GROW,
     RANKS,
     RUN_FILE,
+    check_same_options,
     check_same_run,
     counting,
+    defaults_of,
 )
+from dwellmoe.settings.model import ModelSettings
 
 RUN = {
     "learning_rate": 0.001, "seed": 42, "lora_rank": 8, "max_steps": -1, "num_train_epochs": 2.0,
@@ -83,11 +88,22 @@ def test_a_broken_record_is_refused(tmp_path):
 
 def test_what_may_change_are_options_that_exist():
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    ours = {"model_name", "dataset_name", "model_key", "moe_module_name", "trust_remote_code"}
-    ours |= {"lora_save_path", "save_merged", "overwrite_output", "profile_only", "profile_examples"}
-    ours |= {"resume_anyway", "allow_other_base", "experts_implementation", "data_preprocess_only"}
+    ours = {field.name for kind in KINDS for field in dataclasses.fields(kind)}
     assert names | ours >= MAY_CHANGE
     assert all(any(name.startswith(group) for name in names) for group in GROUPS_MAY_CHANGE)
-    assert {*MAY_GROW, "learning_rate", "seed", "per_device_train_batch_size"} <= {
-        *counting(dict.fromkeys(names))
-    }
+    counts = {*MAY_GROW, "learning_rate", "seed", "per_device_train_batch_size", "expert_format"}
+    assert counts <= {*counting(dict.fromkeys(names | ours))}
+
+
+def test_an_option_that_a_record_lacks_had_its_default(tmp_path):
+    folder = saved(tmp_path, RUN)
+    defaults = defaults_of(ModelSettings(), AdapterSettings())
+    now = RUN | counting(dataclasses.asdict(ModelSettings()) | dataclasses.asdict(AdapterSettings()))
+    assert {*now} > {*RUN}
+    assert check_same_run(folder, now, anyway=False, defaults=defaults)
+    check_same_options(folder, now, defaults)
+    other = now | {"expert_format": "nf4"}
+    with pytest.raises(UserError, match="--expert_format was none, is nf4"):
+        check_same_options(folder, other, defaults)
+    with pytest.raises(UserError, match="--expert_format was none, is nf4"):
+        check_same_run(folder, other, anyway=False, defaults=defaults)
