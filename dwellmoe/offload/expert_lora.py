@@ -1,29 +1,22 @@
 """LoRA of routed experts: moved out of a model that PEFT wrapped, and merged into an expert's weights when
 they are read.
 
-Letters: E experts, R rank, I and O the input and output width of a matrix.
+Letters: E experts, R rank, I and O the input and output width of a product.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft.tuners.lora import ParamWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from dwellmoe.errors import UserError
+from dwellmoe.experts.low_rank import Factors
+from dwellmoe.experts.peft_factors import factors_of
+from dwellmoe.experts.weights import is_transposed
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
 from dwellmoe.offload.slots import UP, Expert
-
-
-class Factors(NamedTuple):
-    """One adapter of one fused parameter, as PEFT's ParamWrapper lays it out."""
-
-    a_ERI: Tensor
-    b_ORE: Tensor
-    scaling: float
-    transposed: bool
-    """The experts' matrices are [I, O] instead of [O, I]."""
 
 
 class ExpertAdapters:
@@ -32,17 +25,15 @@ class ExpertAdapters:
     def __init__(self) -> None:
         self.active: str | None = None
         self._factors: dict[tuple[str, int, str], Factors] = {}
+        self._transposed: dict[int, bool] = {}
 
-    def add(self, layer: int, parameter: str, wrapper: Any) -> None:
+    def add(self, layer: int, wrapper: Any) -> None:
         """Adds all adapters that a ParamWrapper holds for a fused parameter of a layer."""
-        for name, a in wrapper.lora_A.items():
-            experts, rank = wrapper.num_experts, wrapper.r[name]
-            self._factors[name, layer, parameter] = Factors(
-                a.weight.detach().reshape(experts, rank, -1),
-                wrapper.lora_B[name].weight.detach().reshape(-1, rank, experts),
-                wrapper.scaling[name],
-                not wrapper._did_swap_in_out_features,
-            )
+        self._transposed[layer] = is_transposed(wrapper.get_base_layer())
+        for name in wrapper.lora_A:
+            a_ERI, b_ERO, scaling = factors_of(wrapper, name)
+            found = Factors(a_ERI.detach(), b_ERO.detach(), scaling)
+            self._factors[name, layer, wrapper.parameter_name] = found
 
     def merge(self, layer: int, expert: int, weights: Expert) -> None:
         """Adds the active adapter's part of one expert to its weights, in place."""
@@ -51,12 +42,9 @@ class ExpertAdapters:
         for parameter, weight in ((UP[0], weights.up), (UP[1], weights.up), ("down_proj", weights.down)):
             factors = self._factors.get((self.active, layer, parameter))
             if factors is not None:
-                weight += _delta(factors, expert).to(weight.device, weight.dtype)
-
-
-def _delta(factors: Factors, expert: int) -> Tensor:
-    delta_OI = factors.b_ORE[:, :, expert] @ factors.a_ERI[expert] * factors.scaling
-    return delta_OI.T if factors.transposed else delta_OI
+                delta_OI = factors.b_ERO[expert].T @ factors.a_ERI[expert] * factors.scaling
+                delta = delta_OI.T if self._transposed[layer] else delta_OI
+                weight += delta.to(weight.device, weight.dtype)
 
 
 def take_expert_adapters(model: nn.Module, layers: Sequence[MoeLayer], adapters: ExpertAdapters) -> None:
@@ -75,6 +63,6 @@ def take_expert_adapters(model: nn.Module, layers: Sequence[MoeLayer], adapters:
         while module is not experts:
             if not isinstance(module, ParamWrapper):
                 raise UserError(f"the adapter has whole experts ('{layer.experts}'): only LoRA can be merged")
-            adapters.add(layer.index, module.parameter_name, module)
+            adapters.add(layer.index, module)
             module = module.base_layer
         setattr(parent, name, experts)
