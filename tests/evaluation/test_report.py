@@ -15,7 +15,7 @@ from dwellmoe.evaluation.options import policy_list
 from dwellmoe.evaluation.report.comparison import at_share
 from dwellmoe.evaluation.report.folder import choose_folder
 from dwellmoe.evaluation.report.output import check_space
-from dwellmoe.evaluation.report.quality import _finite
+from dwellmoe.evaluation.report.report import finite
 from dwellmoe.evaluation.report.summary import readable_bytes
 from dwellmoe.files import written_whole
 
@@ -126,7 +126,11 @@ def test_small_helpers():
         and readable_bytes(None) == "-"
         and readable_bytes(12) == "12 B"
     )
-    assert _finite({"a": float("inf"), "b": [1.0, float("nan")], "c": 2}) == {"a": None, "b": None, "c": 2}
+    assert finite({"a": float("inf"), "b": [1.0, float("nan")], "c": [{"d": float("inf")}, None]}) == {
+        "a": None,
+        "b": None,
+        "c": [{"d": None}, None],
+    }
 
 
 def test_speeds_tell_how_the_adapter_ran(report):

@@ -43,41 +43,66 @@ def report_of(misses, misses_ci95, perplexity, perplexity_ci95, variants=("contr
         (0.66, [0.65, 0.67], 1.006, [1.002, 1.01], "better memory", "worse text"),
         (0.66, [0.65, 0.67], 1.006, [0.998, 1.01], "better memory", "no clear difference in text"),
         (1.2, [1.1, 1.3], 0.9, [0.8, 0.95], "worse memory", "better text"),
-        (0.9, [0.8, 1.1], 1.1, None, "no clear difference in memory", "no clear difference in text"),
-        (None, None, 1.1, [1.05, 1.2], "no clear difference in memory", "worse text"),
+        (0.9, [0.8, 1.1], 1.1, None, "no clear difference in memory", "not judged"),
+        (None, None, 1.1, [1.05, 1.2], None, "worse text"),
+        (0.8, [0.7, 0.9], None, None, "better memory", None),
+        (1.0, [1.0, 1.0], 0.99998, [0.99996, 0.99999], "difference in memory", "no clear difference in text"),
+        (0.97, [0.94, 0.9998], 1.0, [1.0, 1.0], "no clear difference in memory", "difference in text"),
     ],
 )
 def test_better_and_worse_are_said_only_beyond_the_interval(
     misses, misses_ci95, perplexity, perplexity_ci95, traffic, quality
 ):
-    (sentence,) = verdicts(report_of(misses, misses_ci95, perplexity, perplexity_ci95))
-    assert f"{traffic} traffic" in sentence and f"{quality} quality" in sentence
+    (verdict,) = verdicts(report_of(misses, misses_ci95, perplexity, perplexity_ci95))
+    for wanted, subject in ((traffic, "memory traffic"), (quality, "text quality")):
+        said = f"{wanted} {subject.split()[1]}" if wanted else f"{subject} not compared"
+        said = f"{subject} not judged" if wanted == "not judged" else said
+        assert said in verdict.headline
 
 
 def test_it_quotes_misses_bytes_and_perplexity():
-    (sentence,) = verdicts(report_of(0.662, [0.65, 0.67], 1.006, [1.002, 1.01]))
-    for number in ("33.8%", "0.662x", "2.00 MB", "3.00 MB", "0.6% higher", "25 %"):
-        assert number in sentence
+    (verdict,) = verdicts(report_of(0.662, [0.65, 0.67], 1.006, [1.002, 1.01]))
+    for number in ("33.8 %", "0.662x", "2.00 MB", "3.00 MB", "0.6 % higher", "25 %"):
+        assert number in verdict.numbers
+
+
+def test_equal_is_called_the_same_and_what_is_unknown_is_named():
+    (verdict,) = verdicts(report_of(1.0, [1.0, 1.0], None, None))
+    assert "misses are the same (1.000x" in verdict.numbers and "not a finite number" in verdict.numbers
+    (verdict,) = verdicts(report_of(None, None, 1.0, None))
+    assert "control has none" in verdict.numbers and "no interval" in verdict.numbers
+    (verdict,) = verdicts(report_of(None, None, 1.0, None) | {"cache": []})
+    assert "misses are not measured" in verdict.numbers
 
 
 def test_the_base_is_left_out_where_there_is_a_control():
     report = report_of(0.6, [0.5, 0.7], 1.0, [0.9, 1.1])
     report["comparison"]["tuned_vs_base"] = report["comparison"]["tuned_vs_control"]
-    assert [sentence.split(":")[0] for sentence in verdicts(report)] == ["tuned against control"]
+    assert [verdict.headline.split(":")[0] for verdict in verdicts(report)] == ["tuned against control"]
     report["variants"] = ["base", "tuned"]
     assert len(verdicts(report)) == 2
 
 
 def test_one_variant_alone_is_told_what_it_needs():
     report = report_of(1.0, None, 1.0, None) | {"comparison": {}, "variants": ["control"]}
-    (sentence,) = verdicts(report)
-    assert "50.0%" in sentence and "3.00 MB" in sentence
-    (sentence,) = verdicts(report | {"cache": []})
-    assert "no cache" in sentence
+    (verdict,) = verdicts(report)
+    assert "alone" in verdict.headline and "50.0 %" in verdict.numbers and "3.00 MB" in verdict.numbers
+    (verdict,) = verdicts(report | {"cache": []})
+    assert "no cache" in verdict.numbers
 
 
 @pytest.mark.parametrize(
-    "value, text", [(0.66151, "0.662"), (58.212, "58.2"), (1023.6, "1024"), (1.00601, "1.006"), (None, "–")]
+    "value, text",
+    [
+        (0.66151, "0.662"),
+        (58.212, "58.2"),
+        (1023.6, "1024"),
+        (1.00601, "1.006"),
+        (None, "–"),
+        (0.0, "0.000"),
+        (1.05e43, "1.05e+43"),
+        (3.2e-5, "3.20e-05"),
+    ],
 )
 def test_three_digits(value, text):
     assert three_digits(value) == text

@@ -106,7 +106,8 @@ def rerouting_row(
 
 def _perplexity(measured: Measured) -> float:
     tokens = np.array([score.tokens for score in measured.scores.values()])
-    return float(np.exp(sum(score.nll for score in measured.scores.values()) / tokens.sum()))
+    with np.errstate(over="ignore"):
+        return float(np.exp(sum(score.nll for score in measured.scores.values()) / tokens.sum()))
 
 
 def _divergence(measured: Measured, resamples: int) -> Ratio:

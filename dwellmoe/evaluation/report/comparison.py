@@ -109,7 +109,8 @@ def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> Ratio:
     tokens = np.array([score.tokens for score in one.scores.values()])
     change = losses[0] - losses[1]
     interval = ratio_interval(change, tokens, resamples)
-    return Ratio(float(np.exp(change.sum() / tokens.sum())), interval and np.exp(interval).tolist())
+    with np.errstate(over="ignore"):  # an infinite ratio is None in the report
+        return Ratio(float(np.exp(change.sum() / tokens.sum())), interval and np.exp(interval).tolist())
 
 
 def at_share(rows: Sequence[dict], percent: float = 25.0, **wanted: str) -> dict | None:

@@ -17,6 +17,7 @@ SHOWN_SAMPLES = 8
 METRICS = {
     "perplexity": "perplexity (lower is better)",
     "accuracy": "accuracy of generated answers",
+    "no_answer": "generated texts without an answer (lower is better)",
     "exact_match": "exact match of generated answers",
     "pass_at_1": "pass@1: programs that pass the tests",
     "choice_accuracy": "choice accuracy: the reference is the likeliest choice",
@@ -24,7 +25,7 @@ METRICS = {
     "rouge_2": "ROUGE-2 (shared pairs of words)",
     "rouge_l": "ROUGE-L (longest shared sequence)",
 }
-"""Metric -> its heading; for all but perplexity more is better."""
+"""Metric -> its heading; more is better where the heading does not say otherwise."""
 
 
 def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> None:
@@ -103,6 +104,11 @@ def _within(rows: list[dict], share: float) -> dict | None:
 
 
 def _samples(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the first rows of the samples, their numbers in three digits."""
     with open(path, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    return header, rows[:SHOWN_SAMPLES]
+    return header, [[_cell(*cell) for cell in zip(header, row, strict=True)] for row in rows[:SHOWN_SAMPLES]]
+
+
+def _cell(title: str, value: str) -> str:
+    return three_digits(float(value)) if value and title.startswith("ECR_") else value

@@ -27,7 +27,7 @@ class ChoiceAccuracy:
 
 @dataclass(frozen=True)
 class QualityRow:
-    """Quality of one variant. Metrics that are not finite are None in `as_dict`."""
+    """Quality of one variant."""
 
     variant: str
     scored_requests: int
@@ -48,7 +48,7 @@ class QualityRow:
         by_task = row.pop("by_task")
         row |= vars(choices) if choices else {}
         row |= generated if by_task is None else {"by_task": by_task}
-        return _finite(row)
+        return row
 
 
 def quality_row(
@@ -67,6 +67,8 @@ def quality_row(
     nll = [score.nll for score in scores]
     tokens = [score.tokens for score in scores]
     perplexity = load_metric("perplexity").compute(nll=nll, tokens=tokens, resamples=resamples) or {}
+    if perplexity["perplexity"] == math.inf:
+        warn_once(f"{variant}: perplexity is too large for a number, so the report has none")
     groups = _groups(task, requests, measured)
     by_task = {group.name: _judged(group, measured, backends, resamples) for group in groups}
     return QualityRow(
@@ -132,12 +134,3 @@ def _judged(group: _Group, measured: Measured, backends: Sequence[str], resample
     if task.form == "free_text" and task.metric == "accuracy":
         found = {f"exact_match{end}": found[f"accuracy{end}"] for end in ("", "_ci95")}
     return {"answered_requests": len(requests)} | found
-
-
-def _finite(value: Any) -> Any:
-    """The value with None in place of each number that is not finite, as JSON has no such number."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return None if any(_finite(each) is None for each in value) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

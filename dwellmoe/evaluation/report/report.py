@@ -3,6 +3,7 @@
 Its tables hold plain numbers, and None where there is no number.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -106,7 +107,20 @@ def build_report(
         ],
         "speed": [row.as_dict() for row in speed_rows(device, measured, cache, evaluated.resident_bytes)],
     }
-    return report | ({"engine": list(engine_rows)} if engine_rows else {})
+    return finite(report | ({"engine": list(engine_rows)} if engine_rows else {}))
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of each number, or pair of numbers, that is not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return None if any(map(_is_infinite, value)) else [finite(each) for each in value]
+    return None if _is_infinite(value) else value
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _adapter(variant: str, options: Options) -> str:

@@ -48,8 +48,12 @@ def print_summary(report: Mapping, console: Console) -> None:
         console.print(_rerouting(row), highlight=False)
     for name, comparison in report["comparison"].items():
         ratios = {key: value for key, value in comparison.items() if key.endswith("_ratio")}
-        parts = [f"{key.removesuffix('_ratio')} {four_digits(value)}x" for key, value in ratios.items()]
+        parts = [f"{key.removesuffix('_ratio')} {_times(value)}" for key, value in ratios.items()]
         console.print(f"{name.replace('_', ' ')}: {', '.join(parts)}", highlight=False)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{four_digits(ratio)}x"
 
 
 def _rerouting(row: Mapping) -> str:
@@ -57,7 +61,7 @@ def _rerouting(row: Mapping) -> str:
     return (
         f"{row['variant']} ({row['strategy']}), {row['text']}, {row['policy']}, {row['capacity']} slots: "
         f"hits {four_digits(row['hit_rate'])}, {readable_bytes(row['miss_bytes_per_token'])} a token, misses "
-        f"{four_digits(row['misses_ratio'])}x{quality}, agreement {four_digits(row['agreement'])}"
+        f"{_times(row['misses_ratio'])}{quality}, agreement {four_digits(row['agreement'])}"
     )
 
 
@@ -84,9 +88,14 @@ def four_digits(value: float | None) -> str:
 
 
 def three_digits(value: float | None) -> str:
-    """`0.662`, `58.2`, `1024`: three decimals below 10, then as many as three digits leave; `–` for None."""
+    """`0.662`, `58.2`, `1024`: three decimals below 10, then as many as three digits leave; `–` for None.
+
+    `1.05e+43`, `3.20e-05` where that would be long, or nothing but zeros.
+    """
     if value is None:
         return "–"
+    if abs(value) >= 1e6 or 0 < abs(value) < 0.0005:
+        return f"{value:.2e}"
     decimals = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{decimals}f}"
 
