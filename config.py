@@ -6,6 +6,7 @@ Each folder of the package has the dataclass of its own settings: `families`, `d
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments, set_seed
@@ -18,10 +19,12 @@ from dwellmoe.loading import check_expert_format
 from dwellmoe.locality.command_line import TrainingOptions, parse_training
 from dwellmoe.locality.settings import ROUTER, AdapterSettings, LocalitySettings
 from dwellmoe.locality.threshold import needs_profile
+from dwellmoe.offload.stream_loading import check_streamed
 from dwellmoe.options import split_list
 from dwellmoe.publishing import HubRepository
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.model import ModelSettings
+from dwellmoe.settings.streaming import StreamingSettings
 from dwellmoe.settings.trainer import TrainerSettings
 from dwellmoe.training_checks import check_options
 
@@ -61,6 +64,7 @@ class Run:
     adapter: AdapterSettings
     locality: LocalitySettings
     train: TrainSettings
+    streaming: StreamingSettings
     hub: HubRepository | None = None
     """Where the finished folder is uploaded to, with --push_to_hub."""
 
@@ -78,8 +82,16 @@ def parse_run(arguments: list[str]) -> Run:
     """The settings of a command line. UserError for whatever is wrong before a model is loaded."""
     options = parse_training(take_plugins(with_default_deepspeed(arguments)))
     check_options(options)
-    train = TrainSettings(**vars(options.trainer), **options.library)
-    run = Run(options.model, options.data, options.adapter, options.locality, train, _hub(options, train))
+    train = TrainSettings(**vars(options.trainer), **_checkpointed(options))
+    run = Run(
+        options.model,
+        options.data,
+        options.adapter,
+        options.locality,
+        train,
+        options.streaming,
+        _hub(options, train),
+    )
     if not run.train.learning_rate:
         run.report("warning: --learning_rate 0: nothing is trained, the weights stay as they are")
     if idle := sorted(options.given & _without_effect(run)):
@@ -89,6 +101,8 @@ def parse_run(arguments: list[str]) -> Run:
     _check_folder(run)
     if run.model.expert_format:
         _check_expert_format(run.model)
+    if run.streaming.expert_budget is not None:
+        _check_expert_budget(run, run.streaming.expert_budget)
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
@@ -103,6 +117,17 @@ def parse_run(arguments: list[str]) -> Run:
     os.environ["TENSORBOARD_LOGGING_DIR"] = log_folder(run.model, run.folder.name)
     set_seed(run.train.seed)
     return run
+
+
+def _checkpointed(options: TrainingOptions) -> dict[str, Any]:
+    """Options of transformers' own; where experts are streamed, activations are kept by checkpoints of the
+    layers unless the user chose or re-routing rules it out.
+    """
+    chosen = {"gradient_checkpointing", "activation_checkpointing"} & options.library.keys()
+    rerouted = options.locality.train_rerouting is not None
+    if options.streaming.expert_budget is None or chosen or rerouted:
+        return options.library
+    return options.library | {"activation_checkpointing": True}
 
 
 def _hub(options: TrainingOptions, train: TrainSettings) -> HubRepository | None:
@@ -131,6 +156,15 @@ def _check_expert_format(model: ModelSettings) -> None:
             "torchrun"
         )
     check_expert_format(model)
+
+
+def _check_expert_budget(run: Run, expert_budget: str) -> None:
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "--expert_budget: not under ZeRO-3, which would spread the experts over the ranks; use ZeRO-2 or "
+            "torchrun"
+        )
+    check_streamed(run.model.model_name, expert_budget)
 
 
 def _check_metric(run: Run) -> None:
@@ -169,7 +203,7 @@ def _without_effect(run: Run) -> set[str]:
         idle |= {"train_rerouting_cache"}
     if not run.locality.smooth_gates:
         idle |= {"smooth_examples"}
-    if run.model.expert_format:
+    if run.model.expert_format or run.streaming.expert_budget is not None:
         idle |= {"experts_implementation"}
     return idle
 

@@ -32,7 +32,9 @@ from dwellmoe.checkpoints import (
     check_steps_left,
     checkpoint_to_resume,
     checkpoints_kept,
+    complete_checkpoints,
     make_run_folder,
+    names_of,
     remove_checkpoints,
 )
 from dwellmoe.data.collate import PackingCollator, PaddingCollator
@@ -47,7 +49,7 @@ from dwellmoe.families.packing import mixes_packed_requests
 from dwellmoe.families.padding import depends_on_padding
 from dwellmoe.files import written_whole
 from dwellmoe.folder_lock import only_writer
-from dwellmoe.loading import load_config, load_model, load_tokenizer, quiet
+from dwellmoe.loading import load_config, load_model, load_streamed_model, load_tokenizer, quiet
 from dwellmoe.locality.closest_to_target import EvaluateAtEnd
 from dwellmoe.locality.elastic_lora import (
     LoraShape,
@@ -63,10 +65,14 @@ from dwellmoe.locality.smooth_gates import set_gates, smoothed_gates
 from dwellmoe.locality.targets import control_losses
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.log import warn_once
+from dwellmoe.offload import ReadFault
 from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting, defaults_of
 from dwellmoe.training_checks import OTHER_FOLDER
 from model_loader import complete_trained, save_merged, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
+
+SETTINGS = ("model", "data", "adapter", "locality", "streaming")
+"""What of a run its summary holds, besides the Trainer's options."""
 
 
 def main() -> None:
@@ -99,7 +105,7 @@ def train(run: Run) -> None:
     base = base_model(run.model.model_name, run.model.expert_format)
     now = identity(run, train_rows, validation_rows, base)
     checkpoint, same_run = find_checkpoint(run, now)
-    model = load_model(run.model)
+    model = load_base(run)
     layers = find_moe_layers(model, run.model.moe_module_name)
     check_packing(run, model)
     validate_alone(run, model)
@@ -119,10 +125,16 @@ def train(run: Run) -> None:
     check_free_space(run, model)
     if checkpoint is None and run.train.process_index == 0:
         remove_checkpoints(run.folder)
-    run_trainer(trainer, checkpoint)
+    run_trainer(run, trainer, checkpoint)
     if trainer.state.global_step == 0:
         raise UserError(f"{task.name}: too few training examples for a single step; nothing was trained")
     save(run, trainer, tokenizer, selected, wording)
+
+
+def load_base(run: Run):
+    """The model to train; with --expert_budget without its experts, which are read while it trains."""
+    budget = run.streaming.expert_budget
+    return load_model(run.model) if budget is None else load_streamed_model(run.model, budget)
 
 
 def check_packing(run: Run, model) -> None:
@@ -148,10 +160,18 @@ def validate_alone(run: Run, model) -> None:
         )
 
 
-def run_trainer(trainer: LocalityTrainer, checkpoint: Path | None) -> None:
-    """UserError for a checkpoint of tensors of other shapes, as of another base model (--resume_anyway)."""
+def run_trainer(run: Run, trainer: LocalityTrainer, checkpoint: Path | None) -> None:
+    """UserError for a checkpoint of tensors of other shapes, as of another base model (--resume_anyway), and
+    for experts that cannot be read any more.
+    """
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except ReadFault as error:
+        whole = names_of(complete_checkpoints(run.folder))
+        raise UserError(
+            f"after step {trainer.state.global_step}: {error}; once the file is as it was, go on with "
+            f"--resume_from_checkpoint auto; complete checkpoints: {whole}"
+        ) from None
     except ImportError as error:  # of a package that an option asks for
         raise UserError(first_line(error)) from None
     except RuntimeError as error:
@@ -380,7 +400,7 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
 def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], path: Path) -> None:
     """Settings, trained layers and the whole log as JSON."""
     summary = {
-        "settings": {name: asdict(getattr(run, name)) for name in ("model", "data", "adapter", "locality")},
+        "settings": {name: asdict(getattr(run, name)) for name in SETTINGS},
         "train": run.train.to_sanitized_dict(),
         "trained_layers": [layer.layer_id for layer in selected],
         "controller": target_result(run, trainer),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dwellmoe.base_model import base_model
+from dwellmoe.cache.budget import check_capacity
 from dwellmoe.checkpoints import check_steps_left, checkpoint_to_resume, make_run_folder
 from dwellmoe.data.check_data import check_data
 from dwellmoe.data.task import load_task
@@ -22,6 +23,7 @@ from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.model_folder import check_model_folder, read_config
+from dwellmoe.offload.check_settings import naming
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.run_identity import WEIGHTS, check_same_options, defaults_of
 
@@ -53,6 +55,8 @@ def check_options(options: TrainingOptions) -> None:
         )
     if options.model.expert_format:
         _check_expert_format(options.model.expert_format, adapter)
+    if options.streaming.expert_budget is not None:
+        _check_expert_budget(options, f"--expert_budget {options.streaming.expert_budget}")
     if locality.has_target:
         _check_target(options, locality)
     if (
@@ -74,6 +78,27 @@ def _check_expert_format(expert_format: str, adapter: AdapterSettings) -> None:
         raise UserError(
             f"--expert_format {expert_format}: leave out --expert_lora {adapter.expert_lora}, which needs "
             "experts in 16 or 32 bits"
+        )
+
+
+def _check_expert_budget(options: TrainingOptions, given: str) -> None:
+    """Raises UserError for a budget that is none, and for options that streamed experts do not go with."""
+    adapter = options.adapter
+    with naming("expert_budget", options.streaming.expert_budget or ""):
+        check_capacity((options.streaming.expert_budget or "").strip())
+    if not adapter.use_lora:
+        raise UserError(f"{given} freezes the experts: it needs --use_lora True")
+    if adapter.expert_lora != "sparse":
+        raise UserError(f"{given}: leave out --expert_lora {adapter.expert_lora}, which needs them in memory")
+    if options.model.expert_format:
+        raise UserError(
+            f"{given}: experts are read as the checkpoint stores them: leave out --expert_format "
+            f"{options.model.expert_format}"
+        )
+    if adapter.save_merged:
+        raise UserError(
+            f"{given}: leave out --save_merged, which needs the whole model in memory: merge the adapter "
+            "where it fits"
         )
 
 
