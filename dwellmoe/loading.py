@@ -114,7 +114,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         raise UserError(f"checkpoint '{settings.model_name}' cannot be loaded: {why}") from None
     model, loading_info = loaded
     if quantised:
-        del model._weight_conversions  # transformers could not save what it dequantised
+        vars(model).pop("_weight_conversions", None)  # transformers could not save what it dequantised
     if _dtype(settings.dtype) == torch.float32:
         model.float()  # transformers leaves some of the weights that it dequantised in bfloat16
     _check_loaded(settings.model_name, loading_info)

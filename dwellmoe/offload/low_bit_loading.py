@@ -52,6 +52,7 @@ def load_in_low_bits(
         model, layers = load_without_experts(model_name, shards, dtype, device, form)
     except UserError as error:
         raise UserError(f"--expert_format {expert_format}: {error}") from None
+    check_finite(model.named_parameters(), f"checkpoint '{model_name}'")
     weights = locate_experts(model, layers, shards, form)
     storage = Storage(shards.paths)
     try:

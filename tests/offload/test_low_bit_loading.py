@@ -217,6 +217,15 @@ def test_damaged_experts_are_refused(change, message, tmp_path):
         load_model(_settings(folder, "nf4"))
 
 
+def test_a_weight_beside_the_experts_that_is_nan_is_refused(tmp_path):
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight"):
+        load_model(_settings(folder, "nf4"))
+
+
 def test_a_dense_model_is_refused(tmp_path):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
