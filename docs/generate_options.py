@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dwellmoe.cli.apply import apply_parser
+from dwellmoe.cli.export_options import export_parser
 from dwellmoe.cli.pack import pack_parser
 from dwellmoe.cli.simulate_options import simulate_parser
 from dwellmoe.data.settings import DataSettings
@@ -75,13 +77,13 @@ def _options_of(kind: Any) -> Iterator[Option]:
 
 
 def _commands() -> Iterator[str]:
-    parser = simulate_parser()
-    yield f"## dwellmoe simulate\n\n{parser.description}\n"
-    for name, command in _subcommands(parser).items():
-        yield f"### dwellmoe simulate {name}\n\n{_sentence(command.description)}\n"
-        yield _table(_arguments(command))
-    packing = pack_parser()
-    yield f"## dwellmoe pack\n\n{_sentence(packing.description)}\n\n{_table(_arguments(packing))}"
+    for parser in (simulate_parser(), export_parser()):
+        yield f"## {parser.prog}\n\n{parser.description}\n"
+        for name, command in _subcommands(parser).items():
+            yield f"### {parser.prog} {name}\n\n{_sentence(command.description)}\n"
+            yield _table(_arguments(command))
+    for parser in (apply_parser(), pack_parser()):
+        yield f"## {parser.prog}\n\n{_sentence(parser.description)}\n\n{_table(_arguments(parser))}"
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -47,7 +47,7 @@ def check_base_model(
     An adapter without a record is used, and that it was not checked is said; so is it where the experts are
     held in another form than it was trained on.
     """
-    records = {path: _read_record(path) for path in adapters}
+    records = {path: recorded_base(path) for path in adapters}
     found = base_model(model_name, expert_format) if any(records.values()) else None
     for path, trained_on in records.items():
         if not Path(path).is_dir():
@@ -76,7 +76,7 @@ def _refuse(path: str, trained_on: BaseModel, found: BaseModel, allow_other: boo
     warn_once(f"{fault}: used all the same (--allow_other_base)")
 
 
-def _read_record(path: str) -> BaseModel | None:
+def recorded_base(path: str) -> BaseModel | None:
     """The record in an adapter's folder; None where there is none, which `load_adapters` may refuse."""
     file = Path(path) / BASE_FILE
     if not file.exists():

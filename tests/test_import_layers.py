@@ -33,7 +33,7 @@ LAYERS = {
     "experts": 2,
     **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints", "adapter_folder"), 3),
     **dict.fromkeys(("loading", "base_model", "merged_checkpoint", "model_folder"), 4),
-    **dict.fromkeys(("evaluation", "plots", "serve", "training_checks"), 5),
+    **dict.fromkeys(("evaluation", "plots", "serve", "training_checks", "export"), 5),
     "cli": 6,
     **dict.fromkeys(("__init__", "__main__"), 7),
 }

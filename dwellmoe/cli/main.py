@@ -9,9 +9,11 @@ from dwellmoe.registry import take_plugins
 COMMANDS = {
     "simulate": "replay recorded routing through expert caches: hit rates, memory plans, stall time",
     "pack": "write a checkpoint's experts as one contiguous record each, for faster reading",
+    "export": "hand a trained adapter to other programs: routers alone, GGUF, other layouts, merged",
+    "apply": "put a file of tuned routers on a copy of their base",
 }
 """Command -> what it does; the module of that name beside this one has `run(words)`."""
-EXTRAS = {"simulate": "sim", "pack": "offload"}
+EXTRAS = {"simulate": "sim", "pack": "offload", "export": "export", "apply": "offload"}
 """Command -> the extra of the package that brings what it imports."""
 
 

@@ -10,7 +10,7 @@ Letters: L layers, E experts.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -179,25 +179,35 @@ def _placed(
 
 def _sources(model: Any, shards: Shards) -> dict[str, _Source]:
     """Parameter of the model -> its tensors, as transformers would load them."""
-    table = get_model_conversion_mapping(model)
-    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    converters = _converters(model)
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    shapes, prefix = model.state_dict(), model.base_model_prefix
+    shapes = model.state_dict()
     collected: dict[str, Tensors] = {}
     scales: dict[str, Tensors] = {}
-    for key in sorted(shards.tensors, key=dot_natural_key):
-        weight = key.removesuffix(SCALES)
-        name, pattern = rename_source_key(weight, renamings, converters, prefix, shapes)
-        if name not in shapes and weight in shapes:
-            name, pattern = weight, None
-        kind = collected if weight == key else scales
+    for key, name, pattern in names_in_model(model, shards.tensors):
+        kind = scales if key.endswith(SCALES) else collected
         kind.setdefault(name, {}).setdefault(pattern, []).append(shards.tensors[key])
     return {
         name: _source(name, lists, scales.get(name, {}), by_pattern, shapes)
         for name, lists in collected.items()
         if ".experts." in name
     }
+
+
+def names_in_model(model: Any, keys: Iterable[str]) -> Iterator[tuple[str, str, str | None]]:
+    """`(key, name, pattern)`: each tensor of a checkpoint, numbers in their order, the parameter of the model
+    that it is (a part of), and the pattern of its converter; None for a tensor that is the whole parameter.
+    """
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    converters, shapes, prefix = _converters(model), model.state_dict(), model.base_model_prefix
+    for key in sorted(keys, key=dot_natural_key):
+        weight = key.removesuffix(SCALES)
+        name, pattern = rename_source_key(weight, renamings, converters, prefix, shapes)
+        yield (key, weight, None) if name not in shapes and weight in shapes else (key, name, pattern)
+
+
+def _converters(model: Any) -> list[WeightConverter]:
+    return [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightConverter)]
 
 
 Tensors = dict[str | None, list[StoredTensor]]

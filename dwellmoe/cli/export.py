@@ -1,0 +1,47 @@
+"""`dwellmoe export`: hands a trained adapter to other programs."""
+
+import argparse
+from pathlib import Path
+
+from dwellmoe.adapter_folder import check_adapter_folder
+from dwellmoe.cli.export_options import export_parser
+from dwellmoe.errors import UserError
+from dwellmoe.files import check_writable
+
+
+def run(words: list[str]) -> None:
+    """Carries out one command line. Raises UserError."""
+    arguments = export_parser().parse_args(words)
+    check_adapter_folder(arguments.adapter)
+    COMMANDS[arguments.command](arguments)
+
+
+def run_router(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.out)
+    from dwellmoe.export.router_file import export_routers
+
+    written = export_routers(_load(arguments), arguments.out)
+    print(f"{arguments.out}: {len(written)} tensors of routers, {Path(arguments.out).stat().st_size:,} bytes")
+
+
+def run_gguf_routers(arguments: argparse.Namespace) -> None:
+    if arguments.in_place == bool(arguments.out):
+        raise UserError("give either --out FILE or --in_place")
+    for path in filter(None, (arguments.out, arguments.lora_out)):
+        check_writable(path)
+    from dwellmoe.export.gguf_routers import export_gguf_routers, read_base
+
+    parts = read_base(arguments.base)  # before the adapter's base is read, which takes longer
+    for line in export_gguf_routers(parts, _load(arguments), arguments.out, arguments.lora_out):
+        print(line)
+
+
+def _load(arguments: argparse.Namespace):
+    from dwellmoe.export.trained_adapter import load_trained
+    from dwellmoe.loading import quiet
+
+    quiet()
+    return load_trained(arguments.adapter, arguments.model_name, arguments.allow_other_base)
+
+
+COMMANDS = {"router": run_router, "gguf-routers": run_gguf_routers}

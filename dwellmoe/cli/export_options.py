@@ -1,0 +1,63 @@
+"""The command line of `dwellmoe export`: its commands and their options."""
+
+from dwellmoe.argument_parser import Parser, boolean
+
+ABOUT = "Hands a trained adapter to other programs."
+
+
+def export_parser() -> Parser:
+    """The parser of every command."""
+    parser = Parser(prog="dwellmoe export", description=ABOUT)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    _add_router(commands)
+    _add_gguf_routers(commands)
+    return parser
+
+
+def _add_router(commands) -> None:
+    command = _command(
+        commands, "router", "the tuned routers alone, which dwellmoe apply puts on a copy of the base"
+    )
+    _add_out(command, "FILE", "file to write (.safetensors)")
+
+
+def _add_gguf_routers(commands) -> None:
+    command = _command(commands, "gguf-routers", "a copy of a GGUF file of the base with the tuned routers")
+    command.add_argument(
+        "--base", required=True, metavar="GGUF", help="GGUF file of the base; of a split one any part"
+    )
+    command.add_argument(
+        "--out", metavar="GGUF", help="file to write; of a split one all parts are written, numbered"
+    )
+    command.add_argument(
+        "--in_place",
+        action="store_true",
+        help="overwrite the routers in --base itself; its metadata then says nothing of it",
+    )
+    command.add_argument(
+        "--lora_out",
+        metavar="GGUF",
+        help="also write the LoRA of attention, for llama.cpp's --lora, to this file",
+    )
+
+
+def _command(commands, name: str, about: str) -> Parser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(command=name)
+    command.add_argument("--adapter", required=True, metavar="FOLDER", help="folder of the adapter")
+    command.add_argument(
+        "--model_name",
+        help="folder of the base, or its name on the hub; default: the one that the adapter records",
+    )
+    command.add_argument(
+        "--allow_other_base",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="use the adapter on another base than the one it was trained on",
+    )
+    return command
+
+
+def _add_out(command: Parser, kind: str, about: str) -> None:
+    command.add_argument("--out", required=True, metavar=kind, help=about)
