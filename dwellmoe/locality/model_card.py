@@ -62,7 +62,8 @@ def _validations(history: Sequence) -> str:
         return ""
     head = ["validation", *(f"step {step}" for step, _ in history)]
     rows = [[text, *(_number(metrics, name) for _, metrics in history)] for name, text in SHOWN.items()]
-    return f"## Before and after\n\n{_table(head, rows)}\n{CONVENTIONS}"
+    title = "Before and after" if len(history) > 1 else "Measured"
+    return f"## {title}\n\n{_table(head, rows)}\n{CONVENTIONS}"
 
 
 def library_versions() -> str:

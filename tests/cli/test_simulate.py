@@ -153,6 +153,9 @@ def test_plan_answers_in_words(trace_path, tmp_path, capsys):
     assert "knows the future" in opt
     run(*words, "--resident", "1GB")
     assert "none of these sizes fits" in capsys.readouterr().out
+    device.write_text(device.read_text().replace("3e-5", "1"))
+    run(*words)
+    assert "with 1 GB, all 12 experts a layer fit" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

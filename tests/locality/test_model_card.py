@@ -41,5 +41,6 @@ def test_versions_of_what_is_installed():
 @pytest.mark.parametrize("is_adapter", [True, False])
 def test_limits_stand_on_every_card_and_a_loss_too_large_for_a_float_is_no_error(is_adapter):
     card = card_of([(1, BEFORE | {"eval_lm_loss": 1e6})], is_adapter)
-    assert "## Limits" in card and "## Before and after" in card
-    assert "## Before and after" not in card_of([], is_adapter)
+    assert "## Limits" in card and "## Measured" in card
+    assert "## Measured" not in card_of([], is_adapter)
+    assert "## Before and after" in card_of([(0, BEFORE), (40, AFTER)], is_adapter)

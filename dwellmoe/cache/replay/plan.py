@@ -161,6 +161,11 @@ def _answers(found: Plan) -> list[str]:
     if not found.largest:
         least = min(row.memory_bytes for row in found.rows)
         return [f"{room} none of these sizes fits: the smallest takes {least / GIGA:.3f} GB"]
+    if any(row.capacity == found.sizes.num_experts for row in found.largest):
+        return [
+            f"{room}, all {found.sizes.num_experts} experts a layer fit: each is fetched once, at its first use, "
+            "and none again; what the table calls missed then are these first uses"
+        ]
     return [
         f"{room}, {row.capacity} of {found.sizes.num_experts} experts a layer fit: expect "
         f"{row.misses_per_token:.2f} misses a token with {row.policy}{_bound(row)}, "
