@@ -3,6 +3,7 @@
 Letters: R requests, X columns, C cases, L layers.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,12 +82,18 @@ def _rate(values: list[float], intervals: list[list[float] | None]) -> Rate:
 
 def _resampled(above: np.ndarray, below: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """float64 [resamples, X]: the ratios of requests drawn anew; nan where none drawn has the denominator."""
-    requests, generator = len(above), np.random.default_rng(seed)
     ratios = np.empty((resamples, above.shape[1] // below.shape[1], below.shape[1]))
-    for begin in range(0, resamples, RESAMPLES_AT_ONCE):
+    begins = range(0, resamples, RESAMPLES_AT_ONCE)
+    for begin, times in zip(begins, times_drawn(len(above), resamples, seed), strict=True):
         part = ratios[begin : begin + RESAMPLES_AT_ONCE]
-        drawn = generator.integers(0, requests, (len(part), requests))
-        times = np.stack([np.bincount(row, minlength=requests) for row in drawn]).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             np.divide((times @ above).reshape(part.shape), (times @ below)[:, None], out=part)
     return ratios.reshape(resamples, -1)
+
+
+def times_drawn(requests: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """float64 [at most `RESAMPLES_AT_ONCE`, R]: how often each request was drawn, for all resamples."""
+    generator = np.random.default_rng(seed)
+    for begin in range(0, resamples, RESAMPLES_AT_ONCE):
+        drawn = generator.integers(0, requests, (min(RESAMPLES_AT_ONCE, resamples - begin), requests))
+        yield np.stack([np.bincount(row, minlength=requests) for row in drawn]).astype(np.float64)

@@ -6,7 +6,7 @@ Letters: S token steps (rows), L MoE layers, K experts chosen, E routed experts 
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class RoutingTrace:
     chunk       int32 [S]          prefill rows run together; default: a request's whole prompt
     batch_step  int32 [S]          rows run together, also of several prompts; default: a decode row alone
     layer_ids   index of each layer in the decoder; expert_bytes: bytes of one expert a layer, 0 for unknown
+    categories  request -> what kind of text it is, e.g. its data set; None where that was not recorded
+    chat_template  whether prompts were worded by the tokenizer's chat template; None likewise
 
     Raises UserError for a wrong dtype or shape, an id >= E, an expert twice in one set, NaN weights, no rows.
     """
@@ -65,6 +67,8 @@ class RoutingTrace:
     gate_probs: np.ndarray | None = None
     chunk: np.ndarray | None = None
     batch_step: np.ndarray | None = None
+    categories: Mapping[int, str] | None = None
+    chat_template: bool | None = None
 
     def __post_init__(self) -> None:
         for name in LAYOUT:
@@ -114,6 +118,7 @@ class RoutingTrace:
             "layer_ids": json.dumps(self.layer_ids),
             "expert_bytes": json.dumps(self.expert_bytes),
             "source": self.source,
+            **_known(self),
         }
         write_tensors(path, tensors, metadata)
 
@@ -126,6 +131,19 @@ class RoutingTrace:
         from dwellmoe.cache.formats import read_trace  # the formats import this module
 
         return read_trace(Path(path), num_experts=num_experts)
+
+
+def _known(trace: RoutingTrace) -> dict[str, str]:
+    """The metadata that a file need not have, where it is known."""
+    found = {}
+    if trace.categories is not None:
+        requests: dict[str, list[int]] = {}
+        for request, category in trace.categories.items():
+            requests.setdefault(category, []).append(int(request))
+        found["categories"] = json.dumps(requests)
+    if trace.chat_template is not None:
+        found["chat_template"] = json.dumps(trace.chat_template)
+    return found
 
 
 def as_decode(trace: RoutingTrace, rows: np.ndarray | slice = slice(None)) -> RoutingTrace:

@@ -108,6 +108,20 @@ def run_describe(arguments: argparse.Namespace) -> None:
     report(arguments, found, description_lines(found))
 
 
+def run_report(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.report_block import POLICIES, report_block
+    from dwellmoe.cache.replay.report_lines import report_lines
+
+    block = report_block(
+        read(arguments),
+        arguments.policies or POLICIES,
+        arguments.capacities,
+        **setup_of(arguments),
+        progress=bar("report"),
+    )
+    report(arguments, block, report_lines(block, arguments.markdown))
+
+
 def run_plan(arguments: argparse.Namespace) -> None:
     from dwellmoe.cache.device import load_device
     from dwellmoe.cache.replay.curve import curve
@@ -260,7 +274,12 @@ def bar(label: str):
 
 
 def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
-    """Hit-rate rows as a table, below the setup they were counted with."""
+    """Hit-rate rows as a table, below the setup they were counted with.
+
+    Where `opt` is among them each row has its share of the gap that LRU and LFRU leave to it.
+    """
+    from dwellmoe.cache.replay.gap import gap_shares
+
     lines = [", ".join(f"{name} {getattr(rows[0], name)}" for name in SETUP)] if rows else []
     for row in rows:
         size, missed = "", ""
@@ -269,7 +288,13 @@ def hit_rate_lines(rows: "Sequence[HitRateRow]") -> list[str]:
         if row.miss_bytes_per_token is not None:
             missed = f" {row.miss_bytes_per_token / 1e6:9.2f} MB/token"
         share = f"{row.capacity:6d} slots {row.capacity_percent:6.2f} %{size}"
-        lines.append(f"{row.policy:<18}{share}   hit rate {row.hit_rate:.4f}{missed}")
+        gaps = [
+            f"{name.upper()} {value:.2f}"
+            for name, value in gap_shares(row, rows).items()
+            if value is not None
+        ]
+        closed = f"   of the gap of {', '.join(gaps)}" if gaps else ""
+        lines.append(f"{row.policy:<18}{share}   hit rate {row.hit_rate:.4f}{missed}{closed}")
     return lines
 
 
@@ -296,6 +321,7 @@ COMMANDS = {
     "replay": run_replay,
     "curve": run_curve,
     "describe": run_describe,
+    "report": run_report,
     "plan": run_plan,
     "stall": run_stall,
     "fit": run_fit,

@@ -21,6 +21,7 @@ def simulate_parser() -> Parser:
     _add_replay(commands)
     _add_curve(commands)
     _add_describe(commands)
+    _add_report(commands)
     _add_plan(commands)
     _add_stall(commands)
     _add_fit(commands)
@@ -80,6 +81,22 @@ def _add_describe(commands) -> None:
     command.add_argument("--plot", metavar="PNG", help="draw the reuse distances")
 
 
+def _add_report(commands) -> None:
+    about = "what a published hit rate must state: conventions, workload, regime, gaps (arXiv 2608.07911)"
+    command = _command(commands, "report", about)
+    command.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="POLICY",
+        help="eviction policies beside lru, lfru, opt and opt_forced [lrfu:decay=0.95 ml_habits]",
+    )
+    command.add_argument(
+        "--capacities", nargs="+", metavar="C", help="experts, percent or bytes [25%%, or what a step needs]"
+    )
+    _add_setup(command)
+    command.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+
+
 def _add_plan(commands) -> None:
     command = _command(commands, "plan", "decoding speed against memory on a device")
     command.add_argument(
@@ -88,7 +105,7 @@ def _add_plan(commands) -> None:
     command.add_argument(
         "--policies",
         nargs="+",
-        default=["lru", "lrfu:decay=0.95", "opt"],
+        default=["lru", "lfru", "lrfu:decay=0.95", "opt"],
         metavar="POLICY",
         help="eviction policies",
     )

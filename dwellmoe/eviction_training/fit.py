@@ -19,7 +19,7 @@ from dwellmoe.eviction_training.requests import Split, split_by_request
 from dwellmoe.registry import Registry
 
 FITTERS = Registry("learned policy", fitters.__name__, None)
-COMPARED = ("lru", "lfu", "lrfu:decay=0.95", "opt")
+COMPARED = ("lru", "lfu", "lfru", "lrfu:decay=0.95", "opt")
 """Policies whose hit rates on the validation requests are reported beside the fitted one's."""
 
 
@@ -63,10 +63,26 @@ def fit(
     layout = parse_policy(policy)[0].LAYOUT
     split = split_by_request(trace, settings.phase, settings.validation, settings.seed)
     found: Fitted = fitter.fit(split, settings, progress)
-    facts = {"model": trace.model, "source": trace.source, **asdict(settings), **found.facts}
+    facts = {
+        "model": trace.model,
+        "source": trace.source,
+        **_requests(split),
+        **asdict(settings),
+        **found.facts,
+    }
     save_weights(out, policy, layout, found.tensors, facts)
     rows = validation_rows(split, [*COMPARED, f"{policy}:weights={out}"], settings)
     return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
+
+
+def _requests(split: Split) -> dict[str, str | int]:
+    """How many requests the policy was fitted to, and of which categories where the trace names them."""
+    requests = np.unique(split.train.request).tolist()
+    known = split.train.categories or {}
+    categories = sorted({known[request] for request in requests if request in known})
+    return {"training_requests": len(requests)} | (
+        {"categories": ", ".join(categories)} if categories else {}
+    )
 
 
 def validation_rows(split: Split, policies: Sequence[str], settings: FitSettings) -> list[HitRateRow]:

@@ -61,10 +61,15 @@ def _parse_metadata(metadata: dict[str, str]) -> dict:
             "expert_bytes": _numbers(metadata["expert_bytes"]),
             "model": metadata.get("model", ""),
             "source": metadata.get("source", ""),
+            "categories": _categories(metadata.get("categories", "null")),
+            "chat_template": {"true": True, "false": False, "null": None}[
+                metadata.get("chat_template", "null")
+            ],
         }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"metadata num_experts, layer_ids or expert_bytes is missing or broken: {first_line(error)}"
+            "metadata num_experts, layer_ids, expert_bytes, categories or chat_template is missing or "
+            f"broken: {first_line(error)}"
         ) from None
 
 
@@ -73,3 +78,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not isinstance(found, list) or not all(type(value) is int for value in found):
         raise TypeError(f"expected a list of whole numbers, got {text[:60]}")
     return tuple(found)
+
+
+def _categories(text: str) -> dict[int, str] | None:
+    """request -> category, of a JSON object with the requests of each category."""
+    found = json.loads(text)
+    if found is None:
+        return None
+    return {request: name for name, requests in found.items() for request in _numbers(json.dumps(requests))}

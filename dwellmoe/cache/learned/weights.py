@@ -39,6 +39,13 @@ def load_weights(path: str, policy: str, layout: str) -> tuple[dict[str, np.ndar
     return found, facts
 
 
+def fit_source(path: str, policy: str, layout: str) -> dict[str, str]:
+    """What the weights of a file, or the shipped ones where `path` is empty, were fitted to."""
+    _, facts = load_weights(path, policy, layout)
+    own = {name: value for name, value in facts.items() if name not in ("format", "policy", "layout")}
+    return {"file": path or "shipped with the policy", **own}
+
+
 def check_shapes(
     path: str, tensors: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int | str]]
 ) -> None:

@@ -9,6 +9,7 @@ from dwellmoe.cache.access import Stream
 from dwellmoe.cache.budget import Budget, budget_of, check_holds
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.intervals import RESAMPLES
+from dwellmoe.cache.kernel.step import MISSES
 from dwellmoe.cache.memory import STATE_BYTES, check_memory
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.replay import CacheRun
@@ -49,6 +50,22 @@ def curve(
     sweep(inputs, [run for found in runs.values() for run in found], progress)
     counts = {spec: _counts(found) for spec, found in runs.items()}
     return [row for spec in policies for row in hit_rate_rows(spec, budgets, inputs, counts[spec], resamples)]
+
+
+def misses_by_capacity(
+    trace: RoutingTrace, policy: str, also: int, **setup: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [C]: every capacity as in `curve`, and `also`; int64 [C, R]: the misses of each request at it.
+
+    Very many requests are counted in groups (see `replay_inputs`).
+    """
+    inputs = replay_inputs(trace, CacheSetup(**setup), by_request=True)
+    check_holds(also, widest_request(inputs))
+    slots = sorted({*_slots(inputs, None), also})
+    _check_memory(inputs, [policy], len(slots))
+    runs = _runs(policy, inputs, slots, [budget_of(trace, inputs.setup.scope, size) for size in slots])
+    sweep(inputs, runs)
+    return np.array(slots), _counts(runs)[..., MISSES].sum(axis=1)
 
 
 def _check_memory(inputs: ReplayInputs, policies: Sequence[str], capacities: int) -> None:

@@ -163,8 +163,8 @@ def _answers(found: Plan) -> list[str]:
         return [f"{room} none of these sizes fits: the smallest takes {least / GIGA:.3f} GB"]
     if any(row.capacity == found.sizes.num_experts for row in found.largest):
         return [
-            f"{room}, all {found.sizes.num_experts} experts a layer fit: each is fetched once, at its first use, "
-            "and none again; what the table calls missed then are these first uses"
+            f"{room}, all {found.sizes.num_experts} experts a layer fit: each is fetched once, at its first "
+            "use, and none again; what the table calls missed then are these first uses"
         ]
     return [
         f"{room}, {row.capacity} of {found.sizes.num_experts} experts a layer fit: expect "

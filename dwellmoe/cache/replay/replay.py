@@ -33,7 +33,11 @@ class CacheRun:
         self.residency = Residency.allocate(limits, budget.sizes, inputs.trace.layers, inputs.groups)
 
     def feed(self, cache_index: int, stream: Stream) -> None:
-        request = self.advance(self.policy, self.residency, cache_index, stream, self.sequential, no_log())
+        self.advance_by(self.residency, cache_index, stream)
+
+    def advance_by(self, residency: Residency, cache_index: int, stream: Stream) -> None:
+        """Takes requests through a cache; `residency` may count them in other groups."""
+        request = self.advance(self.policy, residency, cache_index, stream, self.sequential, no_log())
         if request != DONE:
             raise _does_not_fit(stream, request, self.budget)
 
