@@ -127,6 +127,8 @@ def refusal(error: BaseException) -> str | None:
         known = error.errno in REFUSED or (error.errno == errno.ENOENT and error.filename)
         return f"{error.filename or 'the system refused'}: {error.strerror}" if known else None
     text = str(error)
+    if re.search(r"gloo.*(closed|reset) by peer|ncclRemoteError", text, re.DOTALL):
+        return "another rank ended before this one: what was wrong is in its own message"
     if found := re.search(r"port: (\d+).*EADDRINUSE", text, re.DOTALL):
         return port_in_use(found[1])
     if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):

@@ -48,6 +48,10 @@ def ended(raised, capsys):
             RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
             "error: not enough memory: ",
         ),
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:431."),
+            "error: another rank ended before this one",
+        ),
     ],
 )  # fmt: skip
 def test_one_line_and_exit_code_2(raised, told, capsys):
