@@ -5,7 +5,7 @@ Letters: E experts, O and I the output and input width of a matrix.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,21 +74,50 @@ def _fill(
     first = 0
     for layer in layers:
         experts: Any = model.get_submodule(layer.experts)
-        parts, formats = weights.parts[layer.index], weights.formats[layer.index]
-        held = LowBitExperts(_layout(experts, parts, formats, format), layer.num_experts, model.device)
+        parts, stored = weights.parts[layer.index], weights.formats[layer.index]
+        held = LowBitExperts(_layout(experts, parts, stored, format), layer.num_experts, model.device)
+        target = _Target(held, stored, format, experts.transposed)
         biases = _biases(experts, held.layout, model.device)
         for expert in range(layer.num_experts):
             _read(storage, weights.pieces[first + expert], memory)
             for name, tensors in _parameters(memory.tensor, parts).items():
                 if name in biases:
                     biases[name].data[expert] = tensors[""]
-                    continue
-                where = f"{layer.experts}.{name}, expert {expert},"
-                stored = _held(experts, held.layout, name, tensors, formats, format, where)
-                for field, target in held.stored(expert, name).items():
-                    target.copy_(stored[field])
+                else:
+                    target.put(expert, name, tensors, f"{layer.experts}.{name}, expert {expert},")
         _hold(experts, held, biases)
         first += layer.num_experts
+
+
+class _Target(NamedTuple):
+    """What the experts of a layer are put into."""
+
+    held: LowBitExperts
+    stored: Mapping[str, ExpertFormat]
+    """The parameters that the checkpoint holds in low bits."""
+    format: QuantisingFormat | None
+    """To bring them into; None: as they are stored."""
+    transposed: bool
+
+    def put(self, expert: int, name: str, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Holds one matrix, given as the checkpoint stores it. `where` is its name in messages."""
+        found = self._converted(name, tensors, where)
+        for field, target in self.held.stored(expert, name).items():
+            target.copy_(found[field])
+
+    def _converted(self, name: str, tensors: Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
+        """Raises UserError for a matrix that is not finite."""
+        if name in self.stored and self.format is None:
+            return tensors
+        weight_OI = self._weight(name, tensors)
+        check_finite([(where, weight_OI)], "an expert cannot be held in low bits")
+        return self.format.quantise(weight_OI) if self.format else {"weight": weight_OI}
+
+    def _weight(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        if name in self.stored:
+            shape_OI = self.held.layout.matrices[name].shape_OI
+            return self.stored[name].dequantise(tensors, shape_OI, torch.float32)
+        return tensors[""].T if self.transposed else tensors[""]
 
 
 def _layout(
@@ -127,26 +156,6 @@ def _parameters(record: Tensor, parts: Sequence[Part]) -> dict[str, dict[str, Te
         tensor = record[part.begin : part.begin + part.nbytes].clone().view(part.dtype).view(part.shape)
         found.setdefault(part.name, {})[part.field] = in_model_order(tensor, part.order)
     return found
-
-
-def _held(
-    experts: Any,
-    layout: RecordLayout,
-    name: str,
-    tensors: Mapping[str, Tensor],
-    formats: Mapping[str, ExpertFormat],
-    format: QuantisingFormat | None,
-    where: str,
-) -> Mapping[str, Tensor]:
-    """The tensors that hold one matrix in the layout's format. UserError for one that is not finite."""
-    if name in formats and format is None:
-        return tensors
-    if name in formats:
-        weight_OI = formats[name].dequantise(tensors, layout.matrices[name].shape_OI, torch.float32)
-    else:
-        weight_OI = tensors[""].T if experts.transposed else tensors[""]
-    check_finite([(where, weight_OI)], "an expert cannot be held in low bits")
-    return format.quantise(weight_OI) if format else {"weight": weight_OI}
 
 
 def _hold(experts: Any, held: LowBitExperts, biases: Mapping[str, nn.Parameter]) -> None:
