@@ -44,6 +44,7 @@ from dwellmoe.data.tokenised import rows_name, tokenise_split
 from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, first_line, run_command
 from dwellmoe.experts import use_expert_lora
+from dwellmoe.export.merged import save_merged
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.families.packing import mixes_packed_requests
 from dwellmoe.families.padding import depends_on_padding
@@ -68,7 +69,7 @@ from dwellmoe.log import warn_once
 from dwellmoe.offload import ReadFault
 from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting, defaults_of
 from dwellmoe.training_checks import OTHER_FOLDER
-from model_loader import complete_trained, save_merged, trained_model
+from model_loader import complete_trained, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
 
 SETTINGS = ("model", "data", "adapter", "locality", "streaming")

@@ -160,6 +160,18 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"{text}: cannot be written: no permission in '{folder}'")
 
 
+def check_new_folder(path: str) -> None:
+    """UserError for `--out` if a folder of that name could not be made, or holds something already."""
+    folder = Path(path)
+    if not path or (os.path.lexists(path) and not folder.is_dir()):
+        raise UserError(f"--out '{path}': not the name of a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out '{path}': the folder is not empty: choose another, or remove it")
+    parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out '{path}': cannot be written: no permission in '{parent}'")
+
+
 def _exists(path: str | os.PathLike) -> bool:
     """Whether a file is there. OSError for a path that cannot be, such as a loop of links."""
     try:

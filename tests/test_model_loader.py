@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from dwellmoe.base_model import BASE_FILE
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.options import parse_options
+from dwellmoe.export.merged import save_merged
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import ADAPTER_FILE, ADAPTER_WEIGHTS, load_adapters, load_model, load_tokenizer
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.settings.model import ModelSettings
-from model_loader import load_evaluated_model, save_merged
+from model_loader import load_evaluated_model
 from tests.data.stand_ins import word_tokenizer
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.workbench import prompt

@@ -6,7 +6,7 @@ from pathlib import Path
 from dwellmoe.adapter_folder import check_adapter_folder
 from dwellmoe.cli.export_options import export_parser
 from dwellmoe.errors import UserError
-from dwellmoe.files import check_writable
+from dwellmoe.files import check_new_folder, check_writable
 
 
 def run(words: list[str]) -> None:
@@ -36,6 +36,24 @@ def run_gguf_routers(arguments: argparse.Namespace) -> None:
         print(line)
 
 
+def run_adapter(arguments: argparse.Namespace) -> None:
+    check_new_folder(arguments.out)
+    from dwellmoe.export.per_expert import export_per_expert
+
+    count = export_per_expert(_load(arguments), arguments.out)
+    print(f"{arguments.out}: an adapter of {count} tensors")
+
+
+def run_hf(arguments: argparse.Namespace) -> None:
+    check_new_folder(arguments.out)
+    from dwellmoe.export.merged import export_merged
+    from dwellmoe.loading import quiet
+
+    quiet()
+    export_merged(arguments.adapter, arguments.model_name, arguments.allow_other_base, arguments.out)
+    print(f"{arguments.out}: the merged model")
+
+
 def _load(arguments: argparse.Namespace):
     from dwellmoe.export.trained_adapter import load_trained
     from dwellmoe.loading import quiet
@@ -44,4 +62,4 @@ def _load(arguments: argparse.Namespace):
     return load_trained(arguments.adapter, arguments.model_name, arguments.allow_other_base)
 
 
-COMMANDS = {"router": run_router, "gguf-routers": run_gguf_routers}
+COMMANDS = {"router": run_router, "gguf-routers": run_gguf_routers, "adapter": run_adapter, "hf": run_hf}

@@ -11,6 +11,8 @@ def export_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_router(commands)
     _add_gguf_routers(commands)
+    _add_adapter(commands)
+    _add_hf(commands)
     return parser
 
 
@@ -39,6 +41,24 @@ def _add_gguf_routers(commands) -> None:
         metavar="GGUF",
         help="also write the LoRA of attention, for llama.cpp's --lora, to this file",
     )
+
+
+def _add_adapter(commands) -> None:
+    command = _command(commands, "adapter", "the adapter with its LoRA laid out as other programs read it")
+    command.add_argument(
+        "--layout",
+        required=True,
+        choices=["per_expert"],
+        help="per_expert: LoRA of experts one expert each, as vLLM and SGLang read it; without the routers",
+    )
+    _add_out(command, "FOLDER", "folder to write")
+
+
+def _add_hf(commands) -> None:
+    command = _command(
+        commands, "hf", "the base with the adapter merged into it, as an ordinary checkpoint; all in memory"
+    )
+    _add_out(command, "FOLDER", "folder to write")
 
 
 def _command(commands, name: str, about: str) -> Parser:

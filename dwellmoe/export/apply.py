@@ -16,7 +16,7 @@ from dwellmoe.base_model import base_model
 from dwellmoe.errors import UserError
 from dwellmoe.export.patching import copy_range, patch
 from dwellmoe.export.router_file import RouterFile, checksum, read_routers
-from dwellmoe.files import replacing_path
+from dwellmoe.files import check_new_folder, replacing_path
 from dwellmoe.log import warn_once
 from dwellmoe.model_folder import check_model_folder
 from dwellmoe.offload.io.number_types import DTYPES
@@ -31,7 +31,9 @@ def apply_routers(routers: str, model_name: str, out: str) -> int:
     """Writes the whole model with the routers of the file, and gives how many tensors were replaced. Raises
     UserError for a model that is not their base.
     """
-    check_out(model_name, out)
+    check_new_folder(out)
+    if Path(model_name).is_dir() and Path(model_name).resolve() in Path(out).resolve().parents:
+        raise UserError(f"--out '{out}': lies in the folder of '{model_name}': choose another")
     file = read_routers(routers)
     check_model_folder(model_name, with_tokenizer=False)
     shards = find_shards(model_name)
@@ -44,17 +46,6 @@ def apply_routers(routers: str, model_name: str, out: str) -> int:
     with replacing_path(Path(out)) as beside:
         _write(file, shards, beside)
     return len(file.tensors)
-
-
-def check_out(model_name: str, out: str) -> None:
-    """Raises UserError for a folder that cannot be made, or that holds something."""
-    folder = Path(out)
-    if not out or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"--out '{out}': not the name of a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out '{out}': the folder is not empty: choose another, or remove it")
-    if Path(model_name).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"--out '{out}': lies in the folder of '{model_name}': choose another")
 
 
 def _check_replaced(file: RouterFile, shards: Shards, model_name: str) -> None:

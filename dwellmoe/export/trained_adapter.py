@@ -23,7 +23,7 @@ from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
 from dwellmoe.loading import load_adapters
 from dwellmoe.log import warn_once
-from dwellmoe.offload.expert_weights import names_in_model
+from dwellmoe.offload.expert_weights import modules_of_experts, names_in_model
 from dwellmoe.offload.io.shards import Shards, find_shards
 from dwellmoe.offload.skeleton import load_without_experts
 
@@ -44,6 +44,8 @@ class Trained(NamedTuple):
     shards: Shards
     stored_names: dict[str, str]
     """Parameter of the base -> its name in the checkpoint, where it is one tensor there."""
+    expert_modules: dict[str, list[str]]
+    """Fused parameter of the base -> modules of its experts in the checkpoint."""
 
 
 class Router(NamedTuple):
@@ -63,19 +65,20 @@ class Router(NamedTuple):
 def load_trained(adapter: str, model_name: str | None, allow_other_base: bool = False) -> Trained:
     """The adapter of a folder on its base, or on the base of that name. Raises UserError."""
     check_adapter_folder(adapter)
-    model_name = model_name or _recorded_name(adapter)
+    model_name = model_name or base_name_of(adapter)
     check_base_model([adapter], model_name, allow_other_base)
     shards = find_shards(model_name)
     model, layers = load_without_experts(model_name, shards, "auto", torch.device("cpu"))
     stored = {name: key for key, name, pattern in names_in_model(model, shards.tensors) if pattern is None}
+    expert_modules = modules_of_experts(model, shards.tensors)
     for layer in layers:
         model.get_submodule(layer.router).float()
     with weightless_experts(model, layers):
         wrapped = load_adapters(model, {ADAPTER: adapter}, expert_lora="peft")
-    return Trained(adapter, wrapped, layers, base_model(model_name), shards, stored)
+    return Trained(adapter, wrapped, layers, base_model(model_name), shards, stored, expert_modules)
 
 
-def _recorded_name(adapter: str) -> str:
+def base_name_of(adapter: str) -> str:
     """The name of the base that the adapter's folder records."""
     if record := recorded_base(adapter):
         return record.name
@@ -134,12 +137,13 @@ def trained_parts(trained: Trained) -> dict[str, int]:
     keys = [key.removeprefix(WRAPPED) for key in header if key != "__metadata__"]
     counts: dict[str, int] = {}
     for key in keys:
-        part = _part_of(key, trained.layers)
+        part = part_of(key, trained.layers)
         counts[part] = counts.get(part, 0) + 1
     return counts
 
 
-def _part_of(key: str, layers: Iterable[MoeLayer]) -> str:
+def part_of(key: str, layers: Iterable[MoeLayer]) -> str:
+    """What a tensor of an adapter, by its name in the base, trains."""
     for layer in layers:
         for part, module in (
             ("routers", layer.router),

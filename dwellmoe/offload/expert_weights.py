@@ -206,6 +206,21 @@ def names_in_model(model: Any, keys: Iterable[str]) -> Iterator[tuple[str, str, 
         yield (key, weight, None) if name not in shapes and weight in shapes else (key, name, pattern)
 
 
+def modules_of_experts(model: Any, keys: Iterable[str]) -> dict[str, list[str]]:
+    """Fused parameter -> the modules that a checkpoint has in its place, one an expert: of `gate_up_proj` all
+    of gate before all of up. Parameters that the checkpoint stores as one tensor are left out.
+    """
+    lists: dict[tuple[str, str | None], list[str]] = {}
+    for key, name, pattern in names_in_model(model, keys):
+        lists.setdefault((name, pattern), []).append(key.removesuffix(".weight"))
+    found: dict[str, list[str]] = {}
+    for pattern in (pattern for entry in _converters(model) for pattern in entry.source_patterns):
+        for (name, own), modules in lists.items():
+            if own == pattern and len(modules) > 1:
+                found.setdefault(name, []).extend(modules)
+    return found
+
+
 def _converters(model: Any) -> list[WeightConverter]:
     return [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightConverter)]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from dwellmoe.export.merged import save_merged
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import load_adapters, load_model
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.loss import LocalityLoss
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.settings.model import ModelSettings
-from model_loader import save_merged
 from tests.data.stand_ins import word_tokenizer
 from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
 
