@@ -43,15 +43,15 @@ def new_figure(
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title on the left, and what the axes measure, units included."""
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    """Title on the left, as it is (`$` begins no formula), and what the axes measure, units included."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", parse_math=False)
     axes.set_xlabel(x, fontsize=9.5)
     axes.set_ylabel(y, fontsize=9.5)
 
 
 def note(figure: Figure, text: str) -> None:
     """The convention behind the numbers, below the figure."""
-    figure.supxlabel(text, fontsize=8, color="#5a616b")
+    figure.supxlabel(text, fontsize=8, color="#5a616b", parse_math=False)
 
 
 def save(figure: Figure, path: Path) -> None:

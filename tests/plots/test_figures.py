@@ -53,7 +53,7 @@ FIGURES = {
         "a model",
     ),
     "memory": lambda: memory_throughput.draw(
-        {("base", "lru"): [(2e6, 5.0), (1e6, 3.0)]}, "a device", "a floor"
+        {("base", "lru"): [(2e6, 5.0), (1e6, 3.0)]}, r"8 GB for $\frac$", r"a floor, $\x$"
     ),
 }
 

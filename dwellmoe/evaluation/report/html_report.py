@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dwellmoe.cache.replay.report_lines import sections
 from dwellmoe.evaluation.report.comparison import rows_where
 from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows, three_digits
 from dwellmoe.evaluation.report.verdict import verdicts
@@ -44,9 +45,11 @@ def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> No
         shares=SHARES,
         figures=[(caption, _embedded(folder / name)) for name, caption in captions.items()],
         hit_rates=[_hit_rate_table(report, *kind) for kind in _kinds(report)],
+        reporting=[(row["variant"], row["text"], sections(row)) for row in report["reporting"]],
         samples=_samples(folder / "samples.csv"),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    # The command may name paths that are not UTF-8.
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _number(value: object) -> str:
