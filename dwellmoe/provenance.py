@@ -1,23 +1,34 @@
 """Where a result comes from: the command, the code and the date, to be written beside its numbers."""
 
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+_SECRET = r"--[\w-]*[_-]token"
 
 
 def provenance() -> dict[str, str]:
     """`command`, `code` (the commit of a checkout, else the version of the package) and `date` (UTC)."""
     program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": shlex.join([program, *_without_secrets(sys.argv[1:])]),
         "code": _commit() or _version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """The words of a command line, `***` in place of each token of an account: reports are passed on."""
+    return [
+        "***" if re.fullmatch(_SECRET, before) else re.sub(rf"^({_SECRET}=).*", r"\1***", word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def _commit() -> str | None:
