@@ -54,6 +54,18 @@ def run_hf(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: the merged model")
 
 
+def run_gguf(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.out)
+    from dwellmoe.export.whole_gguf import export_gguf, find_converter
+    from dwellmoe.loading import quiet
+
+    quiet()
+    converter = find_converter(arguments.llama_cpp, arguments.adapter, arguments.out)
+    names = ("adapter", "model_name", "allow_other_base", "out", "outtype")
+    export_gguf(converter, *(getattr(arguments, name) for name in names))
+    print(f"{arguments.out}: the merged model, {Path(arguments.out).stat().st_size:,} bytes")
+
+
 def _load(arguments: argparse.Namespace):
     from dwellmoe.export.trained_adapter import load_trained
     from dwellmoe.loading import quiet
@@ -62,4 +74,10 @@ def _load(arguments: argparse.Namespace):
     return load_trained(arguments.adapter, arguments.model_name, arguments.allow_other_base)
 
 
-COMMANDS = {"router": run_router, "gguf-routers": run_gguf_routers, "adapter": run_adapter, "hf": run_hf}
+COMMANDS = {
+    "router": run_router,
+    "gguf-routers": run_gguf_routers,
+    "adapter": run_adapter,
+    "hf": run_hf,
+    "gguf": run_gguf,
+}

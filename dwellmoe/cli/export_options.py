@@ -2,6 +2,7 @@
 
 from dwellmoe.argument_parser import Parser, boolean
 
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 ABOUT = "Hands a trained adapter to other programs."
 
 
@@ -13,6 +14,7 @@ def export_parser() -> Parser:
     _add_gguf_routers(commands)
     _add_adapter(commands)
     _add_hf(commands)
+    _add_gguf(commands)
     return parser
 
 
@@ -59,6 +61,19 @@ def _add_hf(commands) -> None:
         commands, "hf", "the base with the adapter merged into it, as an ordinary checkpoint; all in memory"
     )
     _add_out(command, "FOLDER", "folder to write")
+
+
+def _add_gguf(commands) -> None:
+    command = _command(
+        commands, "gguf", "the base with the adapter merged into it as a GGUF file, by llama.cpp's converter"
+    )
+    command.add_argument(
+        "--llama_cpp", metavar="FOLDER", help="llama.cpp's source; without it, what to do is printed"
+    )
+    command.add_argument(
+        "--outtype", default="auto", choices=OUTTYPES, help="number type, as the converter takes it"
+    )
+    _add_out(command, "GGUF", "file to write")
 
 
 def _command(commands, name: str, about: str) -> Parser:

@@ -12,6 +12,8 @@ import data_preparer
 import dwellmoe
 import inference
 from dwellmoe.cli import main as cli
+from dwellmoe.cli.apply import apply_parser
+from dwellmoe.cli.export_options import export_parser
 from dwellmoe.cli.pack import pack_parser
 from dwellmoe.cli.simulate_options import parse_arguments
 from dwellmoe.errors import UserError
@@ -19,6 +21,7 @@ from dwellmoe.locality.command_line import training_parser
 from tests.docs.pages import HISTORY, PAGES, ROOT, blocks, code_spans, name_of
 
 OTHER_PROGRAMS = {"git", "cd", "source", "tensorboard", "curl", "export"}
+PARSERS = {"pack": pack_parser, "export": export_parser, "apply": apply_parser}
 LAUNCHERS = {"python", "torchrun", "deepspeed", "accelerate"}
 PROGRAMS = LAUNCHERS | {"dwellmoe", "make", "bash", "pip"} | OTHER_PROGRAMS
 SHELL = {"", "bash", "sh", "console"}
@@ -124,8 +127,8 @@ def _check_dwellmoe(arguments: list[str]) -> None:
     assert command in cli.COMMANDS
     if command == "simulate":
         parse_arguments(options)
-    elif command == "pack":
-        pack_parser().parse_args(options)
+    elif command in PARSERS:
+        PARSERS[command]().parse_args(options)
 
 
 @pytest.mark.parametrize("page", [page for page in CURRENT if page.name != MIGRATING], ids=name_of)
