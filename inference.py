@@ -34,7 +34,14 @@ from dwellmoe.evaluation.chat import chat
 from dwellmoe.evaluation.conversation import conversation_of
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields, start_rerouting
 from dwellmoe.evaluation.kept_batches import KeptBatches
-from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from dwellmoe.evaluation.measure import (
+    Measured,
+    Workload,
+    measure,
+    one_after_the_other,
+    with_texts_named,
+    workload,
+)
 from dwellmoe.evaluation.merged_speed import merged_timings
 from dwellmoe.evaluation.options import REROUTED, Options, parse_options
 from dwellmoe.evaluation.prompt_mode import (
@@ -115,6 +122,7 @@ def _evaluate_into(
         measured, engine_rows = _measure_variants(options, evaluated, work, ranks, kept)
     if not ranks.first:
         return {}
+    measured = with_texts_named(measured, requests, chat_template=bool(task.chat))
     report = build_report(
         options=options,
         task=task,

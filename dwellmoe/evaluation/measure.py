@@ -203,5 +203,23 @@ def _merged(
     )
 
 
+def with_texts_named(
+    measured: dict[str, Measured], requests: Sequence[Request], chat_template: bool
+) -> dict[str, Measured]:
+    """The same, with the data set of each request, and whether a chat template was used, in the traces."""
+    categories = {request.request_id: request.example.task for request in requests if request.example.task}
+    known = {"categories": categories or None, "chat_template": chat_template}
+    return {
+        name: replace(found, recordings=_named(found.recordings, known)) for name, found in measured.items()
+    }
+
+
+def _named(recordings: dict[str, Recording], known: dict[str, Any]) -> dict[str, Recording]:
+    return {
+        text: replace(recording, trace=replace(recording.trace, **known))
+        for text, recording in recordings.items()
+    }
+
+
 def _joined(parts: Sequence[Tallies]) -> Tallies:
     return dict(sorted((request_id, tally) for part in parts for request_id, tally in part.items()))

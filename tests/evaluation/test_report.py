@@ -8,7 +8,9 @@ from itertools import product
 import pytest
 
 from dwellmoe.cache.metrics import ecr
+from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
 from dwellmoe.cache.replay.replay import replay
+from dwellmoe.cache.replay.report_block import report_block
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.options import policy_list
@@ -73,6 +75,35 @@ def test_perplexity_and_ratios_belong_together(report):
     for name in ("switch_rate_ratio", "lru_misses_25_ratio", "perplexity_ratio"):
         low, high = ratios[f"{name}_ci95"]
         assert low <= ratios[name] <= high
+
+
+def test_memory_equivalents_are_those_of_the_written_traces(run, report):
+    for name, compared in report["comparison"].items():
+        one, other = (
+            RoutingTrace.load(run / f"trace-{v}-teacher_forced.safetensors") for v in name.split("_vs_")
+        )
+        again = memory_equivalent(one, other, "25%", resamples=report["settings"]["bootstrap_samples"])
+        assert (compared["memory_equivalent_25"], compared["memory_equivalent_25_bound"]) == (
+            again.ratio,
+            again.bound,
+        )
+        assert compared["memory_equivalent_25_ci95"] == again.ratio_ci95
+
+
+def test_the_reporting_block_of_every_variant_and_text(run, report):
+    assert [(row["variant"], row["text"]) for row in report["reporting"]] == [*product(VARIANTS, TEXTS)]
+    for row in report["reporting"]:
+        trace = RoutingTrace.load(run / f"trace-{row['variant']}-{row['text']}.safetensors")
+        policies = ["lru", "lfu", "opt", "lopt:horizon=2"]
+        samples = report["settings"]["bootstrap_samples"]
+        again = {"variant": row["variant"], "text": row["text"]} | report_block(
+            trace, policies, resamples=samples
+        )
+        assert json.loads(json.dumps(again)) == row
+        assert set(trace.categories.values()) == {report["data"]["dataset"]}
+        assert trace.chat_template is report["data"]["chat_template"]
+    page = (run / "report.html").read_text()
+    assert "What a hit rate must state" in page and "unit of execution" in page
 
 
 def test_the_adapters_make_a_difference(report):

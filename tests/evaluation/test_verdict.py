@@ -106,3 +106,21 @@ def test_one_variant_alone_is_told_what_it_needs():
 )
 def test_three_digits(value, text):
     assert three_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    "ratio, interval, bound, said",
+    [
+        (1.9, [1.8, 2.05], None, "control needs 1.900x the cache (95 % interval 1.800 to 2.050)"),
+        (4.0, [4.0, 4.0], "at least", "control needs at least 4.000x the cache"),
+    ],
+)
+def test_what_a_variant_is_worth_in_cache(ratio, interval, bound, said):
+    report = report_of(0.66, [0.65, 0.67], 1.0, [0.99, 1.01])
+    report["comparison"]["tuned_vs_control"] |= {
+        "memory_equivalent_25": ratio,
+        "memory_equivalent_25_ci95": interval,
+        "memory_equivalent_25_bound": bound,
+    }
+    (verdict,) = verdicts(report)
+    assert said in verdict.numbers

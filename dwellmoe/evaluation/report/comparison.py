@@ -11,7 +11,9 @@ import numpy as np
 
 from dwellmoe.cache import metrics
 from dwellmoe.cache.intervals import ratio_interval
+from dwellmoe.cache.replay.memory_equivalent import MemoryEquivalent, memory_equivalent
 from dwellmoe.cache.replay.replay import misses_by_request
+from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.recording import has_pairs
 
@@ -55,13 +57,22 @@ class Comparison:
     lru_misses_25_ratio: Ratio
     """LRU misses at 25 % of the experts, a cache a layer."""
     perplexity_ratio: Ratio
+    memory_equivalent_25: MemoryEquivalent | None = None
+    """The LRU cache that the other variant needs to miss as seldom as this one at 25 %, over that size."""
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as one JSON object."""
         row: dict[str, Any] = {"text": "teacher_forced", "phase": "decode"}
         for name, ratio in vars(self).items():
-            row |= ratio.as_dict(name)
-        return row
+            if isinstance(ratio, Ratio):
+                row |= ratio.as_dict(name)
+        worth = self.memory_equivalent_25
+        ratio = Ratio(None, None) if worth is None else Ratio(worth.ratio, worth.ratio_ci95)
+        return (
+            row
+            | ratio.as_dict("memory_equivalent_25")
+            | {"memory_equivalent_25_bound": worth and worth.bound}
+        )
 
 
 def comparisons(
@@ -73,6 +84,7 @@ def comparisons(
             switch_rate_ratio=switch_rate_ratio(measured[one], measured[other], resamples),
             lru_misses_25_ratio=_miss_ratio(measured[one], measured[other], cache, resamples),
             perplexity_ratio=perplexity_ratio(measured[one], measured[other], resamples),
+            memory_equivalent_25=_memory_equivalent(measured[one], measured[other], cache, resamples),
         )
         for one, other in PAIRS
         if one in measured and other in measured
@@ -97,10 +109,28 @@ def _miss_ratio(one: Measured, other: Measured, cache: Sequence[dict], resamples
     row = at_share(cache, policy="lru")
     if row is None:
         return Ratio(None, None)
-    setup = {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
-    traces = [measured.recordings["teacher_forced"].trace for measured in (one, other)]
-    missed = [misses_by_request(trace, "lru", row["capacity"], **setup) for trace in traces]
+    traces = _reference_traces(one, other)
+    missed = [misses_by_request(trace, "lru", row["capacity"], **_setup(row)) for trace in traces]
     return Ratio.of(missed[0], missed[1], resamples)
+
+
+def _memory_equivalent(
+    one: Measured, other: Measured, cache: Sequence[dict], resamples: int
+) -> MemoryEquivalent | None:
+    row = at_share(cache, policy="lru")
+    if row is None:
+        return None
+    traces = _reference_traces(one, other)
+    return memory_equivalent(*traces, row["capacity"], "lru", resamples=resamples, **_setup(row))
+
+
+def _setup(row: Mapping) -> dict[str, str]:
+    """The cache setup that a hit-rate row was counted with."""
+    return {name: row[name] for name in ("scope", "access", "phase", "start", "reset")}
+
+
+def _reference_traces(one: Measured, other: Measured) -> tuple[RoutingTrace, RoutingTrace]:
+    return one.recordings["teacher_forced"].trace, other.recordings["teacher_forced"].trace
 
 
 def perplexity_ratio(one: Measured, other: Measured, resamples: int) -> Ratio:

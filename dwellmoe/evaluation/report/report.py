@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from dwellmoe.cache.access import PHASES
 from dwellmoe.cache.device import DeviceProfile
+from dwellmoe.cache.replay.report_block import report_block
 from dwellmoe.data.task import Task
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
 from dwellmoe.evaluation.generation import repeated_share
@@ -53,6 +57,10 @@ CONVENTION = {
     "sandbox; one greedy answer a request",
     "choice_accuracy": "the reference has the highest mean log-likelihood a token of all allowed answers",
     "rouge": "F1 of generated against reference text",
+    "memory_equivalent_25": "x_vs_y: the LRU cache with which y misses as seldom as x does with 25 % of the "
+    "experts, over that size; exact at whole capacities, straight lines between; at least or at most: y's "
+    "misses are never as few or as many",
+    "reporting": "decode, a cache a layer, atomic, cold, never emptied; what was not recorded is null",
     "miss_bytes_per_token": "bytes of experts fetched for a token of the phase, weights as loaded",
 }
 
@@ -98,6 +106,11 @@ def build_report(
         "cache": cache,
         "quality": [row.as_dict() for row in quality],
         "rerouting": _rerouting(options, evaluated, measured),
+        "reporting": [
+            row
+            for name, found in measured.items()
+            for row in _reporting(name, found, options.policies, resamples)
+        ],
         "comparison": {name: comparison.as_dict() for name, comparison in compared.items()},
         "measured_speed": [
             measured_speed_row(
@@ -157,6 +170,16 @@ def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples:
         {"variant": variant, "text": text} | row.as_dict()
         for text, recording in measured.recordings.items()
         for row in hit_rate_rows(recording.trace, policies, resamples)
+    ]
+
+
+def _reporting(
+    variant: str, measured: Measured, policies: Sequence[str], resamples: int
+) -> list[dict[str, Any]]:
+    return [
+        {"variant": variant, "text": text} | report_block(recording.trace, policies, resamples=resamples)
+        for text, recording in measured.recordings.items()
+        if np.isin(recording.trace.phase, PHASES["decode"]).any()
     ]
 
 

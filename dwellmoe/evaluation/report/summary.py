@@ -49,6 +49,9 @@ def print_summary(report: Mapping, console: Console) -> None:
     for name, comparison in report["comparison"].items():
         ratios = {key: value for key, value in comparison.items() if key.endswith("_ratio")}
         parts = [f"{key.removesuffix('_ratio')} {_times(value)}" for key, value in ratios.items()]
+        if (worth := comparison["memory_equivalent_25"]) is not None:
+            bound = comparison["memory_equivalent_25_bound"]
+            parts.append(f"worth {bound + ' ' if bound else ''}{four_digits(worth)}x the cache")
         console.print(f"{name.replace('_', ' ')}: {', '.join(parts)}", highlight=False)
 
 

@@ -35,7 +35,7 @@ def _comparison(report: Mapping, name: str) -> Verdict:
     return Verdict(
         f"{one} against {other}: {misses.verdict('memory traffic')}, {perplexity.verdict('text quality')}.",
         f"With {_cache(report)} misses are {misses.in_words('fewer', 'more', unknown=no_misses)}"
-        f"{_bytes(report, one, other)}; "
+        f"{_bytes(report, one, other)}{_worth(report['comparison'][name], other)}; "
         f"perplexity is {perplexity.in_words('lower', 'higher', unknown=NOT_FINITE)}.",
     )
 
@@ -89,6 +89,17 @@ def _bytes(report: Mapping, one: str, other: str) -> str:
         return ""
     first, second = (readable_bytes(row["miss_bytes_per_token"]) for row in rows if row)
     return f", {first} fetched for a token instead of {second}"
+
+
+def _worth(comparison: Mapping, other: str) -> str:
+    """The cache that the other variant needs to miss as seldom."""
+    ratio, interval = (comparison.get(f"memory_equivalent_25{part}") for part in ("", "_ci95"))
+    if ratio is None:
+        return ""
+    bound = comparison["memory_equivalent_25_bound"]
+    span = f" (95 % interval {' to '.join(map(three_digits, interval))})" if interval and not bound else ""
+    size = f"{bound + ' ' if bound else ''}{three_digits(ratio)}x the cache"
+    return f"; to miss as seldom, {other} needs {size}{span}"
 
 
 def _alone(report: Mapping) -> Verdict:
