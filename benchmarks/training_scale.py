@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from result import parser_of, save_result
-from scale import expert_lora, low_bits, objective_memory
+from scale import expert_lora, low_bits, objective_memory, streaming
 
 from dwellmoe.errors import UserError, run_command, unknown_name
 
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict]] = {
     "expert_lora": expert_lora.measure,
     "low_bits": low_bits.measure,
     "objective_memory": objective_memory.measure,
+    "streaming": streaming.measure,
 }
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sections", default=",".join(SECTIONS), help="comma list; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="steps that are timed, of each variant")
     parser.add_argument("--warm_up", type=int, default=2, help="steps before those")
+    streaming.add_options(parser)
     args = parser.parse_args()
     result = {"schema_version": 1, "settings": vars(args), "torch_threads": torch.get_num_threads()}
     for name in sections_of(args.sections):

@@ -22,6 +22,7 @@ from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.files import replacing
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.settings.model import ModelSettings
+from dwellmoe.settings.streaming import StreamingSettings
 from dwellmoe.settings.trainer import TrainerSettings
 
 PAGE = Path(__file__).resolve().parent / "options.md"
@@ -37,6 +38,11 @@ SECTIONS: tuple[tuple[str, str, Any], ...] = (
     ("Data", BOTH, DataSettings),
     ("Adapter", BOTH + "; `inference.py` uses `--lora_save_path` and `--use_lora`", AdapterSettings),
     ("Locality", "`main.py`", LocalitySettings),
+    (
+        "Streaming",
+        "`main.py`; `inference.py` has an `--expert_budget` of its own, of the [expert cache](#expert-cache)",
+        StreamingSettings,
+    ),
     (
         "Trainer",
         "`main.py`; all of transformers' `TrainingArguments` work too, and `--help_all` lists them",

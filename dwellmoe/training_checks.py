@@ -98,7 +98,7 @@ def _check_expert_budget(options: TrainingOptions, given: str) -> None:
     if adapter.save_merged:
         raise UserError(
             f"{given}: leave out --save_merged, which needs the whole model in memory: merge the adapter "
-            "where it fits"
+            "with `dwellmoe export hf` where it fits"
         )
 
 

@@ -18,14 +18,16 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """glibc then returns freed tensors at once, so that the resident set is the memory in use."""
 
 
-def serve(make_step: Callable[[], Callable[[], object]]) -> None:
+def serve(make_step: Callable[[], Callable[[], object]], loading_counts: bool = False) -> None:
     """Takes a step for every line of standard input, and answers with its seconds and the memory so far.
 
-    Memory counts from what is resident once `make_step` has loaded the model.
+    Memory counts from what is resident once `make_step` has loaded the model. With `loading_counts` the
+    kernel's largest resident set remains that of the whole process.
     """
     step = make_step()
     loaded_bytes = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the largest resident set is counted from here
+    if not loading_counts:
+        Path("/proc/self/clear_refs").write_text("5")  # the largest resident set is counted from here
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
@@ -61,6 +63,13 @@ class StepProcess:
         if not line:
             raise RuntimeError(f"the process ended with exit code {self._process.wait()}")
         return json.loads(line)
+
+    def kernel_count(self, file: str, field: str) -> int:
+        """A number in a file of the process's folder in /proc, in the unit that it has there."""
+        text = Path(f"/proc/{self._process.pid}/{file}").read_text()
+        found = re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)
+        assert found
+        return int(found[1])
 
     def __enter__(self) -> "StepProcess":
         return self
