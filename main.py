@@ -67,7 +67,17 @@ from dwellmoe.locality.targets import control_losses
 from dwellmoe.locality.threshold import needs_profile
 from dwellmoe.log import warn_once
 from dwellmoe.offload import ReadFault
-from dwellmoe.run_identity import DEEPSPEED, RANKS, RUN_FILE, WEIGHTS, check_same_run, counting, defaults_of
+from dwellmoe.run_identity import (
+    DEEPSPEED,
+    LAYERS,
+    RANKS,
+    RUN_FILE,
+    WEIGHTS,
+    check_same_layers,
+    check_same_run,
+    counting,
+    defaults_of,
+)
 from dwellmoe.training_checks import OTHER_FOLDER
 from model_loader import complete_trained, trained_model
 from trainer import AnotherRun, LocalityTrainer, RoutingFigures
@@ -114,6 +124,9 @@ def train(run: Run) -> None:
     selected = choose_layers(run, model, layers, train_rows, collator)
     if run.adapter.profile_only:
         return
+    now[LAYERS] = [layer.layer_id for layer in selected]
+    if checkpoint:
+        check_same_layers(checkpoint, now[LAYERS])
     smoothed = {} if checkpoint else smooth(run, model, selected, train_rows, collator)
     model = make_trainable(run, model, selected)
     set_gates(model, smoothed)

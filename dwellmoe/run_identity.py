@@ -31,6 +31,8 @@ GROUPS_MAY_CHANGE = (
 )
 """Beginnings of names."""
 DEEPSPEED, RANKS, WEIGHTS = "DeepSpeed", "ranks", "weights of the base model"
+LAYERS = "trained MoE layers"
+"""Known only with the model and the ECR profile at hand; `check_same_layers` compares them."""
 _TENSORS = (
     *("use_lora", "lora_rank", "target_modules", "lora_extra_modules", "train_scope", "daft_threshold"),
     "optim",
@@ -70,7 +72,7 @@ def check_same_run(
         warn_once(f"'{checkpoint}' has no {RUN_FILE}: not checked whether its options and data were the same")
         return True
     before = counting(defaults or {}) | before
-    names = sorted({*before, *now})
+    names = sorted({*before, *now} - {LAYERS})
     changed = {name: (before.get(name), now.get(name)) for name in names if _differs(name, before, now)}
     if not changed:
         return True
@@ -82,6 +84,16 @@ def check_same_run(
         raise UserError(f"{fault}; give the same again, or go on all the same with --resume_anyway True")
     warn_once(f"{fault}; it goes on all the same, and its best checkpoint is chosen anew (--resume_anyway)")
     return False
+
+
+def check_same_layers(checkpoint: Path, layers: list[int]) -> None:
+    """Raises UserError for a checkpoint of other layers than these, as after a change of the ECR profile."""
+    before = (_read(checkpoint / RUN_FILE) or {}).get(LAYERS, layers)
+    if before != layers:
+        raise UserError(
+            f"'{checkpoint}' is of another run: {listed({LAYERS: (before, layers)})}; give the ECR profile "
+            "as before: the checkpoint's tensors depend on it"
+        )
 
 
 def check_same_options(checkpoint: Path, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -14,10 +14,12 @@ from dwellmoe.locality.settings import AdapterSettings
 from dwellmoe.run_identity import (
     DEEPSPEED,
     GROUPS_MAY_CHANGE,
+    LAYERS,
     MAY_CHANGE,
     MAY_GROW,
     RANKS,
     RUN_FILE,
+    check_same_layers,
     check_same_options,
     check_same_run,
     counting,
@@ -107,3 +109,12 @@ def test_an_option_that_a_record_lacks_had_its_default(tmp_path):
         check_same_options(folder, other, defaults)
     with pytest.raises(UserError, match="--expert_format was none, is nf4"):
         check_same_run(folder, other, anyway=False, defaults=defaults)
+
+
+def test_another_choice_of_layers_is_refused(tmp_path):
+    folder = saved(tmp_path, RUN | {LAYERS: [0, 2]})
+    assert check_same_run(folder, RUN, anyway=False), "the layers are not known yet"
+    check_same_layers(folder, [0, 2])
+    with pytest.raises(UserError, match=r"trained MoE layers was \[0, 2\], is \[1\]"):
+        check_same_layers(folder, [1])
+    check_same_layers(saved(tmp_path, RUN), [1])  # a record from before layers were kept
