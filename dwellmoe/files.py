@@ -19,6 +19,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _MOST_LINKS = 40
 """As many links as Linux follows."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_UNFINISHED = ".unfinished-"
 _LONGEST_POINTER_BYTES = 1024
 LONGEST_NAME_BYTES = 150
 """A file's name has at most 255 bytes, and others are made of it: with a split, a checksum, an ending."""
@@ -181,6 +182,12 @@ def _exists(path: str | os.PathLike) -> bool:
     return True
 
 
+def remove_unfinished(target: Path) -> None:
+    """Removes what `written_whole` left in a folder when it was killed. Only for who alone writes there."""
+    for left in target.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def written_whole(target: Path, last: str = "") -> Iterator[Path]:
     """A folder to write files in; when the block ends well they move to `target`, the one named `last` last.
@@ -189,7 +196,7 @@ def written_whole(target: Path, last: str = "") -> Iterator[Path]:
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target))
+        beside = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target))
     except OSError as error:
         raise UserError(f"folder '{target}': {error.strerror}") from None
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dwellmoe.errors import UserError
+from dwellmoe.files import remove_unfinished
 from dwellmoe.log import warn_once
 
 LOCK_NAME = ".writer.lock"
@@ -41,6 +42,7 @@ def only_writer(folder: Path, advice: str = "choose another folder") -> Iterator
         if left := _owner(path):
             warn_once(f"'{folder}': taken over from {left}, which ended without finishing")
         path.write_text(_this_process())
+        remove_unfinished(folder)
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dwellmoe.errors import UserError
+from dwellmoe.files import written_whole
 from dwellmoe.folder_lock import LOCK_NAME, only_writer
 from tests.conftest import ROOT
 
@@ -39,7 +40,10 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(holder, tmp_path
 def test_a_killed_writer_is_taken_over_and_named(holder, tmp_path, capsys):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with only_writer(tmp_path):
+    (tmp_path / ".unfinished-a").mkdir()
+    (tmp_path / ".unfinished-a" / "half.bin").write_bytes(b"half")
+    with only_writer(tmp_path), written_whole(tmp_path) as beside:
+        assert [*tmp_path.glob(".unfinished*")] == [beside]
         assert f"process {os.getpid()} " in (tmp_path / LOCK_NAME).read_text()
     assert f"process {holder.pid} " in capsys.readouterr().err
 
