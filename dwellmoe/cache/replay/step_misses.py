@@ -60,8 +60,16 @@ class StepMisses(CacheRun):
         self.advance_by(self.residency._replace(counts=each), cache_index, apart)
         counted = stream.group < whole.shape[1] - 1
         for layer in range(stream.layer, stream.layer + stream.requests_per_pass):
-            np.add.at(whole[layer], stream.group, each[layer])
+            _add_by_group(each[layer], stream.group, whole[layer])
             self.misses.add(layer, each[layer, counted, MISSES])
+
+
+@compiled
+def _add_by_group(each, group, whole):
+    """Adds the counts of each pass to those of its group; NumPy's `add.at` is slow for rows."""
+    for index in range(len(each)):
+        for count in range(each.shape[1]):
+            whole[group[index], count] += each[index, count]
 
 
 class StepExperts:
