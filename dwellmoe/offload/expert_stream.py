@@ -4,12 +4,15 @@ While one layer computes, the layers of the next visits are read ahead. The expe
 again last leaves first; so the last layers of a forward pass are still there when the backward pass begins.
 """
 
+import itertools
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from queue import SimpleQueue
 
 from dwellmoe.cache.flat_id import FlatId
+from dwellmoe.families import MoeLayer
+from dwellmoe.families.not_finite import check_finite
 from dwellmoe.offload.expert_weights import ExpertWeights, Piece
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.io.storage import Storage
@@ -32,8 +35,8 @@ class _Held:
 class ExpertStream:
     """The experts of a model in slots in host memory, in the checkpoint's own types.
 
-    num_experts  of each layer
-    slots        at least as many as a layer has experts
+    layers  the model's MoE layers
+    slots   at least as many as a layer has experts
 
     `visit` a layer, take each `expert` of it, `release` those that this visit no longer needs.
     """
@@ -41,29 +44,28 @@ class ExpertStream:
     def __init__(
         self,
         weights: ExpertWeights,
-        num_experts: Sequence[int],
+        layers: Sequence[MoeLayer],
         slots: int,
         storage: Storage,
         readers: int,
         pinned: bool = False,
     ) -> None:
-        assert slots >= max(num_experts)
-        self.weights, self.storage = weights, storage
-        self.order = VisitOrder(len(num_experts))
+        counts = [layer.num_experts for layer in layers]
+        assert slots >= max(counts)
+        self.weights, self.storage, self.layers = weights, storage, layers
+        self.order = VisitOrder(len(layers))
         self.read_bytes = 0
         """Bytes of all experts whose reading has begun."""
         self._slots = Staging(weights.parts, max(weights.record_bytes), slots, pinned)
         self._readers = Readers(storage, readers)
-        firsts = [sum(num_experts[:layer]) for layer in range(len(num_experts))]
-        self._ids = [
-            [FlatId(first + expert) for expert in range(count)]
-            for first, count in zip(firsts, num_experts, strict=True)
-        ]
-        self._layer_of = [layer for layer, count in enumerate(num_experts) for _ in range(count)]
-        self._used = [self.in_file_order(layer, range(count)) for layer, count in enumerate(num_experts)]
+        ids = map(FlatId, itertools.count())
+        self._ids = [list(itertools.islice(ids, count)) for count in counts]
+        self._layer_of = [layer for layer, count in enumerate(counts) for _ in range(count)]
+        self._used = [self.in_file_order(layer, range(count)) for layer, count in enumerate(counts)]
         """[L]: the experts that each layer needed when it was last visited; all of them at first."""
         self._held: dict[FlatId, _Held] = {}
         self._in_use: set[FlatId] = set()
+        self._known_finite: set[FlatId] = set()
         closing = ExitStack()
         closing.callback(storage.close)
         closing.callback(self._readers.close)
@@ -97,7 +99,10 @@ class ExpertStream:
         return needed
 
     def expert(self, layer: int, expert: int) -> Expert:
-        """The weights of an expert of the layer that is visited. Waits for them; raises ReadFault."""
+        """The weights of an expert of the layer that is visited. Waits for them.
+
+        Raises ReadFault, and UserError for weights that are not finite.
+        """
         flat_id = self._ids[layer][expert]
         held = self._held[flat_id]
         if held.load is not None:
@@ -113,6 +118,17 @@ class ExpertStream:
             raise load.error
         into_model_order(held.expert, self.weights.parts[self._layer_of[flat_id]])
         held.load = None
+        if flat_id not in self._known_finite:
+            self._check_finite(flat_id, held.expert)
+
+    def _check_finite(self, flat_id: FlatId, expert: Expert) -> None:
+        layer, path = (
+            self._layer_of[flat_id],
+            self.weights.shards.paths[self.weights.pieces[flat_id][0].shard],
+        )
+        name = f"{self.layers[layer].experts}, expert {self._ids[layer].index(flat_id)},"
+        check_finite([(name, expert.up), (name, expert.down)], f"'{path}'")
+        self._known_finite.add(flat_id)
 
     def release(self, layer: int, expert: int) -> None:
         """This visit no longer needs an expert, whose slot may be taken for a layer that comes earlier."""

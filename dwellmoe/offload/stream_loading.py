@@ -46,7 +46,7 @@ def load_streamed(
     model, layers = load_without_experts(model_name, weights.shards, dtype, device)
     stream = ExpertStream(
         weights,
-        num_experts=[layer.num_experts for layer in layers],
+        layers=layers,
         slots=slots,
         storage=Storage(weights.shards.paths),
         readers=EngineSettings.readers,

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 
 from dwellmoe.errors import UserError
 from dwellmoe.experts import use_expert_lora
@@ -186,6 +187,16 @@ def test_a_file_cut_while_in_use_is_named(tmp_path):
         file.truncate(shard.stat().st_size // 2)
     with pytest.raises(ReadFault, match=r"model\.safetensors"):
         _step(model, prompt(rows=2))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_expert_that_is_not_finite_is_named(value, tmp_path):
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.3.up_proj.weight"][0, 0] = value
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors.*layers\.1\.mlp\.experts, expert 3,"):
+        _step(_tuned(tmp_path, "50%"), prompt(tokens=60, rows=4))
 
 
 @given(
