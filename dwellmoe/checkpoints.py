@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from safetensors import SafetensorError
 
 from dwellmoe.data.download import file_sha256
-from dwellmoe.errors import UserError, first_line
+from dwellmoe.errors import UserError, first_line, refusal
 from dwellmoe.files import replacing
 from dwellmoe.log import warn_once
 from dwellmoe.run_identity import RUN_FILE
@@ -185,6 +185,13 @@ def remove_checkpoints(folder: Path) -> None:
             shutil.rmtree(old)
 
 
+def _reason(error: Exception) -> str:
+    """Why a write failed. torch tells where in its own code, but not what the system refused."""
+    if isinstance(error, RuntimeError):
+        return "the system took only a part of a file, as a full disk does"
+    return refusal(error) or first_line(error)
+
+
 @contextmanager
 def checkpoints_kept(run_folder: Path, torn: Path | None = None) -> Iterator[None]:
     """A block that writes into the run's folder, with `torn` the checkpoint that it writes.
@@ -199,7 +206,7 @@ def checkpoints_kept(run_folder: Path, torn: Path | None = None) -> Iterator[Non
         if torn:
             shutil.rmtree(torn, ignore_errors=True)
         raise UserError(
-            f"'{torn or run_folder}' cannot be written: {first_line(error)}; complete checkpoints: "
+            f"'{torn or run_folder}' cannot be written: {_reason(error)}; complete checkpoints: "
             f"{names_of(complete_checkpoints(run_folder))}; make room, then go on with "
             "--resume_from_checkpoint auto"
         ) from None

@@ -1,10 +1,19 @@
 """Checkpoints: which one a run goes on from when files are cut, changed or missing."""
 
+import errno
 import json
 
 import pytest
+from safetensors import SafetensorError
 
-from dwellmoe.checkpoints import CHECKSUMS, checkpoint_to_resume, damage, remove_checkpoints, write_checksums
+from dwellmoe.checkpoints import (
+    CHECKSUMS,
+    checkpoint_to_resume,
+    checkpoints_kept,
+    damage,
+    remove_checkpoints,
+    write_checksums,
+)
 from dwellmoe.errors import UserError
 from dwellmoe.run_identity import RUN_FILE
 
@@ -100,3 +109,21 @@ def test_only_checkpoints_are_removed(tmp_path):
     (tmp_path / "run" / "checkpoint-10").symlink_to(linked)
     remove_checkpoints(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == [kept] and linked.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.bin"), "a.bin: No space left on device"),
+        (SafetensorError("IoError(Os { code: 28, kind: StorageFull })"), "No space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9 vs 8"), "a full disk"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_is_removed_and_the_others_named(tmp_path, raised, told):
+    make_checkpoint(tmp_path, 4)
+    torn = tmp_path / "checkpoint-8"
+    torn.mkdir()
+    fault = f"checkpoint-8' cannot be written: .*{told}.*checkpoint-4"
+    with pytest.raises(UserError, match=fault), checkpoints_kept(tmp_path, torn):
+        raise raised
+    assert not torn.exists()
