@@ -105,11 +105,16 @@ def _sorted_rows(values: np.ndarray) -> np.ndarray:
     return flat[np.lexsort(flat.T[::-1])]
 
 
+def targets_of(parts: list[GgufPart], out: str | None) -> list[Path]:
+    """The files that will be written for `--out`, one a part; none without it."""
+    return [split_path(Path(out), number, len(parts)) for number in range(len(parts))] if out else []
+
+
 def write_patched(
     parts: list[GgufPart], found: Sequence[Replacement], out: str, note: Mapping[str, object]
 ) -> list[Path]:
     """Writes the file, or all parts, with the tensors replaced and `note` in the metadata; all or nothing."""
-    targets = [split_path(Path(out), number, len(parts)) for number in range(len(parts))]
+    targets = targets_of(parts, out)
     for part, target in zip(parts, targets, strict=True):
         check_writable(target)
         if target.exists() and not target.is_file():
@@ -178,22 +183,26 @@ def export_gguf_routers(
     """Writes the GGUF with tuned routers, or changes the base's in place where `out` is None, and the LoRA of
     attention beside it. Gives what was written, in lines to print. Raises UserError before anything is.
     """
+    taken = [*(part.path for part in parts), *targets_of(parts, out)]
+    if lora_out and Path(lora_out).resolve() in [path.resolve() for path in taken]:
+        raise UserError(f"--lora_out {lora_out}: is the file of --base or --out: choose another")
     routers = merged_routers(trained)
     found = replacements(parts, routers, may_be_done=out is None)
     lora = attention_lora(trained, parts) if lora_out else []
     if lora_out and not lora:
         raise UserError(f"--lora_out {lora_out}: adapter '{trained.path}' has no LoRA of attention")
     say_lost(trained, ["routers", *(["attention"] if lora else [])], _advice(trained, lora_out))
-    lines = [f"{out or parts[0].path}: {len(found)} routers replaced"]
-    if out:
-        paths = write_patched(parts, found, out, note_of(trained, routers))
-        lines = [f"{path}: written" for path in paths[:-1]] + [f"{paths[-1]}: {len(found)} routers replaced"]
-    else:
-        patch_in_place(parts, found)
-        lines.append("its metadata is as it was, and does not say so")
+    lines = []
     if lora_out:
         write_lora(lora_out, str(parts[0].metadata[ARCHITECTURE]), lora)
-        lines.append(f"{lora_out}: LoRA of {len(lora)} matrices of attention, for llama.cpp's --lora")
+        lines = [f"{lora_out}: LoRA of {len(lora)} matrices of attention, for llama.cpp's --lora"]
+    if out:
+        paths = write_patched(parts, found, out, note_of(trained, routers))
+        lines += [f"{path}: written" for path in paths]
+    else:
+        patch_in_place(parts, found)
+        lines.append(f"{parts[0].path}: changed in place; its metadata is as it was, and does not say so")
+    lines.append(f"{len(found)} tensors of routers replaced")
     return lines
 
 

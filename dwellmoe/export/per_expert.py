@@ -23,7 +23,7 @@ from dwellmoe.experts.peft_factors import factors_of
 from dwellmoe.export.trained_adapter import ADAPTER, WRAPPED, Trained, part_of, say_lost
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
-from dwellmoe.files import written_whole
+from dwellmoe.files import give_usual_modes, written_whole
 
 HALVES = ("gate_proj", "up_proj")
 FUSED = "gate_up_proj"
@@ -51,6 +51,7 @@ def export_per_expert(trained: Trained, out: str) -> int:
         save_file({name: each.contiguous() for name, each in tensors.items()}, folder / ADAPTER_WEIGHTS)
         (folder / BASE_FILE).write_text(json.dumps(trained.base._asdict()))
         (folder / ADAPTER_FILE).write_text(json.dumps(config | changed, indent=2))
+        give_usual_modes(folder)
     return len(tensors)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dwellmoe.adapter_folder import ADAPTER_WEIGHTS
 from dwellmoe.base_model import BaseModel
 from dwellmoe.cache.tensor_file import map_tensors, write_tensors
 from dwellmoe.errors import UserError
@@ -36,6 +37,9 @@ def checksum(values: Tensor) -> str:
 
 def export_routers(trained: Trained, out: str) -> list[Router]:
     """Writes the routers that an adapter trained, and says what else it trained. Raises UserError."""
+    for path in (Path(trained.path) / ADAPTER_WEIGHTS, *trained.shards.paths):
+        if Path(out).resolve() == path.resolve():
+            raise UserError(f"--out {out}: is a file of the adapter or its base: choose another")
     routers = [router for router in merged_routers(trained) if router.is_changed]
     say_lost(trained, ["routers"], WHOLE)
     metadata = {

@@ -21,6 +21,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.experts.stand_ins import weightless_experts
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
+from dwellmoe.files import is_missing_folder
 from dwellmoe.loading import load_adapters
 from dwellmoe.log import warn_once
 from dwellmoe.offload.expert_weights import modules_of_experts, names_in_model
@@ -80,11 +81,13 @@ def load_trained(adapter: str, model_name: str | None, allow_other_base: bool = 
 
 def base_name_of(adapter: str) -> str:
     """The name of the base that the adapter's folder records."""
-    if record := recorded_base(adapter):
-        return record.name
-    name = json.loads((Path(adapter) / ADAPTER_FILE).read_text()).get("base_model_name_or_path")
+    record = recorded_base(adapter)
+    config = json.loads((Path(adapter) / ADAPTER_FILE).read_text(encoding="utf-8"))
+    name = record.name if record else config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UserError(f"adapter '{adapter}' does not record its base model: give --model_name")
+    if is_missing_folder(name):
+        raise UserError(f"adapter '{adapter}': its base '{name}' is not there: give --model_name")
     return name
 
 
@@ -160,7 +163,7 @@ def say_lost(trained: Trained, carried: Iterable[str], advice: str) -> list[str]
     lost = [part for part in trained_parts(trained) if part not in {*carried}]
     if lost:
         warn_once(
-            f"warning: adapter '{trained.path}' also trained {', '.join(lost)}, which is not carried over: "
+            f"warning: adapter '{trained.path}' also trained {', '.join(lost)}, which are not carried over: "
             f"the result is not the model that was trained; {advice}"
         )
     return lost

@@ -320,6 +320,13 @@ def test_attention_in_another_order_is_refused(tiny_checkpoint, attention_adapte
     assert [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("taken", ["base-Q8_0.gguf", "o.gguf"])
+def test_the_lora_file_is_another_one(taken, base, attention_adapter, tmp_path):
+    with pytest.raises(UserError, match="--lora_out"):
+        export(attention_adapter, base, "--out", tmp_path / "o.gguf", "--lora_out", tmp_path / taken)
+    assert [*tmp_path.iterdir()] == [base]
+
+
 def test_what_is_lost_is_said(base, whole_adapter, tmp_path, capsys):
     export(whole_adapter, base, "--out", tmp_path / "t.gguf", "--lora_out", tmp_path / "l.gguf")
     said = capsys.readouterr().err

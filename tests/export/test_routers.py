@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dwellmoe.base_model import base_model
+from dwellmoe.adapter_folder import ADAPTER_WEIGHTS
+from dwellmoe.base_model import BASE_FILE, base_model
 from dwellmoe.cli.main import run
 from dwellmoe.errors import UserError
 from dwellmoe.export.router_file import checksum
@@ -145,6 +146,41 @@ def test_other_files_are_no_routers(tiny_checkpoint, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "r.safetensors")
     with pytest.raises(UserError, match="no file of tuned routers"):
         apply(tmp_path / "r.safetensors", tiny_checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": "7"}, "version '7'"),
+        ({"replaces": "{"}, "does not say which"),
+        ({"replaces": "{}"}, "names other tensors"),
+    ],
+)
+def test_metadata_that_cannot_be_is_refused(change, message, routers, tiny_checkpoint, tmp_path):
+    with safe_open(routers, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(routers), tmp_path / "r.safetensors", metadata | change)
+    with pytest.raises(UserError, match=message):
+        apply(tmp_path / "r.safetensors", tiny_checkpoint, tmp_path / "out")
+
+
+def test_a_base_that_moved_is_asked_for(router_adapter, tiny_checkpoint, tmp_path):
+    shutil.copytree(router_adapter, adapter := tmp_path / "adapter")
+    record = json.loads((adapter / BASE_FILE).read_text())
+    (adapter / BASE_FILE).write_text(json.dumps(record | {"name": str(tmp_path / "gone" / "base")}))
+    command = ["export", "router", "--adapter", str(adapter), "--out", str(tmp_path / "r.safetensors")]
+    with pytest.raises(UserError, match=r"gone/base.*--model_name"):
+        run(command)
+    run([*command, "--model_name", str(tiny_checkpoint)])
+    assert (tmp_path / "r.safetensors").exists()
+
+
+def test_the_adapter_itself_is_not_overwritten(router_adapter):
+    out = router_adapter / ADAPTER_WEIGHTS
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="--out"):
+        run(["export", "router", "--adapter", str(router_adapter), "--out", str(out)])
+    assert out.read_bytes() == before
 
 
 def test_a_folder_that_holds_something_is_refused(routers, tiny_checkpoint, tmp_path):
