@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dwellmoe.cache.tensor_file import map_tensors, write_tensors
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.files import replacing
@@ -40,6 +41,8 @@ def full_trace():
         gate_probs=rng.random((20, 3, base.num_experts)).astype(np.float16),
         chunk=np.zeros(20, np.int32),
         batch_step=np.arange(20, dtype=np.int32),
+        categories={0: "one", 1: "two", 2: "one"},
+        chat_template=False,
     )
 
 
@@ -127,6 +130,25 @@ def test_other_safetensors_are_refused(tmp_path, tensors, metadata):
     )
     save_file(found, tmp_path / "f", metadata)
     with pytest.raises(UserError, match="f: "):
+        RoutingTrace.load(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"categories": "[1]"},
+        {"categories": '{"a": 1}'},
+        {"categories": '{"a": ["0"]}'},
+        {"categories": "{"},
+        {"chat_template": "yes"},
+        {"chat_template": ""},
+    ],
+)
+def test_broken_facts_of_the_texts_are_refused(tmp_path, broken):
+    full_trace().save(tmp_path / "t")
+    tensors, metadata = map_tensors(tmp_path / "t")
+    write_tensors(tmp_path / "f", tensors, metadata | broken)
+    with pytest.raises(UserError, match=f"f: .*{next(iter(broken))}"):
         RoutingTrace.load(tmp_path / "f")
 
 

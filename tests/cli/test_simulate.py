@@ -98,6 +98,26 @@ def test_describe(trace_path, tmp_path, capsys):
     assert sum(row["uses"] for row in found["reuse"]["reuse_distance"]) == decode * 9
 
 
+def test_report(trace_path, tmp_path, capsys):
+    words = ("report", "--trace", trace_path, "--capacities", "50%", 8, "--policies", "lfu")
+    found = result(capsys, *words)
+    assert [row["capacity"] for row in found["regime"]] == [6, 8]
+    policies = {row["policy"] for row in found["policies"]}
+    assert policies == {"lru", "lfru", "opt", "opt_forced", "lfu"}
+    assert all(ROW <= set(row) for row in found["policies"])
+    run(*words, "--markdown", "--json", tmp_path / "r.json")
+    printed = capsys.readouterr().out
+    assert printed.count("## ") == 7 and "not recorded" in printed
+    assert json.loads((tmp_path / "r.json").read_text())["gaps"] == found["gaps"]
+
+
+def test_shares_of_both_gaps_are_printed(trace_path, capsys):
+    run("curve", "--trace", trace_path, "--policies", "lru", "lfru", "lfu", "opt", "--capacities", 6)
+    line = {words.split()[0]: words for words in capsys.readouterr().out.splitlines()}
+    assert "LRU" in line["lfu"] and "LFRU" in line["lfu"]
+    assert "LRU" in line["lfru"] and "LFRU" not in line["lfru"] and "gap" not in line["opt"]
+
+
 def test_plan_is_the_arithmetic_of_its_device(trace_path, tmp_path, capsys):
     device = tmp_path / "device.toml"
     speeds = "memory_gb_per_second = 1e-3\nstorage_gb_per_second = 1e-4"
@@ -260,6 +280,9 @@ def test_convert_and_back(trace_path, tmp_path, capsys):
         (["fit", "--policy", "ml_habits", "--out", "w.safetensors"], "needs at least 4"),
         ([*LRU, "6", "--num_experts", "4"], "has no effect"),
         (["curve", "--policies", "lru", "--capacities", "2"], "below the 3 experts"),
+        (["report", "--capacities", "2"], "below the 3 experts"),
+        (["report", "--policies", "static"], "give weights=FILE"),
+        (["report", "--policies", "nearest"], "unknown policy"),
         (["describe", "--segment_tokens", "0"], "option --segment_tokens: '0' must be at least 1"),
         (["plan", "--device", "none.toml"], "cannot be read"),
         (["convert", "--out", "t.xyz"], "not a trace in any known format"),
@@ -365,7 +388,7 @@ def test_fit_writes_weights_that_replay_reads(tmp_path, capsys):
         capsys, "fit", "--trace", trace, "--policy", "ml_habits", "--out", weights, "--capacity", 6
     )
     policies = [row["policy"] for row in found["cache"]]
-    assert policies == ["lru", "lfu", "lrfu:decay=0.95", "opt", f"ml_habits:weights={weights}"]
+    assert policies == ["lru", "lfu", "lfru", "lrfu:decay=0.95", "opt", f"ml_habits:weights={weights}"]
     (row,) = result(
         capsys, "replay", "--trace", trace, "--policy", f"ml_habits:weights={weights}", "--capacity", 6
     )["cache"]

@@ -69,9 +69,9 @@ def report_block(
     inputs = replay_inputs(trace, CacheSetup(**setup), by_request=True)
     budgets = _budgets(inputs, capacities)
     specs = list(dict.fromkeys([*REFERENCES, *policies]))
-    sources = {spec: fit_source_of(spec) for spec in specs}
     experts = StepExperts(inputs)
     runs = [StepMisses(spec, budget, inputs) for budget in budgets for spec in specs]
+    sources = {spec: fit_source_of(spec) for spec in specs}
     sweep(inputs, [experts, *runs], progress)
     rows = [_row(run, inputs, resamples) for run in runs]
     texts = Texts.of(trace)
