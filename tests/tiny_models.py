@@ -252,7 +252,6 @@ MULTIMODAL = {"llama4": "llama4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4
 WHOLE_MULTIMODAL = {
     "aria": "aria_text",
     "deepseek_ocr2": "deepseek_ocr2_text",
-    "dots3_note": "dots3_note_text",
     "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
     "gemma4": "gemma4_text",
     "glm4v_moe": "glm4v_moe_text",

@@ -44,7 +44,18 @@ def use_expert_lora(model: nn.Module) -> None:
             experts.__dict__.setdefault(PLAIN, experts.config._experts_implementation)
         run_through_interface(model, layer, per_expert_forward)
         bypass(model.get_submodule(layer.experts))
+        _hide_activation(experts)
     _transformer(model).set_experts_implementation(NAME)
+
+
+def _hide_activation(experts: Any) -> None:
+    """Has the activation be no sub-module any more: how often the backward pass calls it depends on a rank's
+    tokens, and ZeRO-3 waits forever where ranks call their sub-modules in different orders.
+    """
+    found = experts._modules.get("act_fn")
+    if found is not None and not [*found.parameters()]:
+        del experts._modules["act_fn"]
+        experts.__dict__["act_fn"] = found
 
 
 def _transformer(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """Experts that transformers does not run through its experts interface, made to run through an implementation
-of it: those of Llama 4, whose routing weights come before the experts, and of LongCat-Flash, some of whose
-experts compute nothing.
+of it: those of Llama 4, whose routing weights come before the experts, of LongCat-Flash, where some experts
+compute nothing, and of Step 3.7, which only lack its description.
 
 Letters: T tokens of all rows, K chosen experts a token, D hidden size, E routed experts with weights.
 """
@@ -16,7 +16,7 @@ from transformers.integrations.moe import _default_apply_gate
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
 
-LLAMA4, LONGCAT = "Llama4TextExperts", "LongcatFlashExperts"
+LLAMA4, LONGCAT, STEP = "Llama4TextExperts", "LongcatFlashExperts", "Step3p7Experts"
 Implementation = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """(experts module, hidden_TD, indices_TK, weights_TK) -> the output of a layer's experts, [T, D]."""
 
@@ -28,7 +28,7 @@ def describe_experts(experts: Any) -> None:
     """
     name = type(experts).__name__
     experts.weighs_inputs = experts.transposed = name == LLAMA4
-    if name in (LLAMA4, LONGCAT):
+    if name in (LLAMA4, LONGCAT, STEP):
         _describe(experts)
     elif hasattr(experts, "has_gate"):
         experts.transposed = experts.is_transposed
@@ -38,7 +38,8 @@ def _describe(experts: Any) -> None:
     experts.has_gate = experts.is_concatenated = True
     experts.has_bias = experts.has_post_expert_norm = experts._is_expert_parallel = False
     experts.num_experts = len(experts.down_proj)
-    experts._apply_gate = MethodType(_default_apply_gate, experts)
+    if not hasattr(experts, "_apply_gate"):
+        experts._apply_gate = MethodType(_default_apply_gate, experts)
 
 
 def run_through_interface(model: nn.Module, layer: MoeLayer, implementation: Implementation) -> None:
@@ -46,6 +47,8 @@ def run_through_interface(model: nn.Module, layer: MoeLayer, implementation: Imp
     block, experts = model.get_submodule(layer.block), unwrap(model.get_submodule(layer.experts))
     if type(experts).__name__ == LLAMA4:
         block.forward = MethodType(_llama4_block, block)
+        experts.forward = MethodType(implementation, experts)
+    if type(experts).__name__ == STEP:
         experts.forward = MethodType(implementation, experts)
     if type(experts).__name__ == LONGCAT:
         experts.forward = MethodType(_with_idle_experts(implementation), experts)

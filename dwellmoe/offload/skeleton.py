@@ -139,7 +139,9 @@ def _take_shapes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         shapes[layer.experts] = _shapes_of(experts)
         for name in shapes[layer.experts]:
             experts.register_parameter(name, None)
-        experts._is_hf_initialized = True  # no parameter is left to initialise
+        block: Any = model.get_submodule(layer.block)
+        # There is nothing to initialise: missing weights are refused. Qwen3-Omni's block initialises experts.
+        experts._is_hf_initialized = block._is_hf_initialized = True
     return shapes
 
 

@@ -6,7 +6,6 @@ A weight is `(code - 8) * scale + zero`, scale and zero in bfloat16, as torch's 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import Field, QuantisingFormat, Stored
@@ -37,8 +36,8 @@ class Int4(QuantisingFormat):
         )
 
     def quantise(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        rows, width = weight_OI.shape
-        groups_BN = pad(weight_OI.float(), (0, -width % self.group)).view(-1, self.group)
+        rows = len(weight_OI)
+        groups_BN = self._whole_groups(weight_OI.float()).view(-1, self.group)
         tried = [_quantised(groups_BN, shrink) for shrink in SHRINKS]
         best_B = torch.stack([errors_B for errors_B, *_ in tried]).argmin(dim=0)
         scales_B, zeros_B, codes_BN = (_chosen(kind, best_B) for kind in list(zip(*tried, strict=True))[1:])
@@ -47,6 +46,16 @@ class Int4(QuantisingFormat):
             "zeros": zeros_B.bfloat16().view(rows, -1),
             "codes": codes_BN.view(rows, -1),
         }
+
+    def _whole_groups(self, weight_OI: Tensor) -> Tensor:
+        """The matrix, a last group that is not full filled up with its own numbers: so they alone decide its
+        scale and zero.
+        """
+        over = weight_OI.shape[1] % self.group
+        if not over:
+            return weight_OI
+        last_ON = weight_OI[:, -over:].repeat(1, -(-self.group // over))[:, : self.group]
+        return torch.cat([weight_OI[:, :-over], last_ON], dim=1)
 
     def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
         codes_BN = stored["codes"].view(-1, self.group // 2)

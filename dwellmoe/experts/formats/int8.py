@@ -28,8 +28,8 @@ class Int8(QuantisingFormat):
         return stored["codes"].float().mul_(stored["scales"].unsqueeze(1)).to(dtype)
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
-        """The scales come after the product: the codes are exact in any type. Few rows take torch's product of
-        mixed types, which copies no weight.
+        """The scales come after the product: the codes are exact in any type. Few rows take torch's product
+        of mixed types, which copies no weight.
         """
         if len(x_SI) <= FEW_ROWS and x_SI.dtype == torch.bfloat16 and x_SI.device.type == "cpu":
             return torch._weight_int8pack_mm(x_SI, stored["codes"], stored["scales"].bfloat16())
