@@ -75,7 +75,8 @@ def test_the_command_writes_what_stall_reads(source, tmp_path, capsys, monkeypat
     of_the_model(source.model, 0).save(learned)
     dataclasses.replace(source.trace, expert_bytes=(1000,) * source.trace.layers).save(trace)
     words = ["predict", "--trace", trace, "--learn", learned, "--model_name", "models/tiny-olmoe"]
-    words += ["--out", out, "--predictor", "gate_ahead+scoutgate", "--scoutgate_out", tmp_path / "s.safetensors"]
+    words += ["--out", out, "--predictor", "gate_ahead+scoutgate"]
+    words += ["--scoutgate_out", tmp_path / "s.safetensors"]
     simulate.run([*map(str, words), "--json", "-"])
     facts = json.loads(capsys.readouterr().out)
     found = RecordedPredictions.load(out)
