@@ -33,7 +33,7 @@ from inference import parse
 from model_loader import load_evaluated_model
 
 CONTROL, TUNED = "control", "tuned"
-POLICIES = ("lru", "lfu", "lrfu:decay=0.95")
+POLICIES = ("lru", "lfru", "lfu", "lrfu:decay=0.95")
 STRATEGIES = (
     "margin:loss=0.05",
     "margin:loss=0.1",
