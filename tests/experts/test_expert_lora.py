@@ -254,6 +254,20 @@ def test_autocast_does_not_round_the_experts():
     assert abs(found[0] - by_peft[0]) <= 1e-3
 
 
+def test_which_modules_run_does_not_depend_on_the_tokens():
+    """Under ZeRO-3 a rank whose modules run in another order would wait for the others forever."""
+    model = with_lora(tiny_model("olmoe"))
+    use_expert_lora(model)
+    runs: list[list[str]] = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: runs[-1].append(name))
+    for tokens in (2, 17):
+        runs.append([])
+        ids = token_ids(1, tokens)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert runs[0] == runs[1]
+
+
 def test_experts_that_are_not_described_are_left_to_peft(capsys, monkeypatch):
     model = with_lora(tiny_model("olmoe"))
     for layer in find_moe_layers(model):
