@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
 
 _PACKAGE = Path(__file__).resolve().parent
 _MOST_LINKS = 40
@@ -57,7 +57,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
-    with _writing(Path(path)):
+    with writing(Path(path)):
         if (stream := _stream_of(path)) is not None:
             sys.stdout.flush()
             with open(os.dup(stream), "wb") as file:
@@ -129,14 +129,14 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns what the system refuses into a UserError with the path; that a reader left is no mistake."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or first_line(error)}") from error
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -146,7 +146,7 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"'{text}': cannot be written: not the name of a file")
     if _stream_of(path) is not None:
         return
-    with _writing(Path(text)):
+    with writing(Path(text)):
         exists = _exists(path)
     folder = Path(os.path.realpath(path)).parent
     if Path(text).is_dir():

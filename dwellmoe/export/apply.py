@@ -16,7 +16,7 @@ from dwellmoe.base_model import base_model
 from dwellmoe.errors import UserError
 from dwellmoe.export.patching import copy_range, patch
 from dwellmoe.export.router_file import RouterFile, checksum, read_routers
-from dwellmoe.files import check_new_folder, replacing_path
+from dwellmoe.files import check_new_folder, replacing_path, writing
 from dwellmoe.log import warn_once
 from dwellmoe.model_folder import check_model_folder
 from dwellmoe.offload.io.number_types import DTYPES
@@ -43,7 +43,7 @@ def apply_routers(routers: str, model_name: str, out: str) -> int:
             f"warning: the routers were trained on '{file.base.name}' (fingerprint {file.base.fingerprint}); "
             f"'{found.name}' has the same routers and differs elsewhere ({found.fingerprint})"
         )
-    with replacing_path(Path(out)) as beside:
+    with writing(Path(out)), replacing_path(Path(out)) as beside:
         _write(file, shards, beside)
     return len(file.tensors)
 

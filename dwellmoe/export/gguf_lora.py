@@ -19,7 +19,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.export.gguf_file import GgufPart, all_tensors
 from dwellmoe.export.gguf_names import GgufNames
 from dwellmoe.export.trained_adapter import ADAPTER, WRAPPED, Trained
-from dwellmoe.files import replacing_path
+from dwellmoe.files import replacing_path, writing
 from dwellmoe.log import warn_once
 
 CHECKED_ROWS = 256
@@ -84,7 +84,7 @@ def _check_order(tensor: ReaderTensor, weight: Tensor, stored: str) -> None:
 def write_lora(path: str, architecture: str, factors: list[LowRank]) -> None:
     """Writes the adapter; llama.cpp computes its scale as alpha / rank."""
     alpha = factors[0].scaling * len(factors[0].a_RI)
-    with replacing_path(Path(path)) as beside:
+    with writing(Path(path)), replacing_path(Path(path)) as beside:
         writer = GGUFWriter(beside, architecture)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")

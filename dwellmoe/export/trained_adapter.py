@@ -163,7 +163,7 @@ def say_lost(trained: Trained, carried: Iterable[str], advice: str) -> list[str]
     lost = [part for part in trained_parts(trained) if part not in {*carried}]
     if lost:
         warn_once(
-            f"warning: adapter '{trained.path}' also trained {', '.join(lost)}, which are not carried over: "
-            f"the result is not the model that was trained; {advice}"
+            f"warning: adapter '{trained.path}' also trained {', '.join(lost)}, not carried over: the result "
+            f"is not the model that was trained; {advice}"
         )
     return lost

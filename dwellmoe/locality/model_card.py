@@ -104,4 +104,7 @@ With DwellMoE:
 ```
 python inference.py --model_name {base} --lora_save_path {folder} --dataset_name NAME
 ```
+
+In other programs: `dwellmoe export` writes the tuned routers alone, which `dwellmoe apply` puts on any copy
+of the base model, a GGUF with them in it, an adapter with one LoRA an expert, or the merged model.
 """

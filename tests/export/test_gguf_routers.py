@@ -287,6 +287,16 @@ def test_a_full_disk_leaves_nothing(base, router_adapter, tmp_path, monkeypatch)
     assert [*tmp_path.iterdir()] == [base]
 
 
+def test_a_full_disk_leaves_no_half_lora(base, attention_adapter, tmp_path, monkeypatch):
+    def full(writer):
+        raise OSError("1536 requested and 168 written")  # as numpy puts it
+
+    monkeypatch.setattr("dwellmoe.export.gguf_lora.GGUFWriter.write_tensors_to_file", full)
+    with pytest.raises(UserError, match=r"l\.gguf: cannot be written: 1536 requested"):
+        export(attention_adapter, base, "--out", tmp_path / "o.gguf", "--lora_out", tmp_path / "l.gguf")
+    assert [*tmp_path.iterdir()] == [base]
+
+
 def test_attention_goes_beside_it_as_a_lora_of_llama_cpp(
     base, attention_adapter, tiny_checkpoint, merged_weights, tmp_path, capsys
 ):

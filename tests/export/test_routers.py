@@ -1,6 +1,8 @@
 """`dwellmoe export router` and `dwellmoe apply`: the routers alone, put on a copy of the base."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -134,6 +136,16 @@ def test_another_base_is_refused_and_nothing_is_written(spoil, message, routers,
     with pytest.raises(UserError, match=message):
         apply(routers, tmp_path / "other", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
+
+
+def test_a_full_disk_leaves_no_half_model(routers, tiny_checkpoint, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(UserError, match="out: cannot be written: No space left"):
+        apply(routers, tiny_checkpoint, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_tuned_model_is_no_base(routers, tiny_checkpoint, tmp_path):
