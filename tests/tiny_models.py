@@ -138,7 +138,9 @@ _EXTRAS: dict[str, dict[str, Any]] = {
     },
     "glm4_moe_lite": _MLA,
     "glm4v_moe_text": {"rope_parameters": _MROPE},
-    "glm5_next_text": _MLA | _DENSE_FIRST | {"qk_rope_head_dim": 0},
+    "glm5_next_text": _MLA
+    | _DENSE_FIRST
+    | {"qk_rope_head_dim": 0, "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
     "glm_moe_dsa": _MLA,
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention", "mamba"],
