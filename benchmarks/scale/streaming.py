@@ -46,7 +46,7 @@ BANDWIDTH_SECONDS = 2.0
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this section."""
     parser.add_argument("--streaming_shape", default="olmoe", choices=SHAPES, help="model to stream")
-    parser.add_argument("--streaming_budget", default="1700MB", help="memory for experts (--expert_budget)")
+    parser.add_argument("--streaming_budget", default="1500MB", help="memory for experts (--expert_budget)")
     parser.add_argument("--streaming_scratch", help="folder for the checkpoint; default: the system's own")
 
 
