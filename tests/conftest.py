@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)  # no test may fail because a machine is busy
+settings.load_profile("no deadline")
 
 # Read by the hub client when it is first imported: set later, it would wait for a hub that tests never ask.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

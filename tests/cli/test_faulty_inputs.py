@@ -24,7 +24,7 @@ COMMANDS = {
     "plan": DEVICE,
     "stall": DEVICE,
     "fit": ("--policy", "ml_habits", "--out", "OUT/w.safetensors"),
-    "predict": ("--predictor", "gate_ahead", "--model_name", "none", "--learn", "TRACE", "--out", "OUT/p"),
+    "predict": ("--predictor", "gate_ahead", "--model_name", "models/tiny-olmoe", "--learn", "TRACE", "--out", "OUT/p"),
     "convert": ("--out", "OUT/t.npy"),
     "calibrate": ("--out", "OUT/mu.json"),
 }
