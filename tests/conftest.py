@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("no deadline", deadline=None)  # no test may fail because a machine is busy
-settings.load_profile("no deadline")
-
 # Read by the hub client when it is first imported: set later, it would wait for a hub that tests never ask.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.data.stand_ins import WORDS, word_tokenizer, words, write_task
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("no deadline", deadline=None)  # no test may fail because a machine is busy
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
