@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 EXPERTS = ("--num_experts", "12")
 DEVICE = ("--device", "configs/devices/laptop_8gb.toml")
+MODEL = "models/tiny-olmoe"
 COMMANDS = {
     "replay": ("--policy", "lru", "--capacity", "6"),
     "curve": ("--policies", "lru"),
@@ -24,7 +25,7 @@ COMMANDS = {
     "plan": DEVICE,
     "stall": DEVICE,
     "fit": ("--policy", "ml_habits", "--out", "OUT/w.safetensors"),
-    "predict": ("--predictor", "gate_ahead", "--model_name", "models/tiny-olmoe", "--learn", "TRACE", "--out", "OUT/p"),
+    "predict": ("--predictor", "gate_ahead", "--model_name", MODEL, "--learn", "TRACE", "--out", "OUT/p"),
     "convert": ("--out", "OUT/t.npy"),
     "calibrate": ("--out", "OUT/mu.json"),
 }
