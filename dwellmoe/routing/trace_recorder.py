@@ -109,8 +109,9 @@ class TraceRecorder:
         names = set.intersection(*(set(batch) for batch in batches)) if batches else set()
         if not names:
             raise UserError("nothing was recorded: run the model inside the tap and describe the batch first")
+        arrays: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
         return RoutingTrace(
-            **{name: np.concatenate([batch[name] for batch in batches]) for name in names},
+            **arrays,
             num_experts=self.moe_layers[0].num_experts,
             layer_ids=tuple(layer.layer_id for layer in self.moe_layers),
             expert_bytes=tuple(expert_bytes),
