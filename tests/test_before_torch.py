@@ -52,6 +52,8 @@ TRAINING = [
     ("--dataset_name BROKEN/task.toml", "a.jsonl:2: broken JSON"),
     ("--consecutive_expert_loss_type none", "unknown locality objective 'none'"),
     ("--train_rerouting nosuch", "unknown routing strategy 'nosuch'"),
+    ("--report_to tensorboard,wnadb", "unknown --report_to 'wnadb': did you mean 'wandb'"),
+    ("--experts_implementation nosuch", "unknown --experts_implementation 'nosuch'"),
     ("--train_rerouting lru --train_rerouting_cache lru@0", "capacity '0': must be above 0"),
     ("--target_hit_rate none@25%=0.5", "unknown .*policy 'none'"),
     ("--quality_budget 0.1 --quality_reference EMPTY", "--quality_reference .*EMPTY"),

@@ -3,14 +3,12 @@
 import ast
 import dataclasses
 import functools
-import importlib.util
 import operator
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from dwellmoe.errors import needs
 from dwellmoe.options import COUNT, SEED, Range, Settings
+from dwellmoe.settings.library_names import library_source
 from dwellmoe.settings.trainer import TrainerSettings
 
 SHARE = Range(0, 1)
@@ -58,13 +56,11 @@ def library_options() -> Any:
 
 def _sources() -> list[ast.stmt]:
     """The statements of the two files that define the options and the names they choose from."""
-    with needs("train"):
-        found = importlib.util.find_spec("transformers")
-        if found is None:
-            raise ModuleNotFoundError(name="transformers")
-    folder = Path(found.submodule_search_locations[0])
-    texts = [(folder / name).read_text(encoding="utf-8") for name in ("training_args.py", "trainer_utils.py")]
-    return [statement for text in texts for statement in ast.parse(text).body]
+    return [
+        statement
+        for name in ("training_args.py", "trainer_utils.py")
+        for statement in library_source(name).body
+    ]
 
 
 def _fields(statements: list[ast.stmt]) -> Iterator[tuple[str, Any, Any]]:

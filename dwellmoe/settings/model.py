@@ -1,10 +1,12 @@
 """Settings of the model: which checkpoint, in which number type."""
 
+import sys
 from dataclasses import dataclass
 
 from dwellmoe.errors import unknown_name
 from dwellmoe.files import check_name
 from dwellmoe.options import Settings, option
+from dwellmoe.settings.library_names import EXPERTS_IMPLEMENTATIONS, check_library_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPERT_FORMATS = ("as_stored", "int4", "int8", "nf4")
@@ -48,3 +50,11 @@ class ModelSettings(Settings):
             name = self.expert_format.partition(":")[0]
             if name not in EXPERT_FORMATS:
                 raise unknown_name("--expert_format", name, EXPERT_FORMATS)
+        if (name := self.experts_implementation) is not None:
+            check_library_name("--experts_implementation", name, EXPERTS_IMPLEMENTATIONS, also=_also())
+
+
+def _also() -> list[str]:
+    """Implementations of experts beside those of the table: the module's own, and what a plug-in added."""
+    moe = sys.modules.get("transformers.integrations.moe")
+    return ["eager", *(moe.ALL_EXPERTS_FUNCTIONS.keys() if moe else ())]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.log import warn_once
-from dwellmoe.options import COUNT, SEED, Settings, option
+from dwellmoe.options import COUNT, SEED, Settings, option, split_list
+from dwellmoe.settings.library_names import REPORTERS, check_library_name
 
 STRATEGIES = ("no", "steps", "epoch")
 METRICS = {
@@ -66,6 +67,9 @@ class TrainerSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         self._check_metric()
+        given = split_list(self.report_to) if isinstance(self.report_to, str) else self.report_to or []
+        for reporter in given:
+            check_library_name("--report_to", reporter, REPORTERS, also=("all", "none"))
         for name in ("logging_steps", "eval_steps", "save_steps"):
             steps = getattr(self, name)
             if steps is not None and steps > 1 and steps != int(steps):
