@@ -88,7 +88,8 @@ def _add_report(commands) -> None:
         "--policies",
         nargs="+",
         metavar="POLICY",
-        help="eviction policies beside lru, lfru, opt and opt_forced [lrfu:decay=0.95 ml_habits]",
+        help="eviction policies beside lru, lfru, opt and, with sequential access, opt_forced "
+        "[lrfu:decay=0.95 ml_habits]",
     )
     command.add_argument(
         "--capacities", nargs="+", metavar="C", help="experts, percent or bytes [25%%, or what a step needs]"

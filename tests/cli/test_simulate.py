@@ -103,7 +103,7 @@ def test_report(trace_path, tmp_path, capsys):
     found = result(capsys, *words)
     assert [row["capacity"] for row in found["regime"]] == [6, 8]
     policies = {row["policy"] for row in found["policies"]}
-    assert policies == {"lru", "lfru", "opt", "opt_forced", "lfu"}
+    assert policies == {"lru", "lfru", "opt", "lfu"}
     assert all(not ROW - set(row) for row in found["policies"])
     run(*words, "--markdown", "--json", tmp_path / "r.json")
     printed = capsys.readouterr().out

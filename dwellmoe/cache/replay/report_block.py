@@ -26,8 +26,8 @@ from dwellmoe.cache.replay.texts import Texts, requests_beyond_shared_prefix, te
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 
 FORCED = "opt_forced"
-REFERENCES = (*BASELINES, OPTIMUM, FORCED)
-"""Always replayed: the gaps are between them."""
+REFERENCES = {"atomic": (*BASELINES, OPTIMUM), "sequential": (*BASELINES, OPTIMUM, FORCED)}
+"""Always replayed: the gaps are between them. With atomic access `opt_forced` is `opt`."""
 POLICIES = ("lrfu:decay=0.95", "ml_habits")
 SHARE = "25%"
 UNITS = {
@@ -61,14 +61,14 @@ def report_block(
 ) -> dict[str, Any]:
     """The block as one JSON object, out of one sweep over the trace and one count of uses.
 
-    policies    replayed beside `REFERENCES`
+    policies    replayed beside those of `REFERENCES`
     capacities  slots, percent or bytes. None: 25 %, but at least what the largest step of a layer needs
     setup       fields of `CacheSetup`
     UserError as for `replay`.
     """
     inputs = replay_inputs(trace, CacheSetup(**setup), by_request=True)
     budgets = _budgets(inputs, capacities)
-    specs = list(dict.fromkeys([*REFERENCES, *policies]))
+    specs = list(dict.fromkeys([*REFERENCES[inputs.setup.access], *policies]))
     experts = StepExperts(inputs)
     runs = [StepMisses(spec, budget, inputs) for budget in budgets for spec in specs]
     sources = {spec: fit_source_of(spec) for spec in specs}
@@ -200,7 +200,8 @@ def _gap(rows: Sequence[HitRateRow]) -> dict[str, Any]:
     by_policy = {row.policy: row for row in rows}
     online = [row for row in rows if parse_policy(row.policy)[0].lookahead == "none"]
     best = max(online, key=lambda row: row.hit_rate)
-    optimum, forced = by_policy[OPTIMUM], by_policy[FORCED]
+    optimum = by_policy[OPTIMUM]
+    forced = by_policy.get(FORCED, optimum)
     return {
         "capacity": best.capacity,
         "best_online": best.policy,
