@@ -333,9 +333,9 @@ def test_smoothed_gates_raise_the_ecr_before_the_first_step(train, tmp_path, opt
         ("--train_rerouting margin --gradient_checkpointing True", "leave gradient checkpointing out"),
         ("--smooth_gates -1 --lora_extra_modules gate", "--smooth_gates -1.0: must be at least 0"),
         ("--smooth_gates 2", "--smooth_gates refits whole gates: train them in full"),
-        ("--deepspeed nothing.json", "training options:"),
+        ("--deepspeed nothing.json", "--deepspeed nothing.json: No such file"),
         ("--resume_from_checkpoint ./out/checkpoint-7", "no complete checkpoint"),
-        ("--report_to carrier_pigeon", "--report_to: carrier_pigeon is not supported"),
+        ("--report_to carrier_pigeon", "unknown --report_to 'carrier_pigeon'"),
         ("--lora_save_path /proc/out", "--lora_save_path /proc/out: No such file or directory"),
     ],
 )

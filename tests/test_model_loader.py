@@ -245,6 +245,7 @@ def test_an_adapter_of_another_base_is_refused_before_the_model_loads(tmp_path, 
     "folder", [mxfp4_checkpoint, lambda: fp8_checkpoint("deepseek_v3")], ids=["mxfp4", "fp8"]
 )
 def test_a_checkpoint_of_low_bits_is_merged_in_16_bits(folder, tmp_path):
+    torch.manual_seed(0)  # with some weights, rounding changes which experts a token chooses
     base = ModelSettings(str(folder()))
     model: Any = load_model(base)
     tuned: Any = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
