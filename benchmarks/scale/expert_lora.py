@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent.parent), str(FOLDER.parent)]
 
 import torch
+from scale.locality_step import locality_step
 from scale.olmoe_layers import VOCABULARY, make_model
 from scale.step_process import StepProcess, seconds_in_turns, serve
 from transformers import DynamicCache
@@ -23,7 +24,6 @@ from transformers import DynamicCache
 from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import find_moe_layers
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
-from dwellmoe.locality.loss import LocalityLoss
 
 ROWS, TOKENS, PROMPT, RANK = 4, 512, 32, 8
 TARGETS = {"router": "gate", "peft": "auto", "sparse": "auto"}
@@ -76,20 +76,7 @@ def training_step(variant: str) -> Step:
     plain = make_model()
 
     def prepare() -> Step:
-        model = with_adapter(plain, variant).train()
-        locality = LocalityLoss(model, "cache_miss", weight=0.5)
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
-
-        def step() -> None:
-            ids = torch.randint(VOCABULARY, (ROWS, TOKENS))
-            with locality:
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-                (loss + locality({"input_ids": ids})).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
+        return locality_step(with_adapter(plain, variant).train(), ROWS, TOKENS, VOCABULARY)
 
     return _prepared_at_first(prepare)
 

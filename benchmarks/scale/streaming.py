@@ -25,6 +25,7 @@ sys.path[:0] = [str(FOLDER.parent.parent), str(FOLDER.parent)]
 import torch
 from disk_bandwidth import read_bandwidth
 from random_checkpoint import SHAPES, config_of, write_checkpoint
+from scale.locality_step import locality_step
 from scale.step_process import StepProcess, seconds_in_turns, serve
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +33,6 @@ from dwellmoe.experts import use_expert_lora
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import load_streamed_model, quiet
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
-from dwellmoe.locality.loss import LocalityLoss
 from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
 
@@ -128,21 +128,7 @@ def _training_step(plain: Any) -> Callable[[], object]:
     tuned = add_elastic_lora(plain, find_moe_layers(plain), LoraShape(RANK, targets=TARGETS))
     plain.disable_input_require_grads()
     use_expert_lora(tuned)
-    tuned.train()
-    vocabulary = plain.config.vocab_size
-    locality = LocalityLoss(tuned, "cache_miss", weight=0.5)
-    trained = [weight for weight in tuned.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
-
-    def step() -> None:
-        ids = torch.randint(vocabulary, (ROWS, TOKENS))
-        with locality:
-            loss = tuned(input_ids=ids, labels=ids, use_cache=False).loss
-            (loss + locality({"input_ids": ids})).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return locality_step(tuned.train(), ROWS, TOKENS, plain.config.vocab_size)
 
 
 if __name__ == "__main__":
