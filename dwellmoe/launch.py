@@ -137,7 +137,7 @@ def _dropped(lock: Path) -> bool:
             lock.unlink()
         return not lock.exists()
     except OSError:
-        return True  # another rank has removed it, or nobody may
+        return True  # another rank has removed it, or it cannot be removed
 
 
 def _is_open(path: Path) -> bool:

@@ -257,7 +257,7 @@ def _adapter_config(path: str) -> PeftConfig:
 
 
 def _said(error: Exception) -> str:
-    """The first line of what a library says of a file; a name that it does not know, it says alone."""
+    """The first line of what a library says of a file; of an unknown name, it says the name alone."""
     return f"unknown name {error}" if isinstance(error, KeyError) else first_line(error)
 
 

@@ -21,7 +21,7 @@ class HubRepository(NamedTuple):
 
     def make(self) -> "HubRepository":
         """Makes the repository unless it is there; gives it under its whole name. UserError where the hub is
-        out of reach, nobody is logged in, or the name is not the user's.
+        out of reach, no user is logged in, or the name is not the user's.
         """
         try:
             made = HfApi(token=self.token).create_repo(self.name, private=self.private, exist_ok=True)

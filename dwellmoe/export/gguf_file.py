@@ -34,7 +34,7 @@ class GgufPart(NamedTuple):
 
 
 class _HeaderReader(GGUFReader):
-    """Steps over arrays of texts: a vocabulary takes the library's reader seconds, and nobody asks for it."""
+    """Steps over arrays of texts: a vocabulary takes the library's reader seconds, and is not needed."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if GGUFValueType(raw_type) != GGUFValueType.ARRAY:

@@ -102,7 +102,7 @@ def test_a_template_without_an_end_gets_the_end_token():
         (chats.NEWEST_FIRST, TALK, "turn 2"),
         (chats.USERS_ONLY, [*TALK, {"role": "tool", "content": "42"}, *turns("", "x")[1:]], "turn 5"),
         (chats.PLAIN + "{{ raise_exception('no such roles') }}", TALK, "no such roles"),
-        (chats.MARKED.replace("'assistant' %}{% gen", "'nobody' %}{% gen"), TALK, "marks 0"),
+        (chats.MARKED.replace("'assistant' %}{% gen", "'no one' %}{% gen"), TALK, "marks 0"),
         (chats.MARKED.replace("in messages", "in messages | reverse"), turns("q", "r"), "turn 2"),
     ],
 )

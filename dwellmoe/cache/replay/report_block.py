@@ -196,7 +196,7 @@ def _regime(experts: StepExperts, budget: Budget, inputs: ReplayInputs) -> dict[
 
 
 def _gap(rows: Sequence[HitRateRow]) -> dict[str, Any]:
-    """How far the best policy that does not know the future is from the optimum, and why."""
+    """How far the best policy without knowledge of the future is from the optimum, and why."""
     by_policy = {row.policy: row for row in rows}
     online = [row for row in rows if parse_policy(row.policy)[0].lookahead == "none"]
     best = max(online, key=lambda row: row.hit_rate)

@@ -30,7 +30,7 @@ _HTML_BEGIN = re.compile(
 _HTML_END = re.compile(r"(?:</code>\s{0,9})?</pre>|</(?:code|solution|answer|program)>", re.IGNORECASE)
 _END_TOKEN = re.compile(r"(?:<\|\w{2,30}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
 _INVISIBLE = re.compile("^[ \t\u00a0\u200b\u2060\ufeff]+", re.MULTILINE)
-"""An indentation, which some models write with blanks that Python does not know."""
+"""An indentation, which some models write with blanks that are none to Python."""
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _THIS = r"(?:this|these|that|it|so|following|like)"
 _WARNING = re.compile(
