@@ -17,7 +17,7 @@ demo: setup
 	$(RUN) bash runs/demo.sh
 
 test: setup
-	$(RUN) python -m pytest
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2
 
 test-fast: setup
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2

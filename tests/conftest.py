@@ -19,6 +19,14 @@ settings.register_profile("no deadline", deadline=None)  # no test may fail beca
 settings.load_profile("no deadline")
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """The numbers that a test draws do not depend on the tests before it."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A random OLMoE of 3 layers with a tokenizer, as a checkpoint folder."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from dwellmoe.settings.model import ModelSettings
 from model_loader import load_evaluated_model
 from tests.data.stand_ins import word_tokenizer
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
-from tests.offload.workbench import prompt
 from tests.tiny_models import tiny_model, tiny_multimodal
 
 
@@ -245,18 +245,16 @@ def test_an_adapter_of_another_base_is_refused_before_the_model_loads(tmp_path, 
     "folder", [mxfp4_checkpoint, lambda: fp8_checkpoint("deepseek_v3")], ids=["mxfp4", "fp8"]
 )
 def test_a_checkpoint_of_low_bits_is_merged_in_16_bits(folder, tmp_path):
-    torch.manual_seed(0)  # with some weights, rounding changes which experts a token chooses
     base = ModelSettings(str(folder()))
     model: Any = load_model(base)
     tuned: Any = add_elastic_lora(model, find_moe_layers(model), LoraShape(rank=2))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
-    with torch.no_grad():
-        expected = tuned(prompt()).logits
+    expected = deepcopy(tuned).merge_and_unload().state_dict()
     save_merged(tuned, word_tokenizer(), tmp_path / "merged", base)
     merged: Any = load_model(ModelSettings(str(tmp_path / "merged")))
-    with torch.no_grad():
-        assert (merged(prompt()).logits - expected).norm() < 0.02 * expected.norm()
+    # Weights, not logits: rounding to 16 bits may change which experts a token chooses.
+    torch.testing.assert_close(merged.state_dict(), expected, rtol=2**-7, atol=1e-6)
     dtypes = {tensor.dtype for tensor in find_shards(str(tmp_path / "merged")).tensors.values()}
     assert dtypes <= {"BF16", "F32"}

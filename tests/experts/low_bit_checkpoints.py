@@ -23,7 +23,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 32}
 def mxfp4_checkpoint() -> Path:
     """GPT-OSS: blocks and scales for all experts of a layer, biases and the rest in bfloat16."""
     folder = Path(mkdtemp(prefix="dwellmoe-mxfp4-"))
-    model: Any = tiny_model("gpt_oss", **WIDE)
+    model = _same_model("gpt_oss", **WIDE)
     model.to(torch.bfloat16).save_pretrained(folder)
     draw = torch.Generator().manual_seed(0)
 
@@ -44,7 +44,7 @@ def mxfp4_checkpoint() -> Path:
 def fp8_checkpoint(family: str, scale_type: torch.dtype = torch.float32) -> Path:
     """Every matrix of attention, experts and dense layers in E4M3 with a scale for each block."""
     folder = Path(mkdtemp(prefix=f"dwellmoe-fp8-{family}-"))
-    model: Any = tiny_model(family, hidden_size=32)
+    model = _same_model(family, hidden_size=32)
     model.to(torch.bfloat16).save_pretrained(folder)
 
     def as_published(name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -56,6 +56,13 @@ def fp8_checkpoint(family: str, scale_type: torch.dtype = torch.float32) -> Path
     form = {"quant_method": "fp8", "weight_block_size": list(FP8_BLOCK), "activation_scheme": "dynamic"}
     _rewrite(folder, as_published, form)
     return folder
+
+
+def _same_model(family: str, **sizes: int) -> Any:
+    """The same weights whichever test asks first."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tiny_model(family, **sizes)
 
 
 def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
