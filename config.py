@@ -99,10 +99,10 @@ def parse_run(arguments: list[str]) -> Run:
             "warning: " + ", ".join(f"--{name}" for name in idle) + ": no effect beside the other options"
         )
     _check_folder(run)
-    if run.model.expert_format:
-        _check_expert_format(run.model)
     if run.streaming.expert_budget is not None:
         _check_expert_budget(run, run.streaming.expert_budget)
+    elif run.model.expert_format:
+        _check_expert_format(run.model)
     run.train.output_dir = str(run.folder)
     run.train.remove_unused_columns = False
     _refuse_reentrant(run.train)
@@ -164,7 +164,7 @@ def _check_expert_budget(run: Run, expert_budget: str) -> None:
             "--expert_budget: not under ZeRO-3, which would spread the experts over the ranks; use ZeRO-2 or "
             "torchrun"
         )
-    check_streamed(run.model.model_name, expert_budget)
+    check_streamed(run.model.model_name, expert_budget, run.model.expert_format)
 
 
 def _check_metric(run: Run) -> None:

@@ -35,10 +35,10 @@ from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
 from dwellmoe.log import warn_once
-from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, take_expert_adapters
+from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, run_expert_lora
 from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
 from dwellmoe.offload.low_bit_loading import load_in_low_bits
-from dwellmoe.offload.published_low_bits import FP8, MXFP4, does_not_train, published_form
+from dwellmoe.offload.published_low_bits import FP8, MXFP4, other_form, published_form
 from dwellmoe.offload.stream_loading import load_streamed
 from dwellmoe.settings.model import ModelSettings
 
@@ -143,7 +143,7 @@ def _auto_class(settings: ModelSettings) -> Any:
     """
     config = load_config(settings)
     if (method := quantised_by(config)) not in ("", MXFP4, FP8):
-        raise does_not_train(settings.model_name, method)
+        raise other_form(settings.model_name, method)
     return AutoModelForImageTextToText if runs_whole(config) else AutoModelForCausalLM
 
 
@@ -155,7 +155,8 @@ def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> Pr
     twice the copying. Raises UserError.
     """
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load_with_cache(settings.model_name, engine, dtype, _device())[0]
+    given = settings.expert_format
+    model = load_with_cache(settings.model_name, engine, dtype, _device(), expert_format=given)[0]
     in_memory = _dtype(settings.dtype)
     if in_memory not in ("auto", model.dtype):
         here, there = (str(kind).removeprefix("torch.") for kind in (model.dtype, in_memory))
@@ -171,7 +172,8 @@ def load_streamed_model(settings: ModelSettings, expert_budget: str) -> PreTrain
 
     Raises UserError, also for a budget (see `load_streamed`) that cannot work.
     """
-    return load_streamed(settings.model_name, expert_budget, _dtype(settings.dtype), _device())
+    dtype, device = _dtype(settings.dtype), _device()
+    return load_streamed(settings.model_name, expert_budget, dtype, device, settings.expert_format)
 
 
 def _dtype(name: str) -> str | torch.dtype:
@@ -212,8 +214,7 @@ def _check_loaded(name: str, loading_info: dict[str, Any]) -> None:
 def load_adapters(model: PreTrainedModel, paths: Mapping[str, str], expert_lora: str = "sparse") -> PeftModel:
     """One model that holds all the adapters, by name. Raises UserError for a path without one that fits.
 
-    expert_lora  how LoRA of experts is computed: `sparse` or `peft`. With the experts in a cache it is merged
-                 when they are read
+    expert_lora  how LoRA of experts is computed: `sparse` or `peft`; with the experts in a cache, `sparse`
     """
     engine = engine_of(model)
     layers = engine.layers if engine else layers_held_elsewhere(model)
@@ -231,7 +232,7 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str], expert_lora:
             raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
         _check_all_found(path, found)
         if engine:
-            take_expert_adapters(wrapped, layers, engine.adapters)
+            run_expert_lora(model, layers)
     assert wrapped is not None, "no adapter was given"
     if expert_lora == "sparse" and engine is None:
         use_expert_lora(wrapped)
@@ -274,8 +275,6 @@ def _check_all_found(path: str, found: Any) -> None:
 @contextmanager
 def active_variant(model: nn.Module, name: str) -> Iterator[nn.Module]:
     """Within the block the adapter of that name is on, or none for `base`."""
-    if engine := engine_of(model):
-        engine.use_adapter(None if name == BASE else name)
     if name == BASE and isinstance(model, PeftModel):
         with model.disable_adapter():
             yield model

@@ -90,11 +90,6 @@ def _check_expert_budget(options: TrainingOptions, given: str) -> None:
         raise UserError(f"{given} freezes the experts: it needs --use_lora True")
     if adapter.expert_lora != "sparse":
         raise UserError(f"{given}: leave out --expert_lora {adapter.expert_lora}, which needs them in memory")
-    if options.model.expert_format:
-        raise UserError(
-            f"{given}: experts are read as the checkpoint stores them: leave out --expert_format "
-            f"{options.model.expert_format}"
-        )
     if adapter.save_merged:
         raise UserError(
             f"{given}: leave out --save_merged, which needs the whole model in memory: merge the adapter "

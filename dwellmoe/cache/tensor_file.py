@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,22 +26,29 @@ MOST_DIMENSIONS = 8
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes a file a few megabytes at a time, so that a mapped tensor may be larger than memory."""
-    header: dict = {"__metadata__": metadata}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # keeps every tensor aligned
-    end = 0
-    for name, tensor in ordered:
-        begin, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    entries = {name: (NAMES[tensor.dtype], tensor.shape, tensor.nbytes) for name, tensor in ordered}
     with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header_of(entries, metadata))
         for _, tensor in ordered:
             _copy(np.ascontiguousarray(tensor).reshape(-1), file)
+
+
+def header_of(
+    entries: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str], alignment: int = 8
+) -> bytes:
+    """The bytes of a file before its data, which begins at a multiple of `alignment`.
+
+    entries  tensor -> (type as safetensors calls it, shape, bytes), in the order of the data
+    """
+    header: dict = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape, nbytes) in entries.items():
+        begin, end = end, end + nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _copy(flat: np.ndarray, file: BinaryIO) -> None:
@@ -49,17 +57,21 @@ def _copy(flat: np.ndarray, file: BinaryIO) -> None:
         file.write(flat[begin : begin + count].data)
 
 
-def map_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def map_tensors(
+    path: str | os.PathLike, also: Mapping[str, type[np.generic]] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Maps every tensor of a .safetensors file read-only; returns them by name, with the file's metadata.
 
-    Raises UserError for a file that is missing, truncated, or not of this format.
+    `also`: types of the file that NumPy lacks -> the type as which their bits are mapped. Raises UserError
+    for a file that is missing, truncated, or not of this format.
     """
+    dtypes = {**DTYPES, **(also or {})}
     path = Path(path)
     header, data_begin = read_header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
         raise UserError(f"{path}: broken header: __metadata__ must be an object of texts")
-    entries = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+    entries = {name: _parse_entry(path, name, entry, dtypes) for name, entry in header.items()}
     _check_places(path, entries, data_begin)
     return {name: _map(path, data_begin, entry) for name, entry in entries.items()}, metadata
 
@@ -101,9 +113,9 @@ class _Entry(NamedTuple):
     end: int
 
 
-def _parse_entry(path: Path, name: str, entry: Any) -> _Entry:
+def _parse_entry(path: Path, name: str, entry: Any, dtypes: Mapping[str, type[np.generic]]) -> _Entry:
     try:
-        dtype = np.dtype(DTYPES[entry["dtype"]])
+        dtype = np.dtype(dtypes[entry["dtype"]])
         found = _Entry(dtype, tuple(entry["shape"]), *entry["data_offsets"])
         whole = all(type(number) is int and number >= 0 for number in (*found.shape, *found[2:]))
     except (KeyError, TypeError, ValueError):

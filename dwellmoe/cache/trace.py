@@ -123,14 +123,21 @@ class RoutingTrace:
         write_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, num_experts: int | None = None) -> "RoutingTrace":
+    def load(
+        cls,
+        path: str | os.PathLike,
+        num_experts: int | None = None,
+        prompt_tokens: int | None = None,
+        top_k: int | None = None,
+    ) -> "RoutingTrace":
         """Reads and checks a trace file in any format, known by its content; .safetensors is not copied.
 
-        `num_experts`: experts a layer, for the formats that do not state it. Raises UserError.
+        For the formats that do not state it: `num_experts` a layer, `prompt_tokens` of the request, and the
+        `top_k` experts that a token chooses. Raises UserError.
         """
         from dwellmoe.cache.formats import read_trace  # the formats import this module
 
-        return read_trace(Path(path), num_experts=num_experts)
+        return read_trace(Path(path), num_experts=num_experts, prompt_tokens=prompt_tokens, top_k=top_k)
 
 
 def _known(trace: RoutingTrace) -> dict[str, str]:

@@ -147,14 +147,8 @@ def check_options(options: Options) -> None:
 
 
 def _check_expert_format(options: Options) -> None:
-    expert_format = options.model.expert_format
-    if options.engine:
-        raise UserError(
-            f"--expert_format {expert_format}: with --expert_budget or --reroute_live the experts run in the "
-            "checkpoint's form; leave one of them out"
-        )
     if (way := options.adapter.expert_lora) != "sparse":
-        raise UserError(f"--expert_format {expert_format}: leave out --expert_lora {way}")
+        raise UserError(f"--expert_format {options.model.expert_format}: leave out --expert_lora {way}")
 
 
 def _check_question(text: str) -> None:

@@ -16,7 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dwellmoe.experts.low_rank import Source, add_low_rank
 from dwellmoe.experts.other_experts import describe_experts, run_through_interface
-from dwellmoe.experts.peft_factors import CARRIED, bypass
+from dwellmoe.experts.peft_factors import bypass, carried
 from dwellmoe.experts.rows import Rows, gather, multiple_of, sort_by_expert, spread
 from dwellmoe.experts.weights import ATTRIBUTE, product
 from dwellmoe.families import find_moe_layers
@@ -65,7 +65,7 @@ def _transformer(model: Any) -> Any:
 
 def per_expert_forward(module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The output of a layer's experts, [T, D]."""
-    adapted = getattr(module, CARRIED, None) or getattr(module, ATTRIBUTE, None) is not None
+    adapted = carried(module) or getattr(module, ATTRIBUTE, None) is not None
     if not adapted and hasattr(module, PLAIN):
         own = type(module).forward.__wrapped__  # type: ignore[attr-defined] - transformers' decorator sets it
         forward = ALL_EXPERTS_FUNCTIONS.get_interface(getattr(module, PLAIN), own)
@@ -117,7 +117,7 @@ def _project(
 ) -> Tensor:
     """The product of rows and weights, with LoRA, without bias; `x_SI` is `rows_of(kept, all rows)`."""
     out_SO = product(module, name, x_SI, rows.ends)
-    for factors in getattr(module, CARRIED, {}).get(name, ()):
+    for factors in carried(module).get(name, ()):
         out_SO = add_low_rank(out_SO, x_SI, factors, rows.ends, Source(kept, rows_of))
     return out_SO
 

@@ -35,6 +35,12 @@ def add_low_rank(
     return _LowRank.apply(product_SO, x_SI, *source, *factors, list(ends))  # type: ignore[return-value]
 
 
+def add_low_rank_of_one(product_SO: Tensor, x_SI: Tensor, factors: Factors, expert: int) -> None:
+    """Adds the adapter's part in place to the rows of one expert. No gradient is kept."""
+    a_RI, b_RO = factors.a_ERI[expert], factors.b_ERO[expert]
+    product_SO.add_(x_SI.to(a_RI.dtype) @ a_RI.T @ b_RO, alpha=factors.scaling)
+
+
 class Source(NamedTuple):
     """A tensor that is kept anyway, and how some rows are computed from it."""
 

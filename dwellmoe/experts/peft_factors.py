@@ -4,7 +4,7 @@ experts of a layer) is by-passed.
 The wrappers stay PEFT's in all else: what is saved, loaded, merged, switched on and off.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,13 +35,18 @@ PerExpertWrapper.__name__ = ParamWrapper.__name__  # by which PEFT knows its wra
 
 @contextmanager
 def _carried(experts: Any, name: str, factors: list[Factors]) -> Iterator[None]:
-    carried = experts.__dict__.setdefault(CARRIED, {})
+    found = experts.__dict__.setdefault(CARRIED, {})
     if factors:
-        carried[name] = factors
+        found[name] = factors
     try:
         yield
     finally:
-        carried.pop(name, None)
+        found.pop(name, None)
+
+
+def carried(experts: Any) -> Mapping[str, list[Factors]]:
+    """Within the forward pass of an experts module, the factors of each of its parameters."""
+    return experts.__dict__.get(CARRIED, {})
 
 
 def active_factors(wrapper: Any) -> list[Factors]:

@@ -51,3 +51,9 @@ def product(module: Any, name: str, x_SI: Tensor, ends: Sequence[int]) -> Tensor
 def is_transposed(module: Any) -> bool:
     """Whether the experts' matrices are [I, O] instead of [O, I]."""
     return getattr(module, "transposed", getattr(module, "is_transposed", False))
+
+
+def shape_OI_of(module: Any, name: str) -> tuple[int, int]:
+    """The output and input width of a fused parameter's matrices; a shape may stand for the parameter."""
+    first, second = getattr(module, name).shape[-2:]
+    return (second, first) if is_transposed(module) else (first, second)

@@ -20,11 +20,9 @@ from dwellmoe.files import check_new_folder, replacing_path, writing
 from dwellmoe.log import warn_once
 from dwellmoe.model_folder import check_model_folder
 from dwellmoe.offload.io.number_types import DTYPES
-from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
+from dwellmoe.offload.io.shards import Shards, StoredTensor, files_beside_weights, find_shards
 
 CARD = "README.md"
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
-"""Endings of files of weights: of them only those of the checkpoint are copied."""
 
 
 def apply_routers(routers: str, model_name: str, out: str) -> int:
@@ -86,20 +84,13 @@ def _as(tuned: Tensor, stored: StoredTensor) -> Tensor:
 
 def _write(file: RouterFile, shards: Shards, folder: Path) -> None:
     folder.mkdir()
-    for path in _small_files(shards.paths[0].parent):
+    for path in files_beside_weights(shards.paths[0].parent):
         shutil.copyfile(path, folder / path.name)
     for number, path in enumerate(shards.paths):
         with open(path, "rb") as source, open(folder / path.name, "wb") as target:
             copy_range(source, 0, path.stat().st_size, target)
             patch(target, dict(_ranges(file.tensors, shards, number)))
     _write_card(file, folder / CARD)
-
-
-def _small_files(folder: Path) -> Iterator[Path]:
-    """The files of a checkpoint beside its weights."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in WEIGHTS:
-            yield path
 
 
 def _ranges(tensors: Mapping[str, Tensor], shards: Shards, shard: int) -> Iterator[tuple[int, bytes]]:

@@ -12,7 +12,7 @@ from dwellmoe.lazy import lazily
 
 if TYPE_CHECKING:
     from dwellmoe.offload.engine import Engine, ExpertMemory, engine_of
-    from dwellmoe.offload.expert_lora import take_expert_adapters
+    from dwellmoe.offload.expert_lora import run_expert_lora
     from dwellmoe.offload.io.storage import ReadFault, Storage
     from dwellmoe.offload.load import load_with_cache, offload
     from dwellmoe.offload.rerouting import LiveRerouting
@@ -32,7 +32,7 @@ __all__ = [
     "engine_of",
     "load_with_cache",
     "offload",
-    "take_expert_adapters",
+    "run_expert_lora",
 ]
 
 
@@ -40,7 +40,7 @@ __getattr__ = lazily(
     __name__,
     {
         **dict.fromkeys(("Engine", "ExpertMemory", "engine_of", "EngineSettings"), "engine"),
-        "take_expert_adapters": "expert_lora",
+        "run_expert_lora": "expert_lora",
         **dict.fromkeys(("ReadFault", "Storage"), "io.storage"),
         **dict.fromkeys(("load_with_cache", "offload"), "load"),
         "LiveRerouting": "rerouting",

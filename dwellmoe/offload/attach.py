@@ -1,7 +1,7 @@
 """Puts the parts of an engine together, on a model that was loaded without its experts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -24,17 +24,61 @@ from dwellmoe.offload.budgets import (
 )
 from dwellmoe.offload.cached_experts import CachedExperts
 from dwellmoe.offload.engine import OWNER, Engine
+from dwellmoe.offload.expert_layout import ExpertLayout, check_formats, layouts_of
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.experts_implementation import cached_experts_forward, run_experts_from
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.prefetch import Prefetch
-from dwellmoe.offload.prefetch_predictors import make_live_predictor, make_prefetch_predictor
+from dwellmoe.offload.prefetch_predictors import (
+    PrefetchPredictor,
+    make_live_predictor,
+    make_prefetch_predictor,
+)
 from dwellmoe.offload.slot_table import SlotTable
 from dwellmoe.offload.slots import SlotPool, Staging
 from dwellmoe.offload.statistics import Statistics
 from dwellmoe.settings.engine import EngineSettings
+
+
+class SlotPlan(NamedTuple):
+    """The slots that the settings of an engine lead to, on a model of given sizes."""
+
+    sizes: EngineSizes
+    settings: EngineSettings
+    budget: Budget
+    layouts: Sequence[ExpertLayout]
+    """[L]: of the experts as they are stored."""
+
+    @property
+    def all_fit(self) -> bool:
+        """Whether the device has a slot for every expert."""
+        return self.budget.capacity == self.sizes.num_experts
+
+    @property
+    def prefetch_budget(self) -> int:
+        return 0 if self.all_fit else self.settings.prefetch_budget
+
+    @property
+    def slots(self) -> int:
+        """On the device."""
+        return self.sizes.layers * self.budget.capacity + self.settings.prefill_buffer + self.prefetch_budget
+
+
+class Predictors(NamedTuple):
+    """Of the experts that later layers of a running token request; None where nothing is predicted."""
+
+    placement: Any
+    prefetch: PrefetchPredictor | None
+
+
+class Caches(NamedTuple):
+    """What decides which experts are resident, the slots behind it, and what reads ahead into them."""
+
+    live: LiveCache
+    slot_table: SlotTable
+    prefetch: Prefetch | None
 
 
 def attach(
@@ -45,34 +89,15 @@ def attach(
     settings: EngineSettings,
 ) -> Engine:
     """The engine of a model that was loaded without its experts; the model runs through it from now on."""
-    sizes = sizes_of(layers, weights, model.dtype)
-    settings = within_model(settings, sizes)
-    budget = decode_budget(sizes, settings)
-    all_fit = budget.capacity == sizes.num_experts
-    prefetch_budget = 0 if all_fit else settings.prefetch_budget
+    plan = plan_slots(model, layers, weights, settings)
     statistics = Statistics()
     forward_pass = ForwardPass(model, statistics)
-    placement_predictor, prefetch_predictor = None, None
-    if settings.placement_predictor:
-        placement_predictor = make_live_predictor(settings.placement_predictor, model, layers, forward_pass)
-    if prefetch_budget:
-        prefetch_predictor = make_prefetch_predictor(settings.prefetch_predictor, model, layers, forward_pass)
-    live = _live_cache(sizes, budget, settings, all_fit, placement_predictor)
-    slots = sizes.layers * budget.capacity + settings.prefill_buffer + prefetch_budget
-    on_host = slots if model.device.type == "cpu" else 0
-    check_host_memory((on_host + ram_slots(sizes, settings)) * sizes.slot_bytes, settings)
+    predictors = make_predictors(model, layers, plan, forward_pass)
+    check_slots(model, plan)
     readers = Readers(storage, settings.readers)
-    slot_table = _slot_table(model, weights, live, slots, readers, settings, all_fit)
-    prefetch = None
-    if prefetch_predictor:
-        prefetch = Prefetch(slot_table, readers, prefetch_predictor, prefetch_budget, statistics)
+    caches = make_caches(model, plan, weights, predictors, readers, statistics)
     cached_experts = CachedExperts(
-        live=live,
-        slot_table=slot_table,
-        readers=readers,
-        prefetch=prefetch,
-        forward_pass=forward_pass,
-        statistics=statistics,
+        **caches._asdict(), readers=readers, forward_pass=forward_pass, statistics=statistics
     )
     run_experts_from(cached_experts, model, layers)
     for layer in layers:
@@ -82,11 +107,64 @@ def attach(
         layers=list(layers),
         cached_experts=cached_experts,
         storage=storage,
-        settings=settings,
-        budget=budget,
+        settings=plan.settings,
+        budget=plan.budget,
+        predictors=predictors,
     )
     setattr(model, OWNER, engine)
     return engine
+
+
+def plan_slots(
+    model: PreTrainedModel, layers: Sequence[MoeLayer], weights: ExpertWeights, settings: EngineSettings
+) -> SlotPlan:
+    """Raises UserError for a budget that cannot work."""
+    layouts = layouts_of(model, layers, weights)
+    check_formats(layouts, model.device, model.dtype)
+    sizes = sizes_of(layers, [layout.with_plain_weights_in(model.dtype) for layout in layouts])
+    settings = within_model(settings, sizes)
+    return SlotPlan(sizes, settings, decode_budget(sizes, settings), layouts)
+
+
+def check_slots(model: PreTrainedModel, plan: SlotPlan) -> None:
+    """Raises UserError for slots beyond the machine's memory."""
+    on_host = plan.slots if model.device.type == "cpu" else 0
+    slots = on_host + ram_slots(plan.sizes, plan.settings)
+    check_host_memory(slots * plan.sizes.slot_bytes, plan.settings)
+
+
+def make_predictors(
+    model: PreTrainedModel,
+    layers: Sequence[MoeLayer],
+    plan: SlotPlan,
+    forward_pass: ForwardPass,
+    placement: Any = None,
+) -> Predictors:
+    """The predictors of the settings; `placement` is one of them that is there already. Raises UserError."""
+    settings, prefetch = plan.settings, None
+    if settings.placement_predictor and placement is None:
+        placement = make_live_predictor(settings.placement_predictor, model, layers, forward_pass)
+    if plan.prefetch_budget:
+        prefetch = make_prefetch_predictor(settings.prefetch_predictor, model, layers, forward_pass)
+    return Predictors(placement, prefetch)
+
+
+def make_caches(
+    model: PreTrainedModel,
+    plan: SlotPlan,
+    weights: ExpertWeights,
+    predictors: Predictors,
+    readers: Readers,
+    statistics: Statistics,
+) -> Caches:
+    """Cold caches and the memory behind them."""
+    live = _live_cache(plan.sizes, plan.budget, plan.settings, plan.all_fit, predictors.placement)
+    slot_table = _slot_table(model, plan, weights, live, readers)
+    prefetch = None
+    if plan.prefetch_budget:
+        assert predictors.prefetch is not None
+        prefetch = Prefetch(slot_table, readers, predictors.prefetch, plan.prefetch_budget, statistics)
+    return Caches(live, slot_table, prefetch)
 
 
 def _live_cache(
@@ -108,35 +186,25 @@ def _live_cache(
 
 
 def _slot_table(
-    model: PreTrainedModel,
-    weights: ExpertWeights,
-    live: LiveCache,
-    slots: int,
-    readers: Readers,
-    settings: EngineSettings,
-    all_fit: bool,
+    model: PreTrainedModel, plan: SlotPlan, weights: ExpertWeights, live: LiveCache, readers: Readers
 ) -> SlotTable:
     device, dtype = model.device, model.dtype
+    in_slots = [layout.with_plain_weights_in(dtype) for layout in plan.layouts]
     ram = None
     if live.ram is not None:  # one slot more, for an expert that comes down before another has gone up
-        ram = SlotPool(weights.parts, live.ram.capacity + 1, dtype, torch.device("cpu"))
+        ram = SlotPool(in_slots, live.ram.capacity + 1, dtype, torch.device("cpu"))
     return SlotTable(
         weights=weights,
         live=live,
-        device=SlotPool(weights.parts, slots, dtype, device),
+        device=SlotPool(in_slots, plan.slots, dtype, device),
         ram=ram,
-        staging=_staging(weights, settings, dtype, device),
+        staging=None if device.type == "cpu" and in_slots == plan.layouts else _staging(plan, device),
         readers=readers,
-        all_fit=all_fit,
+        all_fit=plan.all_fit,
     )
 
 
-def _staging(
-    weights: ExpertWeights, settings: EngineSettings, dtype: torch.dtype, device: torch.device
-) -> Staging | None:
-    """None where readers can fill the device slots themselves."""
-    same_dtype = all(part.dtype == dtype for parts in weights.parts for part in parts)
-    if device.type == "cpu" and same_dtype:
-        return None
-    slots = 2 * settings.readers + settings.prefetch_budget
-    return Staging(weights.parts, max(weights.record_bytes), slots, pinned=device.type == "cuda")
+def _staging(plan: SlotPlan, device: torch.device) -> Staging:
+    """For slots that readers cannot fill themselves."""
+    slots = 2 * plan.settings.readers + plan.settings.prefetch_budget
+    return Staging(plan.layouts, slots, pinned=device.type == "cuda")

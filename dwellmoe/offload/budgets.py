@@ -5,15 +5,13 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from dwellmoe.cache.budget import Budget, budget_of, layer_slots, parse_bytes
 from dwellmoe.errors import UserError
 from dwellmoe.families import MoeLayer
 from dwellmoe.log import warn_once
 from dwellmoe.offload.check_settings import naming
-from dwellmoe.offload.expert_weights import ExpertWeights
-from dwellmoe.offload.slots import SlotPool
+from dwellmoe.offload.expert_layout import ExpertLayout
+from dwellmoe.offload.slots import bytes_of_slot
 from dwellmoe.settings.engine import EngineSettings
 
 DEFAULT = EngineSettings.expert_budget
@@ -30,19 +28,21 @@ class EngineSizes(NamedTuple):
     slot_bytes: int
 
 
-def sizes_of(layers: Sequence[MoeLayer], weights: ExpertWeights, dtype: torch.dtype) -> EngineSizes:
-    """Raises UserError for a model whose layers differ in their number of experts or of chosen ones."""
+def sizes_of(layers: Sequence[MoeLayer], layouts: Sequence[ExpertLayout]) -> EngineSizes:
+    """`layouts`: of an expert of each layer in its slot.
+
+    Raises UserError for a model whose layers differ in their number of experts or of chosen ones."""
     shapes = {(layer.num_experts, layer.top_k) for layer in layers}
     if len(shapes) != 1:
         raise UserError(f"a cache needs one (experts, chosen) for all layers, got {sorted(shapes)}")
     num_experts, top_k = shapes.pop()
-    pool = SlotPool(weights.parts, 0, dtype, torch.device("cpu"))
+    expert_bytes = tuple(layout.nbytes for layout in layouts)
     return EngineSizes(
         layers=len(layers),
         num_experts=num_experts,
         top_k=top_k,
-        expert_bytes=pool.record_bytes,
-        slot_bytes=pool.slot_bytes,
+        expert_bytes=expert_bytes,
+        slot_bytes=bytes_of_slot(max(expert_bytes)),
     )
 
 

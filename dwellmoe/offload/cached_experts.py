@@ -17,6 +17,8 @@ from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError
+from dwellmoe.experts.implementation import per_expert_forward
+from dwellmoe.experts.peft_factors import carried
 from dwellmoe.offload.compute import ManyTokens, OneToken
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.io.readers import Readers
@@ -43,10 +45,10 @@ class CachedExperts:
         forward_pass: ForwardPass,
         statistics: Statistics,
     ) -> None:
-        self.live, self.slot_table, self.readers, self.prefetch = live, slot_table, readers, prefetch
-        self.forward_pass, self.statistics = forward_pass, statistics
+        self.live, self.slot_table, self.prefetch = live, slot_table, prefetch
+        self.readers, self.forward_pass, self.statistics = readers, forward_pass, statistics
         self.recorder: LiveTrace | None = None
-        self._run_all_present = ALL_EXPERTS_FUNCTIONS.get(ALL_PRESENT, None)
+        self._run_all_present: Any = ALL_EXPERTS_FUNCTIONS.get(ALL_PRESENT, per_expert_forward)
         self._failed = False
 
     def run_layer(self, layer: int, module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor):
@@ -72,6 +74,16 @@ class CachedExperts:
         if self.prefetch:
             self.prefetch.forget()
         self._failed = False
+
+    def release(self) -> None:
+        """Gives back the memory of all slots; nothing can run until `hold` has brought others."""
+        self.empty()
+        self.recorder = None
+        del self.live, self.slot_table, self.prefetch
+
+    def hold(self, live: LiveCache, slot_table: SlotTable, prefetch: Prefetch | None) -> None:
+        """Computes out of these caches and slots from now on."""
+        self.live, self.slot_table, self.prefetch = live, slot_table, prefetch
 
     def empty(self) -> None:
         """Cold caches and empty slots."""
@@ -131,17 +143,20 @@ class CachedExperts:
         self._record(layer, chosen_TK, 0)
         plan = self.live.prefill(layer, chosen_TK)
         requested = list(dict.fromkeys(chosen_TK[chosen_TK < self.live.experts].tolist()))
-        if not plan.load and self._run_all_present is not None and self._as_in_memory(module, chosen_TK):
+        if not plan.load and self._as_in_memory(layer, module, chosen_TK):
             self.statistics.prefill.device_hits += len(requested)
-            return self._run_all_present(module, hidden_TD, indices_TK, weights_TK)
+            run = per_expert_forward if carried(module) else self._run_all_present
+            return run(module, hidden_TD, indices_TK, weights_TK)
         work = ManyTokens(module, hidden_TD, indices_TK, weights_TK, self.live.experts)
         self._serve(layer, hidden_TD, requested, plan, work)
         return work.result()
 
-    def _as_in_memory(self, module: Any, chosen_TK: np.ndarray) -> bool:
-        """Whether transformers' own implementation can compute a chunk of experts that are all present."""
+    def _as_in_memory(self, layer: int, module: Any, chosen_TK: np.ndarray) -> bool:
+        """Whether an implementation for experts in memory can compute a chunk of experts that are all
+        present.
+        """
         every_slot_used = bool((chosen_TK < self.live.experts).all())
-        return self.slot_table.all_fit and every_slot_used and not module.weighs_inputs
+        return self.slot_table.is_stacked(layer) and every_slot_used and not module.weighs_inputs
 
     def _serve(
         self, layer: int, hidden_TD: Tensor, experts: Sequence[int], plan: TransferPlan, work: Any

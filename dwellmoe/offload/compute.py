@@ -11,18 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dwellmoe.offload.slots import Expert
+from dwellmoe.experts.low_rank import add_low_rank_of_one
+from dwellmoe.experts.peft_factors import carried
+from dwellmoe.offload.expert_layout import Expert, LowBitMatrix, Matrix
 
 
-def run_expert(module: Any, x_TD: Tensor, expert: Expert) -> Tensor:
-    """The output of one expert for some tokens, with the flags and activation of its own module."""
-    up = _project(module, x_TD, expert.up, expert.up_bias)
+def run_expert(module: Any, x_TD: Tensor, expert: int, weights: Expert) -> Tensor:
+    """The output of one expert for some tokens, with the flags and activation of its own module, and with the
+    LoRA that the module carries.
+    """
+    lora = carried(module)
+    up = _product(module, x_TD, weights.up, weights.up_bias)
+    for factors in lora.get("gate_up_proj" if module.has_gate else "up_proj", ()):
+        add_low_rank_of_one(up, x_TD, factors, expert)
     hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
-    out_TD = _project(module, hidden, expert.down, expert.down_bias)
+    out_TD = _product(module, hidden, weights.down, weights.down_bias)
+    for factors in lora.get("down_proj", ()):
+        add_low_rank_of_one(out_TD, hidden, factors, expert)
     return module.post_expert_norm(out_TD) if module.has_post_expert_norm else out_TD
 
 
-def _project(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _product(module: Any, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+    """A tensor of its own."""
+    if isinstance(weight, LowBitMatrix):
+        out = weight.product(x)
+        return out if bias is None else out.add_(bias)
     x = x.to(weight.dtype)
     if not module.transposed:
         return linear(x, weight, bias)
@@ -40,8 +53,8 @@ class OneToken:
     def add(self, expert: int, weights: Expert) -> None:
         k, x_1D = self.index_of[expert], self.hidden_1D
         if self.module.weighs_inputs:
-            x_1D = x_1D * self.weights_1K[:, k, None]
-        self.outputs[k] = run_expert(self.module, x_1D, weights)
+            x_1D = (x_1D * self.weights_1K[:, k, None]).to(x_1D.dtype)
+        self.outputs[k] = run_expert(self.module, x_1D, expert, weights)
 
     def result(self) -> Tensor:
         out_KD = torch.cat(self.outputs)  # type: ignore[arg-type] - every expert was added
@@ -61,7 +74,8 @@ class ManyTokens:
         self.x = hidden_TD[self.order // self.shape[1]]
         self.weights = weights_TK.reshape(-1, 1)[self.order]
         if module.weighs_inputs:
-            self.x, self.weights = self.x * self.weights, torch.ones_like(self.weights)
+            self.x = (self.x * self.weights).to(hidden_TD.dtype)
+            self.weights = torch.ones_like(self.weights)
         ends = torch.bincount(flat, minlength=experts + 1).cumsum(0).tolist()
         self.begin, self.end = [0, *ends[:-1]], ends
         dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)
@@ -70,7 +84,8 @@ class ManyTokens:
 
     def add(self, expert: int, weights: Expert) -> None:
         rows = slice(self.begin[expert], self.end[expert])
-        torch.mul(run_expert(self.module, self.x[rows], weights), self.weights[rows], out=self.out[rows])
+        out = run_expert(self.module, self.x[rows], expert, weights)
+        torch.mul(out, self.weights[rows], out=self.out[rows])
 
     def result(self) -> Tensor:
         row_of = torch.empty_like(self.order)

@@ -6,12 +6,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from dwellmoe.cache.budget import Budget
+from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.cached_experts import CachedExperts
-from dwellmoe.offload.expert_lora import ExpertAdapters
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.live_trace import LiveTrace
+from dwellmoe.offload.slot_table import SlotTable
 from dwellmoe.offload.statistics import HitCounts, Statistics
 from dwellmoe.settings.engine import EngineSettings
 
@@ -37,8 +38,7 @@ class Engine:
     """The expert cache behind one model. Close it when done, or use it as a `with` block.
 
     layers    the MoE layers of the model
-    settings  as given; `budget` is the decode cache they lead to
-    adapters  LoRA of the experts, which `use_adapter` chooses from
+    settings  as given; `budget` is the decode cache they lead to; `resize` changes both
     """
 
     def __init__(
@@ -49,14 +49,21 @@ class Engine:
         storage: Storage,
         settings: EngineSettings,
         budget: Budget,
+        predictors: Any,
     ) -> None:
         self.name = str(model.config.model_type)
         self.layers, self.settings, self.budget = layers, settings, budget
-        self.adapters = ExpertAdapters()
-        self._cached_experts, self._storage = cached_experts, storage
-        self._live, self._slot_table = cached_experts.live, cached_experts.slot_table
-        self._slot_table.merge = self.adapters.merge
+        self.predictors = predictors
+        self.cached_experts, self._storage = cached_experts, storage
         self._counts_at_reset = self._all_hit_counts()
+
+    @property
+    def _live(self) -> LiveCache:
+        return self.cached_experts.live
+
+    @property
+    def _slot_table(self) -> SlotTable:
+        return self.cached_experts.slot_table
 
     def __enter__(self) -> "Engine":
         return self
@@ -66,14 +73,14 @@ class Engine:
 
     def close(self) -> None:
         """Ends the reader threads and closes the checkpoint; the model cannot run any more."""
-        self._cached_experts.forward_pass.close()
-        self._cached_experts.readers.close()
+        self.cached_experts.forward_pass.close()
+        self.cached_experts.readers.close()
         self._storage.close()
 
     @property
     def statistics(self) -> Statistics:
         """Tokens, seconds, loads and bytes of each phase since the last `reset` or `reset_counts`."""
-        return self._cached_experts.statistics
+        return self.cached_experts.statistics
 
     @property
     def hit_counts(self) -> HitCounts:
@@ -100,7 +107,7 @@ class Engine:
     @property
     def in_prefill(self) -> bool:
         """Whether the running forward pass, or the last one, is prefill; True before the first."""
-        return self._cached_experts.forward_pass.prefill
+        return self.cached_experts.forward_pass.prefill
 
     def resident(self, layer: int) -> np.ndarray:
         """bool [E]: the experts of a layer that are in the decode cache."""
@@ -133,7 +140,7 @@ class Engine:
 
     def reset(self) -> None:
         """Cold caches, and all counts back to zero."""
-        self._cached_experts.empty()
+        self.cached_experts.empty()
         self.reset_counts()
 
     def reset_counts(self) -> None:
@@ -144,23 +151,19 @@ class Engine:
     def record(self) -> None:
         """Resets the engine, and records the requests to its caches from now on."""
         self.reset()
-        self._cached_experts.recorder = self._new_recorder()
+        self.cached_experts.recorder = self._new_recorder()
 
     def trace(self) -> RoutingTrace:
         """The requests since `record`. Raises UserError if there were none."""
-        recorder = self._cached_experts.recorder or self._new_recorder()
+        recorder = self.cached_experts.recorder or self._new_recorder()
         return recorder.trace(self.name, [layer.layer_id for layer in self.layers], self.record_bytes)
 
     def _new_recorder(self) -> LiveTrace:
         return LiveTrace(self._live.layers, self._live.experts)
 
-    def use_adapter(self, name: str | None) -> None:
-        """Merges the experts' LoRA of this name, or none, into every expert read from now on. A change leaves
-        the caches cold.
-        """
-        if name != self.adapters.active:
-            self.adapters.active = name
-            self._cached_experts.empty()
+    def go_on(self, counted: HitCounts) -> None:
+        """The caches were replaced by others: counts go on from what was `counted`."""
+        self._counts_at_reset = self._all_hit_counts().minus(counted)
 
     def fields(self) -> dict[str, Any]:
         """Settings, sizes and counts as plain numbers, for a report."""

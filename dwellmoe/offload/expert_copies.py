@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dwellmoe.offload.slots import Expert, copy_expert
+from dwellmoe.offload.expert_layout import Expert, copy_expert
 
 
 class ExpertCopies:

@@ -13,10 +13,11 @@ from queue import SimpleQueue
 from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
+from dwellmoe.offload.expert_layout import Expert, ExpertLayout, into_model_order, plain
 from dwellmoe.offload.expert_weights import ExpertWeights, Piece
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.io.storage import Storage
-from dwellmoe.offload.slots import Expert, Staging, into_model_order, page_offset_of
+from dwellmoe.offload.slots import Staging, page_offset_of
 from dwellmoe.offload.visit_order import VisitOrder
 
 
@@ -33,10 +34,11 @@ class _Held:
 
 
 class ExpertStream:
-    """The experts of a model in slots in host memory, in the checkpoint's own types.
+    """The experts of a model in slots in host memory, as the checkpoint has them.
 
-    layers  the model's MoE layers
-    slots   at least as many as a layer has experts
+    layers   the model's MoE layers
+    layouts  [L]: of their experts as they are stored
+    slots    at least as many as a layer has experts
 
     `visit` a layer, take each `expert` of it, `release` those that this visit no longer needs.
     """
@@ -45,6 +47,7 @@ class ExpertStream:
         self,
         weights: ExpertWeights,
         layers: Sequence[MoeLayer],
+        layouts: Sequence[ExpertLayout],
         slots: int,
         storage: Storage,
         readers: int,
@@ -52,11 +55,11 @@ class ExpertStream:
     ) -> None:
         counts = [layer.num_experts for layer in layers]
         assert slots >= max(counts)
-        self.weights, self.storage, self.layers = weights, storage, layers
+        self.weights, self.storage, self.layers, self.layouts = weights, storage, layers, layouts
         self.order = VisitOrder(len(layers))
         self.read_bytes = 0
         """Bytes of all experts whose reading has begun."""
-        self._slots = Staging(weights.parts, max(weights.record_bytes), slots, pinned)
+        self._slots = Staging(layouts, slots, pinned)
         self._readers = Readers(storage, readers)
         ids = map(FlatId, itertools.count())
         self._ids = [list(itertools.islice(ids, count)) for count in counts]
@@ -127,7 +130,7 @@ class ExpertStream:
             self.weights.shards.paths[self.weights.pieces[flat_id][0].shard],
         )
         name = f"{self.layers[layer].experts}, expert {self._ids[layer].index(flat_id)},"
-        check_finite([(name, expert.up), (name, expert.down)], f"'{path}'")
+        check_finite([(name, plain(expert.up)), (name, plain(expert.down))], f"'{path}'")
         self._known_finite.add(flat_id)
 
     def release(self, layer: int, expert: int) -> None:
@@ -148,8 +151,7 @@ class ExpertStream:
 
     def _begin_read(self, flat_id: FlatId, slot: int, urgent: bool) -> None:
         layer, pieces = self._layer_of[flat_id], self.weights.pieces[flat_id]
-        itemsize = max(part.dtype.itemsize for part in self.weights.parts[layer])
-        page_offset = page_offset_of(pieces, itemsize)
+        page_offset = page_offset_of(pieces, self.layouts[layer].itemsize)
         load = Load(flat_id, self._slots.spans(slot, page_offset, pieces), SimpleQueue())
         self._held[flat_id] = _Held(slot, self._slots.expert(slot, layer, page_offset), load)
         self.read_bytes += load.nbytes

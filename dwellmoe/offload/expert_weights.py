@@ -30,12 +30,13 @@ from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import ExpertFormat
 from dwellmoe.experts.formats.fp8 import BlockFp8
 from dwellmoe.experts.formats.mxfp4 import Mxfp4
+from dwellmoe.experts.weights import shape_OI_of
 from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.offload.io.number_types import DTYPES
 from dwellmoe.offload.io.shards import Shards, StoredTensor
-from dwellmoe.offload.published_low_bits import FP8_TYPE, SCALE_TYPES, SCALES, LowBitForm
+from dwellmoe.offload.published_low_bits import FORMS, FP8_TYPE, SCALE_TYPES, SCALES, LowBitForm
 
-CONVERT = f"quantised experts do not run from a cache: convert them to one of {', '.join(DTYPES)}"
+CONVERT = f"though the configuration names no quantisation: give the experts in {FORMS}"
 AS_IN_MODEL, INTERLEAVED, TRANSPOSED = "as in the model", "interleaved", "transposed"
 """Interleaved: rows of gate and up in turns, where the model has all of gate and then all of up."""
 
@@ -124,7 +125,7 @@ def locate_experts(
         formats: dict[str, ExpertFormat] = {}
         for name, weight in expert_parameters(model, layer).items():
             full, shape = f"{layer.experts}.{name}", tuple(weight.shape)
-            matrix = (shape[2], shape[1]) if experts.transposed and len(shape) == 3 else shape[1:]
+            matrix = shape_OI_of(experts, name) if len(shape) == 3 else shape[1:]
             if form and (low := _low_bits(sources, full, shape[0], matrix, form)):
                 formats[name], tensors = low
                 places |= {(name, field): place for field, place in tensors.items()}
@@ -133,7 +134,7 @@ def locate_experts(
                 places[name, ""] = _Place(source, shape[1:], DTYPES[source.tensors[0][0].dtype])
         layout = _layout(places)
         parts.append(layout)
-        sizes.append(sum(part.nbytes for part in layout))
+        sizes.append(layout[-1].begin + layout[-1].nbytes)
         pieces += [_pieces(layout, places, expert) for expert in range(layer.num_experts)]
         all_formats.append(formats)
     return ExpertWeights(shards, tuple(parts), tuple(pieces), tuple(sizes), tuple(all_formats))
@@ -270,13 +271,13 @@ def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...], unu
     source = sources.get(name)
     if source is None:
         others = [each.removeprefix(name) for each in sources if each.startswith(f"{name}_")]
-        instead = f", but '{others[0]}' of it: {CONVERT}" if others else ""
+        instead = f", but '{others[0]}' of it, {CONVERT}" if others else ""
         raise UserError(f"the checkpoint has no weights for '{name}'{instead}")
     for tensors in source.tensors:
         if not source.fused and not shape[0] <= len(tensors) <= shape[0] + unused:
             raise UserError(f"'{name}': {len(tensors)} of {shape[0]} experts are in the checkpoint")
         if unknown := [tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES]:
-            raise UserError(f"'{name}' is stored as {unknown[0]}: {CONVERT}")
+            raise UserError(f"'{name}' is stored as {unknown[0]}, {CONVERT}")
         if any((tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype) for tensor in tensors):
             raise UserError(f"'{name}': experts differ in shape or type")
     _check_shape(name, source, shape)
@@ -299,11 +300,17 @@ def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
 def _layout(places: Places) -> tuple[Part, ...]:
     """The parts of a record, in the order of the checkpoint."""
     parts: list[Part] = []
-    begin = 0
+    end = 0
     for (name, field), place in sorted(places.items(), key=lambda item: item[1].source.tensors[0][0][:2]):
+        begin = aligned(end, place.dtype)
         parts.append(Part(name, place.shape, place.dtype, begin, place.source.order, field))
-        begin += parts[-1].nbytes
+        end = begin + parts[-1].nbytes
     return tuple(parts)
+
+
+def aligned(begin: int, dtype: Any) -> int:
+    """The first byte from `begin` on at which numbers of a type may lie."""
+    return -(-begin // dtype.itemsize) * dtype.itemsize
 
 
 def _pieces(layout: tuple[Part, ...], places: Places, expert: int) -> tuple[Piece, ...]:
@@ -313,7 +320,8 @@ def _pieces(layout: tuple[Part, ...], places: Places, expert: int) -> tuple[Piec
         begin = part.begin
         for shard, offset, nbytes in _ranges(places[part.name, part.field].source, expert, part.nbytes):
             last = pieces[-1] if pieces else None
-            if last and (last.shard, last.offset + last.nbytes) == (shard, offset):
+            end = (last.shard, last.offset + last.nbytes, last.begin + last.nbytes) if last else None
+            if last and end == (shard, offset, begin):
                 pieces[-1] = last._replace(nbytes=last.nbytes + nbytes)
             else:
                 pieces.append(Piece(shard, offset, nbytes, begin))

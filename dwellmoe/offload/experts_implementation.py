@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dwellmoe.families import MoeLayer
+from dwellmoe.families.base import HELD_BYTES, unwrap
 from dwellmoe.offload.cached_experts import CachedExperts
 
 NAME = "expert_cache"
@@ -30,16 +31,25 @@ ALL_EXPERTS_FUNCTIONS.register(NAME, cached_experts_forward)
 
 
 def run_experts_from(cached_experts: CachedExperts, model: Any, layers: Sequence[MoeLayer]) -> None:
-    """From now on the experts of `layers` are computed by `cached_experts`.
+    """From now on the experts of `layers` are computed by `cached_experts`."""
+    for layer in layers:
+        experts, layout = model.get_submodule(layer.experts), cached_experts.slot_table.layout(layer.index)
+        setattr(experts, HANDLE, (cached_experts, layer.index))
+        if layout.formats:
+            setattr(experts, HELD_BYTES, layout.nbytes)
+    show_slots(cached_experts, model, layers)
+    model.set_experts_implementation(NAME)
 
-    Where all experts fit on the device, the modules' parameters are views of its slots.
+
+def show_slots(cached_experts: CachedExperts, model: Any, layers: Sequence[MoeLayer]) -> None:
+    """Where all experts fit on the device, the modules' parameters become views of its slots, but of layers
+    in low bits.
     """
     table = cached_experts.slot_table
     for layer in layers:
-        experts: Any = model.get_submodule(layer.experts)
-        setattr(experts, HANDLE, (cached_experts, layer.index))
-        if table.all_fit:
-            first = layer.index * layer.num_experts
-            for name, stacked in table.device.stacked(first, layer.num_experts, layer.index).items():
-                setattr(experts, name, nn.Parameter(stacked, requires_grad=False))
-    model.set_experts_implementation(NAME)
+        if not table.is_stacked(layer.index):
+            continue
+        experts = unwrap(model.get_submodule(layer.experts))
+        first = layer.index * layer.num_experts
+        for name, weight in table.device.stacked(first, layer.num_experts, layer.index).items():
+            setattr(experts, name, nn.Parameter(weight, requires_grad=False))

@@ -15,7 +15,9 @@ from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.pack import find_packed
-from dwellmoe.offload.skeleton import load_without_experts
+from dwellmoe.offload.published_low_bits import form_of_checkpoint
+from dwellmoe.offload.skeleton import load_shapes, load_without_experts
+from dwellmoe.offload.stored_format import check_stored_in
 from dwellmoe.settings.engine import EngineSettings
 
 
@@ -58,16 +60,23 @@ def load_with_cache(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     storage: Storage | None = None,
+    expert_format: str | None = None,
 ) -> tuple[PreTrainedModel, Engine]:
     """The model with its experts in a cache over its own checkpoint, and the engine behind it.
+
+    expert_format  as which the experts must be stored; None for any
 
     `model.generate` and `model(...)` work as always; close the engine when done, or use it as a `with` block.
     Raises UserError for settings or a checkpoint that cannot work.
     """
     check_settings(settings)
     shards = find_shards(model_name)
-    model, layers = load_without_experts(model_name, shards, dtype, torch.device(device))
-    weights = locate_experts(model, layers, shards)
+    form = form_of_checkpoint(model_name, shards)
+    if expert_format:
+        stored = locate_experts(*load_shapes(model_name, form), shards, form)
+        check_stored_in(expert_format, model_name, stored)
+    model, layers = load_without_experts(model_name, shards, dtype, torch.device(device), form)
+    weights = locate_experts(model, layers, shards, form)
     if settings.packed:
         weights = find_packed(weights, Path(settings.packed))
     storage = storage or Storage(weights.shards.paths, settings.io)

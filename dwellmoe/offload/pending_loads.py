@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 from dwellmoe.cache.flat_id import FlatId, layer_and_expert
 from dwellmoe.offload.expert_copies import ExpertCopies
+from dwellmoe.offload.expert_layout import Expert, into_model_order
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.io.storage import ReadFault
-from dwellmoe.offload.slots import Expert, SlotPool, Staging, into_model_order, page_offset_of
+from dwellmoe.offload.slots import SlotPool, Staging, page_offset_of
 
 
 class Pending(NamedTuple):
@@ -44,8 +45,11 @@ class PendingLoads:
         self.pending: dict[FlatId, Pending] = {}
         self.arrivals: SimpleQueue[Load] = SimpleQueue()
         self.cancelled: list[Pending] = []
-        itemsize = device.dtype.itemsize
-        self.page_offset = [page_offset_of(pieces, itemsize) if direct else 0 for pieces in weights.pieces]
+        itemsizes = [layout.itemsize for layout in device.layouts]
+        self.page_offset = [
+            page_offset_of(pieces, itemsizes[flat_id // experts]) if direct else 0
+            for flat_id, pieces in enumerate(weights.pieces)
+        ]
 
     def start(self, flat_id: FlatId, slot: int) -> Load | None:
         """A load into a device slot, to be submitted to the readers; None while no staging slot is free."""

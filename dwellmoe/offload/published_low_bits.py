@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.formats.fp8 import BlockFp8
 from dwellmoe.families.text_model import quantisation_of
 from dwellmoe.offload.io.shards import Shards
@@ -19,7 +19,7 @@ FP8_TYPE = "F8_E4M3"
 SCALES = "_scale_inv"
 """What the name of a weight's scales adds to the weight's name."""
 SCALE_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
-TRAINS = "16 or 32 bits, MXFP4 (GPT-OSS), FP8 in blocks (DeepSeek-V3, Qwen3-FP8)"
+FORMS = "16 or 32 bits, MXFP4 (GPT-OSS), FP8 in blocks (DeepSeek-V3, Qwen3-FP8)"
 
 
 class LowBitForm(NamedTuple):
@@ -28,6 +28,20 @@ class LowBitForm(NamedTuple):
     method: str
     block: tuple[int, int] = (128, 128)
     """Of FP8: the rows and columns that share a scale."""
+
+
+def form_of_checkpoint(model_name: str, shards: Shards) -> LowBitForm | None:
+    """The form of a checkpoint's weights; None for 16 and 32 bits.
+
+    Raises UserError for a form that is not read, FP8 without its scales, and a checkpoint without a
+    configuration.
+    """
+    try:
+        form = published_form(AutoConfig.from_pretrained(model_name), model_name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint '{model_name}' cannot be loaded: {first_line(error)}") from None
+    check_scales(shards, model_name)
+    return form
 
 
 def published_form(config: PreTrainedConfig, name: str) -> LowBitForm | None:
@@ -40,13 +54,14 @@ def published_form(config: PreTrainedConfig, name: str) -> LowBitForm | None:
         return LowBitForm(MXFP4)
     if method == FP8 and block:
         return LowBitForm(FP8, (int(block[0]), int(block[1])))
-    raise does_not_train(name, "fp8 with one scale a tensor" if method == FP8 else method)
+    raise other_form(name, "fp8 with one scale a tensor" if method == FP8 else method)
 
 
-def does_not_train(name: str, method: str) -> UserError:
+def other_form(name: str, method: str) -> UserError:
     """The error for a checkpoint that is quantised in another way."""
     return UserError(
-        f"checkpoint '{name}' is quantised by {method}, in which experts do not train: give it in {TRAINS}"
+        f"checkpoint '{name}' is quantised by {method}, in which experts neither train nor run from a cache: "
+        f"give it in {FORMS}"
     )
 
 

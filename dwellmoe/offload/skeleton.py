@@ -12,10 +12,14 @@ from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.other_experts import describe_experts
 from dwellmoe.families import MoeLayer, find_moe_layers, is_of_other_modality
 from dwellmoe.families.text_model import quantised_by, text_model_class
-from dwellmoe.offload.expert_weights import CONVERT
+from dwellmoe.offload.expert_layout import NAMES
 from dwellmoe.offload.io.shards import Shards, StoredTensor
-from dwellmoe.offload.published_low_bits import LowBitForm, forget_quantisation, with_fp8_dequantised
-from dwellmoe.offload.slots import NAMES
+from dwellmoe.offload.published_low_bits import (
+    LowBitForm,
+    forget_quantisation,
+    other_form,
+    with_fp8_dequantised,
+)
 
 
 def load_without_experts(
@@ -59,9 +63,9 @@ def load_without_experts(
     return model.eval(), find_moe_layers(model)
 
 
-def load_shapes(model_name: str) -> tuple[nn.Module, list[MoeLayer]]:
-    """The model without any weights (meta device)."""
-    model_class, config = _text_model(model_name)
+def load_shapes(model_name: str, form: LowBitForm | None = None) -> tuple[nn.Module, list[MoeLayer]]:
+    """The model without any weights (meta device); `form` as for `load_without_experts`."""
+    model_class, config = _text_model(model_name, form)
     with torch.device("meta"):
         model = _skeleton_class(model_class)(config)
     _put_back_shapes(model)
@@ -105,7 +109,7 @@ def _text_model(model_name: str, form: LowBitForm | None = None) -> tuple[Any, A
     if form:
         forget_quantisation(config)
     elif method := quantised_by(config):
-        raise UserError(f"checkpoint '{model_name}' is quantised ({method}): {CONVERT}")
+        raise other_form(model_name, method)
     return text_model_class(config, model_name)
 
 

@@ -3,21 +3,20 @@
 An expert counts as present when its weights are: after any failure `reconcile` makes table and caches agree.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dwellmoe.cache.flat_id import FlatId, layer_and_expert
+from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.cache.tiers.live import LiveCache
 from dwellmoe.offload.expert_copies import ExpertCopies
+from dwellmoe.offload.expert_layout import Expert, ExpertLayout, copy_expert
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.pending_loads import PendingLoads
-from dwellmoe.offload.slots import Expert, SlotPool, Staging, copy_expert
+from dwellmoe.offload.slots import SlotPool, Staging
 
 ABSENT = -1
-Merge = Callable[[int, int, Expert], None]
-"""(layer, expert, weights): changes freshly read weights in place."""
 
 
 class SlotTable:
@@ -51,7 +50,6 @@ class SlotTable:
             copies=self.copies,
             direct=direct,
         )
-        self.merge: Merge | None = None
         self.slot_of = [ABSENT] * len(weights.pieces)
         """By flat id: the device slot, or ABSENT."""
         self.ram_slot_of: dict[FlatId, int] = {}
@@ -78,6 +76,14 @@ class SlotTable:
         found = [self._weights_of[first + expert] for expert in experts]
         return None if None in found else found  # type: ignore[return-value]
 
+    def is_stacked(self, layer: int) -> bool:
+        """Whether the experts of a layer lie in the device's slots as its module's parameters would."""
+        return self.all_fit and not self.layout(layer).formats
+
+    def layout(self, layer: int) -> ExpertLayout:
+        """Of the experts of a layer in their slots."""
+        return self.device.layouts[layer]
+
     def record_bytes(self, flat_id: FlatId) -> int:
         """Bytes of an expert in the checkpoint."""
         return self.weights.record_bytes[flat_id // self.experts]
@@ -94,10 +100,7 @@ class SlotTable:
 
     def finish(self, flat_id: FlatId) -> None:
         """An expert whose load arrived is present from now on. Raises the error of its reader."""
-        slot = self.loads.finish(flat_id)
-        if self.merge:
-            self.merge(*layer_and_expert(flat_id, self.experts), self.loads.expert_in(slot, flat_id))
-        self._commit(flat_id, slot)
+        self._commit(flat_id, self.loads.finish(flat_id))
 
     def cancel(self, flat_id: FlatId) -> bool:
         """Cancels a load; returns whether a reader had begun it. Its slot is free once the reader is done."""

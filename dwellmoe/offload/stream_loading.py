@@ -5,7 +5,7 @@ Letters: E experts of a layer.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +17,50 @@ from dwellmoe.experts.implementation import use_expert_lora
 from dwellmoe.experts.stand_ins import drop_parameters
 from dwellmoe.experts.weights import ATTRIBUTE
 from dwellmoe.families import MoeLayer
+from dwellmoe.families.base import HELD_BYTES
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.offload.budgets import machine_memory_bytes
 from dwellmoe.offload.check_settings import naming
+from dwellmoe.offload.expert_layout import check_formats, in_model_order, layouts_of
 from dwellmoe.offload.expert_stream import ExpertStream
 from dwellmoe.offload.expert_weights import ExpertWeights, Part, Piece, locate_experts
 from dwellmoe.offload.io.memory import HostMemory
-from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.offload.io.shards import Shards, find_shards
 from dwellmoe.offload.io.storage import Span, Storage
+from dwellmoe.offload.published_low_bits import LowBitForm, form_of_checkpoint
 from dwellmoe.offload.skeleton import load_shapes, load_without_experts
-from dwellmoe.offload.slots import bytes_of_slot, in_model_order
+from dwellmoe.offload.slots import bytes_of_slot
+from dwellmoe.offload.stored_format import check_stored_in
 from dwellmoe.offload.streamed_weights import StreamedWeights
 from dwellmoe.settings.engine import EngineSettings
 
 
 def load_streamed(
-    model_name: str, expert_budget: str, dtype: str | torch.dtype, device: torch.device
+    model_name: str,
+    expert_budget: str,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    expert_format: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a checkpoint, its routed experts frozen and read when they are needed.
 
     expert_budget  host memory for experts: experts a layer ("8"), a share of all experts ("25%"), or
                    bytes ("6GiB"); at least all experts of one layer
     dtype          of everything but the experts, and type to compute in
+    expert_format  as which the experts must be stored; None for any
 
     Raises UserError for a checkpoint that cannot be read so, and for a budget that is too small or too large.
     """
-    weights, slots = check_streamed(model_name, expert_budget)
-    model, layers = load_without_experts(model_name, weights.shards, dtype, device)
+    checked = check_streamed(model_name, expert_budget, expert_format)
+    weights = checked.weights
+    model, layers = load_without_experts(model_name, checked.shards, dtype, device, checked.form)
+    layouts = layouts_of(model, layers, weights)
+    check_formats(layouts, device, model.dtype)
     stream = ExpertStream(
         weights,
         layers=layers,
-        slots=slots,
+        layouts=layouts,
+        slots=checked.slots,
         storage=Storage(weights.shards.paths),
         readers=EngineSettings.readers,
         pinned=device.type == "cuda",
@@ -59,19 +72,32 @@ def load_streamed(
     return model
 
 
-def check_streamed(model_name: str, expert_budget: str) -> tuple[ExpertWeights, int]:
+class Streamable(NamedTuple):
+    """A checkpoint whose experts can be streamed within a budget."""
+
+    shards: Shards
+    form: LowBitForm | None
+    weights: ExpertWeights
+    slots: int
+    """That the budget pays for."""
+
+
+def check_streamed(model_name: str, expert_budget: str, expert_format: str | None = None) -> Streamable:
     """Where the experts of a checkpoint lie, and the slots that a budget pays for; loads no weights.
 
     Raises UserError as `load_streamed`.
     """
     shards = find_shards(model_name)
     try:
-        model, layers = load_shapes(model_name)
-        weights = locate_experts(model, layers, shards)
+        form = form_of_checkpoint(model_name, shards)
+        model, layers = load_shapes(model_name, form)
+        weights = locate_experts(model, layers, shards, form)
     except UserError as error:
         raise UserError(f"--expert_budget {expert_budget}: {error}") from None
+    check_stored_in(expert_format, model_name, weights)
     slot_bytes = bytes_of_slot(max(weights.record_bytes))
-    return weights, slots_of(expert_budget, [layer.num_experts for layer in layers], slot_bytes)
+    slots = slots_of(expert_budget, [layer.num_experts for layer in layers], slot_bytes)
+    return Streamable(shards, form, weights, slots)
 
 
 def slots_of(expert_budget: str, num_experts: Sequence[int], slot_bytes: int) -> int:
@@ -110,10 +136,12 @@ def _affordable(text: str, num_experts: Sequence[int], slot_bytes: int) -> int:
 def _stream_layer(model: Any, layer: MoeLayer, stream: ExpertStream) -> None:
     """Puts streamed weights in the place of a layer's matrices."""
     experts: Any = model.get_submodule(layer.experts)
-    parts = stream.weights.parts[layer.index]
-    drop_parameters(experts, {part.name for part in parts if not _is_bias(part)})
+    layout = stream.layouts[layer.index]
+    drop_parameters(experts, layout.shapes_OI)
     for name, bias in _biases(model, layer, stream).items():
         setattr(experts, name, bias)
+    if layout.formats:
+        setattr(experts, HELD_BYTES, sum(part.nbytes for part in layout.parts if not _is_bias(part)))
     setattr(experts, ATTRIBUTE, StreamedWeights(stream, layer.index, experts.transposed, model.dtype))
 
 

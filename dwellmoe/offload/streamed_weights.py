@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dwellmoe.offload.expert_layout import LowBitMatrix, Matrix
 from dwellmoe.offload.expert_stream import ExpertStream
 from dwellmoe.routing.router_tap import in_backward
 
@@ -33,8 +34,7 @@ class StreamedWeights:
 
     def __init__(self, stream: ExpertStream, layer: int, transposed: bool, dtype: torch.dtype) -> None:
         self.stream, self.layer, self.transposed, self.dtype = stream, layer, transposed, dtype
-        parts = {part.name: part.shape for part in stream.weights.parts[layer]}
-        self._shape_IO = {name: shape if transposed else shape[::-1] for name, shape in parts.items()}
+        self._shapes_OI = stream.layouts[layer].shapes_OI
 
     def product(self, name: str, x_SI: Tensor, ends: Sequence[int]) -> Tensor:
         """Each row times the matrix of its expert, [S, O]; see `ExpertWeights.product`."""
@@ -46,22 +46,29 @@ class StreamedWeights:
 
     def multiply(self, name: str, rows: Tensor, ends: Sequence[int], when: _Pass, gradient: bool) -> Tensor:
         """Rows [S, I] times the matrices; with `gradient`, rows [S, O] times their transposes."""
-        width = self._shape_IO[name][0 if gradient else 1]
+        width = self._shapes_OI[name][1 if gradient else 0]
         out = rows.new_empty(len(rows), width)
         begins = (0, *ends)
         needed = [expert for expert, end in enumerate(ends) if end > begins[expert]]
         for expert in self.stream.visit(self.layer, needed, when.training, when.backward):
             group = slice(begins[expert], ends[expert])
-            matrix_IO = self._matrix(expert, name).to(rows.device, rows.dtype)
-            torch.mm(rows[group], matrix_IO.T if gradient else matrix_IO, out=out[group])
+            self._multiply_group(self._matrix(expert, name), rows[group], out[group], gradient)
             if when.last_use:
                 self.stream.release(self.layer, expert)
         return out
 
-    def _matrix(self, expert: int, name: str) -> Tensor:
+    def _matrix(self, expert: int, name: str) -> Matrix:
         found = self.stream.expert(self.layer, expert)
-        matrix = found.down if name == DOWN else found.up
-        return matrix if self.transposed else matrix.T
+        return found.down if name == DOWN else found.up
+
+    def _multiply_group(self, matrix: Matrix, rows: Tensor, out: Tensor, gradient: bool) -> None:
+        """The rows of one expert."""
+        if isinstance(matrix, LowBitMatrix):
+            here = matrix.to(rows.device)
+            out.copy_(here.gradient(rows) if gradient else here.product(rows))
+            return
+        matrix_IO = (matrix if self.transposed else matrix.T).to(rows.device, rows.dtype)
+        torch.mm(rows, matrix_IO.T if gradient else matrix_IO, out=out)
 
 
 class _Product(torch.autograd.Function):

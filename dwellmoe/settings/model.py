@@ -9,7 +9,7 @@ from dwellmoe.options import Settings, option
 from dwellmoe.settings.library_names import EXPERTS_IMPLEMENTATIONS, check_library_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-EXPERT_FORMATS = ("as_stored", "int4", "int8", "nf4")
+EXPERT_FORMATS = ("as_stored", "int4", "int8", "mxfp4", "nf4")
 """Names of the formats in which frozen experts can be held, and of the checkpoint's own."""
 
 
@@ -38,7 +38,8 @@ class ModelSettings(Settings):
     expert_format: str | None = option(
         None,
         "form in which the experts, frozen, are held in memory: nf4, int8, int4 (or int4:group=32, 64, 128), "
-        "as_stored for the checkpoint's own (16 bits, MXFP4, block FP8); default: as --dtype says",
+        "mxfp4, as_stored for the checkpoint's own (16 bits, MXFP4, block FP8, packed); default: as --dtype "
+        "says; of a packed model as it is packed",
     )
     trust_remote_code: bool = option(False, "allow modelling code that comes with the checkpoint to run")
 

@@ -1,7 +1,8 @@
 """Formats of routing traces, one file each; `dwellmoe.register_trace_format` adds one from outside.
 
 A format has
-SUFFIXES                    the endings of its files; the longest one that fits decides what is written
+SUFFIXES                    the endings of its files; the longest one that fits decides what is written. Without any
+                            it is only read, by its content, and has no `write`
 HINTS                       names of what a caller may state about a file that does not state it itself
 recognise(head) -> bool     whether a file that begins so, after a byte-order mark, is of this format
 read(path, **hints)         RoutingTrace; UserError for a broken file
@@ -12,11 +13,12 @@ import codecs
 from pathlib import Path
 
 from dwellmoe.cache.tensor_file import check_regular
-from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cache.trace import EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.registry import Registry
 
-HEAD_BYTES = 64
+HEAD_BYTES = 4096
+"""Of a file that `recognise` is shown: the names of the first tensors of a .safetensors file are among them."""
 FORMATS = Registry("trace format", __name__, None)
 
 
@@ -42,6 +44,15 @@ def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory") from None
+
+
+def check_num_experts(path: Path, num_experts: int | None) -> int:
+    """The experts a layer, for a format that does not state them. UserError where they are not given."""
+    if num_experts is None:
+        raise UserError(f"{path}: the format does not state the experts a layer: give --num_experts")
+    if not 1 <= num_experts < EMPTY:
+        raise UserError(f"{path}: num_experts must be 1 to {EMPTY - 1}, got {num_experts}")
+    return num_experts
 
 
 def write_trace(trace: RoutingTrace, path: str | Path) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dwellmoe.cache.formats import check_num_experts
 from dwellmoe.cache.memory import check_filled, check_memory
 from dwellmoe.cache.text_trace import broken_row, check_range, read_lines, whole_number
 from dwellmoe.cache.trace import DECODE, EMPTY, MOST_EXPERT_BYTES, RoutingTrace
@@ -64,10 +65,7 @@ def read(path: Path, num_experts: int | None = None) -> RoutingTrace:
     The columns of a CSV are found by the names in its first line or, where it has none, taken in the order of
     `COLUMNS`.
     """
-    if num_experts is None:
-        raise UserError(f"{path}: the format does not state the experts a layer: give --num_experts")
-    if not 1 <= num_experts < EMPTY:
-        raise UserError(f"{path}: num_experts must be 1 to {EMPTY - 1}, got {num_experts}")
+    num_experts = check_num_experts(path, num_experts)
     accesses = _read_csv(path, num_experts) if _is_csv(path) else _read_binary(path)
     if len(accesses.time) == 0:
         raise UserError(f"{path}: the trace is empty")

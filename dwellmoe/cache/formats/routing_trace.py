@@ -16,7 +16,7 @@ write = RoutingTrace.save
 
 
 def recognise(head: bytes) -> bool:
-    return head[8:9] == b"{"
+    return head[7:9] == b"\0{"  # the length of the header, whose highest byte is never used, then JSON
 
 
 def read(path: Path) -> RoutingTrace:

@@ -23,10 +23,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
-def sources_digest() -> str:
-    """Fingerprint of the sources of `dwellmoe.cache`: an edit must never meet machine code from before it."""
+def sources_digest(folder: Path = PACKAGE) -> str:
+    """Fingerprint of the sources of a folder: an edit must never meet machine code from before it."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -32,6 +32,13 @@ class ExpertFormat(ABC):
     relative_error: ClassVar[float] = 0.0
     """Of a lossy format by default, for normally distributed weights: |W - dequantised W| / |W|."""
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same format with the same options."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @abstractmethod
     def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
         """The tensors that hold a matrix of this shape: together the bytes that it takes."""

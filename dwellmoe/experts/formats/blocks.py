@@ -1,55 +1,76 @@
-"""Numbers in blocks: 4-bit codes of a table of 16 values, or bytes of a table of 256, times a scale a block.
+"""Matrices of which a row is numbers in blocks: codes of a table of values, times a scale a block.
 
-On a CPU this is one compiled pass, which takes 1 to 2 ms for 4 million numbers, where torch's operations one
-after the other take 10 to 400 ms. On other devices it is done by torch.
+On a CPU a compiled pass dequantises them, or multiplies few rows by them without writing the matrix. On other
+devices they are looked up in a table by torch.
 
-Letters: B blocks of N numbers each.
+Letters: S rows, O and I the output and input width of a matrix, B blocks of N numbers each.
 """
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dwellmoe.experts.formats import passes
+from dwellmoe.experts.formats.row_passes import RowPasses
+from dwellmoe.experts.formats.threads import run
+
+COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
+"""Types of rows that a pass multiplies, in float32."""
+Empty = Callable[..., Tensor]
+"""`empty(shape, dtype=..., device=...)`: memory for a result."""
 
 
-def dequantise_blocks(
-    codes_BN: Tensor,
-    values_16: Tensor,
-    scales_B: Tensor,
-    zeros_B: Tensor,
-    dtype: torch.dtype,
-    high_first: bool,
+def dequantised(
+    row_passes: RowPasses, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty, **stored: Any
 ) -> Tensor:
-    """`values[code] * scale + zero`, [B, N], computed in float32 and rounded once.
+    """The matrix [O, I], computed in float32 and rounded once."""
+    short = dtype == torch.bfloat16
+    out_OI = empty(shape_OI, dtype=torch.bfloat16 if short else torch.float32)
+    function = row_passes.to_bfloat16 if short else row_passes.to_float32
+    run(function, outputs=shape_OI[0], inputs=shape_OI[1], out=out_OI, **stored)
+    return out_OI.to(dtype)
+
+
+def product(row_passes: RowPasses, x_SI: Tensor, shape_OI: tuple[int, int], **stored: Any) -> Tensor:
+    """Each row times the matrix, [S, O], summed in float32."""
+    rows, (outputs, inputs) = len(x_SI), shape_OI
+    x = x_SI.float()
+    if row_passes.halves:
+        x = x.view(rows, inputs // 2, 2).transpose(1, 2)
+    out_SO = torch.empty(rows, outputs)
+    sizes = {"rows": rows, "outputs": outputs, "inputs": inputs}
+    run(row_passes.product, **sizes, x=x.contiguous(), out=out_SO, **stored)
+    return out_SO.to(x_SI.dtype)
+
+
+def passes_multiply(x_SI: Tensor, most_rows: int) -> bool:
+    """Whether a pass takes the product of these rows, as far as there are at most so many."""
+    return len(x_SI) <= most_rows and x_SI.device.type == "cpu" and x_SI.dtype in COMPUTED
+
+
+def look_up_pairs(
+    codes_BN: Tensor, values_16: Tensor, scales_B: Tensor, dtype: torch.dtype, high_first: bool
+) -> Tensor:
+    """`values[code] * scale`, [B, N], by torch.
 
     codes_BN    uint8 [B, N / 2]: two codes a byte
     high_first  the code in the high half of a byte comes first
     """
-    scales_B, zeros_B = scales_B.float(), zeros_B.float()
-    shape = len(codes_BN), 2 * codes_BN.shape[1]
-    if codes_BN.device.type != "cpu":
-        pairs = _look_up(codes_BN, _pairs(values_16, high_first)).view(torch.float32).view(shape)
-        return torch.addcmul(zeros_B[:, None], pairs, scales_B[:, None]).to(dtype)
-    out_BN = _empty(shape, dtype)
-    pass_over = passes.dequantise_rounded if out_BN.dtype == torch.bfloat16 else passes.dequantise
-    pass_over(*_arrays(codes_BN, values_16, scales_B, zeros_B), high_first, _array(out_BN))
-    return out_BN.to(dtype)
+    pairs = _look_up(codes_BN, _pairs(values_16, high_first)).view(torch.float32)
+    return (pairs.view(len(codes_BN), -1) * scales_B.float()[:, None]).to(dtype)
 
 
-def dequantise_bytes(
+def look_up_bytes(
     bytes_OI: Tensor, values_256: Tensor, scales: Tensor, block: int, dtype: torch.dtype
 ) -> Tensor:
-    """`values[byte] * scale`, [O, I], computed in float32 and rounded once.
+    """`values[byte] * scale`, [O, I], by torch.
 
     scales  float32 [O, ceil(I / block)]: one for each `block` numbers of a row
     """
-    if bytes_OI.device.type != "cpu":
-        numbers_OI = _look_up(bytes_OI, values_256.to(bytes_OI.device))
-        return (numbers_OI * scales.repeat_interleave(block, 1)[:, : bytes_OI.shape[1]]).to(dtype)
-    out_OI = torch.empty(bytes_OI.shape)
-    passes.scale(*_arrays(bytes_OI, values_256, scales), block, out_OI.numpy())
-    return out_OI.to(dtype)
+    numbers_OI = _look_up(bytes_OI, values_256)
+    return (numbers_OI * scales.repeat_interleave(block, 1)[:, : bytes_OI.shape[1]]).to(dtype)
 
 
 def nearest_codes(numbers_BN: Tensor, midpoints_15: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,18 +93,8 @@ def steps_of_scale(numbers_BN: Tensor, scales_B: Tensor, zeros_B: Tensor) -> tup
     return codes_BN, errors_B
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What a pass writes: bfloat16 or float32, which is rounded once more to float16."""
-    return torch.empty(shape, dtype=dtype if dtype == torch.bfloat16 else torch.float32)
-
-
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [_array(tensor.contiguous()) for tensor in tensors]
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    """The same memory; numpy has no bfloat16."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 def _pairs(values_16: Tensor, high_first: bool) -> Tensor:

@@ -1,50 +1,10 @@
-"""Compiled passes over numbers in blocks: plain loops over numpy arrays, which `blocks.py` calls.
+"""Compiled passes that quantise numbers in blocks: plain loops over numpy arrays, which `blocks.py` calls."""
 
-bfloat16 is handled as its 16 bits, the upper half of a float32's.
-"""
+import math
 
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled, helper
-
-
-@helper
-def _rounded_bits(number):
-    """The bits of a float32 rounded to bfloat16, ties to even."""
-    bits = np.float32(number).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-def _dequantise(codes, values, scales, zeros, high_first, out):
-    first, second = (4, 0) if high_first else (0, 4)
-    of_code = np.empty(16, np.float32)
-    for block in range(codes.shape[0]):
-        for code in range(16):
-            of_code[code] = values[code] * scales[block] + zeros[block]
-        for pair in range(codes.shape[1]):
-            both = codes[block, pair]
-            out[block, 2 * pair] = of_code[(both >> first) & 15]
-            out[block, 2 * pair + 1] = of_code[(both >> second) & 15]
-
-
-def _dequantise_rounded(codes, values, scales, zeros, high_first, out):
-    first, second = (4, 0) if high_first else (0, 4)
-    of_code = np.empty(16, np.uint16)
-    for block in range(codes.shape[0]):
-        for code in range(16):
-            of_code[code] = _rounded_bits(values[code] * scales[block] + zeros[block])
-        for pair in range(codes.shape[1]):
-            both = codes[block, pair]
-            out[block, 2 * pair] = of_code[(both >> first) & 15]
-            out[block, 2 * pair + 1] = of_code[(both >> second) & 15]
-
-
-def _scale(codes, values, scales, block, out):
-    for row in range(codes.shape[0]):
-        for group in range(scales.shape[1]):
-            scale = scales[row, group]
-            for column in range(group * block, min((group + 1) * block, codes.shape[1])):
-                out[row, column] = values[codes[row, column]] * scale
 
 
 def _nearest(numbers, midpoints, largest, codes):
@@ -90,8 +50,44 @@ def _step(number, share, zero):
     return max(np.float32(-8), min(np.float32(7), np.rint((number - zero) * share)))
 
 
-dequantise = compiled(_dequantise)
-dequantise_rounded = compiled(_dequantise_rounded)
-scale = compiled(_scale)
+def _microscale(numbers, midpoints, values, codes, exponents):
+    for block in range(numbers.shape[0]):
+        most = np.float32(0)
+        for number in numbers[block]:
+            most = max(most, abs(number))
+        plain = math.frexp(most)[1] - 3 if most > 0 else 0  # the largest number is then 4 to 8 steps
+        best, exponents[block] = np.inf, np.uint8(127)
+        for exponent in (plain, plain + 1, plain - 1):
+            power = max(-127, min(127, exponent))
+            scale, share = math.ldexp(1.0, power), math.ldexp(1.0, -power)
+            error = 0.0
+            for number in numbers[block]:
+                size = abs(number) * share
+                away = (values[_step_of(size, midpoints)] - size) * scale
+                error += away * away
+            if error < best:
+                best, exponents[block] = error, np.uint8(power + 127)
+        share = math.ldexp(1.0, 127 - int(exponents[block]))
+        for pair in range(codes.shape[1]):
+            first = _signed_step(numbers[block, 2 * pair], share, midpoints)
+            second = _signed_step(numbers[block, 2 * pair + 1], share, midpoints)
+            codes[block, pair] = first | (second << 4)
+
+
+@helper
+def _step_of(size, midpoints):
+    """The index of the nearest of eight sizes, the smaller of two that are as near."""
+    code = 0
+    for midpoint in midpoints:
+        code += size > midpoint
+    return code
+
+
+@helper
+def _signed_step(number, share, midpoints):
+    return np.uint8(_step_of(abs(number) * share, midpoints)) | np.uint8(8 if number < 0 else 0)
+
+
 nearest = compiled(_nearest)
 steps = compiled(_steps)
+microscale = compiled(_microscale)

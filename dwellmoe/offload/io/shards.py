@@ -19,6 +19,10 @@ SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safeten
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
 SHARDS = "model-*-of-*.safetensors"
+PACKING = ".packing"
+"""In a folder into which `dwellmoe pack` writes: which experts are done."""
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+"""Endings of files of weights."""
 
 
 class StoredTensor(NamedTuple):
@@ -41,9 +45,13 @@ class Shards(NamedTuple):
 
 
 def check_folder(model_name: str) -> None:
-    """Raises UserError for a path without a folder, and for a folder whose large files Git did not fetch."""
+    """Raises UserError for a path without a folder, for a folder whose large files Git did not fetch, and for
+    one into which a model is still to be packed.
+    """
     if is_missing_folder(model_name):
         raise UserError(f"no model folder at '{model_name}'")
+    if (Path(model_name) / PACKING).exists():
+        raise UserError(f"'{model_name}' is not packed to its end: the same `dwellmoe pack` goes on with it")
     if Path(model_name).is_dir():
         check_no_pointers(Path(model_name))
 
@@ -57,29 +65,38 @@ def find_shards(model_name: str) -> Shards:
     that two shards hold differently.
     """
     check_folder(model_name)
-    single, index = _cached(model_name, SAFE_WEIGHTS_NAME), _cached(model_name, SAFE_WEIGHTS_INDEX_NAME)
+    single, index = cached_file_of(model_name, SAFE_WEIGHTS_NAME), cached_file_of(model_name, SAFE_WEIGHTS_INDEX_NAME)
     weight_map = {} if index is None else _weight_map(index)
     names = sorted(set(weight_map.values()))
     _check_no_adapter(model_name)
     if single is not None:
         _check_alone(model_name, [name for name in names if name != SAFE_WEIGHTS_NAME])
-        return _read([single])
+        return read_shards([single])
     if index is None:
         raise UserError(f"checkpoint '{model_name}': {_other_format(model_name)}")
-    paths = [_cached(model_name, name) for name in names]
+    paths = [cached_file_of(model_name, name) for name in names]
     if missing := [name for name, path in zip(names, paths, strict=True) if path is None]:
         raise UserError(f"checkpoint '{model_name}': shard {missing[0]} is missing")
     _say_unread(model_name, names)
-    shards = _read([path for path in paths if path is not None])
+    shards = read_shards([path for path in paths if path is not None])
     if lost := [name for name in weight_map if name not in shards.tensors]:
         raise UserError(f"checkpoint '{model_name}': {weight_map[lost[0]]} lacks tensor '{lost[0]}'")
     return shards
 
 
+def files_beside_weights(folder: Path) -> list[Path]:
+    """The small files of a checkpoint: configurations, tokenizer, model card."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in WEIGHTS
+    ]
+
+
 def check_checkpoint(model_name: str) -> Shards | None:
     """Raises UserError as `find_shards` does; a checkpoint without safetensors files passes, with None."""
     check_folder(model_name)
-    if any(_cached(model_name, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+    if any(cached_file_of(model_name, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         return find_shards(model_name)
     return None
 
@@ -115,7 +132,7 @@ def _say_unread(model_name: str, read: list[str]) -> None:
 
 
 def _other_format(model_name: str) -> str:
-    pickled = any(_cached(model_name, name) for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+    pickled = any(cached_file_of(model_name, name) for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
     if pickled:
         return (
             "its weights are pickled (.bin), which cannot be read in place: save it as safetensors with "
@@ -124,7 +141,7 @@ def _other_format(model_name: str) -> str:
     return f"no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}"
 
 
-def _cached(model_name: str, name: str) -> Path | None:
+def cached_file_of(model_name: str, name: str) -> Path | None:
     """A file of the checkpoint; None where there is none."""
     if Path(model_name).is_dir():
         path = Path(model_name) / name
@@ -152,7 +169,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UserError(f"{index}: not an index of safetensors files") from None
 
 
-def _read(paths: Iterable[Path]) -> Shards:
+def read_shards(paths: Iterable[Path]) -> Shards:
+    """The tensors of these files. Raises UserError."""
     tensors: dict[str, StoredTensor] = {}
     paths = tuple(paths)
     for shard, path in enumerate(paths):
