@@ -257,7 +257,10 @@ def read(arguments: argparse.Namespace):
     from dwellmoe.cache.formats import read_trace
 
     return read_trace(
-        arguments.trace, num_experts=arguments.num_experts, prompt_tokens=arguments.prompt_tokens
+        arguments.trace,
+        num_experts=arguments.num_experts,
+        prompt_tokens=arguments.prompt_tokens,
+        top_k=arguments.top_k,
     )
 
 

@@ -240,7 +240,13 @@ def _command(commands, name: str, about: str) -> argparse.ArgumentParser:
         "--prompt_tokens",
         type=number(int, least=0, most=COUNT),
         metavar="N",
-        help="how many rows of a .npy array are prefill [0]",
+        help="how many tokens of a request are prefill, for formats that do not state it [0]",
+    )
+    command.add_argument(
+        "--top_k",
+        type=number(int, least=1, most=65_535),
+        metavar="K",
+        help="experts that a token chooses, for formats that do not state it",
     )
     if name not in ("convert", "calibrate"):
         command.add_argument("--json", metavar="PATH", help="write the result as JSON; '-': standard output")
