@@ -16,11 +16,11 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 
 from dwellmoe.errors import UserError
-from dwellmoe.export.gguf_file import GgufPart, all_tensors
-from dwellmoe.export.gguf_names import GgufNames
 from dwellmoe.export.trained_adapter import ADAPTER, WRAPPED, Trained
 from dwellmoe.files import replacing_path, writing
 from dwellmoe.log import warn_once
+from dwellmoe.offload.gguf_names import GgufNames
+from dwellmoe.offload.io.gguf_file import GgufPart, all_tensors
 
 CHECKED_ROWS = 256
 MOST_ERROR = 0.5

@@ -16,13 +16,13 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
 
 from dwellmoe.errors import UserError
-from dwellmoe.export.gguf_file import COUNT_PLACE, GgufPart, all_tensors, read_gguf, split_path
 from dwellmoe.export.gguf_lora import attention_lora, write_lora
-from dwellmoe.export.gguf_names import ARCHITECTURE, GgufNames
 from dwellmoe.export.patching import BLOCK_BYTES, copy_range, patch
 from dwellmoe.export.router_file import checksum
 from dwellmoe.export.trained_adapter import Router, Trained, merged_routers, say_lost, trained_parts
 from dwellmoe.files import check_writable, replacing
+from dwellmoe.offload.gguf_names import ARCHITECTURE, GgufNames
+from dwellmoe.offload.io.gguf_file import COUNT_PLACE, GgufPart, all_tensors, read_gguf, split_path
 
 KEY = "dwellmoe.tuned_routers"
 ROUTERS = "ffn_gate_inp.weight"

@@ -5,7 +5,7 @@ from typing import Any
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
 from dwellmoe.errors import UserError
-from dwellmoe.export.gguf_file import GgufPart
+from dwellmoe.offload.io.gguf_file import GgufPart
 
 ARCHITECTURE = "general.architecture"
 LLAMA_CPP_NAMES = (("language_model.", ""), ("e_score_correction_bias", "e_score_correction.bias"))
