@@ -32,7 +32,6 @@ def _history(folder, *names) -> list[tuple]:
     [
         ("--use_lora False", "--use_lora True"),
         ("--expert_lora peft", "--expert_lora peft"),
-        ("--expert_format nf4", "--expert_format nf4"),
         ("--save_merged True", "--save_merged"),
         ("--expert_budget nan", "--expert_budget nan"),
         ("--expert_budget 0%", "--expert_budget 0%"),
@@ -45,6 +44,12 @@ def test_what_does_not_go_together_is_refused(given, named, options):
     with pytest.raises(UserError, match=named) as error:
         check_options(parse_training([*options, *budget, *words]))
     assert "\n" not in str(error.value)
+
+
+def test_a_format_that_the_checkpoint_is_not_stored_in_is_refused(options, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    with pytest.raises(UserError, match=r"--expert_format int8.*`dwellmoe pack \S+ \S+-int8 --format int8`"):
+        parse_run([*options, *BUDGET, "--expert_format", "int8"])
 
 
 @pytest.mark.parametrize("budget", ["1KiB", "2%", "2"])

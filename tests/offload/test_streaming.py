@@ -1,5 +1,6 @@
 """Experts streamed while training: losses and gradients, what is read when, budgets, and lost files."""
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -12,15 +13,17 @@ from safetensors.torch import load_file, save_file
 from dwellmoe.errors import UserError
 from dwellmoe.experts import use_expert_lora
 from dwellmoe.experts.weights import ATTRIBUTE
-from dwellmoe.families import find_moe_layers
+from dwellmoe.families import expert_bytes, find_moe_layers
 from dwellmoe.families.base import unwrap
 from dwellmoe.loading import load_model, load_streamed_model
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.offload import ReadFault
 from dwellmoe.offload.expert_stream import ExpertStream
+from dwellmoe.offload.slots import bytes_of_slot
 from dwellmoe.offload.stream_loading import slots_of
 from dwellmoe.offload.visit_order import VisitOrder
 from dwellmoe.settings.model import ModelSettings
+from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.workbench import checkpoint, prompt
 from tests.tiny_models import tiny_model
 
@@ -34,14 +37,23 @@ FAMILIES = [
     "longcat_flash",
     "ernie4_5_moe",
 ]
+LOW_BITS = {"mxfp4": mxfp4_checkpoint, "fp8": lambda: fp8_checkpoint("deepseek_v3")}
 EXPERTS, LAYERS = 8, 3
 """Of the tiny models."""
 ONE_LAYER = f"{100 / LAYERS + 0.01:.2f}%"
 
 
-def _tuned(folder, budget=None, dtype="float32", layers=slice(None), targets=("auto",), checkpointed=True):
+def _tuned(
+    folder,
+    budget=None,
+    dtype="float32",
+    layers=slice(None),
+    targets=("auto",),
+    checkpointed=True,
+    expert_format=None,
+):
     """A model with random LoRA, its experts streamed where a budget is given."""
-    given = ModelSettings(model_name=str(folder), dtype=dtype)
+    given = ModelSettings(model_name=str(folder), dtype=dtype, expert_format=expert_format)
     model = load_streamed_model(given, budget) if budget else load_model(given)
     torch.manual_seed(0)
     tuned = add_elastic_lora(model, find_moe_layers(model)[layers], LoraShape(rank=2, targets=targets))
@@ -95,6 +107,25 @@ def test_losses_and_gradients_are_those_of_experts_in_memory(family):
     for seed in range(2):
         ids = prompt(rows=2, seed=seed)
         _assert_same(_step(streamed, ids), _step(resident, ids))
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("expert_format", ["as_stored", None])
+@pytest.mark.parametrize("name", LOW_BITS)
+def test_low_bits_train_as_in_memory(name, expert_format, checkpointed):
+    folder = LOW_BITS[name]()
+    streamed = _tuned(folder, "50%", checkpointed=checkpointed, expert_format=expert_format)
+    resident = _tuned(folder, checkpointed=checkpointed, expert_format="as_stored")
+    for seed in range(2):
+        ids = prompt(rows=2, seed=seed)
+        _assert_same(_step(streamed, ids), _step(resident, ids))
+    layer, other = (find_moe_layers(model)[0] for model in (streamed, resident))
+    assert expert_bytes(streamed, layer) <= expert_bytes(resident, other)
+    assert _stream(streamed).slot_bytes == EXPERTS * LAYERS // 2 * bytes_of_slot(_record_bytes(streamed))
+
+
+def _record_bytes(model) -> int:
+    return _stream(model).weights.record_bytes[0]
 
 
 @pytest.mark.parametrize("checkpointed", [True, False])
@@ -197,6 +228,31 @@ def test_an_expert_that_is_not_finite_is_named(value, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"model\.safetensors.*layers\.1\.mlp\.experts, expert 3,"):
         _step(_tuned(tmp_path, "50%"), prompt(tokens=60, rows=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "value"),
+    [
+        ("mxfp4", "layers.1.mlp.experts.down_proj_scales", 255),
+        ("fp8", "layers.1.mlp.experts.3.up_proj.weight_scale_inv", torch.nan),
+        ("fp8", "layers.1.mlp.experts.3.down_proj.weight", torch.nan),
+    ],
+)
+def test_low_bits_that_are_not_finite_are_named(name, ending, value, tmp_path):
+    folder = shutil.copytree(LOW_BITS[name](), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    (found,) = [tensor for name, tensor in tensors.items() if name.endswith(ending)]
+    (found[3] if name == "mxfp4" else found)[0, 0] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors.*layers\.1\.mlp\.experts, expert 3,"):
+        _step(_tuned(folder, "50%"), prompt(tokens=60, rows=4))
+
+
+@pytest.mark.parametrize("spec", ["int8", "int4:group=32"])
+def test_another_format_than_the_stored_one_is_refused_with_the_command_to_pack(spec):
+    with pytest.raises(UserError, match=f"--expert_format {spec}.*dwellmoe pack .*--format {spec}") as error:
+        _tuned(checkpoint("olmoe"), "50%", expert_format=spec)
+    assert "\n" not in str(error.value)
 
 
 @given(
