@@ -4,15 +4,19 @@ Letters: S rows, O and I the output and input width of a matrix, G groups of a r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from dwellmoe.experts.kernels.scratch import scratch
+
 Stored = Mapping[str, Tensor]
 """The tensors that hold one matrix, by the names of their fields."""
+Empty = Callable[..., Tensor]
+"""`empty(shape, dtype=..., device=...)`: memory for a result."""
 
 
 class Field(NamedTuple):
@@ -44,16 +48,18 @@ class ExpertFormat(ABC):
         """The tensors that hold a matrix of this shape: together the bytes that it takes."""
 
     @abstractmethod
-    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """The matrix [O, I] in a tensor of its own."""
+    def dequantise(
+        self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty = torch.empty
+    ) -> Tensor:
+        """The matrix [O, I], in any order of memory; in a tensor of its own, or where `empty` puts it."""
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """Each row times the matrix, [S, O], in the type of the rows. No gradient is kept."""
-        return linear(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype))
+        return linear(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype, scratch))
 
     def gradient(self, gradient_SO: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """The gradient of the rows, [S, I], from that of `product`."""
-        return gradient_SO @ self.dequantise(stored, shape_OI, gradient_SO.dtype)
+        return gradient_SO @ self.dequantise(stored, shape_OI, gradient_SO.dtype, scratch)
 
 
 class QuantisingFormat(ExpertFormat):

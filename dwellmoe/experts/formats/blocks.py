@@ -6,20 +6,18 @@ devices they are looked up in a table by torch.
 Letters: S rows, O and I the output and input width of a matrix, B blocks of N numbers each.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dwellmoe.experts.formats import passes
-from dwellmoe.experts.formats.row_passes import RowPasses
-from dwellmoe.experts.formats.threads import run
+from dwellmoe.experts.formats.base import Empty
+from dwellmoe.experts.kernels.row_passes import RowPasses
+from dwellmoe.experts.kernels.threads import run
 
 COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
 """Types of rows that a pass multiplies, in float32."""
-Empty = Callable[..., Tensor]
-"""`empty(shape, dtype=..., device=...)`: memory for a result."""
 
 
 def dequantised(
@@ -91,6 +89,18 @@ def steps_of_scale(numbers_BN: Tensor, scales_B: Tensor, zeros_B: Tensor) -> tup
     codes_BN = torch.empty(len(numbers_BN), numbers_BN.shape[1] // 2, dtype=torch.uint8)
     passes.steps(*_arrays(numbers_BN, scales_B, zeros_B, codes_BN, errors_B))
     return codes_BN, errors_B
+
+
+def powers_of_two(numbers_BN: Tensor, sizes_8: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block the exponent, plus 127, of the power of two with which its squared error is least, uint8
+    [B], and the codes of the sizes nearest to its numbers, with their sign in bit 3, two to a byte, low half
+    first, [B, N / 2]. Float32, on the CPU.
+    """
+    exponents_B = torch.empty(len(numbers_BN), dtype=torch.uint8)
+    codes_BN = torch.empty(len(numbers_BN), numbers_BN.shape[1] // 2, dtype=torch.uint8)
+    midpoints_7 = (sizes_8[1:] + sizes_8[:-1]) / 2
+    passes.microscale(*_arrays(numbers_BN, midpoints_7, sizes_8, codes_BN, exponents_B))
+    return exponents_B, codes_BN
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:

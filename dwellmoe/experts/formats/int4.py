@@ -1,21 +1,31 @@
 """Four bits a weight: codes 0 to 15, times the scale of their group of a row, plus its zero.
 
-A weight is `(code - 8) * scale + zero`, scale and zero in bfloat16, as torch's int4 products take them
-(`_weight_int4pack_mm_for_cpu`). The range of a group is shrunk where that makes its squared error smaller.
+A weight is `(code - 8) * scale + zero`, scale and zero in bfloat16. The range of a group is shrunk where that
+makes its squared error smaller. The bytes lie as torch's int4 product takes them on a processor with AVX-512
+(`_weight_int4pack_mm_for_cpu`); on other processors a compiled pass of our own takes the same bytes.
+
+Letters: N outputs in whole blocks of 64, K inputs in whole groups, G groups.
 """
+
+import functools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dwellmoe.errors import UserError
-from dwellmoe.experts.formats.base import Field, QuantisingFormat, Stored
-from dwellmoe.experts.formats.blocks import dequantise_blocks, steps_of_scale
+from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
+from dwellmoe.experts.formats.blocks import passes_multiply, steps_of_scale
+from dwellmoe.experts.kernels import int4_passes
+from dwellmoe.experts.kernels.int4_passes import OUTPUTS
+from dwellmoe.experts.kernels.threads import run
 
 GROUPS = (32, 64, 128)
 MIDDLE, LARGEST = 8, 15
-VALUES = torch.arange(16.0) - MIDDLE
 SHRINKS = (1.0, 0.93, 0.86, 0.79)
 """Shares of a group's range that are tried."""
+FEW_ROWS = 16
+"""With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 
 
 class Int4(QuantisingFormat):
@@ -28,23 +38,27 @@ class Int4(QuantisingFormat):
         self.group = group
 
     def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
-        rows, groups = shape_OI[0], -(-shape_OI[1] // self.group)
+        outputs, inputs = self._whole(shape_OI)
         return (
-            Field("scales", (rows, groups), torch.bfloat16),
-            Field("zeros", (rows, groups), torch.bfloat16),
-            Field("codes", (rows, groups * self.group // 2), torch.uint8),
+            Field("scales_and_zeros", (inputs // self.group, outputs, 2), torch.bfloat16),
+            Field("codes", (outputs // OUTPUTS, inputs, OUTPUTS // 2), torch.uint8),
         )
 
+    def _whole(self, shape_OI: tuple[int, int]) -> tuple[int, int]:
+        """N and K"""
+        return -(-shape_OI[0] // OUTPUTS) * OUTPUTS, -(-shape_OI[1] // self.group) * self.group
+
     def quantise(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        rows = len(weight_OI)
-        groups_BN = self._whole_groups(weight_OI.float()).view(-1, self.group)
+        outputs, inputs = self._whole((weight_OI.shape[0], weight_OI.shape[1]))
+        groups_BN = self._whole_groups(weight_OI.float()).reshape(-1, self.group)
         tried = [_quantised(groups_BN, shrink) for shrink in SHRINKS]
         best_B = torch.stack([errors_B for errors_B, *_ in tried]).argmin(dim=0)
         scales_B, zeros_B, codes_BN = (_chosen(kind, best_B) for kind in list(zip(*tried, strict=True))[1:])
+        both_OG2 = torch.stack([scales_B, zeros_B], dim=1).bfloat16().view(len(weight_OI), -1, 2)
+        below = outputs - len(weight_OI)
         return {
-            "scales": scales_B.bfloat16().view(rows, -1),
-            "zeros": zeros_B.bfloat16().view(rows, -1),
-            "codes": codes_BN.view(rows, -1),
+            "scales_and_zeros": pad(both_OG2, (0, 0, 0, 0, 0, below)).transpose(0, 1).contiguous(),
+            "codes": _in_blocks(pad(codes_BN.view(-1, inputs // 2), (0, 0, 0, below))),
         }
 
     def _whole_groups(self, weight_OI: Tensor) -> Tensor:
@@ -57,11 +71,65 @@ class Int4(QuantisingFormat):
         last_ON = weight_OI[:, -over:].repeat(1, -(-self.group // over))[:, : self.group]
         return torch.cat([weight_OI[:, :-over], last_ON], dim=1)
 
-    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        codes_BN = stored["codes"].view(-1, self.group // 2)
-        scales_B, zeros_B = stored["scales"].flatten(), stored["zeros"].flatten()
-        groups_BN = dequantise_blocks(codes_BN, VALUES, scales_B, zeros_B, dtype, high_first=False)
-        return groups_BN.view(shape_OI[0], -1)[:, : shape_OI[1]]
+    def dequantise(
+        self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty = torch.empty
+    ) -> Tensor:
+        outputs, inputs = self._whole(shape_OI)
+        if stored["codes"].device.type != "cpu":
+            return _looked_up(stored)[: shape_OI[0], : shape_OI[1]].to(dtype)
+        short = dtype == torch.bfloat16
+        out_KN = empty((inputs, outputs), dtype=torch.bfloat16 if short else torch.float32)
+        function = int4_passes.to_bfloat16 if short else int4_passes.to_float32
+        self._run(function, stored, outputs=outputs, inputs=inputs, out=out_KN)
+        return out_KN.to(dtype)[: shape_OI[1], : shape_OI[0]].T
+
+    def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
+        if not passes_multiply(x_SI, FEW_ROWS):
+            return super().product(x_SI, stored, shape_OI)
+        outputs, inputs = self._whole(shape_OI)
+        x_SK = pad(x_SI, (0, inputs - shape_OI[1])) if inputs > shape_OI[1] else x_SI.contiguous()
+        if x_SK.dtype == torch.bfloat16 and torch_takes_our_layout():
+            codes_NK = stored["codes"].view(outputs, inputs // 2)
+            both = stored["scales_and_zeros"]
+            return torch._weight_int4pack_mm_for_cpu(x_SK, codes_NK, self.group, both)[:, : shape_OI[0]]
+        out_SN = torch.empty(len(x_SK), outputs)
+        sizes = {"rows": len(x_SK), "outputs": outputs, "inputs": inputs}
+        self._run(int4_passes.product, stored, x=x_SK.float(), out=out_SN, **sizes)
+        return out_SN[:, : shape_OI[0]].to(x_SI.dtype)
+
+    def _run(self, function, stored: Stored, **work: int | Tensor) -> None:
+        run(function, block=self.group, codes=stored["codes"], scales=stored["scales_and_zeros"], **work)
+
+
+@functools.cache
+def torch_takes_our_layout() -> bool:
+    """Whether torch packs int4 here as this format does: its layout depends on the processor."""
+    codes_NK = torch.arange(OUTPUTS * 32, dtype=torch.int32).view(OUTPUTS, 32) * 7 % 16
+    try:
+        packed = torch._convert_weight_to_int4pack_for_cpu(codes_NK, 1)
+    except (RuntimeError, AttributeError):
+        return False
+    pairs = codes_NK[:, 0::2] | codes_NK[:, 1::2] << 4
+    return torch.equal(packed.flatten(), _in_blocks(pairs.to(torch.uint8)).flatten())
+
+
+def _in_blocks(pairs: Tensor) -> Tensor:
+    """Codes in the order of the matrix, two a byte, low half first, uint8 [N, K / 2], in the order of the
+    format, uint8 [N / 64, K, 32].
+    """
+    rows_NK = torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)
+    quarters = rows_NK.view(-1, 4, 16, rows_NK.shape[1]).permute(0, 3, 1, 2)
+    return (quarters[:, :, :2] | quarters[:, :, 2:] << 4).flatten(2).contiguous()
+
+
+def _looked_up(stored: Stored) -> Tensor:
+    """The matrix [N, K] in float32, by torch's operations."""
+    halves = stored["codes"].view(*stored["codes"].shape[:2], 2, 16)
+    quarters = torch.cat([halves & 15, halves >> 4], dim=2)
+    rows_NK = quarters.permute(0, 2, 3, 1).flatten(0, 2)
+    scales_NG, zeros_NG = stored["scales_and_zeros"].float().permute(2, 1, 0)
+    steps_NGW = rows_NK.float().sub_(MIDDLE).view(*scales_NG.shape, -1)
+    return torch.addcmul(zeros_NG[:, :, None], steps_NGW, scales_NG[:, :, None]).flatten(1)
 
 
 def _quantised(groups_BN: Tensor, shrink: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

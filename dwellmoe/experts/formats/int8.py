@@ -4,9 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dwellmoe.experts.formats.base import Field, QuantisingFormat, Stored
+from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
+from dwellmoe.experts.kernels.scratch import scratch
 
 LARGEST = 127
+VECTOR = 16
+"""Weights that torch's product of mixed types reads at once."""
 FEW_ROWS = 8
 """Of bfloat16 on a CPU: with more, torch's product of mixed types is slower than a copy of the codes."""
 
@@ -24,20 +27,37 @@ class Int8(QuantisingFormat):
         codes_OI = (weight_OI.float() / divisors_O.unsqueeze(1)).round_().to(torch.int8)
         return {"scales": scales_O, "codes": codes_OI}
 
-    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def dequantise(
+        self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty = torch.empty
+    ) -> Tensor:
         return stored["codes"].float().mul_(stored["scales"].unsqueeze(1)).to(dtype)
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """The scales come after the product: the codes are exact in any type. Few rows take torch's product
         of mixed types, which copies no weight.
         """
-        if len(x_SI) <= FEW_ROWS and x_SI.dtype == torch.bfloat16 and x_SI.device.type == "cpu":
-            return torch._weight_int8pack_mm(x_SI, stored["codes"], stored["scales"].bfloat16())
-        return linear(x_SI, stored["codes"].to(x_SI.dtype)).mul_(stored["scales"].to(x_SI.dtype))
+        scales_O, codes_OI = stored["scales"].to(x_SI.dtype), stored["codes"]
+        if len(x_SI) <= FEW_ROWS and _torch_multiplies(x_SI, codes_OI):
+            return torch._weight_int8pack_mm(x_SI, codes_OI, scales_O)
+        return linear(x_SI, _copied(codes_OI, x_SI.dtype)).mul_(scales_O)
 
     def gradient(self, gradient_SO: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         scaled_SO = gradient_SO * stored["scales"].to(gradient_SO.dtype)
-        return scaled_SO @ stored["codes"].to(gradient_SO.dtype)
+        return scaled_SO @ _copied(stored["codes"], gradient_SO.dtype)
+
+
+def _torch_multiplies(x_SI: Tensor, codes_OI: Tensor) -> bool:
+    """Whether torch's product of mixed types takes these tensors: it checks neither that rows are whole
+    vectors nor that they begin where it can read one.
+    """
+    if x_SI.dtype != torch.bfloat16 or x_SI.device.type != "cpu" or not x_SI.is_contiguous():
+        return False
+    return not (x_SI.shape[1] % VECTOR or x_SI.data_ptr() % (2 * VECTOR) or codes_OI.data_ptr() % VECTOR)
+
+
+def _copied(codes_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    """The codes in another type, where the next copy will be put too."""
+    return scratch(codes_OI.shape, dtype=dtype, device=codes_OI.device).copy_(codes_OI)
 
 
 FORMAT = Int8

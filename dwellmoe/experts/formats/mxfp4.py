@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dwellmoe.experts.formats.base import Field, QuantisingFormat, Stored
-from dwellmoe.experts.formats.blocks import dequantise_blocks, powers_of_two
+from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
+from dwellmoe.experts.formats.blocks import (
+    dequantised,
+    look_up_pairs,
+    passes_multiply,
+    powers_of_two,
+    product,
+)
+from dwellmoe.experts.kernels.row_passes import MXFP4
 
 BLOCK = 32
+FEW_ROWS = 8
+"""With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 """What the codes stand for: a sign, two bits of exponent, one of mantissa."""
@@ -35,12 +44,28 @@ class Mxfp4(QuantisingFormat):
         scales_B, codes_BN = powers_of_two(blocks_BN, torch.tensor(_POSITIVE))
         return {"blocks": codes_BN.view(rows, -1, BLOCK // 2), "scales": scales_B.view(rows, -1)}
 
-    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def dequantise(
+        self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty = torch.empty
+    ) -> Tensor:
+        rows, blocks = stored["scales"].shape
+        if stored["blocks"].device.type == "cpu":
+            shape = rows, BLOCK * blocks
+            return dequantised(MXFP4, shape, dtype, empty, **_arrays(stored))[:, : shape_OI[1]]
         codes_BN = stored["blocks"].view(-1, BLOCK // 2)
         powers_B = torch.exp2(stored["scales"].flatten().float() - 127)
-        zeros_B = torch.zeros_like(powers_B)
-        blocks_BN = dequantise_blocks(codes_BN, VALUES, powers_B, zeros_B, dtype, high_first=False)
-        return blocks_BN.view(shape_OI[0], -1)[:, : shape_OI[1]]
+        numbers_BN = look_up_pairs(codes_BN, VALUES, powers_B, dtype, high_first=False)
+        return numbers_BN.view(rows, -1)[:, : shape_OI[1]]
+
+    def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
+        if not passes_multiply(x_SI, FEW_ROWS):
+            return super().product(x_SI, stored, shape_OI)
+        rows, blocks = stored["scales"].shape
+        x_SI = pad(x_SI, (0, BLOCK * blocks - shape_OI[1]))
+        return product(MXFP4, x_SI, (rows, BLOCK * blocks), **_arrays(stored))
+
+
+def _arrays(stored: Stored) -> dict[str, Tensor]:
+    return {"codes": stored["blocks"], "scales": stored["scales"]}
 
 
 FORMAT = Mxfp4

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dwellmoe.experts.formats.base import ExpertFormat, Field, Stored
+from dwellmoe.experts.formats.base import Empty, ExpertFormat, Field, Stored
 
 
 class PlainWeights(ExpertFormat):
@@ -16,5 +16,7 @@ class PlainWeights(ExpertFormat):
     def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
         return (Field("weight", shape_OI, self.dtype),)
 
-    def dequantise(self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def dequantise(
+        self, stored: Stored, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty = torch.empty
+    ) -> Tensor:
         return stored["weight"].to(dtype)

@@ -1,0 +1,227 @@
+"""Compiled passes over matrices whose rows are decoded one by one: MXFP4, NF4 and block FP8.
+
+A row is decoded into float32 and multiplied by its scales, then multiplied with all rows of the input, or
+rounded into a matrix. Of two codes a byte, the first ones of all bytes come first in a decoded row and the
+second ones after them: so neighbours are handled together. bfloat16 is handled as its 16 bits, the upper half
+of a float32's.
+
+Letters: S rows, O and I the output and input width of a matrix.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import carray
+
+from dwellmoe.cache.kernel.jit import BARE, bound, helper
+from dwellmoe.experts.kernels.threads import memory, pass_of, take_chunk
+
+ROWS_OF_CHUNK = 16
+MXFP4_BLOCK, NF4_BLOCK = 32, 64
+NORMAL_FLOATS = tuple(
+    np.float32(value)
+    for value in (
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+        *(0.7229568362236023, 1.0),
+    )
+)
+"""What the codes 0 to 15 of NF4 stand for, as the paper gives them."""
+
+
+# `pass_of` puts functions and a type of one format in the place of these names.
+OUT_TYPE = np.float32
+
+
+def decode(work, o, row) -> Any:
+    """Decodes row o of the matrix."""
+
+
+def store(row, out) -> Any:
+    """Writes a decoded row in its own order."""
+
+
+def to_type(number) -> Any:
+    """The number in the type of the output."""
+
+
+@helper
+def rounded(number):
+    """The bits of a float32 rounded to bfloat16, ties to even."""
+    bits = np.float32(number).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@helper
+def unrounded(number):
+    return number
+
+
+@helper
+def _e2m1(code):
+    """Of MXFP4: a sign, two bits of exponent with bias 1, one bit of mantissa."""
+    size = np.int32(code & 7)
+    bits = np.int32(size * (126 << 23)) if size < 2 else np.int32((size << 22) + (126 << 23))
+    return np.int32(bits | ((code & 8) << 28)).view(np.float32)
+
+
+@helper
+def _normal_float(code):
+    """Of NF4, by halves of the table: faster than a look-up for many codes at once."""
+    values = NORMAL_FLOATS
+    of_2 = code & 1 != 0
+    of_4, of_8, of_16 = code & 2 != 0, code & 4 != 0, code & 8 != 0
+    a = values[1] if of_2 else values[0]
+    b = values[3] if of_2 else values[2]
+    c = values[5] if of_2 else values[4]
+    d = values[7] if of_2 else values[6]
+    e = values[9] if of_2 else values[8]
+    f = values[11] if of_2 else values[10]
+    g = values[13] if of_2 else values[12]
+    h = values[15] if of_2 else values[14]
+    first = (d if of_4 else c) if of_8 else (b if of_4 else a)
+    second = (h if of_4 else g) if of_8 else (f if of_4 else e)
+    return second if of_16 else first
+
+
+@helper
+def _e4m3(byte):
+    """Of FP8: a sign, four bits of exponent with bias 7, three bits of mantissa; all ones is NaN."""
+    size = np.int32(byte & 127)
+    normal = np.int32((size << 20) + (120 << 23)).view(np.float32)
+    value = np.float32(size) * np.float32(2.0**-9) if size < 8 else normal
+    value = np.float32(np.nan) if size == 127 else value
+    return -value if byte & 128 else value
+
+
+@helper
+def _power_of_two(exponent):
+    """2 ** (exponent - 127); the smallest is no normal number."""
+    bits = np.int32(np.int32(exponent) << 23) if exponent > 0 else np.int32(1 << 22)
+    return bits.view(np.float32)
+
+
+@helper
+def _scale(row, first, count, scale):
+    for i in range(first, first + count):
+        row[i] *= scale
+
+
+def _decode_mxfp4(work, o, row):
+    half, blocks = work.inputs // 2, work.inputs // MXFP4_BLOCK
+    codes = carray(memory(work.codes + o * half), (half,), np.uint8)
+    scales = carray(memory(work.scales + o * blocks), (blocks,), np.uint8)
+    for i in range(half):
+        row[i] = _e2m1(codes[i] & 15)
+        row[half + i] = _e2m1(codes[i] >> 4)
+    for block in range(blocks):
+        scale = _power_of_two(scales[block])
+        _scale(row, 16 * block, 16, scale)
+        _scale(row, half + 16 * block, 16, scale)
+
+
+def _decode_nf4(work, o, row):
+    half, blocks = work.inputs // 2, work.inputs // NF4_BLOCK
+    codes = carray(memory(work.codes + o * half), (half,), np.uint8)
+    largest = carray(memory(work.scales + 4 * o * blocks), (blocks,), np.float32)
+    for i in range(half):
+        row[i] = _normal_float(codes[i] >> 4)
+        row[half + i] = _normal_float(codes[i] & 15)
+    for block in range(blocks):
+        _scale(row, 32 * block, 32, largest[block])
+        _scale(row, half + 32 * block, 32, largest[block])
+
+
+def _decode_fp8(work, o, row):
+    """The scales of a part's rows of blocks come after those of the part before."""
+    inputs, block, blocks = work.inputs, work.block, -(-work.inputs // work.block)
+    part, within = o // work.part_outputs, o % work.part_outputs
+    block_rows = -(-work.part_outputs // work.block_outputs)
+    scale_row = part * block_rows + within // work.block_outputs
+    codes = carray(memory(work.codes + o * inputs), (inputs,), np.uint8)
+    scales = carray(memory(work.scales + 4 * scale_row * blocks), (blocks,), np.float32)
+    for i in range(inputs):
+        row[i] = _e4m3(codes[i])
+    for i in range(blocks):
+        _scale(row, i * block, min(block, inputs - i * block), scales[i])
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nsz"}, **BARE)
+def _dot(first, second):
+    total = np.float32(0)
+    for i in range(len(first)):
+        total += first[i] * second[i]
+    return total
+
+
+def _product(pointer):
+    """out [S, O] float32 = x [S, I] float32 times the matrix; x in the order of a decoded row."""
+    work = carray(pointer, 1)[0]
+    inputs, outputs, rows = work.inputs, work.outputs, work.rows
+    x = carray(memory(work.x), (rows, inputs), np.float32)
+    out = carray(memory(work.out), (rows, outputs), np.float32)
+    row = np.empty(inputs, np.float32)
+    first = take_chunk(pointer) * ROWS_OF_CHUNK
+    while first < outputs:
+        for o in range(first, min(first + ROWS_OF_CHUNK, outputs)):
+            decode(work, o, row)
+            for s in range(rows):
+                out[s, o] = _dot(x[s], row)
+        first = take_chunk(pointer) * ROWS_OF_CHUNK
+
+
+def _dequantise(pointer):
+    """out [O, I], in float32 or in the bits of bfloat16."""
+    work = carray(pointer, 1)[0]
+    inputs, outputs = work.inputs, work.outputs
+    out = carray(memory(work.out), (outputs, inputs), OUT_TYPE)
+    row = np.empty(inputs, np.float32)
+    first = take_chunk(pointer) * ROWS_OF_CHUNK
+    while first < outputs:
+        for o in range(first, min(first + ROWS_OF_CHUNK, outputs)):
+            decode(work, o, row)
+            store(row, out[o])
+        first = take_chunk(pointer) * ROWS_OF_CHUNK
+
+
+def _store_halves(row, out):
+    half = len(out) // 2
+    for i in range(half):
+        out[2 * i] = to_type(row[i])
+        out[2 * i + 1] = to_type(row[half + i])
+
+
+def _store_row(row, out):
+    for i in range(len(out)):
+        out[i] = to_type(row[i])
+
+
+class RowPasses(NamedTuple):
+    """The passes of one format."""
+
+    product: FunctionType
+    to_float32: FunctionType
+    to_bfloat16: FunctionType
+    halves: bool
+    """Whether a byte holds two codes."""
+
+
+def _passes(name: str, decode: Callable, halves: bool) -> RowPasses:
+    store = _store_halves if halves else _store_row
+    exact = {"decode": decode, "store": bound(store, to_type=unrounded), "OUT_TYPE": np.float32}
+    short = {"decode": decode, "store": bound(store, to_type=rounded), "OUT_TYPE": np.uint16}
+    return RowPasses(
+        product=pass_of(_product, name, decode=decode),
+        to_float32=pass_of(_dequantise, f"{name}-float32", **exact),
+        to_bfloat16=pass_of(_dequantise, f"{name}-bfloat16", **short),
+        halves=halves,
+    )
+
+
+MXFP4 = _passes("mxfp4", _decode_mxfp4, halves=True)
+NF4 = _passes("nf4", _decode_nf4, halves=True)
+FP8 = _passes("fp8", _decode_fp8, halves=False)
