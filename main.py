@@ -44,6 +44,7 @@ from dwellmoe.data.tokenised import rows_name, tokenise_split
 from dwellmoe.data.wording import WORDING_FILE, Wording, as_asked, wording_of
 from dwellmoe.errors import UserError, first_line, run_command
 from dwellmoe.experts import use_expert_lora
+from dwellmoe.experts.formats import AS_STORED
 from dwellmoe.export.merged import save_merged
 from dwellmoe.families import MoeLayer, find_moe_layers
 from dwellmoe.families.packing import mixes_packed_requests
@@ -113,7 +114,8 @@ def train(run: Run) -> None:
     """Trains and saves; mistakes are found before an earlier run's checkpoints are removed."""
     task, tokenizer = load_task_and_tokenizer(run)
     train_rows, validation_rows = load_rows(run, task, tokenizer)
-    base = base_model(run.model.model_name, run.model.expert_format)
+    streams = run.streaming.expert_budget is not None  # the experts are then what the checkpoint says
+    base = base_model(run.model.model_name, None if streams else run.model.expert_format)
     now = identity(run, train_rows, validation_rows, base)
     checkpoint, same_run = find_checkpoint(run, now)
     model = load_base(run)
@@ -398,7 +400,7 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
     facts = {
         "base model": "{name}, fingerprint {fingerprint}".format(**trainer.records[BASE_FILE]),
         "revision of the base": getattr(trainer.model.config, "_commit_hash", None) or "a local folder",
-        "experts held in": run.model.expert_format or "the type of the other weights",
+        "experts held in": run.model.expert_format or _held_in(run),
         "data set": f"{data}, {trainer.num_examples(trainer.get_train_dataloader())} training examples",
         "locality objective": f"{locality.consecutive_expert_loss_type}, weight {trainer.locality_weight:g}",
         "target": trainer.closest_to_target.verdict() if trainer.closest_to_target else "none",
@@ -409,6 +411,10 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
         "libraries": library_versions(),
     }
     path.write_text(model_card(run.folder, full_name(run.model.model_name), adapter.use_lora, facts, history))
+
+
+def _held_in(run: Run) -> str:
+    return "the type of the other weights" if run.streaming.expert_budget is None else AS_STORED
 
 
 def write_summary(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], path: Path) -> None:

@@ -35,7 +35,7 @@ def check_evaluation(parsed: EvaluationOptions) -> None:
             options.adapters.values(),
             options.model.model_name,
             options.adapter.allow_other_base,
-            options.model.expert_format,
+            None if options.engine else options.model.expert_format,
         )
     trained_wordings(options)
     settings = options.evaluation
