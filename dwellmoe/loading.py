@@ -231,10 +231,10 @@ def load_adapters(model: PreTrainedModel, paths: Mapping[str, str], expert_lora:
         except (ValueError, RuntimeError) as error:
             raise UserError(f"adapter '{path}' does not fit the model: {first_line(error)}") from None
         _check_all_found(path, found)
-        if engine:
-            run_expert_lora(model, layers)
     assert wrapped is not None, "no adapter was given"
-    if expert_lora == "sparse" and engine is None:
+    if engine:
+        run_expert_lora(model, layers)
+    elif expert_lora == "sparse":
         use_expert_lora(wrapped)
     return wrapped.eval()
 

@@ -1,7 +1,8 @@
-"""A tuned model computes the same through the cache: LoRA on experts is merged as they are read."""
+"""A tuned model computes the same through the cache: LoRA of experts runs beside their weights."""
 
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -67,7 +68,9 @@ def test_variants_through_the_cache(family, budget, tmp_path):
     with engine, torch.no_grad():
         logits = []
         for variant in (BASE, "tuned", "control", BASE):
+            before = engine.loaded_on_device()
             with active_variant(plain, variant), active_variant(cached, variant):
+                assert np.array_equal(engine.loaded_on_device(), before), "no expert moves"
                 expected = plain(prompt()).logits
                 assert (cached(prompt()).logits - expected).abs().max() <= 1e-5
                 options = {"input_ids": prompt(), "max_new_tokens": 5, "do_sample": False}
