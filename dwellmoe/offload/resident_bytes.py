@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from dwellmoe.cache.budget import Sizes
 from dwellmoe.errors import UserError
 from dwellmoe.offload.io.shards import StoredTensor, find_shards
+from dwellmoe.offload.published_low_bits import FP8_TYPE, SCALES
 from dwellmoe.offload.skeleton import is_routed_expert
 
-FACTORS = (0.5, 1.0, 2.0)  # bytes of a weight in memory for each one in the checkpoint
 TOLERANCE = 0.2  # low-bit experts have scales beside their weights
+FACTORS = ((0.5, 0.5), (1.0, 1.0), (2.0, 2.0))
+"""Bytes in memory for each one in the checkpoint: of an expert, and of all else beside it."""
+LOW_BITS_AS_STORED = (1.0, 1.0)
+FP8_AS_16_BITS, MXFP4_AS_16_BITS = 2.0, 64 / 17  # 32 numbers and their scale take 17 bytes in MXFP4
 
 
 def resident_bytes_of(model_name: str, trace: Sizes) -> int:
-    """Bytes of a checkpoint's weights beside its routed experts, at the precision of the trace's experts.
+    """Bytes of a checkpoint's weights beside its routed experts, at the precision of the trace's experts, or
+    in 16 bits where those are in low bits.
 
     UserError where its experts cannot be those of the trace.
     """
@@ -23,13 +28,32 @@ def resident_bytes_of(model_name: str, trace: Sizes) -> int:
         raise _another_model(
             model_name, f"{len(experts)} layers x {max(experts.values(), default=0)} experts"
         )
-    routed_bytes = sum(found.nbytes for found in routed.values())
-    stored_bytes = routed_bytes / sum(experts.values())
+    stored_bytes = sum(found.nbytes for found in routed.values()) / sum(experts.values())
     in_trace_bytes = sum(trace.expert_bytes) / trace.layers
-    for factor in FACTORS:
-        if abs(in_trace_bytes - factor * stored_bytes) <= TOLERANCE * in_trace_bytes:
-            return int(factor * (sum(found.nbytes for found in tensors.values()) - routed_bytes))
+    rest_bytes = sum(_in_memory(name, found) for name, found in tensors.items() if name not in routed)
+    for of_expert, of_rest in _factors(routed):
+        if abs(in_trace_bytes - of_expert * stored_bytes) <= TOLERANCE * in_trace_bytes:
+            return int(of_rest * rest_bytes)
     raise _another_model(model_name, f"experts of {stored_bytes:.0f} bytes")
+
+
+def _in_memory(name: str, tensor: StoredTensor) -> int:
+    """FP8 is brought into 16 bits when it is loaded, beside the experts, and its scales are let go."""
+    if tensor.dtype == FP8_TYPE:
+        return 2 * tensor.nbytes
+    return 0 if name.endswith(SCALES) else tensor.nbytes
+
+
+def _factors(routed: Mapping[str, StoredTensor]) -> tuple[tuple[float, float], ...]:
+    """For a trace of a model that holds the experts as they are stored, in 16 bits, or in 32."""
+    types = {found.dtype for found in routed.values()}
+    if FP8_TYPE in types:
+        in_16_bits = FP8_AS_16_BITS
+    elif any(name.endswith("_blocks") for name in routed):
+        in_16_bits = MXFP4_AS_16_BITS
+    else:
+        return (LOW_BITS_AS_STORED,) if "U8" in types else FACTORS
+    return LOW_BITS_AS_STORED, (in_16_bits, 1.0), (2 * in_16_bits, 2.0)
 
 
 def _experts_by_layer(routed: Mapping[str, StoredTensor]) -> dict[str, int]:
