@@ -400,7 +400,7 @@ def write_card(run: Run, trainer: LocalityTrainer, selected: list[MoeLayer], dat
     facts = {
         "base model": "{name}, fingerprint {fingerprint}".format(**trainer.records[BASE_FILE]),
         "revision of the base": getattr(trainer.model.config, "_commit_hash", None) or "a local folder",
-        "experts held in": run.model.expert_format or _held_in(run),
+        "experts held in": trainer.records[BASE_FILE]["expert_format"] or _held_in(run),
         "data set": f"{data}, {trainer.num_examples(trainer.get_train_dataloader())} training examples",
         "locality objective": f"{locality.consecutive_expert_loss_type}, weight {trainer.locality_weight:g}",
         "target": trainer.closest_to_target.verdict() if trainer.closest_to_target else "none",

@@ -13,14 +13,13 @@ from result import parser_of, save_result
 from workers import Answer, Tokens, Worker, engine_settings, mean_decode, median_prefill
 
 from dwellmoe.errors import run_command
-from dwellmoe.offload.pack import RECORDS, pack
+from dwellmoe.offload.pack import pack
 
 
 def measure(args: argparse.Namespace) -> Answer:
     write_checkpoint(args.shape, Path(args.model_name))
     folder = Path(args.packed)
-    if not (folder / RECORDS).exists():
-        pack(args.model_name, folder)
+    pack(args.model_name, folder)
     tokens = Tokens(config_of(args.shape).vocab_size, args.decode_tokens)
     plain = engine_settings(args.expert_budget)
     answers: dict[str, list[Answer]] = {"as_it_is": [], "packed": []}
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
     parser.add_argument(
-        "--packed", help="folder of packed experts, written if it is missing; default: beside the checkpoint"
+        "--packed", help="folder of the packed model, written if missing; default: beside the checkpoint"
     )
     parser.add_argument("--expert_budget", default="25%")
     parser.add_argument("--repeats", type=int, default=6)

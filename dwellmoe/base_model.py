@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dwellmoe.errors import UserError
 from dwellmoe.log import warn_once
 from dwellmoe.offload.io.fingerprint import checkpoint_fingerprint
+from dwellmoe.offload.io.packed_index import AS_STORED, packed_index
 from dwellmoe.offload.io.shards import find_shards
 
 BASE_FILE = "base_model.json"
@@ -21,11 +22,14 @@ class BaseModel(NamedTuple):
     fingerprint: str
     """Of its weights and configuration."""
     expert_format: str = ""
-    """In which the experts were held, of `--expert_format`; empty: 16 or 32 bits."""
+    """In which the experts were held, of `--expert_format` or of a packed model; empty: 16 or 32 bits."""
 
 
 def base_model(model_name: str, expert_format: str | None = None) -> BaseModel:
     """What identifies a checkpoint. Raises UserError for one without readable weights."""
+    packed = packed_index(model_name)
+    if packed and expert_format in (None, AS_STORED):
+        expert_format = packed.format
     return BaseModel(full_name(model_name), checkpoint_fingerprint(model_name), expert_format or "")
 
 
@@ -63,7 +67,7 @@ def check_base_model(
 
 def _lossy(base: BaseModel) -> str:
     """The form of the experts, where it is not what the checkpoint says to the bit."""
-    return "" if base.expert_format == "as_stored" else base.expert_format
+    return "" if base.expert_format == AS_STORED else base.expert_format
 
 
 def _refuse(path: str, trained_on: BaseModel, found: BaseModel, allow_other: bool) -> None:

@@ -29,13 +29,14 @@ import dwellmoe.families.adapter_names  # noqa: F401 - adapters load by their ow
 from dwellmoe.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, BASE, check_adapter_folder
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts import use_expert_lora
-from dwellmoe.experts.formats import parse_format
+from dwellmoe.experts.formats import AS_STORED, parse_format
 from dwellmoe.experts.stand_ins import layers_held_elsewhere, weightless_experts
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
 from dwellmoe.families.text_model import quantised_by, runs_whole
 from dwellmoe.log import warn_once
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, run_expert_lora
+from dwellmoe.offload.io.packed_index import is_packed
 from dwellmoe.offload.io.shards import Shards, check_checkpoint, check_folder
 from dwellmoe.offload.low_bit_loading import load_in_low_bits
 from dwellmoe.offload.published_low_bits import FP8, MXFP4, other_form, published_form
@@ -91,9 +92,8 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
     Raises UserError for a checkpoint that is missing, truncated, does not fit its configuration, or needs
     code of its own.
     """
-    if settings.expert_format:
-        dtype, device = _dtype(settings.dtype), _device()
-        return load_in_low_bits(settings.model_name, settings.expert_format, dtype, device)
+    if expert_format := settings.expert_format or (AS_STORED if is_packed(settings.model_name) else None):
+        return load_in_low_bits(settings.model_name, expert_format, _dtype(settings.dtype), _device())
     shards = check_checkpoint(settings.model_name)
     quantised = quantised_by(load_config(settings))
     if shards and not quantised:

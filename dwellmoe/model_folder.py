@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dwellmoe.data.remote import hub_answers
 from dwellmoe.errors import UserError
+from dwellmoe.offload.io.packed_index import AS_STORED, is_packed
 from dwellmoe.offload.io.shards import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
@@ -12,6 +13,7 @@ from dwellmoe.offload.io.shards import (
     check_folder,
     find_shards,
 )
+from dwellmoe.settings.model import ModelSettings
 
 CONFIG = "config.json"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "spiece*", "tekken.json")
@@ -31,6 +33,19 @@ def check_model_folder(model_name: str, with_tokenizer: bool = True) -> None:
         raise UserError(f"no tokenizer in '{model_name}': its files are missing")
     is_pickled = any((folder / name).exists() for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
     (check_checkpoint if is_pickled else find_shards)(model_name)
+
+
+def hold_as_packed(model: ModelSettings) -> None:
+    """Has the experts of a packed model be held in memory as they are packed, unless a format is given."""
+    if model.expert_format is None and Path(model.model_name).is_dir() and is_packed(model.model_name):
+        model.expert_format = AS_STORED
+
+
+def why_frozen(model: ModelSettings) -> str:
+    """What messages name as the reason for which a model's experts are no parameters of 16 or 32 bits."""
+    if model.expert_format == AS_STORED and is_packed(model.model_name):
+        return f"'{model.model_name}' is packed, which"
+    return f"--expert_format {model.expert_format}"
 
 
 def read_config(folder: Path) -> dict:

@@ -22,8 +22,9 @@ from dwellmoe.locality.rerouting_options import check_rerouting
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
 from dwellmoe.locality.targets import control_losses, target_of
 from dwellmoe.locality.threshold import needs_profile
-from dwellmoe.model_folder import check_model_folder, read_config
+from dwellmoe.model_folder import check_model_folder, hold_as_packed, read_config, why_frozen
 from dwellmoe.offload.check_settings import naming
+from dwellmoe.offload.io.packed_index import is_packed
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.run_identity import WEIGHTS, check_same_options, defaults_of
 
@@ -48,13 +49,19 @@ def check_training(options: TrainingOptions) -> None:
 def check_options(options: TrainingOptions) -> None:
     """Raises UserError for options that cannot be, or not together; imports torch only for an objective's."""
     locality, adapter = options.locality, options.adapter
+    hold_as_packed(options.model)
     if locality.compares_with_reference and not adapter.use_lora:
         raise UserError(
             "--distillation_weight and --gate_kl_weight need --use_lora True: the reference model is the one "
             "with its adapters off"
         )
     if options.model.expert_format:
-        _check_expert_format(options.model.expert_format, adapter)
+        _check_frozen(why_frozen(options.model), adapter)
+    if adapter.save_merged and is_packed(options.model.model_name):
+        raise UserError(
+            f"'{options.model.model_name}' is packed: leave out --save_merged, and merge the adapter into "
+            "the checkpoint that was packed, with `dwellmoe export hf --model_name CHECKPOINT`"
+        )
     if options.streaming.expert_budget is not None:
         _check_expert_budget(options, f"--expert_budget {options.streaming.expert_budget}")
     if locality.has_target:
@@ -71,13 +78,13 @@ def check_options(options: TrainingOptions) -> None:
     check_objective(locality.consecutive_expert_loss_type)
 
 
-def _check_expert_format(expert_format: str, adapter: AdapterSettings) -> None:
+def _check_frozen(why: str, adapter: AdapterSettings) -> None:
     if not adapter.use_lora:
-        raise UserError(f"--expert_format {expert_format} freezes the experts: it needs --use_lora True")
+        raise UserError(f"{why} freezes the experts: it needs --use_lora True")
     if adapter.expert_lora != "sparse":
         raise UserError(
-            f"--expert_format {expert_format}: leave out --expert_lora {adapter.expert_lora}, which needs "
-            "experts in 16 or 32 bits"
+            f"{why} does not go with --expert_lora {adapter.expert_lora}, which needs experts in 16 or 32 "
+            "bits: leave one of them out"
         )
 
 

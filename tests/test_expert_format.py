@@ -88,3 +88,29 @@ def test_an_evaluation_counts_the_bytes_that_are_held(run_command, tmp_path, opt
         report = json.loads((tmp_path / "found.json").read_text())
         expert_bytes.append(report["model"]["expert_bytes"][0])
     assert expert_bytes[1] < 0.4 * expert_bytes[0]
+
+
+def test_a_packed_model_trains_and_answers_as_any_other(run_command, tmp_path, options, tiny_checkpoint):
+    """Packed, trained on, and its adapter used: with all experts in memory, out of a cache, and beside the
+    weights that were packed.
+    """
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    done = run_command("dwellmoe", "pack", tiny_checkpoint, packed, "--format", "int4:group=32")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_command(sys.executable, ROOT / "main.py", *options, "--model_name", packed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / BASE_FILE).read_text())["expert_format"] == "int4:group=32"
+    assert "int4:group=32" in (out / "README.md").read_text()
+    answers = []
+    for model, more in ((packed, ()), (packed, ("--expert_budget", "3")), (tiny_checkpoint, ())):
+        words = ("--lora_save_path", out, "--input", "a b c", "--max_new_tokens", "4", *more)
+        done = run_command(
+            sys.executable, ROOT / "inference.py", "--model_name", model, *words, "--dtype", "float32"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("int4:group=32" in done.stderr) == (model == tiny_checkpoint)
+        answers.append(done.stdout)
+    assert answers[0].splitlines()[:2] == answers[1].splitlines()[:2]
+    for wrong in (("--save_merged", "True"), ("--use_lora", "False")):
+        done = run_command(sys.executable, ROOT / "main.py", *options, "--model_name", packed, *wrong)
+        assert done.returncode == 2 and f"'{packed}' is packed" in done.stderr

@@ -11,6 +11,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.evaluation.command_line import EvaluationOptions, names_of, parse_evaluation, unused_options
 from dwellmoe.evaluation.rerouting import NO_REROUTING, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
+from dwellmoe.model_folder import hold_as_packed, why_frozen
 from dwellmoe.offload.check_settings import check_settings
 from dwellmoe.registry import take_plugins
 from dwellmoe.settings.engine import EngineSettings
@@ -134,6 +135,7 @@ def parse_options(arguments: list[str]) -> Options:
 def check_options(options: Options) -> None:
     """Raises UserError for options that cannot be, or not together. Without torch."""
     policy_list(options.evaluation.policies)
+    hold_as_packed(options.model)
     if options.evaluation.input is not None:
         _check_question(options.evaluation.input)
     if options.rerouting:
@@ -148,7 +150,7 @@ def check_options(options: Options) -> None:
 
 def _check_expert_format(options: Options) -> None:
     if (way := options.adapter.expert_lora) != "sparse":
-        raise UserError(f"--expert_format {options.model.expert_format}: leave out --expert_lora {way}")
+        raise UserError(f"{why_frozen(options.model)} does not go with --expert_lora {way}")
 
 
 def _check_question(text: str) -> None:

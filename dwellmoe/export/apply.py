@@ -6,7 +6,7 @@ numbers in any type that holds them exactly.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from dwellmoe.files import check_new_folder, replacing_path, writing
 from dwellmoe.log import warn_once
 from dwellmoe.model_folder import check_model_folder
 from dwellmoe.offload.io.number_types import DTYPES
-from dwellmoe.offload.io.shards import Shards, StoredTensor, files_beside_weights, find_shards
+from dwellmoe.offload.io.packed_index import INDEX, PackedIndex, checksum_of, packed_index
+from dwellmoe.offload.io.shards import Shards, StoredTensor, chunks_of, files_beside_weights, find_shards
 
 CARD = "README.md"
 
@@ -90,7 +91,17 @@ def _write(file: RouterFile, shards: Shards, folder: Path) -> None:
         with open(path, "rb") as source, open(folder / path.name, "wb") as target:
             copy_range(source, 0, path.stat().st_size, target)
             patch(target, dict(_ranges(file.tensors, shards, number)))
+    if index := packed_index(str(folder)):
+        _note_checksums(index, folder, file.tensors)
     _write_card(file, folder / CARD)
+
+
+def _note_checksums(index: PackedIndex, folder: Path, names: Iterable[str]) -> None:
+    """Puts the checksums of tensors that were replaced into what a packed model says of itself."""
+    shards = find_shards(str(folder))
+    places = {name: shards.tensors[name] for name in names}
+    found = {name: checksum_of(chunks_of(shards.paths[each.shard], each)) for name, each in places.items()}
+    (folder / INDEX).write_text(index._replace(others=index.others | found).text(), encoding="utf-8")
 
 
 def _ranges(tensors: Mapping[str, Tensor], shards: Shards, shard: int) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dwellmoe.base_model import check_base_model
+from dwellmoe.errors import UserError
 from dwellmoe.export.trained_adapter import base_name_of
 from dwellmoe.families.text_model import quantised_by
 from dwellmoe.files import give_usual_modes, replacing_path
@@ -15,6 +16,7 @@ from dwellmoe.loading import load_adapters, load_config, load_model, load_tokeni
 from dwellmoe.log import warn_once
 from dwellmoe.merged_checkpoint import complete_checkpoint
 from dwellmoe.offload.io.number_types import DTYPES
+from dwellmoe.offload.io.packed_index import is_packed
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.settings.model import ModelSettings
 
@@ -22,6 +24,10 @@ from dwellmoe.settings.model import ModelSettings
 def export_merged(adapter: str, model_name: str | None, allow_other_base: bool, out: str) -> None:
     """Writes the base with the adapter merged into it. Needs memory for the whole model. Raises UserError."""
     base = ModelSettings(model_name=model_name or base_name_of(adapter))
+    if is_packed(base.model_name):
+        raise UserError(
+            f"'{base.model_name}' is packed: name the checkpoint that was packed with --model_name"
+        )
     check_base_model([adapter], base.model_name, allow_other_base)
     tokenizer = load_tokenizer(base)
     model = load_adapters(load_model(base), {"tuned": adapter}, expert_lora="peft")

@@ -24,6 +24,7 @@ from dwellmoe.export.trained_adapter import ADAPTER, WRAPPED, Trained, part_of, 
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
 from dwellmoe.files import give_usual_modes, written_whole
+from dwellmoe.offload.io.packed_index import is_packed
 
 HALVES = ("gate_proj", "up_proj")
 FUSED = "gate_up_proj"
@@ -37,6 +38,11 @@ def export_per_expert(trained: Trained, out: str) -> int:
     """Writes the adapter into a folder and gives the number of its tensors; routers, which those programs do
     not adapt, are left out, and that is said. Raises UserError for an adapter without LoRA of experts.
     """
+    if is_packed(trained.base.name):
+        raise UserError(
+            f"'{trained.base.name}' is packed and no longer says how its experts are called: name the "
+            "checkpoint that was packed with --model_name"
+        )
     config = json.loads((Path(trained.path) / ADAPTER_FILE).read_text(encoding="utf-8"))
     tensors = dict(_experts(trained))
     if not tensors:

@@ -26,6 +26,7 @@ from dwellmoe.loading import load_adapters
 from dwellmoe.log import warn_once
 from dwellmoe.offload.expert_weights import modules_of_experts, names_in_model
 from dwellmoe.offload.io.shards import Shards, find_shards
+from dwellmoe.offload.published_low_bits import form_of_checkpoint
 from dwellmoe.offload.skeleton import load_without_experts
 
 WRAPPED = "base_model.model."
@@ -69,7 +70,8 @@ def load_trained(adapter: str, model_name: str | None, allow_other_base: bool = 
     model_name = model_name or base_name_of(adapter)
     check_base_model([adapter], model_name, allow_other_base)
     shards = find_shards(model_name)
-    model, layers = load_without_experts(model_name, shards, "auto", torch.device("cpu"))
+    form = form_of_checkpoint(model_name, shards)
+    model, layers = load_without_experts(model_name, shards, "auto", torch.device("cpu"), form)
     stored = {name: key for key, name, pattern in names_in_model(model, shards.tensors) if pattern is None}
     expert_modules = modules_of_experts(model, shards.tensors)
     for layer in layers:

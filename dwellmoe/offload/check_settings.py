@@ -11,7 +11,9 @@ from dwellmoe.cache.tiers.tier_policy import PLACEMENT
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.registry import name_of, options_of
 from dwellmoe.settings.engine import EngineSettings
+from dwellmoe.settings.model import EXPERT_FORMATS
 
+DENSE_FORMATS = [name for name in EXPERT_FORMATS if name != "as_stored"]
 GATE_AHEAD, SCOUTGATE, RECORDED = "gate_ahead", "scoutgate", "recorded"
 FUSED = f"{GATE_AHEAD}+{SCOUTGATE}"
 SHARE = 0.75
@@ -28,6 +30,8 @@ def check_settings(settings: EngineSettings) -> None:
     rule, _ = parse_prefill_handoff(settings.prefill_handoff)
     if settings.decode_policy == PLACEMENT and (settings.prefill_policy or rule == SHARED):
         raise UserError("--decode_policy placement: leave out --prefill_policy and --prefill_handoff shared")
+    if settings.dense_format and name_of(settings.dense_format) not in DENSE_FORMATS:
+        raise unknown_name("--dense_format", name_of(settings.dense_format), DENSE_FORMATS)
     validate_predictor(settings.prefetch_predictor)
     if settings.placement_predictor:
         validate_predictor(settings.placement_predictor, "placement_predictor")

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -33,7 +34,9 @@ from dwellmoe.experts.formats.mxfp4 import Mxfp4
 from dwellmoe.experts.weights import shape_OI_of
 from dwellmoe.families import MoeLayer, expert_parameters
 from dwellmoe.offload.io.number_types import DTYPES
+from dwellmoe.offload.io.packed_index import checksum_of, damage_at
 from dwellmoe.offload.io.shards import Shards, StoredTensor
+from dwellmoe.offload.io.storage import ReadFault
 from dwellmoe.offload.published_low_bits import FORMS, FP8_TYPE, SCALE_TYPES, SCALES, LowBitForm
 
 CONVERT = f"though the configuration names no quantisation: give the experts in {FORMS}"
@@ -82,6 +85,18 @@ class ExpertWeights(NamedTuple):
     """[L]"""
     formats: tuple[Mapping[str, ExpertFormat], ...]
     """[L]: the parameters that the checkpoint holds in low bits."""
+    checksums: tuple[str, ...] = ()
+    """[L * E], by flat id: of the records of a packed model."""
+
+    def verify(self, flat_id: int, record: np.ndarray) -> None:
+        """Raises ReadFault for bytes of a record (uint8) that are not what was packed; nothing is known of a
+        checkpoint without checksums.
+        """
+        if not self.checksums:
+            return
+        (piece,) = self.pieces[flat_id]
+        if checksum_of([record[: piece.nbytes]]) != self.checksums[flat_id]:
+            raise ReadFault(self.shards.paths[piece.shard], damage_at(piece.offset, piece.nbytes))
 
 
 class _Source(NamedTuple):
@@ -116,6 +131,10 @@ def locate_experts(
     Raises UserError for a tensor that is missing or has another shape than the model's, and for a layout that
     would have to be computed.
     """
+    if form and form.packed:
+        from dwellmoe.offload.packed import locate_packed  # which is built on what this module defines
+
+        return locate_packed(model, layers, shards, form.packed)
     sources = _sources(model, shards)
     parts, pieces, sizes, all_formats = [], [], [], []
     for layer in layers:

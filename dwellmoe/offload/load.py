@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dwellmoe.errors import unknown_name
+from dwellmoe.errors import UserError, unknown_name
+from dwellmoe.experts.formats import parse_format
+from dwellmoe.experts.formats.base import QuantisingFormat
 from dwellmoe.offload.attach import attach
-from dwellmoe.offload.check_settings import check_settings
+from dwellmoe.offload.check_settings import check_settings, naming
+from dwellmoe.offload.dense_layers import hold_dense_layers
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import locate_experts
 from dwellmoe.offload.io.shards import find_shards
 from dwellmoe.offload.io.storage import Storage
-from dwellmoe.offload.pack import find_packed
+from dwellmoe.offload.packed import find_packed
 from dwellmoe.offload.published_low_bits import form_of_checkpoint
 from dwellmoe.offload.skeleton import load_shapes, load_without_experts
 from dwellmoe.offload.stored_format import check_stored_in
@@ -70,14 +73,31 @@ def load_with_cache(
     Raises UserError for settings or a checkpoint that cannot work.
     """
     check_settings(settings)
+    dense_format = _dense_format(settings.dense_format)
     shards = find_shards(model_name)
     form = form_of_checkpoint(model_name, shards)
     if expert_format:
         stored = locate_experts(*load_shapes(model_name, form), shards, form)
         check_stored_in(expert_format, model_name, stored)
     model, layers = load_without_experts(model_name, shards, dtype, torch.device(device), form)
+    if dense_format:
+        hold_dense_layers(model, layers, dense_format)
     weights = locate_experts(model, layers, shards, form)
     if settings.packed:
-        weights = find_packed(weights, Path(settings.packed))
+        weights = find_packed(model, layers, weights, settings.packed)
+    if not settings.verify_reads:
+        weights = weights._replace(checksums=())
+    elif not weights.checksums:
+        raise UserError(
+            f"--verify_reads: '{model_name}' has no checksums: `dwellmoe pack` writes a model with them"
+        )
     storage = storage or Storage(weights.shards.paths, settings.io)
     return model, attach(model, layers, weights, storage, settings)
+
+
+def _dense_format(spec: str) -> QuantisingFormat | None:
+    """None for none. Raises UserError."""
+    if not spec:
+        return None
+    with naming("dense_format", spec):
+        return parse_format(spec)

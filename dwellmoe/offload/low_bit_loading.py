@@ -2,7 +2,6 @@
 so that beside the result there is never more than one expert in memory.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,15 +62,14 @@ def _fill(
     storage: Storage,
     format: QuantisingFormat | None,
 ) -> None:
-    reader = ExpertReader(weights, storage)
-    flat_ids = itertools.count()
+    reader = ExpertReader(weights, layers, storage)
     for layer in layers:
         experts: Any = model.get_submodule(layer.experts)
         conversion = conversion_of(model, layer, weights, format)
         held = LowBitExperts(conversion.layout(), layer.num_experts, model.device)
         biases = _biases(experts, held.layout, model.device)
         for expert in range(layer.num_experts):
-            for name, tensors in reader.read(next(flat_ids), layer.index).items():
+            for name, tensors in reader.read(layer.index, expert).items():
                 if name in biases:
                     biases[name].data[expert] = tensors[""]
                     continue

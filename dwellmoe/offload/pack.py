@@ -1,123 +1,237 @@
-"""Packed experts: writes the experts of a checkpoint to one file, a page-aligned record each, and finds them
-in it.
+"""Packs a checkpoint: writes a model whose experts are in a format of choice, one record an expert.
 
-    dwellmoe pack MODEL FOLDER
+    dwellmoe pack MODEL OUT --format int4:group=32
 
-This helps where a checkpoint scatters an expert over several tensors or shards: such an expert takes several
-reads, a packed one takes one. All other weights are still read from the checkpoint.
+OUT is an ordinary folder of safetensors files: the first holds everything but the routed experts as the
+checkpoint has it, each of the others the records of one MoE layer, in whole pages, so that an expert is one
+direct read. Experts are converted one after the other by several threads. Which ones are done, with their
+checksums, is noted in a file that goes when the model is whole: the same command goes on from there, to the
+same bytes. The configuration is written last.
 """
 
+import errno
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from dwellmoe.errors import UserError
-from dwellmoe.files import replacing
-from dwellmoe.folder_lock import only_writer
-from dwellmoe.offload.expert_weights import ExpertWeights, Piece, locate_experts
-from dwellmoe.offload.io.fingerprint import fingerprint
-from dwellmoe.offload.io.memory import HostMemory, pages
-from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
-from dwellmoe.offload.io.storage import Span, Storage
-from dwellmoe.offload.skeleton import load_shapes
+from dwellmoe.experts.formats import AS_STORED, text_of
+from dwellmoe.files import replacing, writing
+from dwellmoe.folder_lock import LOCK_NAME, only_writer
+from dwellmoe.log import warn_once
+from dwellmoe.offload.io.fingerprint import checkpoint_fingerprint, fingerprint
+from dwellmoe.offload.io.packed_check import own_experts
+from dwellmoe.offload.io.packed_index import (
+    CONFIG,
+    INDEX,
+    PackedIndex,
+    PackedLayer,
+    checksum_of,
+    packed_config,
+    packed_index,
+)
+from dwellmoe.offload.io.shards import (
+    PACKED_INDEX_NAME,
+    PACKING,
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS,
+    Shards,
+    StoredTensor,
+    chunks_of,
+    files_beside_weights,
+    read_shards,
+)
+from dwellmoe.offload.pack_plan import PackPlan, plan_pack
+from dwellmoe.offload.pack_records import Journal, write_records
+from dwellmoe.offload.packed import experts_fingerprint, records_name
 
-RECORDS, INDEX, VERSION = "experts.bin", "experts.json", 2
-AGAIN = "pack the checkpoint again"
+GO_ON = "the same command goes on from there"
 
 
-def pack(model_name: str, folder: Path) -> None:
-    """Writes FOLDER/experts.bin and its index; both appear whole or not at all. Raises UserError."""
-    model, layers = load_shapes(model_name)
-    weights = locate_experts(model, layers, find_shards(model_name))
+class Packed(NamedTuple):
+    """What a packed model is."""
+
+    format: str
+    layers: int
+    experts: int
+    """In all layers together."""
+    bits_a_weight: float
+    """Of the experts, scales included."""
+    experts_bytes: int
+    total_bytes: int
+    """Of all weights."""
+    source_bytes: int
+    """Of all weights of the checkpoint."""
+
+
+def pack(model_name: str, folder: Path, format: str = AS_STORED, workers: int | None = None) -> Packed:
+    """Packs a checkpoint into a folder, or goes on with what an interrupted run left there.
+
+    format   `int4:group=32`, `int8`, `nf4`, `mxfp4`, or `as_stored`: as the checkpoint has its experts
+    workers  threads; None: one for each processor
+
+    Raises UserError for a checkpoint that cannot be packed, a folder that holds something else, and a disk
+    that is full.
+    """
+    plan = plan_pack(model_name, format)
     with only_writer(folder):
-        _make_room(folder, len(weights.pieces) * _stride(weights))
-        storage = Storage(weights.shards.paths)
-        try:
-            _write_records(weights, storage, folder)
-        finally:
-            storage.close()
-        with replacing(folder / INDEX) as file:
-            file.write(json.dumps({"version": VERSION, "experts": _fingerprint(weights)}).encode())
+        if not _is_done(plan, folder):
+            _check_room(plan, folder)
+            _write(plan, folder, workers or len(os.sched_getaffinity(0)))
+    return _summary(plan)
 
 
-def _stride(weights: ExpertWeights) -> int:
-    """Bytes from one record to the next."""
-    return pages(max(weights.record_bytes))
+def _is_done(plan: PackPlan, folder: Path) -> bool:
+    """Whether the folder holds this very model already. Raises UserError for anything else that is in it,
+    other than what an interrupted run of the same command left.
+    """
+    if (folder / PACKING).exists():
+        if Journal(folder / PACKING).identity != plan.identity:
+            raise UserError(
+                f"'{folder}' holds the beginning of another packed model (of another checkpoint, format or "
+                "version): remove it, or choose another folder"
+            )
+        return False
+    if all(path.name == LOCK_NAME or path in _torn(folder) for path in folder.iterdir()):
+        return False
+    found = packed_index(str(folder))
+    same_base = found and checkpoint_fingerprint(str(folder)) == checkpoint_fingerprint(plan.model_name)
+    if found is None or found.format != plan.format or not same_base:
+        raise UserError(f"'{folder}' is not empty: choose another folder, or remove it")
+    warn_once(f"'{folder}' is packed already: `dwellmoe pack --check {folder}` reads it again")
+    return True
 
 
-def _make_room(folder: Path, nbytes: int) -> None:
-    """Removes what a killed process left; UserError where the records would not fit."""
-    for left in folder.glob(f".{RECORDS}.*.part"):
+def _torn(folder: Path) -> list[Path]:
+    """Files whose writing was interrupted."""
+    return [*folder.glob(".*.part")]
+
+
+def _check_room(plan: PackPlan, folder: Path) -> None:
+    """Raises UserError where the files would not fit."""
+    there = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    needed, free = sum(plan.file_bytes) - there, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"'{folder}': {needed:,} bytes more are needed, and {free:,} are free")
+
+
+def _write(plan: PackPlan, folder: Path, workers: int) -> None:
+    for left in _torn(folder):
         left.unlink()
-    if (free := shutil.disk_usage(folder).free) < nbytes:
-        raise UserError(f"'{folder}': the experts take {nbytes:,} bytes, and {free:,} are free")
+    journal = Journal(folder / PACKING)
+    paths = [folder / name for name in plan.names]
+    try:
+        journal.begin(plan.identity)
+        others = _write_others(plan, paths[0])
+        write_records(plan, paths[1:], journal, workers)
+        _finish(plan, folder, paths, others, journal)
+    except KeyboardInterrupt:
+        done, total = len(journal.checksums), len(plan.weights.pieces)
+        warn_once(f"'{folder}': {done} of {total} experts are packed; {GO_ON}")
+        raise
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{error}; make room, and {GO_ON}") from None
+        raise
 
 
-def _write_records(weights: ExpertWeights, storage: Storage, folder: Path) -> None:
-    memory = HostMemory(_stride(weights)).bytes
-    with replacing(folder / RECORDS) as file:
-        for pieces in tqdm(weights.pieces, desc="experts", unit="expert"):
-            memory[:] = 0
-            for piece in pieces:
-                target = memory[piece.begin : piece.begin + piece.nbytes]
-                storage.fill(Span(piece.shard, piece.offset, piece.nbytes, target, 0))
-            file.write(memory.data)
+def _write_others(plan: PackPlan, path: Path) -> dict[str, str]:
+    """Writes everything but the experts, as it is; gives the checksum of each tensor."""
+    path.unlink(missing_ok=True)  # of an earlier run: there may be no room for both
+    found = {}
+    with replacing(path) as file:
+        file.write(plan.others_header())
+        for name, tensor in tqdm(plan.others.items(), desc="other weights", unit="tensor"):
+            found[name] = checksum_of(_copied(plan.shards.paths[tensor.shard], tensor, file))
         file.flush()
         os.fsync(file.fileno())
-        (folder / INDEX).unlink(missing_ok=True)  # of an earlier pack, which is gone from here on
+    return found
 
 
-def find_packed(weights: ExpertWeights, folder: Path) -> ExpertWeights:
-    """The experts of a checkpoint in the file that `pack` wrote. Raises UserError for a folder without one,
-    and for a file that holds other experts than the checkpoint or is damaged.
-    """
-    packed, wanted = _read_index(folder), _fingerprint(weights)
-    if packed != wanted:
-        raise UserError(
-            f"{folder}: packed from another checkpoint: it holds experts {packed}, "
-            f"{weights.shards.paths[0].parent} holds {wanted}: {AGAIN}"
+def _copied(path: Path, tensor: StoredTensor, target: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a tensor, each written to a file when it is taken."""
+    for chunk in chunks_of(path, tensor):
+        target.write(chunk)
+        yield chunk
+
+
+def _finish(
+    plan: PackPlan, folder: Path, paths: Sequence[Path], others: dict[str, str], journal: Journal
+) -> None:
+    """Writes all but the weights; the configuration comes last, then the journal goes."""
+    source = _folder_of(plan.model_name, plan.shards)
+    for path in files_beside_weights(source):
+        if path.name not in (SAFE_WEIGHTS_INDEX_NAME, PACKED_INDEX_NAME, INDEX, CONFIG):
+            with writing(folder / path.name):
+                shutil.copyfile(path, folder / path.name)
+    shards = read_shards(paths)
+    index = _index(plan, shards, others, journal)
+    weight_map = {name: paths[each.shard].name for name, each in sorted(shards.tensors.items())}
+    size = sum(each.nbytes for each in shards.tensors.values())
+    table = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    for name, text in (
+        (INDEX, index.text()),
+        (PACKED_INDEX_NAME, json.dumps(table, indent=2) + "\n"),
+        (CONFIG, json.dumps(packed_config(config, plan.format), indent=2) + "\n"),
+    ):
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+    journal.path.unlink()
+
+
+def _folder_of(model_name: str, shards: Shards) -> Path:
+    """The folder of a checkpoint's small files; of a name on the hub all of them are fetched."""
+    if Path(model_name).is_dir():
+        return Path(model_name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model_name, ignore_patterns=[f"*{ending}" for ending in WEIGHTS]))
+
+
+def _index(plan: PackPlan, shards: Shards, others: dict[str, str], journal: Journal) -> PackedIndex:
+    flat_ids = itertools.count()
+    layers = tuple(
+        PackedLayer(
+            records=records_name(each.layer),
+            record_bytes=each.layout.nbytes,
+            formats={name: text_of(matrix.format) for name, matrix in each.layout.matrices.items()},
+            checksums=tuple(journal.checksums[next(flat_ids)] for _ in range(each.layer.num_experts)),
         )
-    path, stride = folder / RECORDS, _stride(weights)
-    if not path.is_file() or path.stat().st_size != stride * len(weights.pieces):
-        raise UserError(f"{path}: missing or truncated: {AGAIN}")
-    moved = [
-        tuple(piece._replace(shard=0, offset=flat_id * stride + piece.begin) for piece in pieces)
-        for flat_id, pieces in enumerate(weights.pieces)
-    ]
-    found = weights._replace(shards=Shards((path,), {}), pieces=tuple(moved))
-    if (holds := _fingerprint(found)) != packed:
-        raise UserError(f"{path}: changed since it was packed: it holds {holds} instead of {packed}: {AGAIN}")
-    return found._replace(pieces=tuple(map(_joined, moved)))
+        for each in plan.layers
+    )
+    return PackedIndex(
+        format=plan.format,
+        source=plan.source,
+        source_experts=experts_fingerprint(plan.weights),
+        weights=fingerprint(shards),
+        own_experts=own_experts(shards, layers),
+        layers=layers,
+        others=others,
+    )
 
 
-def _joined(pieces: tuple[Piece, ...]) -> tuple[Piece]:
-    """The pieces of a packed record, which follow one another, as one."""
-    return (pieces[0]._replace(nbytes=sum(piece.nbytes for piece in pieces)),)
-
-
-def _fingerprint(weights: ExpertWeights) -> str:
-    """Of the experts' bytes alone: a pack serves every checkpoint with the same experts."""
-    pieces = {
-        f"{flat_id}.{piece.begin}": StoredTensor(piece.shard, piece.offset, piece.nbytes, (), "U8")
-        for flat_id, pieces in enumerate(weights.pieces)
-        for piece in pieces
-    }
-    return fingerprint(weights.shards._replace(tensors=pieces))
-
-
-def _read_index(folder: Path) -> str:
-    """The fingerprint of the experts that were packed."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        version = index["version"]
-        experts = str(index["experts"]) if version == VERSION else ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{folder}: no packed experts ({INDEX} is missing or broken)") from None
-    if version != VERSION:
-        raise UserError(
-            f"{folder}: packed by another version of dwellmoe ({version}, not {VERSION}): {AGAIN}"
-        )
-    return experts
+def _summary(plan: PackPlan) -> Packed:
+    record_bytes = sum(each.layer.num_experts * each.layout.nbytes for each in plan.layers)
+    weights = sum(
+        each.layer.num_experts * int(np.prod(matrix.shape_OI))
+        for each in plan.layers
+        for matrix in each.layout.matrices.values()
+    )
+    return Packed(
+        format=plan.format,
+        layers=len(plan.layers),
+        experts=len(plan.weights.pieces),
+        bits_a_weight=8 * record_bytes / weights,
+        experts_bytes=record_bytes,
+        total_bytes=sum(plan.file_bytes),
+        source_bytes=sum(tensor.nbytes for tensor in plan.shards.tensors.values()),
+    )

@@ -1,5 +1,7 @@
 """Loads on their way from disk to device slots: begun, finished, cancelled."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ from dwellmoe.offload.expert_copies import ExpertCopies
 from dwellmoe.offload.expert_layout import Expert, into_model_order
 from dwellmoe.offload.expert_weights import ExpertWeights
 from dwellmoe.offload.io.readers import Load, Readers
-from dwellmoe.offload.io.storage import ReadFault
+from dwellmoe.offload.io.storage import ReadFault, Span
 from dwellmoe.offload.slots import SlotPool, Staging, page_offset_of
 
 
@@ -59,7 +61,8 @@ class PendingLoads:
                 return None
             staging_slot = self.staging.free.pop()
             self.copies.wait_for_staging(staging_slot)
-        load = Load(flat_id, self._spans(flat_id, slot, staging_slot), self.arrivals)
+        spans = self._spans(flat_id, slot, staging_slot)
+        load = Load(flat_id, spans, self.arrivals, self._check(flat_id, spans))
         self.pending[flat_id] = Pending(load, slot, staging_slot)
         return load
 
@@ -68,6 +71,13 @@ class PendingLoads:
         if self.staging and staging_slot is not None:
             return self.staging.spans(staging_slot, page_offset, pieces)
         return self.device.spans(slot, page_offset, pieces)
+
+    def _check(self, flat_id: FlatId, spans: Sequence[Span]) -> Callable[[], None] | None:
+        """Compares a record that was read with its checksum; None where there are no checksums."""
+        if not self.weights.checksums:
+            return None
+        (span,) = spans
+        return partial(self.weights.verify, flat_id, span.memory[span.begin :])
 
     def finish(self, flat_id: FlatId) -> int:
         """The device slot that now holds a load that arrived. Raises the error of its reader: a ReadFault

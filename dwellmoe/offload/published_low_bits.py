@@ -12,22 +12,27 @@ from transformers import AutoConfig, PreTrainedConfig
 from dwellmoe.errors import UserError, first_line
 from dwellmoe.experts.formats.fp8 import BlockFp8
 from dwellmoe.families.text_model import quantisation_of
+from dwellmoe.offload.io.packed_index import METHOD as PACKED
+from dwellmoe.offload.io.packed_index import PackedIndex, read_index
 from dwellmoe.offload.io.shards import Shards
 
 MXFP4, FP8 = "mxfp4", "fp8"
 FP8_TYPE = "F8_E4M3"
+FP8_BLOCK = (128, 128)
 SCALES = "_scale_inv"
 """What the name of a weight's scales adds to the weight's name."""
 SCALE_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
-FORMS = "16 or 32 bits, MXFP4 (GPT-OSS), FP8 in blocks (DeepSeek-V3, Qwen3-FP8)"
+FORMS = "16 or 32 bits, MXFP4 (GPT-OSS), FP8 in blocks (DeepSeek-V3, Qwen3-FP8), packed by `dwellmoe pack`"
 
 
 class LowBitForm(NamedTuple):
     """How a checkpoint of low bits is published."""
 
     method: str
-    block: tuple[int, int] = (128, 128)
+    block: tuple[int, int] = FP8_BLOCK
     """Of FP8: the rows and columns that share a scale."""
+    packed: PackedIndex | None = None
+    """Of a packed model: where its experts are. The rest is as in the checkpoint that was packed."""
 
 
 def form_of_checkpoint(model_name: str, shards: Shards) -> LowBitForm | None:
@@ -50,6 +55,9 @@ def published_form(config: PreTrainedConfig, name: str) -> LowBitForm | None:
     if not fields:
         return None
     method, block = str(fields.get("quant_method", "unknown")), fields.get("weight_block_size")
+    if method == PACKED:
+        block = (fields.get("source") or {}).get("weight_block_size") or FP8_BLOCK
+        return LowBitForm(PACKED, (int(block[0]), int(block[1])), read_index(name))
     if method == MXFP4:
         return LowBitForm(MXFP4)
     if method == FP8 and block:

@@ -68,6 +68,18 @@ class EngineSettings(Settings):
         choices=("direct", "buffered"),
     )
     readers: int = option(4, "threads that read experts", least=1, most=256)
+    dense_format: str = option(
+        "",
+        "form in memory of the matrices that every token passes (attention, dense and shared MLPs, output "
+        "layer): int8, int4 (or int4:group=32, 64, 128), nf4, mxfp4; empty: as --dtype says",
+    )
     packed: str = option(
-        "", "folder written by `dwellmoe pack`, to read experts from there with one read each"
+        "",
+        "folder of a packed model of the same experts (`dwellmoe pack`), to read them from there; the rest "
+        "of the model is that of --model_name",
+    )
+    verify_reads: bool = option(
+        False,
+        "compare each expert of a packed model with its checksum whenever it is read: a damaged one ends the "
+        "run, and never changes a token",
     )

@@ -13,7 +13,7 @@ from dwellmoe.experts.formats.stored import PlainWeights
 from dwellmoe.settings.model import EXPERT_FORMATS
 from tests.experts import slow_decoders
 
-QUANTISING = ("nf4", "int8", "int4:group=32", "int4", "int4:group=128")
+QUANTISING = ("nf4", "int8", "int4:group=32", "int4", "int4:group=128", "mxfp4")
 SHAPES = [(24, 64), (5, 96), (7, 33)]
 
 
@@ -55,10 +55,9 @@ def test_quantised_weights_are_what_a_slow_decoder_reads(spec, shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(6, 64), (3, 160)])
-def test_mxfp4_is_exact(shape, dtype):
+def test_mxfp4_is_read_exactly(shape, dtype):
     stored = _random_bytes(Mxfp4(), shape)
     found = Mxfp4().dequantise(stored, shape, dtype)
-    assert Mxfp4.exact
     assert torch.equal(found.float(), slow_decoders.mxfp4(stored, shape))
 
 
@@ -81,7 +80,7 @@ def test_the_error_is_the_stated_one(spec):
     assert not format.exact
     if ":" not in spec:
         assert error == pytest.approx(format.relative_error, rel=0.2)
-    assert error < 0.1
+    assert error < 0.13
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,11 +93,13 @@ def test_the_error_is_the_stated_one(spec):
     seed=st.integers(0, 1000),
 )
 def test_no_weight_is_further_off_than_its_step(spec, rows, width, scale, seed):
-    """Half a step is below a tenth of the range of a row (int8) or block; int4 may shrink it by a fifth."""
+    """Half a step is below a tenth of the range of a row (int8) or block; int4 may shrink it by a fifth, and
+    mxfp4 may cut its largest numbers off at three quarters.
+    """
     weight = _weight((rows, width), seed) * scale
     format = parse_format(spec)
     found = format.dequantise(format.quantise(weight), (rows, width), torch.float32)
-    share = {"int8": 1 / 200, "nf4": 0.2}.get(format.name, 0.22)
+    share = {"int8": 1 / 200, "nf4": 0.2, "mxfp4": 0.25}.get(format.name, 0.22)
     assert (found - weight).abs().max() <= share * weight.abs().max()
 
 
@@ -106,6 +107,21 @@ def test_no_weight_is_further_off_than_its_step(spec, rows, width, scale, seed):
 def test_weights_of_zero_stay_zero(spec):
     format = parse_format(spec)
     assert not format.dequantise(format.quantise(torch.zeros(4, 64)), (4, 64), torch.float32).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-30, 1.0, 1e30]), heavy=st.booleans())
+def test_no_other_power_of_two_is_nearer_than_mxfp4s(seed, scale, heavy):
+    """Of all powers, tried by a decoder of its own; so it is never worse than the specification's rule."""
+    weight = _weight((4, 32), seed).double()
+    weight = ((weight**3 if heavy else weight) * scale).float()
+    sizes = torch.tensor([slow_decoders.e2m1(code) for code in range(16)], dtype=torch.float64)
+    found = Mxfp4().dequantise(Mxfp4().quantise(weight), (4, 32), torch.float32)
+    for row, nearest in zip(weight.double(), found.double(), strict=True):
+        top = float(row.abs().max().log2().floor())
+        steps = [2.0 ** (top + shift) for shift in range(-5, 3)]
+        errors = [(row / step - sizes[:, None]).abs().amin(0).mul(step).square().sum() for step in steps]
+        assert (nearest - row).square().sum() <= min(errors) * (1 + 1e-6)
 
 
 def test_int4_shrinks_ranges_only_where_that_is_nearer():

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dwellmoe.offload.io.packed_index import packed_index, source_config
 from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
 
 DIGEST_BYTES = 16
@@ -39,27 +40,34 @@ NO_ARITHMETIC = (
 
 
 def checkpoint_fingerprint(model_name: str) -> str:
-    """The fingerprint of a checkpoint folder, or of a name on the hub: weights and configuration.
+    """The fingerprint of a checkpoint folder, or of a name on the hub: weights and configuration. That of a
+    packed model is that of the checkpoint that was packed.
 
     Raises UserError as `find_shards`.
     """
-    shards = find_shards(model_name)
-    stats = [path.stat() for path in shards.paths]
-    files = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-    both = _weights(model_name, files) + _configuration(Path(shards.paths[0]).parent / "config.json")
+    configuration = _configuration(find_shards(model_name).paths[0].parent / "config.json")
+    both = weights_fingerprint(model_name) + configuration
     return hashlib.blake2b(both.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def weights_fingerprint(model_name: str) -> str:
+    """The same of the weights alone."""
+    stats = [path.stat() for path in find_shards(model_name).paths]
+    return _weights(model_name, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
 
 
 @functools.cache
 def _weights(model_name: str, _files: tuple) -> str:
     """The fingerprint of the weights, which are read once in a process unless a file changes."""
-    return fingerprint(find_shards(model_name))
+    found, packed = fingerprint(find_shards(model_name)), packed_index(model_name)
+    return packed.source if packed and packed.weights == found else found
 
 
 def _configuration(path: Path) -> str:
     """What of a configuration decides results; empty where there is none that can be read."""
     try:
-        return json.dumps(_arithmetic(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True)
+        table = source_config(json.loads(path.read_text(encoding="utf-8")))
+        return json.dumps(_arithmetic(table), sort_keys=True)
     except (OSError, ValueError, RecursionError):
         return ""
 

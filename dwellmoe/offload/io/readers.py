@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from dwellmoe.cache.flat_id import FlatId
@@ -15,18 +15,25 @@ class Load:
     flat_id   of the expert
     spans     what readers fill
     arrivals  where the load is put when it arrives
+    check     called by the last reader of the record; what it raises is the load's error
     """
 
-    def __init__(self, flat_id: FlatId, spans: Sequence[Span], arrivals: "SimpleQueue[Load]") -> None:
+    def __init__(
+        self,
+        flat_id: FlatId,
+        spans: Sequence[Span],
+        arrivals: "SimpleQueue[Load]",
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.flat_id = flat_id
         self.nbytes = sum(span.nbytes for span in spans)
         self.error: BaseException | None = None
         self.cancelled = False
         self.requests = [part for span in spans for part in _requests(span)]
-        self.arrivals = arrivals
+        self.arrivals, self.check = arrivals, check
         self.arrived = threading.Event()
-        self.running, self.done = 0, 0
-        """Requests that readers have begun and not finished, and finished."""
+        self.running, self.done, self.filled = 0, 0, 0
+        """Requests that readers have begun and not finished, finished, and read without an error."""
 
 
 def _requests(span: Span) -> list[Span]:
@@ -108,6 +115,7 @@ class Readers:
             try:
                 if load.error is None and not load.cancelled:
                     self.storage.fill(request)
+                    self._check(load)
             except BaseException as error:  # raised where the load is waited for
                 load.error = error
             with self._change:
@@ -115,6 +123,14 @@ class Readers:
                 load.done += 1
                 if load.done == len(load.requests) or (load.cancelled and not load.running):
                     self._arrive(load)
+
+    def _check(self, load: Load) -> None:
+        """Checks a record of which a request was read, if it was the last."""
+        with self._change:
+            load.filled += 1
+            is_whole = load.filled == len(load.requests)
+        if is_whole and load.check:
+            load.check()
 
     def _arrive(self, load: Load) -> None:
         if not load.arrived.is_set():

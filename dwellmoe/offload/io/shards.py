@@ -4,7 +4,7 @@ Without torch, and for a folder without transformers: a wrong checkpoint is refu
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +16,12 @@ from dwellmoe.files import check_no_pointers, is_missing_folder
 from dwellmoe.log import warn_once
 
 SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+PACKED_INDEX_NAME = "packed.safetensors.index.json"
+"""Of a packed model: under the usual name transformers would load it, with random numbers for its experts."""
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
 SHARDS = "model-*-of-*.safetensors"
+CHUNK_BYTES = 1 << 24
 PACKING = ".packing"
 """In a folder into which `dwellmoe pack` writes: which experts are done."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
@@ -65,7 +68,10 @@ def find_shards(model_name: str) -> Shards:
     that two shards hold differently.
     """
     check_folder(model_name)
-    single, index = cached_file_of(model_name, SAFE_WEIGHTS_NAME), cached_file_of(model_name, SAFE_WEIGHTS_INDEX_NAME)
+    single, index = (
+        cached_file_of(model_name, SAFE_WEIGHTS_NAME),
+        _index_of(model_name),
+    )
     weight_map = {} if index is None else _weight_map(index)
     names = sorted(set(weight_map.values()))
     _check_no_adapter(model_name)
@@ -84,6 +90,12 @@ def find_shards(model_name: str) -> Shards:
     return shards
 
 
+def _index_of(model_name: str) -> Path | None:
+    """The list of a checkpoint's shards; that of a packed model has another name."""
+    names = (SAFE_WEIGHTS_INDEX_NAME, PACKED_INDEX_NAME)
+    return next(filter(None, (cached_file_of(model_name, name) for name in names)), None)
+
+
 def files_beside_weights(folder: Path) -> list[Path]:
     """The small files of a checkpoint: configurations, tokenizer, model card."""
     return [
@@ -96,7 +108,7 @@ def files_beside_weights(folder: Path) -> list[Path]:
 def check_checkpoint(model_name: str) -> Shards | None:
     """Raises UserError as `find_shards` does; a checkpoint without safetensors files passes, with None."""
     check_folder(model_name)
-    if any(cached_file_of(model_name, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+    if cached_file_of(model_name, SAFE_WEIGHTS_NAME) or _index_of(model_name):
         return find_shards(model_name)
     return None
 
@@ -196,6 +208,16 @@ def _bytes_of(path: Path, tensor: StoredTensor) -> np.ndarray:
     if not tensor.nbytes:
         return np.empty(0, np.uint8)
     return np.memmap(path, np.uint8, "r", tensor.offset, tensor.nbytes)
+
+
+def chunks_of(path: Path, tensor: StoredTensor) -> Iterator[bytes]:
+    """The bytes of a tensor, a few megabytes at a time; fewer than it has where the file ends before."""
+    with open(path, "rb") as file:
+        file.seek(tensor.offset)
+        left = tensor.nbytes
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            yield chunk
+            left -= len(chunk)
 
 
 def _stored_tensor(

@@ -1,0 +1,49 @@
+"""Holds the linear layers of a model that every token passes in low bits: attention, dense and shared MLPs,
+output layer. Routers, norms, embeddings and narrow gates stay as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from dwellmoe.errors import UserError
+from dwellmoe.experts.formats.base import QuantisingFormat
+from dwellmoe.experts.low_bit_linear import hold_in_low_bits
+from dwellmoe.families import MoeLayer
+
+NARROW = 16
+"""A layer of fewer outputs is a gate, of which low bits would save nothing."""
+
+
+def hold_dense_layers(model: Any, layers: Sequence[MoeLayer], format: QuantisingFormat) -> None:
+    """Replaces the layers one by one, so that beside the model there is never more than one more in memory.
+
+    An output layer that shares its matrix with the embedding gets low bits of its own.
+
+    Raises UserError where there is no such layer, and for weights that are not finite.
+    """
+    names = [*_dense_layers(model, {layer.router for layer in layers})]
+    if not names:
+        raise UserError(
+            f"--dense_format {format.name}: {type(model).__name__} computes without linear layers of torch"
+        )
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        layer: Any = model.get_submodule(name)
+        try:
+            held = hold_in_low_bits(layer, format)
+        except ValueError as error:
+            raise UserError(f"--dense_format {format.name}: '{name}': {error}") from None
+        setattr(model.get_submodule(parent), leaf, held)
+
+
+def _dense_layers(model: Any, routers: set[str]) -> Iterator[str]:
+    decoder, output = model.get_decoder(), model.get_output_embeddings()
+    within = {id(module) for module in decoder.modules()}
+    for name, module in model.named_modules():
+        if type(module) is not nn.Linear or module.out_features < NARROW or module.weight.is_meta:
+            continue
+        of_text = module is output or id(module) in within
+        if of_text and not any(name == router or name.startswith(f"{router}.") for router in routers):
+            yield name
