@@ -3,6 +3,7 @@
 import shutil
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,23 @@ from dwellmoe.loading import BASE, active_variant, load_adapters, load_model, lo
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.offload import EngineSettings, LiveRerouting, load_with_cache
 from dwellmoe.offload import engine_of as engine_behind
+from dwellmoe.offload.pack import pack
 from dwellmoe.routing import SimulatedCache
 from dwellmoe.settings.model import ModelSettings
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.test_rerouting import generated
-from tests.offload.workbench import cached, checkpoint, engine_of, present, prompt, tiers
+from tests.offload.workbench import cached, checkpoint, engine_of, packed, present, prompt, tiers
 
-CHECKPOINTS: dict[str, Any] = {
+PUBLISHED: dict[str, Any] = {
     "mxfp4": mxfp4_checkpoint,
     "fp8-deepseek_v3": lambda: fp8_checkpoint("deepseek_v3"),
     "fp8-qwen3_moe": lambda: fp8_checkpoint("qwen3_moe", torch.bfloat16),
     "fp8-mixtral": lambda: fp8_checkpoint("mixtral"),
+}
+CHECKPOINTS = PUBLISHED | {
+    "packed-int4": lambda: packed("olmoe", "int4:group=32"),
+    "packed-int8": lambda: packed("gpt_oss", "int8"),
+    "packed-nf4": lambda: packed("llama4_text", "nf4"),
 }
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 
@@ -37,6 +44,11 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 @pytest.fixture(params=CHECKPOINTS)
 def folder(request) -> Path:
     return CHECKPOINTS[request.param]()
+
+
+@pytest.fixture(params=PUBLISHED)
+def published(request) -> Path:
+    return PUBLISHED[request.param]()
 
 
 @cache
@@ -74,7 +86,7 @@ def test_answers_are_those_of_the_same_weights_in_memory(folder, budget):
     ],
     ids=["gate ahead", "habits", "RAM tier", "placement", "buffered"],
 )
-@pytest.mark.parametrize("name", ["mxfp4", "fp8-qwen3_moe"])
+@pytest.mark.parametrize("name", ["mxfp4", "fp8-qwen3_moe", "packed-int4"])
 def test_every_tier_and_predictor(name, settings):
     folder = CHECKPOINTS[name]()
     model, engine = _engine(folder, **settings)
@@ -90,14 +102,14 @@ def test_every_tier_and_predictor(name, settings):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_slot_is_as_large_as_what_is_stored(folder, dtype):
+def test_a_slot_is_as_large_as_what_is_stored(published, dtype):
     """Also where all else is computed in 32 bits; MXFP4 has biases in 16 bits, which are then wider."""
-    model, engine = _engine(folder, dtype=getattr(torch, dtype))
+    model, engine = _engine(published, dtype=getattr(torch, dtype))
     with engine:
         layer = find_moe_layers(model)[0]
         stored = sum(
             tensor.nbytes
-            for name, tensor in load_file(folder / "model.safetensors").items()
+            for name, tensor in load_file(published / "model.safetensors").items()
             if f"layers.{layer.layer_id}." in name and ".experts." in name and "shared" not in name
         )
         biases = sum(
@@ -110,17 +122,18 @@ def test_a_slot_is_as_large_as_what_is_stored(folder, dtype):
         assert (engine.memory.staging_bytes > 0) == (dtype == "float32" and biases > 0)
 
 
-def test_a_budget_in_bytes_holds_more_experts(folder):
-    """Than the same model in 32 bits."""
-    plain = {"mxfp4": "gpt_oss"}.get(folder.name.split("-")[1], folder.name.split("-")[2])
-    sizes = {"hidden_size": 64, "intermediate_size": 32} if plain == "gpt_oss" else {"hidden_size": 32}
-    capacities = []
-    for path in (folder, checkpoint(plain, **sizes)):
-        model, engine = _engine(path, expert_budget="100%")
-        engine.close()
-        capacities.append(engine.record_bytes[0])
-        del model
-    assert capacities[0] < 0.4 * capacities[1]
+def test_a_budget_in_bytes_holds_more_experts():
+    """All 8 of a layer, where in 16 bits the same memory holds 2."""
+    plain = checkpoint("olmoe", torch.bfloat16, hidden_size=128, intermediate_size=128)
+    low = Path(mkdtemp(prefix="dwellmoe-packed-wide-"))
+    pack(str(plain), low, "int4", workers=1)
+    slots = []
+    for folder in (plain, low):
+        _, engine = _engine(folder, dtype=torch.bfloat16, expert_budget="1100KiB")
+        with engine:
+            assert engine.memory.total_bytes <= 1100 << 10
+            slots.append(engine.budget.capacity)
+    assert slots == [2, 8]
 
 
 @pytest.mark.parametrize(
@@ -175,17 +188,17 @@ def _adapter(base: Path, folder: Path, seed: int) -> str:
 
 
 @pytest.mark.parametrize("budget", ["2", "100%"])
-@pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek_v3"])
+@pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek_v3", "packed-int8"])
 def test_adapters_run_beside_the_slots(name, budget, tmp_path):
     folder = CHECKPOINTS[name]()
-    paths = {variant: _adapter(folder, tmp_path / variant, seed) for seed, variant in enumerate("ab")}
+    paths = {variant: _adapter(folder, tmp_path / variant, seed) for seed, variant in enumerate(("one", "two"))}
     settings = ModelSettings(str(folder), dtype="float32", expert_format="as_stored")
     low = load_adapters(load_model(settings), paths)
     slots = load_adapters(load_model_with_cache(settings, EngineSettings(budget, readers=2)), paths)
     engine: Any = engine_behind(slots)
     with engine, torch.no_grad():
         logits = []
-        for variant in (BASE, "a", "b", BASE):
+        for variant in (BASE, "one", "two", BASE):
             before = engine.loaded_on_device()
             with active_variant(low, variant), active_variant(slots, variant):
                 assert np.array_equal(engine.loaded_on_device(), before)
@@ -198,16 +211,20 @@ def test_adapters_run_beside_the_slots(name, budget, tmp_path):
         assert (logits[1] - logits[2]).abs().max() > 1e-2
 
 
-def test_the_stored_format_may_be_named(folder):
-    model, engine = load_with_cache(str(folder), EngineSettings("3"), expert_format="as_stored")
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("mxfp4", "as_stored"), ("packed-int4", "int4:group=32"), ("packed-int4", "as_stored")],
+)
+def test_the_stored_format_may_be_named(name, spec):
+    model, engine = load_with_cache(str(CHECKPOINTS[name]()), EngineSettings("3"), expert_format=spec)
     with engine:
         assert model.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("spec", ["int8", "int4:group=32", "nf4"])
-@pytest.mark.parametrize("name", ["mxfp4", "plain"])
+@pytest.mark.parametrize("spec", ["int8", "int4:group=64", "nf4"])
+@pytest.mark.parametrize("name", ["mxfp4", "plain", "packed-int4"])
 def test_another_format_than_the_stored_one_is_refused_with_the_command_to_pack(spec, name):
-    folder = checkpoint("olmoe") if name == "plain" else mxfp4_checkpoint()
+    folder = checkpoint("olmoe") if name == "plain" else CHECKPOINTS[name]()
     message = f"--expert_format {spec}.*dwellmoe pack {folder}.*--format {spec}"
     with pytest.raises(UserError, match=message) as error:
         load_with_cache(str(folder), EngineSettings("3"), expert_format=spec)

@@ -24,7 +24,7 @@ from dwellmoe.offload.stream_loading import slots_of
 from dwellmoe.offload.visit_order import VisitOrder
 from dwellmoe.settings.model import ModelSettings
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
-from tests.offload.workbench import checkpoint, prompt
+from tests.offload.workbench import checkpoint, packed, prompt
 from tests.tiny_models import tiny_model
 
 FAMILIES = [
@@ -37,7 +37,11 @@ FAMILIES = [
     "longcat_flash",
     "ernie4_5_moe",
 ]
-LOW_BITS = {"mxfp4": mxfp4_checkpoint, "fp8": lambda: fp8_checkpoint("deepseek_v3")}
+LOW_BITS = {
+    "mxfp4": mxfp4_checkpoint,
+    "fp8": lambda: fp8_checkpoint("deepseek_v3"),
+    "packed-int4": lambda: packed("gpt_oss", "int4:group=32"),
+}
 EXPERTS, LAYERS = 8, 3
 """Of the tiny models."""
 ONE_LAYER = f"{100 / LAYERS + 0.01:.2f}%"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM
 from dwellmoe.offload import Engine, EngineSettings, load_with_cache
+from dwellmoe.offload.pack import pack
 from tests.tiny_models import tiny_model
 
 
@@ -20,6 +21,14 @@ def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> 
     folder = Path(mkdtemp(prefix=f"dwellmoe-{family}-"))
     model: Any = tiny_model(family, **overrides)
     model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+@cache
+def packed(family: str, format: str) -> Path:
+    """The same model in 16 bits, packed in a format."""
+    folder = Path(mkdtemp(prefix=f"dwellmoe-packed-{family}-"))
+    pack(str(checkpoint(family, torch.bfloat16)), folder, format, workers=1)
     return folder
 
 
