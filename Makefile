@@ -1,9 +1,12 @@
 # make demo | test | test-fast | check | bench | docs: each sets up .venv by itself on first use.
+# make bench-llamacpp | test-llamacpp build llama.cpp first, into $(LLAMACPP): about 10 minutes on two cores.
 PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+LLAMACPP ?= .cache/llamacpp
+LLAMACPP_PACKAGE := llama-cpp-python==0.3.36
 
-.PHONY: setup demo test test-fast check bench docs
+.PHONY: setup demo test test-fast check bench docs llamacpp bench-llamacpp test-llamacpp
 
 setup: $(VENV)/.installed
 
@@ -32,6 +35,24 @@ bench: setup
 	$(RUN) python benchmarks/simulator.py --json results/bench/simulator.json
 	$(RUN) python benchmarks/training_overhead.py --json results/bench/training_overhead.json
 	$(RUN) python benchmarks/offload.py --json results/bench/offload.json
+
+llamacpp: $(LLAMACPP)/.installed
+
+# The source is kept: llama.cpp's converter comes in it alone.
+$(LLAMACPP)/.installed:
+	$(PYTHON) -m venv $(LLAMACPP)
+	mkdir -p $(LLAMACPP)/source
+	cd $(LLAMACPP) && bin/python -m pip download -q --no-deps --no-binary llama-cpp-python $(LLAMACPP_PACKAGE)
+	tar -xzf $(LLAMACPP)/llama_cpp_python-*.tar.gz --strip-components 1 -C $(LLAMACPP)/source
+	$(LLAMACPP)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q $(LLAMACPP)/source
+	touch $@
+
+bench-llamacpp: setup llamacpp
+	mkdir -p results/bench
+	$(RUN) python benchmarks/llamacpp.py --llamacpp $(LLAMACPP) --json results/bench/llamacpp.json
+
+test-llamacpp: setup llamacpp
+	$(RUN) LLAMACPP=$(abspath $(LLAMACPP)) OMP_NUM_THREADS=1 python -m pytest tests/export/test_llamacpp.py
 
 docs: setup
 	$(RUN) python docs/generate_options.py

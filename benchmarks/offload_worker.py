@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process_reads import read_bytes
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 import dwellmoe.offload.compute
+from dwellmoe.experts.low_bit_linear import low_bit_bytes
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import quiet
 from dwellmoe.offload import EngineSettings, load_with_cache
@@ -55,7 +57,7 @@ def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: C
     `disk_bytes`: bytes read from disk for this process meanwhile, as the kernel counts them.
     """
     before_each()
-    read_before = _read_bytes()
+    read_before = read_bytes()
     forced = ForcedTokens(tokens, before_each)
     ids = torch.tensor([prompt])
     model.generate(
@@ -67,12 +69,7 @@ def run_request(model: Any, prompt: list[int], tokens: list[int], before_each: C
         logits_processor=LogitsProcessorList([forced]),
     )
     seconds = {"prefill_seconds": forced.seconds[0], "decode_seconds": forced.seconds[1:]}
-    return seconds | {"disk_bytes": _read_bytes() - read_before}
-
-
-def _read_bytes() -> int:
-    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(counts["read_bytes"])
+    return seconds | {"disk_bytes": read_bytes() - read_before}
 
 
 class Resident:
@@ -141,9 +138,13 @@ class Cached:
         """The parts of the memory that the budget promises."""
         weights = [weight for weight in self.model.parameters() if not self.engine.owns(weight)]
         return {
-            "resident_weight_bytes": sum(weight.nbytes for weight in weights),
+            "resident_weight_bytes": sum(weight.nbytes for weight in weights) + low_bit_bytes(self.model),
             "expert_memory_bytes": self.engine.memory.total_bytes,
             "record_bytes": max(self.engine.record_bytes),
+            "all_expert_bytes": sum(
+                layer.num_experts * nbytes
+                for layer, nbytes in zip(self.engine.layers, self.engine.record_bytes, strict=True)
+            ),
             **self.engine.budget.fields(),
         }
 

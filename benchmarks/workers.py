@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from memory_limit import MemoryLimit
 
 WORKER = Path(__file__).resolve().with_name("offload_worker.py")
 READERS = 4
@@ -16,15 +19,20 @@ SHORT_PROMPT, ALL_HIT_PROMPT = 32, 16
 Answer = dict[str, Any]
 
 
-class Worker:
-    """A process of offload_worker.py that runs the checkpoint in one mode; a `with` block ends it."""
+class Process:
+    """A process that answers JSON requests, one a line; a `with` block ends it."""
 
-    def __init__(self, mode: str, args: argparse.Namespace, **options: object) -> None:
-        command = [sys.executable, str(WORKER), mode]
-        command += ["--model_name", args.model_name, "--offload_folder", str(args.offload_folder)]
-        for name, value in options.items():
-            command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(
+        self, command: list[str], limit: MemoryLimit | None = None, threads: int | None = None
+    ) -> None:
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        self.process = subprocess.Popen(
+            limit.around(command) if limit else command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         self.ready = self._answer()
 
     def call(self, do: str, **values: object) -> Answer:
@@ -47,13 +55,31 @@ class Worker:
         names = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "file_bytes": "RssFile"}
         return {name: int(fields[field].split()[0]) * 1024 for name, field in names.items()}
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
+
+
+class Worker(Process):
+    """A process of offload_worker.py that runs the checkpoint in one mode."""
+
+    def __init__(
+        self,
+        mode: str,
+        args: argparse.Namespace,
+        limit: MemoryLimit | None = None,
+        threads: int | None = None,
+        **options: object,
+    ) -> None:
+        command = [sys.executable, str(WORKER), mode]
+        command += ["--model_name", args.model_name, "--offload_folder", str(args.offload_folder)]
+        for name, value in options.items():
+            command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        super().__init__(command, limit, threads)
 
 
 class Tokens:

@@ -13,22 +13,32 @@ QUANTISED = {"attn_q": GGMLQuantizationType.Q8_0, "ffn_down": GGMLQuantizationTy
 
 
 def write_gguf(
-    checkpoint: Path, path: Path, layers: int, change=lambda name, values: values, parts: int = 1
+    checkpoint: Path,
+    path: Path,
+    layers: int,
+    change=lambda name, values: values,
+    parts: int = 1,
+    joined: bool = False,
 ) -> list[Path]:
     """A GGUF of an OLMoE or Qwen3-MoE checkpoint; `change` gets each tensor by its name, and may give another
     array, or one with a type. Gives the files written.
+
+    joined  gate and up of the experts are one tensor, as llama.cpp's converter makes them on demand
     """
     architecture = (
         MODEL_ARCH.OLMOE if "olmoe" in (checkpoint / "config.json").read_text() else MODEL_ARCH.QWEN3MOE
     )
     name = {MODEL_ARCH.OLMOE: "olmoe", MODEL_ARCH.QWEN3MOE: "qwen3moe"}[architecture]
-    size = 0 if parts == 1 else -(-len(gguf_tensors(checkpoint, architecture, layers)) // parts)
+    tensors = gguf_tensors(checkpoint, architecture, layers)
+    if joined:
+        tensors = _joined(tensors)
+    size = 0 if parts == 1 else -(-len(tensors) // parts)
     writer = GGUFWriter(path, name, split_max_tensors=size)
     writer.add_block_count(layers)
     writer.add_array("tokenizer.ggml.tokens", ["a", "", "ü" * 40])
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
-    for tensor, values in gguf_tensors(checkpoint, architecture, layers).items():
+    for tensor, values in tensors.items():
         changed = change(tensor, values)
         if isinstance(changed, tuple):
             writer.add_tensor(tensor, quantize(changed[0], changed[1]), raw_dtype=changed[1])
@@ -40,6 +50,17 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return sorted(path.parent.glob(f"{path.stem}*.gguf"))
+
+
+def _joined(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = {}
+    for name, values in tensors.items():
+        if "ffn_gate_exps" in name:
+            up = tensors[name.replace("gate", "up")]
+            found[name.replace("gate", "gate_up")] = np.concatenate([values, up], axis=1)
+        elif "ffn_up_exps" not in name:
+            found[name] = values
+    return found
 
 
 def _type(name: str, values: np.ndarray) -> GGMLQuantizationType:
