@@ -29,7 +29,7 @@ VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 
 class Mxfp4(QuantisingFormat):
     name = "mxfp4"
-    relative_error = 0.115
+    relative_error = 0.111
 
     def fields(self, shape_OI: tuple[int, int]) -> tuple[Field, ...]:
         rows, blocks = shape_OI[0], -(-shape_OI[1] // BLOCK)
