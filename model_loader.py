@@ -7,12 +7,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Run
-from dwellmoe.base_model import check_base_model
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
+from dwellmoe.evaluation.load import load_with_adapters
 from dwellmoe.evaluation.options import Options
 from dwellmoe.export.merged import is_part
-from dwellmoe.families import find_moe_layers
-from dwellmoe.loading import load_adapters, load_model, load_model_with_cache, load_tokenizer
+from dwellmoe.loading import load_adapters, load_model
 from dwellmoe.merged_checkpoint import complete_checkpoint
 from dwellmoe.settings.model import ModelSettings
 from trainer import LocalityTrainer
@@ -20,17 +19,13 @@ from trainer import LocalityTrainer
 
 def load_evaluated_model(options: Options) -> EvaluatedModel:
     """The model of the options with all its adapters, and its tokenizer. Raises UserError."""
-    tokenizer = load_tokenizer(options.model)
-    adapters = options.adapters
-    allow_other, expert_format = options.adapter.allow_other_base, options.model.expert_format
-    check_base_model(adapters.values(), options.model.model_name, allow_other, expert_format)
-    engine = options.engine
-    model = load_model_with_cache(options.model, engine) if engine else load_model(options.model)
-    find_moe_layers(model, options.model.moe_module_name)  # refuses a wrong name early
-    if adapters:
-        model = load_adapters(model, adapters, options.adapter.expert_lora)
-    name = Path(options.model.model_name).name
-    return EvaluatedModel(model.eval(), tokenizer, find_moe_layers(model), name)
+    return load_with_adapters(
+        options.model,
+        options.engine,
+        options.adapters,
+        expert_lora=options.adapter.expert_lora,
+        allow_other_base=options.adapter.allow_other_base,
+    )
 
 
 def trained_model(run: Run, trainer: LocalityTrainer):

@@ -5,12 +5,12 @@ Training, evaluation, `--input` and chat all ask here. What an adapter was train
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dwellmoe.data.chat_template import templated
+from dwellmoe.data.chat_template import REASONING_OFF, templated
 from dwellmoe.data.conversations import in_plain_words, in_template
 from dwellmoe.data.examples import Example, usable
 from dwellmoe.data.fields import conversation_text, with_options
@@ -56,6 +56,13 @@ class Wording:
     def of_conversations(self) -> bool:
         """Whether a prompt is a whole conversation."""
         return self.fields == ("conversation",)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each message is asked by itself: examples in plain words are trained so, unless they are
+        conversations.
+        """
+        return bool(self.task) and not self.chat_template and not self.of_conversations
 
     def save(self, folder: Path) -> None:
         """Writes the wording into the folder of an adapter or a model."""
@@ -156,6 +163,25 @@ def as_conversation(messages: Sequence[dict[str, str]], tokenizer: Any) -> str:
     Raises UserError where the template refuses them.
     """
     return templated(messages, tokenizer, reply=True)
+
+
+def conversation_prompt(
+    wording: Wording,
+    messages: Sequence[dict[str, str]],
+    tokenizer: Any,
+    options: Mapping[str, Any] = REASONING_OFF,
+) -> str:
+    """The prompt for the next reply to messages of a role and a content each, the user's already worded.
+
+    `options` go to the chat template, where there is one. Raises UserError where it refuses them.
+    """
+    if wording.chat_template:
+        return templated(messages, tokenizer, reply=True, options=options)
+    if wording.one_by_one:
+        return messages[-1]["content"]
+    if wording.of_conversations:
+        return fill(wording.prompt, {"conversation": conversation_text(messages)})
+    return "\n".join(message["content"] for message in messages) + "\n"
 
 
 def worded_examples(task: Task, examples: Sequence[Example], tokenizer: Any) -> list[Example]:

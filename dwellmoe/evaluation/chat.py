@@ -49,7 +49,7 @@ def chat(
     """
     shown = out or sys.stdout
     print(f"chat with {evaluated.name}: one message a line, end with Ctrl-D", file=shown)
-    if conversation.one_by_one:
+    if conversation.wording.one_by_one:
         task = conversation.wording.task
         print(
             f"each message is asked by itself, in the words of '{task}', without a chat template", file=shown
@@ -57,7 +57,7 @@ def chat(
     try:
         for number, line in enumerate(lines, start=1):
             try:
-                if message := _decoded(line, number):
+                if message := decoded_line(line, number):
                     _reply(evaluated, conversation, message, max_new_tokens, temperature, shown)
             except UserError as error:
                 print(f"error: {error}", file=shown, flush=True)
@@ -65,7 +65,7 @@ def chat(
         print("\nchat ended", file=shown)
 
 
-def _decoded(line: bytes | str, number: int) -> str:
+def decoded_line(line: bytes | str, number: int) -> str:
     """A line as a message. Raises UserError for bytes that are not UTF-8."""
     try:
         return (line if isinstance(line, str) else line.decode()).removeprefix("\ufeff").strip()

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dwellmoe.data.context import check_context, context_tokens
-from dwellmoe.data.fields import conversation_text
-from dwellmoe.data.templates import fill
-from dwellmoe.data.wording import Wording, as_conversation
+from dwellmoe.data.wording import Wording, conversation_prompt
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.options import Options
@@ -44,20 +42,12 @@ class Conversation:
     asked: list[str] = field(default_factory=list)
     """Those of the last prompt, which has no reply yet."""
 
-    @property
-    def one_by_one(self) -> bool:
-        """Whether each message is asked by itself: examples in plain words are trained so, unless they are
-        conversations.
-        """
-        plain = bool(self.wording.task) and not self.wording.chat_template
-        return plain and not self.wording.of_conversations
-
     def ask(self, message: str) -> Asked:
         """The prompt that ends with this message; one that cannot be asked is no part of the conversation.
 
         Raises UserError for that.
         """
-        earlier = [] if self.one_by_one else self.messages
+        earlier = [] if self.wording.one_by_one else self.messages
         if not self.wording.of_conversations:
             message = question_text(self.wording, message, must_fit=False)
         messages = [*earlier, message]
@@ -81,15 +71,9 @@ class Conversation:
         return prompt_ids(self.tokenizer, text, max_tokens=None).ids
 
     def _text(self, messages: Sequence[str]) -> str:
-        if self.one_by_one:
-            return messages[-1]
         roles = [("user", "assistant")[number % 2] for number in range(len(messages))]
         with_roles = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=True)]
-        if self.wording.chat_template:
-            return as_conversation(with_roles, self.tokenizer)
-        if self.wording.of_conversations:
-            return fill(self.wording.prompt, {"conversation": conversation_text(with_roles)})
-        return "\n".join(messages) + "\n"
+        return conversation_prompt(self.wording, with_roles, self.tokenizer)
 
 
 def conversation_of(options: Options, evaluated: EvaluatedModel, reply_tokens: int) -> Conversation:

@@ -73,7 +73,7 @@ def generate(
     if evaluated.rerouting:
         evaluated.rerouting.describe(request_ids, mask.numpy(), torch.zeros_like(mask).numpy())
     with RouterTap(evaluated.model, evaluated.moe_layers, [recorder], evaluated.rerouting):
-        sequences = _run(
+        sequences = run_model(
             evaluated,
             prompt_ids,
             mask,
@@ -163,7 +163,11 @@ def _config(evaluated: EvaluatedModel, max_new_tokens: int, temperature: float) 
     )
 
 
-def _run(evaluated: EvaluatedModel, prompt_ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
+def run_model(evaluated: EvaluatedModel, prompt_ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    """The prompts with what the model's `generate`, which gets the options, writes after them [B, T].
+
+    Raises UserError for a model whose first logits are NaN.
+    """
     device = evaluated.model.device
     inputs = {"input_ids": prompt_ids.to(device), "attention_mask": mask.to(device)}
     checks = LogitsProcessorList([_RefuseNan(evaluated.model, inputs)])

@@ -66,7 +66,7 @@ def test_plain_words_of_a_task_are_asked_one_by_one_as_trained():
     tokenizer, talk = conversation(wording=Wording("t", "w7 {question} w8"))
     talk.ask("w1")
     talk.add_reply("w2")
-    assert tokenizer.decode(talk.ask("w3").ids) == "w7 w3 w8" and talk.one_by_one
+    assert tokenizer.decode(talk.ask("w3").ids) == "w7 w3 w8" and talk.wording.one_by_one
 
 
 @pytest.mark.parametrize("chat_template", [True, False])

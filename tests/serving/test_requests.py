@@ -1,0 +1,97 @@
+"""Bodies that cannot be are refused by the field that is wrong."""
+
+import pytest
+
+from dwellmoe.serving.errors import RequestError
+from dwellmoe.serving.requests import BudgetRequest, ChatRequest, CompletionRequest, checked, read_object
+
+MESSAGES = [{"role": "user", "content": "w1"}]
+CHAT = {"model": "m", "messages": MESSAGES}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"[]", b'"x"', b"null", b'{"a": "\xff"}', b'{"a": "\\ud800"}', b"{" * 5000),
+        *(b'{"a":' * 5000, b"\xfe\xff\x00{", b"{'a': 1}"),
+    ],
+)
+def test_a_body_that_is_no_json_object(data):
+    with pytest.raises(RequestError) as refused:
+        read_object(data)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-Infinity", b"NaN", b"1" * 400])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "seed"])
+def test_numbers_that_are_none(field, number):
+    body = b'{"model": "m", "prompt": "w1", "%s": %s}' % (field.encode(), number)
+    with pytest.raises(RequestError) as refused:
+        checked(CompletionRequest, read_object(body))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_tokens", value) for value in (0, -1, 1.5, "8", True, [])),
+        *(("max_completion_tokens", value) for value in (0, -(10**30))),
+        *(("temperature", value) for value in (-0.1, 2.1, "0", True, {})),
+        *(("top_p", value) for value in (0, -1, 1.01, "1")),
+        *(("seed", value) for value in (1.5, 2**63, "1", True)),
+        *(("stop", value) for value in ("", 5, [""], ["a", 5], [None], {"a": 1}, ["a"] * 17, "a" * 1001)),
+        *(("stream", value) for value in ("yes", 1, [])),
+        *(("model", value) for value in (None, 5, ["m"])),
+        *(("messages", value) for value in (None, [], {}, "w1", [5], [None], [[]])),
+        ("messages", [{"content": "w1"}]),
+        ("messages", [{"role": "nobody", "content": "w1"}]),
+        ("messages", [{"role": "user", "content": 5}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc"}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
+        ("tools", "w1"),
+        ("chat_template_kwargs", []),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(field, value):
+    with pytest.raises(RequestError) as refused:
+        checked(ChatRequest, CHAT | {field: value})
+    assert (refused.value.status, refused.value.param) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("n", 2), ("logprobs", True), ("presence_penalty", 0.5), ("frequency_penalty", -1)),
+        *(("logit_bias", {"5": 1}), ("response_format", {"type": "json_object"}), ("suffix", "w1")),
+        *(("generation_config", '{"max_new_tokens": 100000}'), ("tool_choice", "required"), ("echo", True)),
+    ],
+)
+def test_what_would_change_the_answer_and_is_not_supported_is_refused(field, value):
+    with pytest.raises(RequestError) as refused:
+        checked(ChatRequest, CHAT | {field: value})
+    assert (refused.value.param, refused.value.code) == (field, "unsupported_parameter")
+
+
+def test_values_that_change_nothing_are_fine(capsys):
+    harmless = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "logit_bias": None, "user": "me"}
+    found = checked(ChatRequest, CHAT | harmless | {"stop": "w5", "temperature": 0, "max_tokens": 3})
+    assert (found.stops, found.new_tokens) == (["w5"], 3)
+    assert "user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["w1", ["w1"], [5, 6], [], ""])
+def test_prompts(prompt):
+    checked(CompletionRequest, {"model": "m", "prompt": prompt})
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["w1", "w2"], [[5]], ["w1", 5], [5.5], [True]])
+def test_prompts_that_cannot_be(prompt):
+    with pytest.raises(RequestError) as refused:
+        checked(CompletionRequest, {"model": "m", "prompt": prompt})
+    assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize("body", [{}, {"budget": 5}, {"budget": ""}, {"budget": "1GiB", "x": 1}])
+def test_budgets_that_cannot_be(body):
+    with pytest.raises(RequestError):
+        checked(BudgetRequest, body)
