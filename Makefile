@@ -38,13 +38,14 @@ bench: setup
 
 llamacpp: $(LLAMACPP)/.installed
 
-# The source is kept: llama.cpp's converter comes in it alone.
+# The source is kept: llama.cpp's converter comes in it alone. Not built: what its own programs and images need.
 $(LLAMACPP)/.installed:
 	$(PYTHON) -m venv $(LLAMACPP)
 	mkdir -p $(LLAMACPP)/source
 	cd $(LLAMACPP) && bin/python -m pip download -q --no-deps --no-binary llama-cpp-python $(LLAMACPP_PACKAGE)
 	tar -xzf $(LLAMACPP)/llama_cpp_python-*.tar.gz --strip-components 1 -C $(LLAMACPP)/source
-	$(LLAMACPP)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q $(LLAMACPP)/source
+	sed -i 's/set(LLAMA_BUILD_COMMON ON/set(LLAMA_BUILD_COMMON OFF/' $(LLAMACPP)/source/CMakeLists.txt
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(LLAMACPP)/bin/python -m pip install --disable-pip-version-check -q $(LLAMACPP)/source
 	touch $@
 
 bench-llamacpp: setup llamacpp

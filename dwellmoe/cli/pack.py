@@ -15,6 +15,7 @@ ABOUT = (
     "was interrupted."
 )
 MOST_WORKERS = 1024
+AS_STORED = "as_stored"
 
 
 def run(words: list[str]) -> None:
@@ -28,7 +29,7 @@ def run(words: list[str]) -> None:
         pass
     from dwellmoe.offload.pack import pack
 
-    found = pack(arguments.model, Path(arguments.out), arguments.format, arguments.workers)
+    found = pack(arguments.model, Path(arguments.out), arguments.format, arguments.workers, arguments.gguf)
     print(
         f"{arguments.out}: {found.experts} experts of {found.layers} MoE layers, {found.format}, "
         f"{found.bits_a_weight:.2f} bits a weight: {found.experts_bytes:,} bytes; all weights "
@@ -45,9 +46,22 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise UserError(f"{name.upper()} {getattr(arguments, name) or ''!r}: not the name of a folder")
     if (name := arguments.format.partition(":")[0]) not in EXPERT_FORMATS:
         raise unknown_name("--format", name, EXPERT_FORMATS)
+    if arguments.gguf is not None:
+        check_gguf(arguments)
     check_model_folder(arguments.model, with_tokenizer=False)
     if Path(arguments.out).resolve() == Path(arguments.model).resolve():
         raise UserError(f"OUT '{arguments.out}' is the folder of the checkpoint: choose another")
+
+
+def check_gguf(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what cannot be the name of a file, and for a format beside it."""
+    if not arguments.gguf:
+        raise UserError("--gguf '': not the name of a file")
+    if arguments.format != AS_STORED:
+        raise UserError(
+            f"--gguf {arguments.gguf}: its experts are packed as they are: leave out --format "
+            f"{arguments.format}"
+        )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -83,10 +97,16 @@ def pack_parser() -> Parser:
     parser.add_argument("out", metavar="OUT", nargs="?", help="folder to write")
     parser.add_argument(
         "--format",
-        default="as_stored",
+        default=AS_STORED,
         help="form of the experts: int4 (a scale and a zero for each 64 weights of a row; int4:group=32, 64, "
         "128), int8 (a scale a row), nf4, mxfp4 (a power of two for each 32), or as_stored for the "
         "checkpoint's own",
+    )
+    parser.add_argument(
+        "--gguf",
+        metavar="FILE",
+        help="GGUF file that was made from MODEL (of a split one, any part): its experts are packed, in the "
+        "bytes that it holds them in (Q8_0, Q4_0, BF16, F16, F32); all else is MODEL's",
     )
     parser.add_argument(
         "--workers",

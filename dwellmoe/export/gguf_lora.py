@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGUFWriter
 from gguf.gguf_reader import ReaderTensor
-from gguf.quants import dequantize
 from peft.tuners.lora import Linear
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from dwellmoe.export.trained_adapter import ADAPTER, WRAPPED, Trained
 from dwellmoe.files import replacing_path, writing
 from dwellmoe.log import warn_once
 from dwellmoe.offload.gguf_names import GgufNames
-from dwellmoe.offload.io.gguf_file import GgufPart, all_tensors
+from dwellmoe.offload.io.gguf_file import GgufPart, all_tensors, first_rows
 
 CHECKED_ROWS = 256
 MOST_ERROR = 0.5
@@ -67,9 +66,8 @@ def _wrapped(trained: Trained) -> Iterator[tuple[str, Any]]:
 def _check_order(tensor: ReaderTensor, weight: Tensor, stored: str) -> None:
     """UserError unless the first rows are those of the base, but for what quantising changed."""
     expected = weight.detach()[:CHECKED_ROWS].float().numpy()
-    try:
-        rows = dequantize(tensor.data[:CHECKED_ROWS], tensor.tensor_type)
-    except NotImplementedError:
+    rows = first_rows(tensor, CHECKED_ROWS)
+    if rows is None:
         warn_once(f"{tensor.name} ({tensor.tensor_type.name}) cannot be compared with '{stored}'")
         return
     most = MOST_ERROR * np.linalg.norm(expected)

@@ -89,7 +89,7 @@ class Conversion(NamedTuple):
         """The fields of a matrix, given as the checkpoint has it. UserError for one that is not finite."""
         if name in self.stored and self.format_of(name) == self.stored[name]:
             return tensors
-        weight_OI = self._weight(name, tensors)
+        weight_OI = self.weight(name, tensors)
         self.check_finite(expert, name, weight_OI)
         return self.format.quantise(weight_OI) if self.format else {"weight": weight_OI}
 
@@ -98,7 +98,8 @@ class Conversion(NamedTuple):
         where = f"{self.name}.{name}, expert {expert},"
         check_finite([(where, weight)], "an expert cannot be held in low bits")
 
-    def _weight(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    def weight(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A matrix, [O, I], given as the checkpoint has it."""
         if name in self.stored:
             return self.stored[name].dequantise(tensors, self.shapes_OI[name], torch.float32)
         return tensors[""].T if self.transposed else tensors[""]

@@ -71,16 +71,23 @@ class Packed(NamedTuple):
     """Of all weights of the checkpoint."""
 
 
-def pack(model_name: str, folder: Path, format: str = AS_STORED, workers: int | None = None) -> Packed:
+def pack(
+    model_name: str,
+    folder: Path,
+    format: str = AS_STORED,
+    workers: int | None = None,
+    gguf: str | None = None,
+) -> Packed:
     """Packs a checkpoint into a folder, or goes on with what an interrupted run left there.
 
     format   `int4:group=32`, `int8`, `nf4`, `mxfp4`, or `as_stored`: as the checkpoint has its experts
     workers  threads; None: one for each processor
+    gguf     GGUF file of the same model, out of which the experts are packed as they are
 
-    Raises UserError for a checkpoint that cannot be packed, a folder that holds something else, and a disk
-    that is full.
+    Raises UserError for a checkpoint or GGUF that cannot be packed, a folder that holds something else, and
+    a disk that is full.
     """
-    plan = plan_pack(model_name, format)
+    plan = plan_pack(model_name, format, gguf)
     with only_writer(folder):
         if not _is_done(plan, folder):
             _check_room(plan, folder)
@@ -211,7 +218,7 @@ def _index(plan: PackPlan, shards: Shards, others: dict[str, str], journal: Jour
     return PackedIndex(
         format=plan.format,
         source=plan.source,
-        source_experts=experts_fingerprint(plan.weights),
+        source_experts=experts_fingerprint(plan.own_experts),
         weights=fingerprint(shards),
         own_experts=own_experts(shards, layers),
         layers=layers,

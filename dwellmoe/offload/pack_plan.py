@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwellmoe.cache.tensor_file import header_of
+from dwellmoe.errors import needs
 from dwellmoe.experts.formats import parse_format, text_of
 from dwellmoe.experts.low_bits import RecordLayout
 from dwellmoe.families import MoeLayer
@@ -17,7 +18,7 @@ from dwellmoe.offload.io.fingerprint import weights_fingerprint
 from dwellmoe.offload.io.memory import PAGE_BYTES, pages
 from dwellmoe.offload.io.packed_index import VERSION
 from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
-from dwellmoe.offload.packed import packed_layout, records_name
+from dwellmoe.offload.packed import experts_fingerprint, packed_layout, records_name
 from dwellmoe.offload.published_low_bits import form_of_checkpoint
 from dwellmoe.offload.skeleton import is_routed_expert, load_shapes
 
@@ -55,6 +56,9 @@ class PackPlan(NamedTuple):
     """With all its options."""
     shards: Shards
     weights: ExpertWeights
+    """Where the experts lie that are packed: in the checkpoint, or in a GGUF file."""
+    own_experts: ExpertWeights
+    """Where those of the checkpoint lie."""
     source: str
     """Fingerprint of the checkpoint's weights."""
     layers: tuple[LayerPlan, ...]
@@ -83,13 +87,15 @@ class PackPlan(NamedTuple):
         return header_of(entries, {"format": "pt"})
 
 
-def plan_pack(model_name: str, format: str) -> PackPlan:
-    """Raises UserError for an unknown format, and for a checkpoint that cannot be packed."""
+def plan_pack(model_name: str, format: str, gguf: str | None = None) -> PackPlan:
+    """Raises UserError for an unknown format, a checkpoint that cannot be packed, a GGUF of another model."""
     quantising = parse_format(format)
     shards = find_shards(model_name)
     form = form_of_checkpoint(model_name, shards)
     model, layers = load_shapes(model_name, form)
-    weights = locate_experts(model, layers, shards, form)
+    weights = own_experts = locate_experts(model, layers, shards, form)
+    if gguf is not None:
+        weights = _experts_of_gguf(gguf, model, layers, shards, own_experts)
     plans = []
     for layer in layers:
         conversion = conversion_of(model, layer, weights, quantising)
@@ -101,13 +107,22 @@ def plan_pack(model_name: str, format: str) -> PackPlan:
         plans.append(LayerPlan(layer, conversion, packed_layout(model, layer, formats)))
     return PackPlan(
         model_name=model_name,
-        format=text_of(quantising),
+        format=text_of(quantising) if gguf is None else f"gguf:{experts_fingerprint(weights)}",
         shards=shards,
         weights=weights,
+        own_experts=own_experts,
         source=weights_fingerprint(model_name),
         layers=tuple(plans),
         others=_others(shards, model, layers),
     )
+
+
+def _experts_of_gguf(
+    gguf: str, model: Any, layers: Sequence[MoeLayer], shards: Shards, own_experts: ExpertWeights
+) -> ExpertWeights:
+    with needs("export"):
+        from dwellmoe.offload.gguf_model import experts_of_gguf
+    return experts_of_gguf(gguf, model, layers, shards, own_experts)
 
 
 def _others(shards: Shards, model: Any, layers: Sequence[MoeLayer]) -> dict[str, StoredTensor]:

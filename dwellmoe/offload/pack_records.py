@@ -53,7 +53,7 @@ class Journal:
 def write_records(plan: PackPlan, paths: Sequence[Path], journal: Journal, workers: int) -> None:
     """Writes the records that are not there yet, several at a time."""
     with ExitStack() as stack:
-        storage = stack.enter_context(closing(Storage(plan.shards.paths)))
+        storage = stack.enter_context(closing(Storage(plan.weights.shards.paths)))
         open_files = (_record_file(path, each) for path, each in zip(paths, plan.layers, strict=True))
         files = [
             RecordFile(path, stack.enter_context(file)) for path, file in zip(paths, open_files, strict=True)

@@ -12,6 +12,7 @@ from llamacpp_files import convert, python_of, write_untied
 from memory_limit import MemoryLimit, drop_page_cache, find_controller
 from read_ahead import read_ahead, setting_of
 from transformers import AutoModelForCausalLM
+from workers import Process
 
 from dwellmoe.errors import UserError
 from tests.tiny_models import tiny_model
@@ -19,20 +20,20 @@ from tests.tiny_models import tiny_model
 MEGABYTE = 1 << 20
 
 
-class Noted:
-    """A process that notes in which turn it is asked."""
+class Noted(Process):
+    """A process that notes in which turn it is asked, and runs nothing."""
 
     def __init__(self, name, turns):
         self.name, self.turns = name, turns
 
-    def call(self, do, prompt):
-        self.turns.append((self.name, prompt))
-        return {"prompt": prompt}
+    def call(self, do, **values):
+        self.turns.append((self.name, values["prompt"]))
+        return values
 
 
 def test_processes_take_turns_and_the_first_requests_do_not_count():
     turns = []
-    workers = {name: Noted(name, turns) for name in "abc"}
+    workers: dict[str, Process] = {name: Noted(name, turns) for name in "abc"}
     answers = take_turns(workers, [{"prompt": i} for i in range(4)], warm_up=1)
     assert [name for name, _ in turns] == [*"abc", *"bca", *"cab", *"abc"]
     assert answers == {name: [{"prompt": i} for i in (1, 2, 3)] for name in "abc"}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
+from gguf.quants import dequantize
 
 from dwellmoe.cache.tensor_file import check_regular
 from dwellmoe.errors import UserError, first_line
@@ -144,3 +145,11 @@ def all_tensors(parts: list[GgufPart]) -> Iterator[tuple[GgufPart, ReaderTensor]
     for part in parts:
         for tensor in part.tensors.values():
             yield part, tensor
+
+
+def first_rows(tensor: ReaderTensor, count: int) -> np.ndarray | None:
+    """The first rows of a tensor, float32; None for a type that the gguf package does not decode."""
+    try:
+        return dequantize(tensor.data[:count], tensor.tensor_type)
+    except NotImplementedError:
+        return None
