@@ -33,7 +33,7 @@ LAYERS = {
     "experts": 2,
     **dict.fromkeys(("locality", "eviction_training", "offload", "checkpoints", "adapter_folder"), 3),
     **dict.fromkeys(("loading", "base_model", "merged_checkpoint", "model_folder"), 4),
-    **dict.fromkeys(("evaluation", "plots", "serve", "training_checks", "export"), 5),
+    **dict.fromkeys(("evaluation", "plots", "serving", "training_checks", "export", "harness"), 5),
     "cli": 6,
     **dict.fromkeys(("__init__", "__main__"), 7),
 }
@@ -43,7 +43,8 @@ SAME_LAYER = {
     ("options", "errors"), ("config_file", "errors"), ("argument_parser", "errors"),
     ("argument_parser", "options"), ("argument_parser", "log"), ("config_file", "options"),
     ("registry", "options"),
-    ("data", "families"), ("evaluation", "plots"), ("__main__", "__init__"),
+    ("data", "families"), ("evaluation", "plots"), ("serving", "evaluation"), ("harness", "evaluation"),
+    ("__main__", "__init__"),
 }  # fmt: skip
 """Imports inside a layer that the design allows."""
 ROOT_FILES = ("main", "inference", "config", "trainer", "model_loader", "data_preparer")

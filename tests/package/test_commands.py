@@ -24,7 +24,7 @@ IMPORTED_AS = {
     "rouge-score": "rouge_score",
     "latex2sympy2-extended": "latex2sympy2_extended",
 }
-NOT_IMPORTED = {"ninja", "setuptools", "tensorboard", "deepspeed", "accelerate", "jinja2", "tqdm"}
+NOT_IMPORTED = {"fastapi", "ninja", "setuptools", "tensorboard", "deepspeed", "accelerate", "jinja2", "tqdm"}
 """Needed by the libraries themselves, or for what a user asks of them."""
 
 
