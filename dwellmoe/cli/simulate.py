@@ -5,7 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,40 @@ def run_plan(arguments: argparse.Namespace) -> None:
             arguments.plot,
         )
     report(arguments, found.as_dict() | {"cache": rows}, plan_lines(found))
+
+
+def run_advise(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.device import load_device
+    from dwellmoe.cache.replay.advice_lines import advice_lines
+    from dwellmoe.cache.replay.advise import BASELINE, advise
+    from dwellmoe.routing.rerouted_trace import can_reroute, rerouted_misses
+    from dwellmoe.routing.strategies import load_strategy
+
+    load_strategy(arguments.routing_strategy)
+    device, trace = load_device(arguments.device), with_expert_bytes(read(arguments), arguments.expert_bytes)
+    found = advise(
+        trace,
+        device,
+        resident_bytes_for(arguments, trace),
+        arguments.expert_bits,
+        rerouted=partial(
+            rerouted_misses, trace, arguments.routing_strategy, BASELINE, progress=bar("re-routing")
+        )
+        if can_reroute(trace)
+        else None,
+        progress=bar("advise"),
+    )
+    report(arguments, found.as_dict(), advice_lines(found))
+
+
+def with_expert_bytes(trace: "RoutingTrace", expert_bytes: int | None) -> "RoutingTrace":
+    """The trace with a stated size of its experts. UserError where it states one itself, or none is stated."""
+    known = min(trace.expert_bytes) > 0
+    if expert_bytes is None and not known:
+        raise UserError("the trace does not state the size of an expert: give --expert_bytes")
+    if expert_bytes is not None and known:
+        raise UserError("--expert_bytes has no effect: the trace states the size of its experts")
+    return trace if known else replace(trace, expert_bytes=(expert_bytes,) * trace.layers)
 
 
 def resident_bytes_for(arguments: argparse.Namespace, trace: "RoutingTrace") -> int:
@@ -326,6 +361,7 @@ COMMANDS = {
     "describe": run_describe,
     "report": run_report,
     "plan": run_plan,
+    "advise": run_advise,
     "stall": run_stall,
     "fit": run_fit,
     "predict": run_predict,

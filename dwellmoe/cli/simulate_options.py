@@ -23,6 +23,7 @@ def simulate_parser() -> Parser:
     _add_describe(commands)
     _add_report(commands)
     _add_plan(commands)
+    _add_advise(commands)
     _add_stall(commands)
     _add_fit(commands)
     _add_predict(commands)
@@ -116,6 +117,17 @@ def _add_plan(commands) -> None:
         metavar="C",
         help="experts or percent [every one that is large enough]",
     )
+    _add_resident(command)
+    command.add_argument(
+        "--tokens_per_second",
+        type=number(float, above=0, most=1e9),
+        metavar="N",
+        help="find the least memory that reaches this speed",
+    )
+    command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
+
+
+def _add_resident(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model_name",
         metavar="PATH",
@@ -127,13 +139,34 @@ def _add_plan(commands) -> None:
         metavar="BYTES",
         help="bytes always in memory beside routed experts, e.g. 2.1GB, in place of the checkpoint's",
     )
+
+
+def _add_advise(commands) -> None:
+    about = "in plain words: which budget and policy, and whether training, re-routing or low bits help most"
+    command = _command(commands, "advise", about)
     command.add_argument(
-        "--tokens_per_second",
-        type=number(float, above=0, most=1e9),
-        metavar="N",
-        help="find the least memory that reaches this speed",
+        "--device", required=True, type=Path, help="profile of a device, e.g. configs/devices/laptop_8gb.toml"
     )
-    command.add_argument("--plot", metavar="PNG", help="draw speed against memory")
+    _add_resident(command)
+    command.add_argument(
+        "--expert_bits",
+        type=number(float, above=0, most=64),
+        default=16.0,
+        metavar="N",
+        help="bits of a weight of the experts as recorded, scales included [16]",
+    )
+    command.add_argument(
+        "--expert_bytes",
+        type=number(int, least=1, most=1 << 40),
+        metavar="N",
+        help="bytes of one expert, for a trace that does not state them",
+    )
+    command.add_argument(
+        "--routing_strategy",
+        default="margin",
+        metavar="STRATEGY",
+        help="routing strategy with which a trace that holds the routers' distributions is replayed [margin]",
+    )
 
 
 def _add_stall(commands) -> None:

@@ -4,6 +4,7 @@ Letters: S token steps, T tokens, L MoE layers, E experts, K chosen, D hidden si
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,53 +14,49 @@ from torch.utils.hooks import RemovableHandle
 
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
-from dwellmoe.families import MoeLayer, family_of
+from dwellmoe.families import MoeLayer
+from dwellmoe.routing.next_router import NextRouter
 
 
 class GateAhead:
-    """A `with` block in which each router's input is also given to the gate of the next MoE layer.
-
-    The gates' `forward` is called directly, so no hook sees these calls. Raises UserError for a router that
-    takes more than hidden states.
-    """
+    """A `with` block in which each router's inputs are also given to the gate of the next MoE layer."""
 
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer]):
-        self._routers: list[Any] = [model.get_submodule(layer.router) for layer in moe_layers]
-        self._layers = list(moe_layers)
-        self._family = family_of(model)
+        self._routers = [model.get_submodule(layer.router) for layer in moe_layers]
+        self._next = [NextRouter(model, *pair) for pair in pairwise(moe_layers)]
         self._margins: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "GateAhead":
-        for index, router in enumerate(self._routers[:-1]):
-            self._handles.append(router.register_forward_pre_hook(self._hook(index + 1)))
+        for router, ask in zip(self._routers, self._next, strict=False):
+            self._handles.append(router.register_forward_pre_hook(self._hook(ask), with_kwargs=True))
         return self
 
     def __exit__(self, *exception) -> None:
         while self._handles:
             self._handles.pop().remove()
 
-    def _hook(self, following: int) -> Callable:
-        def before_router(_router: nn.Module, inputs: tuple) -> None:
-            layer = self._layers[following]
-            try:
-                with torch.no_grad():
-                    output = self._routers[following].forward(*inputs)
-            except TypeError:
-                raise UserError(f"router '{layer.router}' takes more than hidden states") from None
-            logits_TE = self._family.read(output, layer.top_k)[0].flatten(0, -2)
-            self._margins[following] = margin(logits_TE, layer.top_k)
+    def _hook(self, ask: NextRouter) -> Callable:
+        def before_router(_router: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+            if (answer := ask(inputs, named)) is not None:
+                self._margins[ask.layer.index] = margin(answer[0].flatten(0, -2), ask.layer.top_k)
 
         return before_router
 
-    def margin_of(self, index: int) -> Tensor:
-        """`margin` of MoE layer `index` (not 0) in the current or else the last forward pass, [T, E]."""
-        return self._margins[index]
+    def margin_of(self, index: int) -> Tensor | None:
+        """`margin` of MoE layer `index` in the current or else the last forward pass, [T, E]; None for the
+        first layer, and for one whose router cannot be asked a layer early.
+        """
+        return self._margins.get(index)
 
     def margins(self) -> Tensor:
-        """`margin` of all layers in the last forward pass, [T, L, E]; NaN in the first layer."""
-        first_TE = torch.full_like(self._margins[1], torch.nan)
-        return torch.stack([first_TE, *map(self.margin_of, range(1, len(self._layers)))], dim=1)
+        """`margin` of all layers in the last forward pass, [T, L, E]; NaN in the first layer. Raises UserError
+        for a router that cannot be asked.
+        """
+        if fault := next((ask.fault for ask in self._next if ask.fault), None):
+            raise UserError(fault)
+        found = [self._margins[ask.layer.index] for ask in self._next]
+        return torch.stack([torch.full_like(found[0], torch.nan), *found], dim=1)
 
 
 def margin(logits_TE: Tensor, top_k: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.families import expert_bytes, find_moe_layers
@@ -47,6 +48,19 @@ def record(
     Raises UserError for a model without MoE layers, for no texts at all and for a text without tokens.
     """
     rows = _encode(tokenizer, texts, max_tokens)
+    return record_rows(model, tokenizer, rows, batch_size=batch_size, gate_probs=gate_probs)
+
+
+def record_rows(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[list[int]],
+    *,
+    batch_size: int = 8,
+    gate_probs: bool = False,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """As `record`, of texts that are token ids already."""
     layers = find_moe_layers(model)
     batch_size = 1 if depends_on_padding(model) else batch_size
     recorder = TraceRecorder(layers, gate_probs)
@@ -63,6 +77,8 @@ def record(
                     **_few_logits(model),
                 )
             recorder.add(requests, valid_BT, _decoded(ids_BT, tokenizer), ids_BT)
+            if progress:
+                progress(min(begin + batch_size, len(rows)), len(rows))
     trace = recorder.trace(
         model=Path(getattr(config_of(model), "name_or_path", "")).name,
         source="teacher_forced",

@@ -4,7 +4,6 @@ Letters: T rows, E experts, K chosen experts a token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +12,11 @@ from torch import Tensor, nn
 
 from dwellmoe.cache.trace import SIGNED_EMPTY
 from dwellmoe.families import MoeLayer
+from dwellmoe.routing.history import History
 from dwellmoe.routing.router_scores import score_rules
 from dwellmoe.routing.router_tap import RouterOutput
 from dwellmoe.routing.strategies import load_strategy
-from dwellmoe.routing.strategies.base import NEVER, RoutingContext, in_rows
-
-SPREAD_DECAY = 0.99
-"""Of the running range of logits, as Cache-Prior has it (arXiv 2412.00099)."""
+from dwellmoe.routing.strategies.base import in_rows
 
 
 class Rows(NamedTuple):
@@ -31,41 +28,6 @@ class Rows(NamedTuple):
 
     def take(self, rows: slice | np.ndarray) -> "Rows":
         return Rows(self.rank_TE[rows], self.score_TE[rows], self.own_TK[rows])
-
-
-@dataclass
-class History:
-    """What a strategy may know of one layer's past."""
-
-    experts: int
-    step: int = 0
-    spread: float | None = None
-    last_E: np.ndarray = field(init=False)
-    uses_E: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.last_E = np.full(self.experts, -NEVER)
-        self.uses_E = np.zeros(self.experts, np.int64)
-
-    def add_ranks(self, rank_TE: np.ndarray) -> None:
-        """Cache-Prior's running range: d <- 0.99 d + 0.01 (max z - min z), started with the first range."""
-        finite_TE = np.isfinite(rank_TE)
-        highest_T = np.where(finite_TE, rank_TE, -np.inf).max(axis=1)
-        lowest_T = np.where(finite_TE, rank_TE, np.inf).min(axis=1)
-        for spread in (highest_T - lowest_T).tolist():
-            before = spread if self.spread is None else self.spread
-            self.spread = SPREAD_DECAY * before + (1 - SPREAD_DECAY) * spread
-
-    def add_uses(self, chosen_TK: np.ndarray) -> None:
-        """One token step, in which these rows ran together."""
-        used = chosen_TK[chosen_TK != SIGNED_EMPTY]
-        self.step += 1
-        self.last_E[used] = self.step
-        np.add.at(self.uses_E, used, 1)
-
-    @property
-    def lag_E(self) -> np.ndarray:
-        return np.minimum(self.step + 1 - self.last_E, NEVER)
 
 
 class Rerouter:
@@ -109,17 +71,7 @@ class Rerouter:
     ) -> np.ndarray:
         """The choice of rows that choose together, int [T, K] in router order; -1: empty, at the end."""
         history = self._histories[layer]
-        history.add_ranks(rows.rank_TE)
-        context = RoutingContext(
-            *rows,
-            resident_E=resident_E,
-            lag_E=history.lag_E,
-            uses_E=history.uses_E,
-            spread=history.spread or 0.0,
-            layer=layer,
-            step=history.step,
-            importance_T=importance_T,
-        )
+        context = history.context(*rows, resident_E=resident_E, layer=layer, importance_T=importance_T)
         return _router_order(self.strategy.choose(context), rows.score_TE)
 
     def use(self, layer: int, chosen_TK: np.ndarray) -> None:

@@ -13,15 +13,24 @@ import dwellmoe
 import inference
 from dwellmoe.cli import main as cli
 from dwellmoe.cli.apply import apply_parser
+from dwellmoe.cli.chat import parse_options as parse_chat
 from dwellmoe.cli.export_options import export_parser
 from dwellmoe.cli.pack import pack_parser
+from dwellmoe.cli.record import record_parser
+from dwellmoe.cli.serve import parse_options as parse_serving
 from dwellmoe.cli.simulate_options import parse_arguments
 from dwellmoe.errors import UserError
+from dwellmoe.harness.command_line import parse_harness
 from dwellmoe.locality.command_line import training_parser
 from tests.docs.pages import HISTORY, PAGES, ROOT, blocks, code_spans, name_of
 
 OTHER_PROGRAMS = {"git", "cd", "source", "tensorboard", "curl", "export"}
-PARSERS = {"pack": pack_parser, "export": export_parser, "apply": apply_parser}
+PARSERS = {
+    "pack": pack_parser,
+    "export": export_parser,
+    "apply": apply_parser,
+    "record": record_parser,
+}
 LAUNCHERS = {"python", "torchrun", "deepspeed", "accelerate"}
 PROGRAMS = LAUNCHERS | {"dwellmoe", "make", "bash", "pip"} | OTHER_PROGRAMS
 SHELL = {"", "bash", "sh", "console"}
@@ -127,6 +136,10 @@ def _check_dwellmoe(arguments: list[str]) -> None:
     assert command in cli.COMMANDS
     if command == "simulate":
         parse_arguments(options)
+    elif command in ("serve", "chat"):
+        (parse_serving if command == "serve" else parse_chat)(options)
+    elif command == "lm-eval":
+        parse_harness(options)
     elif command in PARSERS:
         PARSERS[command]().parse_args(options)
 

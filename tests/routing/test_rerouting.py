@@ -240,7 +240,7 @@ def test_importance_is_norm_times_later_attention():
 
 
 def test_the_running_range_is_cache_priors():
-    from dwellmoe.routing.rerouter import History
+    from dwellmoe.routing.history import History
 
     history, ranges = History(4), [3.0, 1.0, 2.0]
     for spread in ranges:
@@ -249,7 +249,7 @@ def test_the_running_range_is_cache_priors():
 
 
 def test_a_dropped_expert_is_no_use_and_a_lag_counts_token_steps():
-    from dwellmoe.routing.rerouter import History
+    from dwellmoe.routing.history import History
 
     history = History(4)
     history.add_uses(np.array([[2, 0]]))

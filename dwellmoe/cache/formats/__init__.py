@@ -60,6 +60,11 @@ def write_trace(trace: RoutingTrace, path: str | Path) -> None:
     _by_ending(Path(path)).write(trace, path)
 
 
+def check_ending(path: Path) -> None:
+    """UserError for the name of a file that ends like no format that is written."""
+    _by_ending(path)
+
+
 def _modules() -> list:
     return [FORMATS.get(name) for name in format_names()]
 

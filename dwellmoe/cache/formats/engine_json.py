@@ -180,7 +180,9 @@ def _prompt_rows(rows: int, counts: dict[str, Any], where: str, prompt_tokens: i
     if prompt_tokens is not None:
         return min(prompt_tokens, rows)
     if not _states_tokens(counts):
-        warn_once(f"{where}: does not state its tokens, so all rows count as decode: --prompt_tokens states them")
+        warn_once(
+            f"{where}: does not state its tokens, so all rows count as decode: --prompt_tokens states them"
+        )
         return 0
     return max(0, rows - max(0, counts["completion_tokens"] - 1))
 

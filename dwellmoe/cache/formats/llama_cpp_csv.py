@@ -73,7 +73,9 @@ def read(path: Path, num_experts: int | None = None, top_k: int | None = None) -
 
 def _fewest_lines(path: Path, passes: list[list[Run]]) -> int:
     fewest = min(run.lines for runs in passes for run in runs)
-    warn_once(f"{path}: K is taken as {fewest}, the fewest lines that a layer has in a pass; --top_k states it")
+    warn_once(
+        f"{path}: K is taken as {fewest}, the fewest lines that a layer has in a pass; --top_k states it"
+    )
     return fewest
 
 
@@ -157,7 +159,8 @@ def _is_whole(runs: list[Run], layers: list[int], before: list[Run]) -> bool:
 def _tokens(path: Path, runs: list[Run], top_k: int, first: int) -> int:
     """Tokens of a pass. UserError where its layers differ, but for a shorter last one."""
     for run in runs:
-        if run.lines % top_k or (run.lines != runs[0].lines and run is not runs[-1]):
+        shorter = run is runs[-1] and run.lines < runs[0].lines
+        if run.lines % top_k or (run.lines != runs[0].lines and not shorter):
             raise UserError(
                 f"{path}, line {first + run.begin}: {run.lines} lines of layer {run.layer}: expected as many "
                 f"as of layer {runs[0].layer}, {runs[0].lines}, and a multiple of K = {top_k} (--top_k)"

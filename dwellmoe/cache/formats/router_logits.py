@@ -72,7 +72,9 @@ def read(
 
 def _layers(path: Path) -> dict[int, np.ndarray]:
     """Layer -> its logits [requests, tokens, experts], of which nothing is read yet. Raises UserError."""
-    found = _stacked(path) if path.open("rb").read(1) == b"\x93" else _tensors(path)
+    with open(path, "rb") as file:
+        is_array = file.read(1) == b"\x93"
+    found = _stacked(path) if is_array else _tensors(path)
     shapes = {logits.shape for logits in found.values()}
     if len(shapes) > 1:
         first, other = sorted(shapes)[:2]
@@ -144,5 +146,7 @@ def _softmax(path: Path, layer: int, logits: np.ndarray) -> np.ndarray:
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     bad = ~np.isfinite(probabilities).all(axis=1)
     if bad.any():
-        raise UserError(f"{path}: router logits of layer {layer}, row {int(bad.argmax())} are NaN or infinite")
+        raise UserError(
+            f"{path}: router logits of layer {layer}, row {int(bad.argmax())} are NaN or infinite"
+        )
     return probabilities

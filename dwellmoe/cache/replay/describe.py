@@ -19,7 +19,7 @@ def describe(
         raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
     coverage = [row.as_dict() for row in segment_coverage(trace, segment_tokens, CACHE_RATIOS, phase)]
     return {
-        "trace": _facts(trace),
+        "trace": describe_facts(trace),
         "locality": [locality_row(trace, phase).as_dict()],
         "reuse": describe_reuse(trace, phase, progress),
         "srp": next(iter(coverage), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
@@ -27,7 +27,8 @@ def describe(
     }
 
 
-def _facts(trace: RoutingTrace) -> dict:
+def describe_facts(trace: RoutingTrace) -> dict:
+    """What a trace holds, as one JSON object."""
     return {
         "model": trace.model,
         "source": trace.source,
@@ -43,13 +44,10 @@ def _facts(trace: RoutingTrace) -> dict:
 
 def description_lines(found: dict) -> list[str]:
     """A description for people."""
-    facts, row, reuse = found["trace"], found["locality"][0], found["reuse"]
-    model = facts["model"] or "unnamed model"
-    tokens = f"{facts['prefill_tokens']} prefill and {facts['decode_tokens']} decode tokens"
+    row, reuse = found["locality"][0], found["reuse"]
     gds = "" if row["gds"] is None else f", GDS {row['gds']:.4f}"
     lines = [
-        f"{model}: {facts['layers']} layers x {facts['experts']} experts, K = {facts['top_k']}",
-        f"{tokens}, {facts['requests']} requests",
+        *facts_lines(found["trace"]),
         f"{row['phase']}: ECR {row['ecr']:.4f} (chance {row['chance_ecr']:.4f}), LAL {row['lal']:.4f}{gds}",
     ]
     if found["srp"]["value"] is not None:
@@ -64,3 +62,13 @@ def description_lines(found: dict) -> list[str]:
             f"{size}: {entry['covered']:.3f}; a fixed hot set as large: {entry['hot_set_of_that_size']:.3f}"
         )
     return [*lines, f"the method that helps this model more: {reuse['method']}"]
+
+
+def facts_lines(facts: dict) -> list[str]:
+    """What a trace holds, for people."""
+    model = facts["model"] or "unnamed model"
+    tokens = f"{facts['prefill_tokens']} prefill and {facts['decode_tokens']} decode tokens"
+    return [
+        f"{model}: {facts['layers']} layers x {facts['experts']} experts, K = {facts['top_k']}",
+        f"{tokens}, {facts['requests']} requests",
+    ]
