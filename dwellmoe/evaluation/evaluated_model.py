@@ -12,6 +12,7 @@ from torch import nn
 from dwellmoe.cache.budget import Budget, ModelSizes, budget_of
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.rerouting import ReroutingSettings
+from dwellmoe.experts.low_bit_linear import low_bit_bytes
 from dwellmoe.families import MoeLayer, expert_bytes, expert_parameters
 from dwellmoe.offload import LiveRerouting, engine_of
 from dwellmoe.routing import SimulatedCache
@@ -51,7 +52,7 @@ class EvaluatedModel:
         """Bytes of everything but the routed experts: what every token needs and no cache evicts."""
         layers = self.moe_layers
         routed = {id(weight) for layer in layers for weight in expert_parameters(self.model, layer).values()}
-        return sum(
+        return low_bit_bytes(self.model) + sum(
             _bytes(weight)
             for name, weight in self.model.named_parameters()
             if id(weight) not in routed and not _is_adapter(name)

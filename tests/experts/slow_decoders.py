@@ -32,19 +32,21 @@ def int8(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
 
 
 def int4(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
-    """Two codes a byte, low half first; a scale and a zero for each group of a row."""
-    codes, scales, zeros = (stored[name].tolist() for name in ("codes", "scales", "zeros"))
-    group = 2 * len(codes[0]) // len(scales[0])
+    """Blocks of 64 rows, column after column: of the 32 bytes of a column the low halves hold the first 32
+    rows, the high halves the others. A scale and a zero for each group of a row.
+    """
+    codes, both = stored["codes"].tolist(), stored["scales_and_zeros"].tolist()
+    group = len(codes[0]) // len(both)
     rows = []
     for row in range(shape[0]):
-        halves = [half for byte in codes[row] for half in (byte % 16, byte // 16)]
-        rows.append(
-            [
-                np.float32(np.float32(half - 8) * np.float32(scales[row][at // group]))
-                + np.float32(zeros[row][at // group])
-                for at, half in enumerate(halves[: shape[1]])
-            ]
-        )
+        block, within = divmod(row, 64)
+        numbers = []
+        for at in range(shape[1]):
+            byte = codes[block][at][within % 32]
+            code = byte // 16 if within >= 32 else byte % 16
+            scale, zero = (np.float32(number) for number in both[at // group][row])
+            numbers.append(np.float32(np.float32(code - 8) * scale) + zero)
+        rows.append(numbers)
     return torch.tensor(np.array(rows))
 
 
@@ -64,7 +66,7 @@ def mxfp4(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
         for block, scale in zip(blocks[row], scales[row], strict=True):
             for byte in block:
                 numbers += [e2m1(half) * 2.0 ** (scale - 127) for half in (byte % 16, byte // 16)]
-        rows.append(numbers)
+        rows.append(numbers[: shape[1]])
     return torch.tensor(rows, dtype=torch.float64).float()
 
 
@@ -87,3 +89,27 @@ def fp8(stored: Mapping[str, Tensor], shape: Shape, block: Shape = (128, 128), p
         of_row = scales[part][within // block[0]]
         rows.append([np.float32(e4m3(code)) * of_row[at // block[1]] for at, code in enumerate(codes[row])])
     return torch.tensor(np.array(rows))
+
+
+def half_float(low: int, high: int) -> float:
+    """A sign, five bits of exponent with bias 15, ten of mantissa."""
+    sign, exponent, mantissa = high >> 7, (high >> 2) & 31, (high & 3) * 256 + low
+    size = mantissa * 2.0**-24 if exponent == 0 else (1 + mantissa / 1024) * 2.0 ** (exponent - 15)
+    return -size if sign else size
+
+
+def q8_0(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
+    """Blocks of 32: a scale of two bytes, and a byte with a sign each."""
+    numbers = []
+    for low, high, *codes in stored["blocks"].view(-1, 34).tolist():
+        numbers += [half_float(low, high) * (code - 256 if code > 127 else code) for code in codes]
+    return torch.tensor(numbers, dtype=torch.float64).float().view(shape)
+
+
+def q4_0(stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
+    """Blocks of 32: a scale of two bytes, and 16 bytes: all low halves before all high halves."""
+    numbers = []
+    for low, high, *codes in stored["blocks"].view(-1, 18).tolist():
+        halves = [code % 16 for code in codes] + [code // 16 for code in codes]
+        numbers += [half_float(low, high) * (half - 8) for half in halves]
+    return torch.tensor(numbers, dtype=torch.float64).float().view(shape)

@@ -7,11 +7,18 @@ import torch
 from dwellmoe.errors import unknown_name
 from dwellmoe.experts.formats.base import ExpertFormat, QuantisingFormat
 from dwellmoe.experts.formats.fp8 import BlockFp8
+from dwellmoe.experts.formats.q4_0 import Q4_0
+from dwellmoe.experts.formats.q8_0 import Q8_0
 from dwellmoe.experts.formats.stored import PlainWeights
 from dwellmoe.registry import Registry, name_of, options_of
 
+GGUF_FORMATS: dict[str, type[ExpertFormat]] = {Q8_0.name: Q8_0, Q4_0.name: Q4_0}
+"""The formats that experts of GGUF files are held in."""
 FORMATS = Registry(
-    "expert format", __name__, "FORMAT", skip=("base", "blocks", "passes", "stored", "fp8")
+    "expert format",
+    __name__,
+    "FORMAT",
+    skip=("base", "blocks", "gguf_blocks", "passes", "stored", "fp8", *GGUF_FORMATS),
 )
 """The formats that any checkpoint's experts can be brought into."""
 AS_STORED = "as_stored"
@@ -51,6 +58,8 @@ def format_of(text: str) -> ExpertFormat:
     """The format that `text_of` wrote. Raises UserError, or AttributeError for a type that torch lacks."""
     if name_of(text) == BlockFp8.name:
         return _block_fp8(**options_of("expert format", text, _block_fp8))
+    if text in GGUF_FORMATS:
+        return GGUF_FORMATS[text]()
     if name_of(text) in FORMATS.names():
         format_class, options = FORMATS.parse(text)
         return format_class(**options)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwellmoe.experts.formats import passes
+from dwellmoe.experts.formats import passes as quantising_passes
 from dwellmoe.experts.formats.base import Empty
-from dwellmoe.experts.kernels.row_passes import RowPasses
+from dwellmoe.experts.kernels.row_passes import PassesOfTypes
 from dwellmoe.experts.kernels.threads import run
 
 COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
@@ -21,25 +21,23 @@ COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def dequantised(
-    row_passes: RowPasses, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty, **stored: Any
+    passes: PassesOfTypes, shape_OI: tuple[int, int], dtype: torch.dtype, empty: Empty, **stored: Any
 ) -> Tensor:
     """The matrix [O, I], computed in float32 and rounded once."""
     short = dtype == torch.bfloat16
     out_OI = empty(shape_OI, dtype=torch.bfloat16 if short else torch.float32)
-    function = row_passes.to_bfloat16 if short else row_passes.to_float32
+    function = (passes.bfloat16 if short else passes.float32).dequantise
     run(function, outputs=shape_OI[0], inputs=shape_OI[1], out=out_OI, **stored)
     return out_OI.to(dtype)
 
 
-def product(row_passes: RowPasses, x_SI: Tensor, shape_OI: tuple[int, int], **stored: Any) -> Tensor:
+def product(passes: PassesOfTypes, x_SI: Tensor, shape_OI: tuple[int, int], **stored: Any) -> Tensor:
     """Each row times the matrix, [S, O], summed in float32."""
-    rows, (outputs, inputs) = len(x_SI), shape_OI
-    x = x_SI.float()
-    if row_passes.halves:
-        x = x.view(rows, inputs // 2, 2).transpose(1, 2)
-    out_SO = torch.empty(rows, outputs)
-    sizes = {"rows": rows, "outputs": outputs, "inputs": inputs}
-    run(row_passes.product, **sizes, x=x.contiguous(), out=out_SO, **stored)
+    short = x_SI.dtype == torch.bfloat16
+    x = (x_SI if short else x_SI.float()).contiguous()
+    out_SO = torch.empty(len(x), shape_OI[0], dtype=x.dtype)
+    function = (passes.bfloat16 if short else passes.float32).product
+    run(function, rows=len(x), outputs=shape_OI[0], inputs=shape_OI[1], x=x, out=out_SO, **stored)
     return out_SO.to(x_SI.dtype)
 
 
@@ -77,7 +75,7 @@ def nearest_codes(numbers_BN: Tensor, midpoints_15: Tensor) -> tuple[Tensor, Ten
     """
     largest_B = torch.empty(len(numbers_BN))
     codes_BN = torch.empty(len(numbers_BN), numbers_BN.shape[1] // 2, dtype=torch.uint8)
-    passes.nearest(*_arrays(numbers_BN, midpoints_15, largest_B, codes_BN))
+    quantising_passes.nearest(*_arrays(numbers_BN, midpoints_15, largest_B, codes_BN))
     return largest_B, codes_BN
 
 
@@ -87,7 +85,7 @@ def steps_of_scale(numbers_BN: Tensor, scales_B: Tensor, zeros_B: Tensor) -> tup
     """
     errors_B = torch.empty(len(numbers_BN))
     codes_BN = torch.empty(len(numbers_BN), numbers_BN.shape[1] // 2, dtype=torch.uint8)
-    passes.steps(*_arrays(numbers_BN, scales_B, zeros_B, codes_BN, errors_B))
+    quantising_passes.steps(*_arrays(numbers_BN, scales_B, zeros_B, codes_BN, errors_B))
     return codes_BN, errors_B
 
 
@@ -99,7 +97,7 @@ def powers_of_two(numbers_BN: Tensor, sizes_8: Tensor) -> tuple[Tensor, Tensor]:
     exponents_B = torch.empty(len(numbers_BN), dtype=torch.uint8)
     codes_BN = torch.empty(len(numbers_BN), numbers_BN.shape[1] // 2, dtype=torch.uint8)
     midpoints_7 = (sizes_8[1:] + sizes_8[:-1]) / 2
-    passes.microscale(*_arrays(numbers_BN, midpoints_7, sizes_8, codes_BN, exponents_B))
+    quantising_passes.microscale(*_arrays(numbers_BN, midpoints_7, sizes_8, codes_BN, exponents_B))
     return exponents_B, codes_BN
 
 

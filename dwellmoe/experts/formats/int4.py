@@ -118,15 +118,14 @@ def _in_blocks(pairs: Tensor) -> Tensor:
     format, uint8 [N / 64, K, 32].
     """
     rows_NK = torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)
-    quarters = rows_NK.view(-1, 4, 16, rows_NK.shape[1]).permute(0, 3, 1, 2)
-    return (quarters[:, :, :2] | quarters[:, :, 2:] << 4).flatten(2).contiguous()
+    halves = rows_NK.view(-1, 2, OUTPUTS // 2, rows_NK.shape[1])
+    return (halves[:, 0] | halves[:, 1] << 4).transpose(1, 2).contiguous()
 
 
 def _looked_up(stored: Stored) -> Tensor:
     """The matrix [N, K] in float32, by torch's operations."""
-    halves = stored["codes"].view(*stored["codes"].shape[:2], 2, 16)
-    quarters = torch.cat([halves & 15, halves >> 4], dim=2)
-    rows_NK = quarters.permute(0, 2, 3, 1).flatten(0, 2)
+    codes = stored["codes"]
+    rows_NK = torch.cat([codes & 15, codes >> 4], dim=2).transpose(1, 2).flatten(0, 1)
     scales_NG, zeros_NG = stored["scales_and_zeros"].float().permute(2, 1, 0)
     steps_NGW = rows_NK.float().sub_(MIDDLE).view(*scales_NG.shape, -1)
     return torch.addcmul(zeros_NG[:, :, None], steps_NGW, scales_NG[:, :, None]).flatten(1)

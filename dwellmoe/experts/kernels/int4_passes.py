@@ -1,8 +1,8 @@
 """Compiled passes over int4's layout, for processors on which torch has no product for it, and for many rows.
 
-A block of 64 outputs lies together, input after input: 16 bytes hold the codes of the outputs d and d + 32,
-16 more those of d + 16 and d + 48, for d from 0 to 15. A group of inputs is decoded into a small table of
-float32, which is multiplied with all rows, or rounded into a matrix [I, O].
+A block of 64 outputs lies together, input after input: 32 bytes hold the codes of the first 32 outputs in
+their low halves, and those of the other 32 in their high halves. A group of inputs is decoded into a small
+table of float32, which is multiplied with all rows, or rounded into a matrix [I, O].
 
 Letters: S rows, O and I the output and input width of a matrix.
 """
@@ -13,12 +13,13 @@ import numpy as np
 from numba import carray
 
 from dwellmoe.cache.kernel.jit import helper
-from dwellmoe.experts.kernels.row_passes import rounded, unrounded
-from dwellmoe.experts.kernels.threads import memory, pass_of, take_chunk
+from dwellmoe.experts.kernels.row_passes import of_bfloat16, rounded, unchanged
+from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, take_chunk
 
 OUTPUTS = 64
+HALF = OUTPUTS // 2
 # `pass_of` puts a function and a type in the place of these names.
-OUT_TYPE = np.float32
+TYPE = np.float32
 
 
 def to_type(number) -> Any:
@@ -30,28 +31,20 @@ def _number(code, scale, zero):
     return np.float32(np.int32(code) - np.int32(8)) * scale + zero
 
 
-@helper
-def _from_bfloat16(bits):
-    return np.uint32(np.uint32(bits) << 16).view(np.float32)
-
-
-@helper
+@inlined
 def _decode_group(work, block, group, pairs, table):
     """table [inputs of a group, 64]; pairs [2, 64]: room for scales and zeros."""
     count, outputs, inputs = work.block, work.outputs, work.inputs
     both = carray(memory(work.scales + 4 * (group * outputs + block * OUTPUTS)), (OUTPUTS, 2), np.uint16)
     scales, zeros = pairs[0], pairs[1]
     for n in range(OUTPUTS):
-        scales[n], zeros[n] = _from_bfloat16(both[n, 0]), _from_bfloat16(both[n, 1])
-    first = work.codes + 32 * (block * inputs + group * count)
-    codes = carray(memory(first), (count, 2, 16), np.uint8)
+        scales[n], zeros[n] = of_bfloat16(both[n, 0]), of_bfloat16(both[n, 1])
+    first = work.codes + HALF * (block * inputs + group * count)
+    codes = carray(memory(first), (count, HALF), np.uint8)
     for k in range(count):
-        for d in range(16):
-            table[k, d] = _number(codes[k, 0, d] & 15, scales[d], zeros[d])
-            table[k, d + 32] = _number(codes[k, 0, d] >> 4, scales[d + 32], zeros[d + 32])
-        for d in range(16):
-            table[k, d + 16] = _number(codes[k, 1, d] & 15, scales[d + 16], zeros[d + 16])
-            table[k, d + 48] = _number(codes[k, 1, d] >> 4, scales[d + 48], zeros[d + 48])
+        for n in range(HALF):
+            table[k, n] = _number(codes[k, n] & 15, scales[n], zeros[n])
+            table[k, HALF + n] = _number(codes[k, n] >> 4, scales[HALF + n], zeros[HALF + n])
 
 
 def _product(pointer):
@@ -79,7 +72,7 @@ def _dequantise(pointer):
     """out [I, O], in float32 or in the bits of bfloat16; O in whole blocks, I in whole groups."""
     work = carray(pointer, 1)[0]
     count, inputs, outputs = work.block, work.inputs, work.outputs
-    out = carray(memory(work.out), (inputs, outputs), OUT_TYPE)
+    out = carray(memory(work.out), (inputs, outputs), TYPE)
     table, pairs = np.empty((count, OUTPUTS), np.float32), np.empty((2, OUTPUTS), np.float32)
     block = take_chunk(pointer)
     while block < outputs // OUTPUTS:
@@ -93,5 +86,5 @@ def _dequantise(pointer):
 
 
 product = pass_of(_product, "int4")
-to_float32 = pass_of(_dequantise, "int4-float32", to_type=unrounded, OUT_TYPE=np.float32)
-to_bfloat16 = pass_of(_dequantise, "int4-bfloat16", to_type=rounded, OUT_TYPE=np.uint16)
+to_float32 = pass_of(_dequantise, "int4-float32", to_type=unchanged, TYPE=np.float32)
+to_bfloat16 = pass_of(_dequantise, "int4-bfloat16", to_type=rounded, TYPE=np.uint16)

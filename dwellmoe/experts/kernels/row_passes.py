@@ -9,7 +9,6 @@ Letters: S rows, O and I the output and input width of a matrix.
 """
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import numba
@@ -17,7 +16,7 @@ import numpy as np
 from numba import carray
 
 from dwellmoe.cache.kernel.jit import BARE, bound, helper
-from dwellmoe.experts.kernels.threads import memory, pass_of, take_chunk
+from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, take_chunk
 
 ROWS_OF_CHUNK = 16
 MXFP4_BLOCK, NF4_BLOCK = 32, 64
@@ -34,7 +33,7 @@ NORMAL_FLOATS = tuple(
 
 
 # `pass_of` puts functions and a type of one format in the place of these names.
-OUT_TYPE = np.float32
+TYPE = np.float32
 
 
 def decode(work, o, row) -> Any:
@@ -42,11 +41,19 @@ def decode(work, o, row) -> Any:
 
 
 def store(row, out) -> Any:
-    """Writes a decoded row in its own order."""
+    """Writes a decoded row in the order of the matrix."""
+
+
+def load(x, row) -> Any:
+    """Reads a row of the input into the order of a decoded row."""
 
 
 def to_type(number) -> Any:
-    """The number in the type of the output."""
+    """A float32 in the type of the output."""
+
+
+def from_type(number) -> Any:
+    """A number of the input as a float32."""
 
 
 @helper
@@ -57,7 +64,12 @@ def rounded(number):
 
 
 @helper
-def unrounded(number):
+def of_bfloat16(bits):
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@helper
+def unchanged(number):
     return number
 
 
@@ -102,7 +114,7 @@ def _e4m3(byte):
 def _power_of_two(exponent):
     """2 ** (exponent - 127); the smallest is no normal number."""
     bits = np.int32(np.int32(exponent) << 23) if exponent > 0 else np.int32(1 << 22)
-    return bits.view(np.float32)
+    return np.int32(bits).view(np.float32)
 
 
 @helper
@@ -159,18 +171,20 @@ def _dot(first, second):
 
 
 def _product(pointer):
-    """out [S, O] float32 = x [S, I] float32 times the matrix; x in the order of a decoded row."""
+    """out [S, O] = x [S, I] times the matrix, summed in float32; both are float32, or bits of bfloat16."""
     work = carray(pointer, 1)[0]
     inputs, outputs, rows = work.inputs, work.outputs, work.rows
-    x = carray(memory(work.x), (rows, inputs), np.float32)
-    out = carray(memory(work.out), (rows, outputs), np.float32)
-    row = np.empty(inputs, np.float32)
+    x_in = carray(memory(work.x), (rows, inputs), TYPE)
+    out = carray(memory(work.out), (rows, outputs), TYPE)
+    x, row = np.empty((rows, inputs), np.float32), np.empty(inputs, np.float32)
+    for s in range(rows):
+        load(x_in[s], x[s])
     first = take_chunk(pointer) * ROWS_OF_CHUNK
     while first < outputs:
         for o in range(first, min(first + ROWS_OF_CHUNK, outputs)):
             decode(work, o, row)
             for s in range(rows):
-                out[s, o] = _dot(x[s], row)
+                out[s, o] = to_type(_dot(x[s], row))
         first = take_chunk(pointer) * ROWS_OF_CHUNK
 
 
@@ -178,7 +192,7 @@ def _dequantise(pointer):
     """out [O, I], in float32 or in the bits of bfloat16."""
     work = carray(pointer, 1)[0]
     inputs, outputs = work.inputs, work.outputs
-    out = carray(memory(work.out), (outputs, inputs), OUT_TYPE)
+    out = carray(memory(work.out), (outputs, inputs), TYPE)
     row = np.empty(inputs, np.float32)
     first = take_chunk(pointer) * ROWS_OF_CHUNK
     while first < outputs:
@@ -195,33 +209,56 @@ def _store_halves(row, out):
         out[2 * i + 1] = to_type(row[half + i])
 
 
+def _load_halves(x, row):
+    half = len(x) // 2
+    for i in range(half):
+        row[i] = from_type(x[2 * i])
+        row[half + i] = from_type(x[2 * i + 1])
+
+
 def _store_row(row, out):
     for i in range(len(out)):
         out[i] = to_type(row[i])
 
 
+def _load_row(x, row):
+    for i in range(len(x)):
+        row[i] = from_type(x[i])
+
+
 class RowPasses(NamedTuple):
+    """The passes of one format for one type of rows and matrices."""
+
+    product: Any
+    dequantise: Any
+
+
+class PassesOfTypes(NamedTuple):
     """The passes of one format."""
 
-    product: FunctionType
-    to_float32: FunctionType
-    to_bfloat16: FunctionType
-    halves: bool
-    """Whether a byte holds two codes."""
+    float32: RowPasses
+    bfloat16: RowPasses
 
 
-def _passes(name: str, decode: Callable, halves: bool) -> RowPasses:
-    store = _store_halves if halves else _store_row
-    exact = {"decode": decode, "store": bound(store, to_type=unrounded), "OUT_TYPE": np.float32}
-    short = {"decode": decode, "store": bound(store, to_type=rounded), "OUT_TYPE": np.uint16}
-    return RowPasses(
-        product=pass_of(_product, name, decode=decode),
-        to_float32=pass_of(_dequantise, f"{name}-float32", **exact),
-        to_bfloat16=pass_of(_dequantise, f"{name}-bfloat16", **short),
-        halves=halves,
-    )
+def row_passes(name: str, decode: Callable, halves: bool) -> PassesOfTypes:
+    """The passes around `decode(work, o, row)`, which writes row o of the matrix into `row` (float32).
+
+    halves  whether a byte holds two codes: the first of all bytes then come first in `row`
+    """
+
+    def of(number_type: type, to_type: Callable, from_type: Callable) -> RowPasses:
+        load, store = (_load_halves, _store_halves) if halves else (_load_row, _store_row)
+        label = f"{name}-{number_type.__name__}"
+        names = {"decode": inlined(decode), "TYPE": number_type}
+        loaded, stored = bound(load, from_type=from_type), bound(store, to_type=to_type)
+        return RowPasses(
+            product=pass_of(_product, label, load=loaded, to_type=to_type, **names),
+            dequantise=pass_of(_dequantise, label, store=stored, **names),
+        )
+
+    return PassesOfTypes(of(np.float32, unchanged, unchanged), of(np.uint16, rounded, of_bfloat16))
 
 
-MXFP4 = _passes("mxfp4", _decode_mxfp4, halves=True)
-NF4 = _passes("nf4", _decode_nf4, halves=True)
-FP8 = _passes("fp8", _decode_fp8, halves=False)
+MXFP4 = row_passes("mxfp4", _decode_mxfp4, halves=True)
+NF4 = row_passes("nf4", _decode_nf4, halves=True)
+FP8 = row_passes("fp8", _decode_fp8, halves=False)

@@ -34,8 +34,8 @@ Work = types.CPointer(numba.from_dtype(np.dtype([(name, np.int64) for name in FI
 
 
 @intrinsic
-def take_chunk(typing_context, work):
-    """The number of the next chunk, which no other thread is given."""
+def _count_up(typing_context, work):
+    """Adds 1 to the first number of `work` in one step; the number before."""
 
     def generate(context, builder, signature, arguments):
         counter = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
@@ -45,13 +45,24 @@ def take_chunk(typing_context, work):
 
 
 @intrinsic
-def memory(typing_context, address):
-    """The pointer to an address, of which `numba.carray` makes an array."""
+def _pointer(typing_context, address):
+    """The pointer to an address."""
 
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+take_chunk: Any = _count_up
+"""`take_chunk(pointer)` in a pass: the number of the next chunk, which no other thread is given."""
+memory: Any = _pointer
+"""`memory(address)` in a pass: of which `numba.carray` makes an array."""
+
+
+def inlined(function: Callable) -> Callable:
+    """Compiles a function that makes arrays of addresses into whatever calls it."""
+    return numba.njit(function, forceinline=True)
 
 
 def pass_of(function: FunctionType, label: str, **names: Callable) -> FunctionType:
