@@ -143,7 +143,7 @@ class _RecordWriter:
             return
         record = self._convert(plan, expert)
         with writing(file.path):
-            _write_at(file.number, memoryview(record), offset)
+            _write_at(file.number, record.data, offset)
             self.journal.add(flat_id, checksum_of([record]))
 
     def _convert(self, plan: LayerPlan, expert: int) -> np.ndarray:

@@ -77,6 +77,25 @@ def test_a_sharded_copy_in_another_type_is_a_copy_of_the_base(routers, tiny_chec
     assert "differs elsewhere" in capsys.readouterr().err
 
 
+def test_routers_are_exported_from_and_put_on_a_packed_base(
+    routers, router_adapter, tiny_checkpoint, tmp_path
+):
+    """The adapter was trained on the checkpoint that was packed. Its checksums hold afterwards, too."""
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    run(["pack", str(tiny_checkpoint), str(packed), "--format", "int8"])
+    file = tmp_path / "tuned.safetensors"
+    given = ("--adapter", str(router_adapter), "--model_name", str(packed), "--out", str(file))
+    run(["export", "router", *given])
+    assert all(torch.equal(load_file(file)[name], values) for name, values in load_file(routers).items())
+    run(["apply", str(file), "--model_name", str(packed), "--out", str(out)])
+    assert torch.equal(load_file(min(out.glob("packed-*")))[GATE], load_file(routers)[GATE])
+    run(["pack", "--check", str(out)])
+    assert base_model(str(out)).fingerprint != base_model(str(packed)).fingerprint
+    for command, option in (("hf", ()), ("adapter", ("--layout", "per_expert"))):
+        with pytest.raises(UserError, match=f"'{packed}' is packed.*--model_name"):
+            run(["export", command, *given[:4], "--out", str(tmp_path / command), *option])
+
+
 def test_only_changed_layers_are_held(make_adapter, tiny_checkpoint, tmp_path):
     adapter, out = make_adapter(tiny_checkpoint, layers=slice(1, 2)), tmp_path / "r.safetensors"
     run(["export", "router", "--adapter", str(adapter), "--out", str(out)])

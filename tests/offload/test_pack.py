@@ -13,6 +13,7 @@ import time
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_it_gives_what_the_same_format_in_memory_gives(family, format):
     found = logits(folder)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    resident = load_model(ModelSettings(str(folder), dtype="float32"))
+    resident: Any = load_model(ModelSettings(str(folder), dtype="float32"))
     model, engine = engine_of(family, folder)
     with engine:
         assert engine.reads_per_expert == 1
