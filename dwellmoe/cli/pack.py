@@ -39,11 +39,9 @@ def run(words: list[str]) -> None:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Raises UserError for words that cannot be, and for a folder that holds no checkpoint."""
-    for name in ("model", "out"):
-        if not getattr(
-            arguments, name
-        ):  # an unset variable of a shell; as a path it would be the current folder
-            raise UserError(f"{name.upper()} {getattr(arguments, name) or ''!r}: not the name of a folder")
+    for name in ("model", "out"):  # an unset variable of a shell would mean the current folder
+        if not getattr(arguments, name):
+            raise UserError(f"{name.upper()} '': not the name of a folder")
     if (name := arguments.format.partition(":")[0]) not in EXPERT_FORMATS:
         raise unknown_name("--format", name, EXPERT_FORMATS)
     if arguments.gguf is not None:

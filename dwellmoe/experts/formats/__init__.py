@@ -1,6 +1,7 @@
 """Formats of frozen experts, one file each: what `--expert_format` names, and what checkpoints publish."""
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -57,7 +58,8 @@ def text_of(format: ExpertFormat | None) -> str:
 def format_of(text: str) -> ExpertFormat:
     """The format that `text_of` wrote. Raises UserError, or AttributeError for a type that torch lacks."""
     if name_of(text) == BlockFp8.name:
-        return _block_fp8(**options_of("expert format", text, _block_fp8))
+        options: dict[str, Any] = {**options_of("expert format", text, _block_fp8)}
+        return _block_fp8(**options)
     if text in GGUF_FORMATS:
         return GGUF_FORMATS[text]()
     if name_of(text) in FORMATS.names():
