@@ -249,7 +249,12 @@ OTHER_FAMILIES = (
     "solar_open",
     "zaya",
 )
-MULTIMODAL = {"llama4": "llama4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text"}
+MULTIMODAL = {
+    "dots3_note": "dots3_note_text",
+    "llama4": "llama4_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+}
 """`model_type` of a checkpoint for images and text, and of its text part."""
 WHOLE_MULTIMODAL = {
     "aria": "aria_text",
@@ -259,6 +264,7 @@ WHOLE_MULTIMODAL = {
     "glm4v_moe": "glm4v_moe_text",
     "glm5_next": "glm5_next_text",
     "inkling2": "inkling2_text",
+    "inkling_mm_model": "inkling_text",
     "minimax_m3_vl": "minimax_m3_vl_text",
     "mistral3": "mistral4",
     "mistral_large4": "mistral_large4_text",
@@ -276,6 +282,12 @@ _WHOLE: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "pad_token_id": 0},
 }
 """What a family asks for beyond its parts."""
+_PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "dots3_note": {"vision_config": {"mlp_layer_types": ["dense"], "adapter_in_dim": 16}},
+    # With fewer layers than sizes of patches it would need scipy.
+    "inkling_mm_model": {"vision_config": {"patch_size": 2, "num_hidden_layers": 3}},
+}
+"""What a family asks for in a part."""
 FAMILIES = FAMILIES_BY_NAME + OTHER_FAMILIES
 
 
@@ -303,7 +315,7 @@ def tiny_multimodal(family: str, seed: int = 0) -> PreTrainedModel:
         parts["vision_config"] = _small_part(CONFIG_MAPPING[vision_type]) | {"model_type": vision_type}
     for name, kind in config_class.sub_configs.items():
         if name not in parts:
-            parts[name] = _small_part(kind)
+            parts[name] = _small_part(kind) | _PARTS.get(family, {}).get(name, {})
     torch.manual_seed(seed)
     config = config_class(**parts, **_WHOLE.get(family, {}))
     return _with_clear_preferences(AutoModelForImageTextToText.from_config(config))

@@ -96,11 +96,7 @@ class CachedExperts:
             return self._run_chunk(layer, module, hidden_TD, indices_TK, weights_TK)
         if len(indices_TK) == 1:
             return self._run_token(layer, module, hidden_TD, indices_TK, weights_TK)
-        rows = max(1, self.live.device.decode_cache.capacity // indices_TK.shape[1])
-        if rows >= len(indices_TK):
-            return self._run_rows(layer, module, 0, hidden_TD, indices_TK, weights_TK)
-        cuts = zip(*(part.split(rows) for part in (hidden_TD, indices_TK, weights_TK)), strict=True)
-        return torch.cat([self._run_rows(layer, module, i * rows, *cut) for i, cut in enumerate(cuts)])
+        return self._run_rows(layer, module, hidden_TD, indices_TK, weights_TK)
 
     def _run_token(self, layer: int, module: Any, hidden_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor):
         experts, shares = indices_1K.flatten().tolist(), weights_1K.flatten().tolist()
@@ -109,46 +105,60 @@ class CachedExperts:
             weights_1K, indices_1K = router_order(weights_1K, indices_1K)
             experts = indices_1K.flatten().tolist()
         if max(experts) >= self.live.experts:
-            return self._run_rows(layer, module, 0, hidden_1D, indices_1K, weights_1K)
+            return self._run_rows(layer, module, hidden_1D, indices_1K, weights_1K)
         self._record(layer, [experts], 0)
         plan = self.live.request(layer, experts)
         work = OneToken(module, hidden_1D, experts, weights_1K)
         present = None if plan.load else self.slot_table.if_all_present(layer, experts)
         if present is None:
-            self._serve(layer, hidden_1D, experts, plan, work)
+            self._serve(layer, experts, plan, work)
             return work.result()
         self.statistics.decode.device_hits += len(experts)
         if self.prefetch:
-            self.prefetch.after_request(layer, hidden_1D, experts)
+            self.prefetch.after_request(layer, experts)
         for expert, weights in zip(experts, present, strict=True):
             work.add(expert, weights)
         return work.result()
 
-    def _run_rows(
-        self, layer: int, module: Any, begin: int, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor
-    ):
-        """Rows of a batch that make one request; `begin` is the first of them in the forward pass."""
+    def _run_rows(self, layer: int, module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor):
+        """The rows of a batch, in groups whose experts the cache can hold: each group makes one request."""
         chosen_TK = self._chosen(layer, hidden_TD, indices_TK, weights_TK)
-        self._record(layer, chosen_TK, begin)
-        requested = chosen_TK[chosen_TK < self.live.experts].tolist()
-        if not requested:
-            return torch.zeros_like(hidden_TD)
-        plan = self.live.request(layer, requested)
-        work = ManyTokens(module, hidden_TD, indices_TK, weights_TK, self.live.experts)
-        self._serve(layer, hidden_TD, list(dict.fromkeys(requested)), plan, work)
-        return work.result()
+        rows = max(1, self.live.device.decode_cache.capacity // indices_TK.shape[1])
+        outputs = []
+        for begin in range(0, len(chosen_TK), rows):
+            group, later = slice(begin, begin + rows), slice(begin + rows, begin + 2 * rows)
+            work = ManyTokens(
+                module, hidden_TD[group], indices_TK[group], weights_TK[group], self.live.experts
+            )
+            self._record(layer, chosen_TK[group], begin)
+            self._serve_rows(layer, work, *map(self._routed, (chosen_TK[group], chosen_TK[later], chosen_TK)))
+            outputs.append(work.result())
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _serve_rows(
+        self, layer: int, work: Any, experts: list[int], later: list[int], of_all: list[int]
+    ) -> None:
+        """Serves rows that chose `experts`; the next group chose `later`, all rows `of_all`."""
+        if not experts:
+            return
+        plan = self.live.request(layer, experts)
+        self._serve(layer, list(dict.fromkeys(experts)), plan, work, later, of_all)
+
+    def _routed(self, chosen_TK: np.ndarray) -> list[int]:
+        """Every choice that is a routed expert, row by row."""
+        return chosen_TK[chosen_TK < self.live.experts].tolist()
 
     def _run_chunk(self, layer: int, module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor):
         chosen_TK = self._chosen(layer, hidden_TD, indices_TK, weights_TK)
         self._record(layer, chosen_TK, 0)
         plan = self.live.prefill(layer, chosen_TK)
-        requested = list(dict.fromkeys(chosen_TK[chosen_TK < self.live.experts].tolist()))
+        requested = list(dict.fromkeys(self._routed(chosen_TK)))
         if not plan.load and self._as_in_memory(layer, module, chosen_TK):
             self.statistics.prefill.device_hits += len(requested)
             run = per_expert_forward if carried(module) else self._run_all_present
             return run(module, hidden_TD, indices_TK, weights_TK)
         work = ManyTokens(module, hidden_TD, indices_TK, weights_TK, self.live.experts)
-        self._serve(layer, hidden_TD, requested, plan, work)
+        self._serve(layer, requested, plan, work)
         return work.result()
 
     def _as_in_memory(self, layer: int, module: Any, chosen_TK: np.ndarray) -> bool:
@@ -159,8 +169,17 @@ class CachedExperts:
         return self.slot_table.is_stacked(layer) and every_slot_used and not module.weighs_inputs
 
     def _serve(
-        self, layer: int, hidden_TD: Tensor, experts: Sequence[int], plan: TransferPlan, work: Any
+        self,
+        layer: int,
+        experts: Sequence[int],
+        plan: TransferPlan,
+        work: Any,
+        later: Sequence[int] = (),
+        of_all: Sequence[int] = (),
     ) -> None:
+        """Loads and computes `experts`, which are distinct. Meanwhile readers read ahead: experts that a
+        `later` request of this layer needs, else what the next layer will probably need after `of_all`.
+        """
         first = layer * self.live.experts
         request = LayerRequest(
             slot_table=self.slot_table,
@@ -172,8 +191,10 @@ class CachedExperts:
             counts=self.statistics.phase(self.forward_pass.prefill),
         )
         request.begin()
-        if self.prefetch:
-            self.prefetch.after_request(layer, hidden_TD, experts)
+        if self.prefetch and later:
+            self.prefetch.before_request(layer, list(dict.fromkeys(later)))
+        elif self.prefetch:
+            self.prefetch.after_request(layer, list(dict.fromkeys(of_all)) or experts)
         request.finish()
 
     def _chosen(self, layer: int, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> np.ndarray:

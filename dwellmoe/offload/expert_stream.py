@@ -16,7 +16,7 @@ from dwellmoe.families.not_finite import check_finite
 from dwellmoe.offload.expert_layout import Expert, ExpertLayout, into_model_order, plain
 from dwellmoe.offload.expert_weights import ExpertWeights, Piece
 from dwellmoe.offload.io.readers import Load, Readers
-from dwellmoe.offload.io.storage import Storage
+from dwellmoe.offload.io.storage import REQUEST_BYTES, Storage
 from dwellmoe.offload.slots import Staging, page_offset_of
 from dwellmoe.offload.visit_order import VisitOrder
 
@@ -60,7 +60,8 @@ class ExpertStream:
         self.read_bytes = 0
         """Bytes of all experts whose reading has begun."""
         self._slots = Staging(layouts, slots, pinned)
-        self._readers = Readers(storage, readers)
+        # What is read ahead here is needed for certain, so it may take all readers.
+        self._readers = Readers(storage, readers, ahead_threads=readers, ahead_bytes=REQUEST_BYTES)
         ids = map(FlatId, itertools.count())
         self._ids = [list(itertools.islice(ids, count)) for count in counts]
         self._layer_of = [layer for layer, count in enumerate(counts) for _ in range(count)]
@@ -114,7 +115,7 @@ class ExpertStream:
 
     def _finish(self, flat_id: FlatId, held: _Held, load: Load) -> None:
         if not load.arrived.is_set():
-            self._readers.hurry(load)
+            self._readers.submit([load])
             load.arrived.wait()
         if load.error is not None:
             self._give_back(flat_id)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    ErnieFuseAndSplitTextVisionExperts,
     Interleave,
     MergeModulelist,
     Transpose,
@@ -100,7 +101,7 @@ class ExpertWeights(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The tensors of a parameter: for each original name one tensor an expert, or the one fused tensor."""
+    """The tensors of a parameter: for each original name one tensor an expert, or one fused tensor."""
 
     tensors: tuple[tuple[StoredTensor, ...], ...]
     fused: bool
@@ -261,7 +262,9 @@ def _source(
     if order := _order_of(converter, lists[pattern][0].shape, shape):
         return _Source((tuple(lists[pattern]),), fused=True, order=order)
     kinds = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
-    if kinds not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
+    fused, one_each = kinds == [(Concatenate, 1)], [(MergeModulelist, 0)]
+    text_first = [kind for kind, _ in kinds] == [ErnieFuseAndSplitTextVisionExperts]
+    if not (fused or text_first or kinds in (one_each, [*one_each, (Concatenate, 1)])):
         steps = ", ".join(kind.__name__ for kind, _ in kinds)
         raise UserError(
             f"the checkpoint stores '{name}' in another form than the model computes with ({steps} in "
@@ -270,7 +273,9 @@ def _source(
     tensors, factors = (
         tuple(tuple(kind.get(each, ())) for each in converter.source_patterns) for kind in (lists, scales)
     )
-    return _Source(tensors, fused=False, scales=factors if scales else ())
+    if text_first:  # the other half of the list are experts of images
+        tensors = tuple(each[: -(-len(each) // len(converter.target_patterns))] for each in tensors)
+    return _Source(tensors, fused=fused, scales=factors if scales else ())
 
 
 def _order_of(converter: Any, stored: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -305,10 +310,12 @@ def _checked(sources: dict[str, _Source], name: str, shape: tuple[int, ...], unu
 
 def _check_shape(name: str, source: _Source, shape: tuple[int, ...]) -> None:
     firsts = [tensors[0] for tensors in source.tensors]
-    if source.fused:
+    if source.fused and len(firsts) == 1:
         found = firsts[0].shape
         if source.order == TRANSPOSED:
             found = (*found[:-2], found[-1], found[-2])
+    elif source.fused:
+        found = (shape[0], sum(tensor.shape[1] for tensor in firsts), *firsts[0].shape[2:])
     else:
         rows = sum(tensor.shape[0] for tensor in firsts)
         found = (shape[0], rows, *firsts[0].shape[1:])
@@ -350,9 +357,10 @@ def _pieces(layout: tuple[Part, ...], places: Places, expert: int) -> tuple[Piec
 
 def _ranges(source: _Source, expert: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
     """(shard, offset, bytes) of the tensors that make up one parameter of one expert."""
-    if source.fused:
-        tensor = source.tensors[0][0]
-        yield tensor.shard, tensor.offset + expert * nbytes, nbytes
-        return
-    for tensors in source.tensors:
-        yield tensors[expert].shard, tensors[expert].offset, tensors[expert].nbytes
+    for first, *others in source.tensors:
+        if source.fused:
+            share = nbytes // len(source.tensors)
+            yield first.shard, first.offset + expert * share, share
+        else:
+            tensor = (first, *others)[expert]
+            yield tensor.shard, tensor.offset, tensor.nbytes

@@ -36,20 +36,24 @@ class LayerRequest:
         slot_of = slot_table.slot_of
         self.requested = set(flat_ids)
         self.present = [flat_id for flat_id in flat_ids if slot_of[flat_id] != ABSENT]
-        self.waiting = deque(flat_id for flat_id in flat_ids if slot_of[flat_id] == ABSENT)
+        self.waiting = deque(slot_table.in_file_order(each for each in flat_ids if slot_of[each] == ABSENT))
+        """Experts whose load has not begun: those to read first, in the order of the file."""
         self.first = flat_ids[0] - flat_ids[0] % slot_table.experts if flat_ids else 0
         counts.device_hits += len(self.present)
 
     def begin(self) -> None:
-        """Makes room and begins to load what is missing."""
+        """Begins to load what is missing, and makes room. What there is a slot for is read as one batch
+        before anything leaves, for that may mean a copy to RAM.
+        """
         if self.plan.drop:
             self.slot_table.drop_from_ram(self.plan.drop)
+        if self.waiting:
+            self._load(self._claim_prefetches())
         for flat_id in self.plan.evict:
             if flat_id not in self.requested:
                 self._evict(flat_id)
                 self._load(at_most=1)
-        if self.waiting:
-            self._load()
+        self._load()
 
     def finish(self) -> None:
         """Computes all experts, present ones first. Raises ReadFault for an expert that cannot be read."""
@@ -70,28 +74,29 @@ class LayerRequest:
     def _evict(self, flat_id: FlatId) -> None:
         self.slot_table.evict(flat_id, demote=flat_id in self.plan.demote)
 
-    def _load(self, at_most: int | None = None) -> None:
-        """Begins to load what there is a slot for, in order."""
-        started: list[Load] = []
+    def _claim_prefetches(self) -> list[Load]:
+        """The loads of requested experts that are being read ahead: they have their slots."""
+        if self.prefetch is None:
+            return []
+        claimed = {flat_id: self.prefetch.claim(flat_id) for flat_id in self.waiting}
+        found = {flat_id: load for flat_id, load in claimed.items() if load is not None}
+        self.waiting = deque(flat_id for flat_id in self.waiting if flat_id not in found)
+        for flat_id in found:
+            self._count_disk(flat_id)
+        self.counts.prefetch_hits += len(found)
+        return list(found.values())
+
+    def _load(self, claimed: Sequence[Load] = (), at_most: int | None = None) -> None:
+        """Begins to load what there is a slot for, in order, as one batch with what was claimed."""
+        urgent = list(claimed)
         while self.waiting and at_most != 0:
             flat_id = self.waiting[0]
-            if not (
-                self._claim_prefetch(flat_id)
-                or self._load_from_ram(flat_id)
-                or self._load_from_disk(flat_id, started)
-            ):
+            if not (self._load_from_ram(flat_id) or self._load_from_disk(flat_id, urgent)):
                 break
             self.waiting.popleft()
             at_most = None if at_most is None else at_most - 1
-        if started:
-            self.readers.submit(started)
-
-    def _claim_prefetch(self, flat_id: FlatId) -> bool:
-        if self.prefetch is None or not self.prefetch.claim(flat_id):
-            return False
-        self._count_disk(flat_id)
-        self.counts.prefetch_hits += 1
-        return True
+        if urgent:
+            self.readers.submit(urgent)
 
     def _load_from_ram(self, flat_id: FlatId) -> bool:
         table = self.slot_table
@@ -106,14 +111,14 @@ class LayerRequest:
         self.present.append(flat_id)
         return True
 
-    def _load_from_disk(self, flat_id: FlatId, started: list[Load]) -> bool:
+    def _load_from_disk(self, flat_id: FlatId, urgent: list[Load]) -> bool:
         table = self.slot_table
         if flat_id in table.ram_slot_of:
             return False
         load = table.start(flat_id, stays=flat_id not in self.leaving)
         if load is None:
             return False
-        started.append(load)
+        urgent.append(load)
         self._count_disk(flat_id)
         return True
 

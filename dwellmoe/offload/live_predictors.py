@@ -71,19 +71,28 @@ class LiveGateAhead:
     def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
-        """float [E]: for the layer after the running one; there is no prediction for the first layer."""
-        p_E = np.empty(self._used_LE.shape[1])
-        p_E[self._order(layer)] = self._used_LE[layer] / self._tokens_L[layer]
+        """float [E]: for the layer after the running one; zeros where its gate says nothing."""
+        p_E, order_E = np.zeros(self._used_LE.shape[1]), self._order(layer)
+        if order_E is not None:
+            p_E[order_E] = self._used_LE[layer] / self._tokens_L[layer]
         return p_E
 
     def watch(self, layer: int, used_E: np.ndarray) -> None:
-        if layer and self.horizon:
-            self._used_LE[layer] += used_E[self._order(layer)]
+        order_E = self._order(layer) if self.horizon else None
+        if order_E is not None:
+            self._used_LE[layer] += used_E[order_E]
             self._tokens_L[layer] += 1
 
-    def _order(self, layer: int) -> np.ndarray:
-        """int [E]: experts in the order of the gate, best first."""
-        margin_E = self._ahead.margin_of(layer).amax(dim=0)[: self._used_LE.shape[1]]
+    def knows(self, layer: int) -> bool:
+        """Whether the gate of a layer can be asked a layer early."""
+        return self._ahead.margin_of(layer) is not None
+
+    def _order(self, layer: int) -> np.ndarray | None:
+        """int [E]: experts in the order of the gate, best first; None where it says nothing."""
+        margin_TE = self._ahead.margin_of(layer)
+        if margin_TE is None:
+            return None
+        margin_E = margin_TE.amax(dim=0)[: self._used_LE.shape[1]]
         return margin_E.argsort(descending=True, stable=True).cpu().numpy()
 
 
@@ -102,7 +111,7 @@ class FusedLive:
 
     def predict(self, layer: int) -> np.ndarray:
         of_scout = self.scout.predict(layer)
-        if layer > self._running + self.gate.horizon:
+        if layer > self._running + self.gate.horizon or not self.gate.knows(layer):
             return of_scout
         return fuse(self.gate.predict(layer), of_scout, self.share)
 

@@ -109,7 +109,7 @@ class PendingLoads:
         pending = self.pending.pop(flat_id)
         self.readers.cancel([pending.load], wait=False)
         self.cancelled.append(pending)
-        return pending.load.running + pending.load.done > 0
+        return pending.load.begun
 
     def take_released(self) -> list[int]:
         """Device slots of cancelled loads that no reader writes to any more."""

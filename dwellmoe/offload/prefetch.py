@@ -1,15 +1,13 @@
-"""Prefetch: begins to read experts that a predictor expects in the next layer.
+"""Prefetch: begins to read experts that the next request needs, or that a predictor expects in it.
 
 A prefetched expert lies in a slot of its own and in no cache: a request that needs it loads it as it would
-any other, only with less waiting. Letters: T tokens, D hidden size.
+any other, only with less waiting.
 """
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from dwellmoe.cache.flat_id import FlatId
-from dwellmoe.offload.io.readers import Readers
+from dwellmoe.offload.io.readers import Load, Readers
 from dwellmoe.offload.prefetch_predictors import PrefetchPredictor
 from dwellmoe.offload.slot_table import ABSENT, SlotTable
 from dwellmoe.offload.statistics import Statistics
@@ -33,13 +31,24 @@ class Prefetch:
         self._prefetched: set[FlatId] = set()
         self._wasted: set[FlatId] = set()
 
-    def after_request(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> None:
+    def after_request(self, layer: int, requested: Sequence[int]) -> None:
         """Cancels the prefetches that `layer` did not claim, and begins those of the next layer."""
         if self._prefetched:
             self.cancel_all()
-        if predicted := self.predictor.predict_next(layer, hidden_TD, requested):
-            first = (layer + 1) * self.slot_table.experts
-            self._read([FlatId(first + expert) for expert in predicted])
+        if predicted := self.predictor.predict_next(layer, requested):
+            self._read(self._flat_ids(layer + 1, predicted))
+
+    def before_request(self, layer: int, needed: Sequence[int]) -> None:
+        """Begins to read experts that another request of `layer` will need for certain."""
+        if self._prefetched:
+            self.cancel_all()
+        flat_ids = self._flat_ids(layer, needed)
+        self._wasted.difference_update(flat_ids)
+        self._read(self.slot_table.in_file_order(flat_ids))
+
+    def _flat_ids(self, layer: int, experts: Sequence[int]) -> list[FlatId]:
+        first = layer * self.slot_table.experts
+        return [FlatId(first + expert) for expert in experts]
 
     def _read(self, flat_ids: Sequence[FlatId]) -> None:
         """Begins to read the first of these experts that are neither present nor loading; not urgent."""
@@ -65,20 +74,19 @@ class Prefetch:
             table.slot_of[flat_id] != ABSENT or flat_id in table.ram_slot_of or flat_id in table.loads.pending
         )
 
-    def claim(self, flat_id: FlatId) -> bool:
-        """Makes the prefetch of a requested expert urgent and part of the request; returns whether there was
-        one.
+    def claim(self, flat_id: FlatId) -> Load | None:
+        """The prefetch of a requested expert, which is part of the request from now on; None if there was
+        none. It is urgent once it is submitted again.
         """
         self._wasted.discard(flat_id)
         if flat_id not in self._prefetched:
-            return False
+            return None
         self._prefetched.discard(flat_id)
         load = self.slot_table.loads.pending[flat_id].load
-        self.readers.hurry(load)
         if load.arrived.is_set():
             # An earlier request that waited may have taken its arrival and passed over it.
             self.slot_table.loads.arrivals.put(load)
-        return True
+        return load
 
     def cancel_all(self) -> None:
         """Cancels the prefetches that were not claimed."""

@@ -1,72 +1,54 @@
 """Prefetch predictors: which experts the next layer will probably request.
 
-Letters: T tokens, D hidden size, L layers, E experts a layer.
+Letters: L layers, E experts a layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from inspect import signature
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dwellmoe.cache.predictors import make_predictor
-from dwellmoe.families import MoeLayer, family_of
+from dwellmoe.families import MoeLayer
 from dwellmoe.offload.check_settings import FUSED, GATE_AHEAD, SCOUTGATE, scout_options
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.live_predictors import FusedLive, LiveGateAhead, LiveScout
 from dwellmoe.registry import name_of
+from dwellmoe.routing.next_router import NextRouter
 from dwellmoe.routing.scoutgate import load_scoutgate
 
 
 class PrefetchPredictor(Protocol):
-    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
+    def predict_next(self, layer: int, requested: Sequence[int]) -> list[int]:
         """Experts that layer `layer` + 1 will probably request, likeliest first; none after the last layer.
 
-        Called for every layer in order, with its hidden states and the distinct experts it requested.
+        Called for every layer in order, with the distinct experts that it requested.
         """
         ...
 
 
 class NextGatePredictor:
-    """The next layer's own gate on this layer's hidden states.
+    """The next layer's own gate on what this layer's gate was given, which hooks on the routers keep."""
 
-    routers    [L]: each layer's router module; called past its hooks, so that a router tap does not see it
-    chosen_of  a router's output -> the experts that it chose, [T, K]
-    recorded   for routers that take more than hidden states: they get what this layer's router was given
-    """
-
-    def __init__(
-        self,
-        routers: Sequence[Any],
-        experts: int,
-        chosen_of: Callable[[tuple], Tensor],
-        recorded: "LastRouterInputs | None" = None,
-    ) -> None:
-        self.routers, self.experts, self.chosen_of, self.recorded = routers, experts, chosen_of, recorded
-
-    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
-        if layer + 1 == len(self.routers):
-            return []
-        inputs, named = self.recorded.last if self.recorded else ((hidden_TD,), {})
-        with torch.no_grad():
-            chosen_TK = self.chosen_of(self.routers[layer + 1].forward(*inputs, **named))
-        return [expert for expert in dict.fromkeys(chosen_TK.flatten().tolist()) if expert < self.experts]
-
-
-class LastRouterInputs:
-    """What the router that ran last was called with: positional and named inputs."""
-
-    def __init__(self, routers: Sequence[nn.Module], closing: ExitStack) -> None:
-        self.last: tuple[tuple, dict[str, Any]] = (), {}
-        for router in routers:
-            handle = router.register_forward_pre_hook(self._keep, with_kwargs=True)
-            closing.callback(handle.remove)
+    def __init__(self, model: nn.Module, layers: Sequence[MoeLayer], closing: ExitStack) -> None:
+        self._next = [NextRouter(model, *pair) for pair in pairwise(layers)]
+        self._experts = layers[0].num_experts
+        self._last: tuple[tuple, dict[str, Any]] = (), {}
+        for layer in layers[:-1]:
+            router = model.get_submodule(layer.router)
+            closing.callback(router.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
 
     def _keep(self, _router: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        self.last = inputs, named
+        self._last = inputs, named
+
+    def predict_next(self, layer: int, requested: Sequence[int]) -> list[int]:
+        answer = self._next[layer](*self._last) if layer < len(self._next) else None
+        if answer is None:
+            return []
+        return [expert for expert in dict.fromkeys(answer[2].flatten().tolist()) if expert < self._experts]
 
 
 class NextLayerPredictor:
@@ -82,7 +64,7 @@ class NextLayerPredictor:
         if forward_pass.fresh:
             self.predictor.start()
 
-    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
+    def predict_next(self, layer: int, requested: Sequence[int]) -> list[int]:
         used_E = np.zeros(self.experts, np.bool_)
         used_E[list(requested)] = True
         self.predictor.watch(layer, used_E)
@@ -97,9 +79,9 @@ class PerPhase:
     def __init__(self, gate: NextGatePredictor, decode: PrefetchPredictor, forward_pass: ForwardPass) -> None:
         self.gate, self.decode, self.forward_pass = gate, decode, forward_pass
 
-    def predict_next(self, layer: int, hidden_TD: Tensor, requested: Sequence[int]) -> list[int]:
+    def predict_next(self, layer: int, requested: Sequence[int]) -> list[int]:
         predictor = self.gate if self.forward_pass.prefill else self.decode
-        return predictor.predict_next(layer, hidden_TD, requested)
+        return predictor.predict_next(layer, requested)
 
 
 def likeliest(p_E: np.ndarray, count: int) -> list[int]:
@@ -115,23 +97,11 @@ def make_prefetch_predictor(
     weights of another model.
     """
     experts = layers[0].num_experts
-    gate = _next_gate(model, layers, forward_pass)
+    gate = NextGatePredictor(model, layers, forward_pass.closing)
     if name_of(spec) == GATE_AHEAD:
         return gate
     found = make_live_predictor(spec, model, layers, forward_pass)
     return PerPhase(gate, NextLayerPredictor(found, len(layers), experts, forward_pass), forward_pass)
-
-
-def _next_gate(model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> NextGatePredictor:
-    routers = [model.get_submodule(layer.router) for layer in layers]
-    hidden_alone = all(len(signature(router.forward).parameters) == 1 for router in routers)
-    read, top_k = family_of(model).read, layers[0].top_k
-    return NextGatePredictor(
-        routers=routers,
-        experts=layers[0].num_experts,
-        chosen_of=lambda output: read(output, top_k)[2],
-        recorded=None if hidden_alone else LastRouterInputs(routers, forward_pass.closing),
-    )
 
 
 def make_live_predictor(spec: str, model: Any, layers: Sequence[MoeLayer], forward_pass: ForwardPass) -> Any:

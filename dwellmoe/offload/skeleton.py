@@ -88,7 +88,11 @@ def _other_weights(shards: Shards, form: LowBitForm | None, fp8_to: torch.dtype)
 def is_routed_expert(name: str, tensor: StoredTensor) -> bool:
     """Whether a tensor of a checkpoint is a weight of routed experts that text may pass."""
     _, within, rest = name.partition(".experts.")
-    return bool(within) and not is_of_other_modality(name) and (rest[0].isdigit() or len(tensor.shape) > 1)
+    if is_of_other_modality(name):
+        return False
+    if within:
+        return rest[0].isdigit() or len(tensor.shape) > 1
+    return "moe." in name and len(tensor.shape) == 3  # all experts of Granite MoE and of Step 3.7
 
 
 def _set_generation(model: Any, model_name: str) -> None:
@@ -146,7 +150,19 @@ def _take_shapes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         block: Any = model.get_submodule(layer.block)
         # There is nothing to initialise: missing weights are refused. Qwen3-Omni's block initialises experts.
         experts._is_hf_initialized = block._is_hf_initialized = True
+    _drop_experts_of_images(model)
     return shapes
+
+
+def _drop_experts_of_images(model: nn.Module) -> None:
+    """Takes the parameters of experts that no text passes out of the layers that text passes (ERNIE-VL), for
+    checkpoints keep them among those of text, which are not read here.
+    """
+    for name, module in model.named_modules():
+        if name.endswith(".vision_moe.experts"):
+            module._is_hf_initialized = True  # type: ignore[assignment]
+            for each in dict(module.named_parameters(recurse=False)):
+                module.register_parameter(each, None)
 
 
 def _shapes_of(experts: nn.Module) -> dict[str, Tensor]:
@@ -157,12 +173,17 @@ def _shapes_of(experts: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_seam(experts: nn.Module, layer: MoeLayer) -> None:
-    unknown = [name for name, _ in experts.named_parameters() if name not in NAMES]
+    unknown = [name for name, _ in experts.named_parameters() if name not in NAMES and not _of_norm(name)]
     if unknown or not hasattr(experts, "has_gate"):
         what = (
             f"has a parameter '{unknown[0]}'" if unknown else "is not run by transformers' experts interface"
         )
         raise UserError(f"'{layer.experts}' ({type(experts).__name__}) {what}: it cannot run from a cache")
+
+
+def _of_norm(name: str) -> bool:
+    """Whether a parameter of experts belongs to the norm that all of them share, which stays in memory."""
+    return name.startswith("post_expert_norm.")
 
 
 def _put_back_shapes(model: Any) -> None:

@@ -88,6 +88,11 @@ class SlotTable:
         """Bytes of an expert in the checkpoint."""
         return self.weights.record_bytes[flat_id // self.experts]
 
+    def in_file_order(self, flat_ids: Iterable[FlatId]) -> list[FlatId]:
+        """Experts to read, as their records follow one another in the checkpoint; after them those in RAM."""
+        pieces = self.weights.pieces
+        return sorted(flat_ids, key=lambda each: (each in self.ram_slot_of, *pieces[each][0][:2]))
+
     def start(self, flat_id: FlatId, stays: bool = True) -> Load | None:
         """A load of an expert, to be submitted to the readers; None while there is no slot for it."""
         slot = self._take_slot(flat_id, stays)

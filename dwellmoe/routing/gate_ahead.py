@@ -50,8 +50,8 @@ class GateAhead:
         return self._margins.get(index)
 
     def margins(self) -> Tensor:
-        """`margin` of all layers in the last forward pass, [T, L, E]; NaN in the first layer. Raises UserError
-        for a router that cannot be asked.
+        """`margin` of all layers in the last forward pass, [T, L, E]; NaN in the first layer. Raises
+        UserError for a router that cannot be asked.
         """
         if fault := next((ask.fault for ask in self._next if ask.fault), None):
             raise UserError(fault)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dwellmoe.errors import UserError
 from dwellmoe.loading import load_model
 from dwellmoe.offload import EngineSettings, load_with_cache
 from dwellmoe.offload.pack import pack
@@ -18,10 +17,6 @@ from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-6
-REFUSED = ("ernie4_5_vl_moe", "muse_spark", "step3p7")
-"""Checkpoints that number the experts of text and of images as one list, have a norm in each expert, or store
-all experts' matrices in parts.
-"""
 UNCOMMON = ("inkling2_text", "llama4_text", "longcat_flash")
 SETTINGS = {
     "half": {},
@@ -81,22 +76,12 @@ def test_a_token_whose_experts_all_compute_nothing():
     check_same(folder)
 
 
-@pytest.mark.parametrize("family", sorted({*MULTIMODAL, *WHOLE_MULTIMODAL} - set(REFUSED)))
+@pytest.mark.parametrize("family", sorted({*MULTIMODAL, *WHOLE_MULTIMODAL}))
 def test_a_multimodal_checkpoint_runs_on_text(family, tmp_path):
     tiny_multimodal(family).save_pretrained(tmp_path / "model")
     check_same(tmp_path / "model")
     pack(str(tmp_path / "model"), tmp_path / "pack")
     check_same(tmp_path / "model", packed=str(tmp_path / "pack"))
-
-
-@pytest.mark.parametrize("family", REFUSED)
-def test_experts_that_cannot_be_read_one_by_one_are_refused(family, tmp_path):
-    tiny_multimodal(family).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="experts"):
-        load_with_cache(str(tmp_path), EngineSettings("50%"))
-    with pytest.raises(UserError, match="experts"):
-        pack(str(tmp_path), tmp_path / "pack")
-    assert not (tmp_path / "pack").exists()
 
 
 @pytest.mark.parametrize("settings", [{}, {"expert_budget": "100%"}, {"ram_budget": "6"}])

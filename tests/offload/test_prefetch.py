@@ -1,6 +1,5 @@
 """Prefetches, over a slot table that loads at once."""
 
-from operator import itemgetter
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 
 from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.offload.prefetch import Prefetch
-from dwellmoe.offload.prefetch_predictors import NextGatePredictor
 from dwellmoe.offload.slot_table import ABSENT
 from dwellmoe.offload.statistics import Statistics
 from tests.offload.workbench import engine_of, prompt, resident
@@ -34,6 +32,9 @@ class LoadedAtOnce:
 
     def reclaim(self) -> None: ...
 
+    def in_file_order(self, flat_ids: list[int]) -> list[int]:
+        return sorted(flat_ids)
+
     def start(self, flat_id: int) -> Any:
         load = SimpleNamespace(nbytes=10, arrived=Event())
         self.loads.pending[flat_id] = SimpleNamespace(load=load)
@@ -44,37 +45,45 @@ class LoadedAtOnce:
 
 
 def prefetch_of(table: LoadedAtOnce, slots: int = 2) -> Prefetch:
-    gate = SimpleNamespace(forward=lambda hidden_TD: (None, None, torch.tensor([[PREDICTED]])))
-    readers: Any = SimpleNamespace(submit=lambda loads, urgent: None, hurry=lambda load: None)
+    predictor: Any = SimpleNamespace(predict_next=lambda layer, requested: [PREDICTED] if layer == 0 else [])
+    readers: Any = SimpleNamespace(submit=lambda loads, urgent: None)
     given: Any = table
-    return Prefetch(
-        given, readers, NextGatePredictor([gate, gate], EXPERTS, itemgetter(2)), slots, Statistics()
-    )
+    return Prefetch(given, readers, predictor, slots, Statistics())
 
 
-def test_what_the_next_gate_predicts_is_read_and_claimed():
+def test_what_is_predicted_is_read_and_claimed():
     table = LoadedAtOnce()
     prefetch = prefetch_of(table)
-    prefetch.after_request(0, torch.zeros(1, 4), [0])
+    prefetch.after_request(0, [0])
     assert list(table.loads.pending) == [FLAT_ID]
     assert prefetch.claim(FLAT_ID) and not prefetch.claim(FLAT_ID)
 
 
 def test_a_wasted_prefetch_is_not_repeated_until_the_expert_is_requested():
-    table, hidden_TD = LoadedAtOnce(), torch.zeros(1, 4)
+    table = LoadedAtOnce()
     prefetch = prefetch_of(table)
     for _ in range(3):  # tokens whose second layer requests another expert
-        prefetch.after_request(0, hidden_TD, [0])
-        prefetch.after_request(1, hidden_TD, [0])
+        prefetch.after_request(0, [0])
+        prefetch.after_request(1, [0])
     assert (prefetch.statistics.prefetch_issued, prefetch.statistics.prefetch_wasted) == (1, 1)
     assert not prefetch.claim(FLAT_ID)
-    prefetch.after_request(0, hidden_TD, [0])
+    prefetch.after_request(0, [0])
     assert list(table.loads.pending) == [FLAT_ID]
+
+
+def test_what_another_request_needs_for_certain_is_read_though_it_was_wasted():
+    table = LoadedAtOnce()
+    prefetch = prefetch_of(table)
+    prefetch.after_request(0, [0])
+    prefetch.after_request(1, [0])
+    prefetch.before_request(1, [PREDICTED, 5, 6])
+    assert list(table.loads.pending) == [FLAT_ID, EXPERTS + 5]
+    assert prefetch.claim(FLAT_ID)
 
 
 def test_no_more_is_prefetched_than_there_are_slots():
     table = LoadedAtOnce()
-    prefetch_of(table, slots=0).after_request(0, torch.zeros(1, 4), [0])
+    prefetch_of(table, slots=0).after_request(0, [0])
     assert not table.loads.pending
 
 

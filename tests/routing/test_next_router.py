@@ -1,5 +1,6 @@
 """A router asked a layer early: with its own bias, with what the one before was given, or not at all."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,9 +74,8 @@ def test_token_ids_reach_the_next_router_that_takes_them_and_no_other():
         table = model.get_submodule(layer.router).tid2eid
         table.copy_(torch.randint(0, layer.num_experts, table.shape))
     given, gave = inputs_and_outputs(model)
-    second, third = (
-        NextRouter(model, *pair)(*given[i]) for i, pair in enumerate(zip(layers, layers[1:], strict=False))
-    )
+    pairs = zip(given, pairwise(layers), strict=False)
+    second, third = (NextRouter(model, *pair)(*inputs) for inputs, pair in pairs)
     assert second is not None and torch.equal(second[2], gave[1][2])
     assert third is not None and third[2].shape == gave[2][2].shape
 

@@ -1,12 +1,19 @@
-"""Reader threads: fill memory from storage, urgent loads first; loads can be cancelled."""
+"""Reader threads: fill memory from storage, urgent loads first; loads can be cancelled.
+
+What is read ahead is read in small requests and leaves a reader free: it delays an urgent load little.
+"""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.offload.io.storage import REQUEST_BYTES, Span, Storage
+
+AHEAD_REQUEST_BYTES = 1 << 20
+"""Most that a reader reads at a time of a load that is not urgent; measured in docs/dev/decisions.md."""
 
 
 class Load:
@@ -26,37 +33,49 @@ class Load:
         check: Callable[[], None] | None = None,
     ) -> None:
         self.flat_id = flat_id
+        self.spans = spans
         self.nbytes = sum(span.nbytes for span in spans)
         self.error: BaseException | None = None
         self.cancelled = False
-        self.requests = [part for span in spans for part in _requests(span)]
         self.arrivals, self.check = arrivals, check
         self.arrived = threading.Event()
-        self.running, self.done, self.filled = 0, 0, 0
-        """Requests that readers have begun and not finished, finished, and read without an error."""
+        self.waiting: deque[Span] = deque()
+        """Requests that no reader has begun; empty before the load is submitted."""
+        self.running, self.unread = 0, 0
+        """Requests that readers have begun and not finished, and those not yet read without an error."""
+        self.submitted = self.begun = False
 
 
-def _requests(span: Span) -> list[Span]:
-    """A span cut so that several readers share it, at multiples of REQUEST_BYTES in the file."""
-    cuts: list[Span] = []
-    begin = 0
-    while begin < span.nbytes:
-        end = begin + REQUEST_BYTES - (span.offset + begin) % REQUEST_BYTES
-        size = min(end, span.nbytes) - begin
-        cuts.append(span._replace(offset=span.offset + begin, nbytes=size, begin=span.begin + begin))
-        begin += size
-    return cuts
+class _Request(NamedTuple):
+    """What a reader does next."""
+
+    load: Load
+    span: Span
+    ahead: bool
+    """Whether the load was not urgent when a reader began this."""
 
 
 class Readers:
-    """A pool of reader threads over one storage. Urgent loads come first, in order; prefetches are read while
-    no urgent load waits.
+    """A pool of reader threads over one storage. Urgent loads come first, in order; others are read ahead
+    while no urgent load waits.
+
+    ahead_threads  readers that may read ahead at a time; None: all but one
+    ahead_bytes    most that a reader reads ahead at a time
     """
 
-    def __init__(self, storage: Storage, threads: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        threads: int,
+        ahead_threads: int | None = None,
+        ahead_bytes: int = AHEAD_REQUEST_BYTES,
+    ) -> None:
         self.storage = storage
-        self._urgent: deque[tuple[Load, Span]] = deque()
-        self._prefetch: deque[tuple[Load, Span]] = deque()
+        self.ahead_threads = max(1, threads - 1) if ahead_threads is None else ahead_threads
+        self.ahead_bytes = ahead_bytes
+        self._urgent: deque[Load] = deque()
+        self._ahead: deque[Load] = deque()
+        self._reading_ahead = 0
         self._change = threading.Condition()
         self._closed = False
         self._threads = [
@@ -67,20 +86,17 @@ class Readers:
             thread.start()
 
     def submit(self, loads: Sequence[Load], urgent: bool = True) -> None:
-        """Starts reading; each load is put into its `arrivals` when it is done."""
+        """Starts reading; each load is put into its `arrivals` when it is done. An urgent load may be one
+        that is being read ahead: the rest of it is urgent from now on.
+        """
         with self._change:
-            queue = self._urgent if urgent else self._prefetch
-            queue.extend([(load, request) for load in loads for request in load.requests])
-            self._change.notify(len(self._threads))
-
-    def hurry(self, load: Load) -> None:
-        """Makes a prefetch urgent."""
-        with self._change:
-            entries = [entry for entry in self._prefetch if entry[0] is load]
-            if entries:
-                self._prefetch = deque(entry for entry in self._prefetch if entry[0] is not load)
-                self._urgent.extend(entries)
-                self._change.notify(len(entries))
+            for load in loads:
+                if not load.submitted:
+                    load.submitted = True
+                    load.waiting.extend(_requests(load.spans, REQUEST_BYTES if urgent else self.ahead_bytes))
+                    load.unread = len(load.waiting)
+            (self._urgent if urgent else self._ahead).extend(loads)
+            self._change.notify(sum(len(load.waiting) for load in loads))
 
     def cancel(self, loads: Sequence[Load], wait: bool = True) -> None:
         """Cancels loads; with `wait`, returns when all of them arrived. No reader writes to the memory of a
@@ -89,18 +105,10 @@ class Readers:
         with self._change:
             for load in loads:
                 load.cancelled = True
-        for load in loads:
-            self._remove(load)
+                load.waiting.clear()
+                self._arrive_if_done(load)
         for load in loads if wait else ():
             load.arrived.wait()
-
-    def _remove(self, load: Load) -> None:
-        """Removes the requests that no reader has begun from the queues."""
-        with self._change:
-            self._urgent = deque(entry for entry in self._urgent if entry[0] is not load)
-            self._prefetch = deque(entry for entry in self._prefetch if entry[0] is not load)
-            if not load.running:
-                self._arrive(load)
 
     def close(self) -> None:
         with self._change:
@@ -110,41 +118,65 @@ class Readers:
             thread.join()
 
     def _work(self) -> None:
-        while (entry := self._next()) is not None:
-            load, request = entry
+        while (request := self._next()) is not None:
+            load = request.load
             try:
                 if load.error is None and not load.cancelled:
-                    self.storage.fill(request)
+                    self.storage.fill(request.span)
                     self._check(load)
             except BaseException as error:  # raised where the load is waited for
                 load.error = error
             with self._change:
                 load.running -= 1
-                load.done += 1
-                if load.done == len(load.requests) or (load.cancelled and not load.running):
-                    self._arrive(load)
+                self._reading_ahead -= request.ahead
+                self._arrive_if_done(load)
 
     def _check(self, load: Load) -> None:
         """Checks a record of which a request was read, if it was the last."""
         with self._change:
-            load.filled += 1
-            is_whole = load.filled == len(load.requests)
+            load.unread -= 1
+            is_whole = not load.unread
         if is_whole and load.check:
             load.check()
 
-    def _arrive(self, load: Load) -> None:
-        if not load.arrived.is_set():
+    def _arrive_if_done(self, load: Load) -> None:
+        if not load.running and not load.waiting and not load.arrived.is_set():
             load.arrived.set()
             load.arrivals.put(load)
 
-    def _next(self) -> tuple[Load, Span] | None:
+    def _next(self) -> _Request | None:
+        """The next request, when there is one; None when the readers are closed."""
         with self._change:
-            while not self._urgent and not self._prefetch:
-                if self._closed:
-                    return None
+            while not self._closed:
+                if (load := _first(self._urgent)) is not None:
+                    return self._begin(load, ahead=False)
+                if self._reading_ahead < self.ahead_threads and (load := _first(self._ahead)) is not None:
+                    return self._begin(load, ahead=True)
                 self._change.wait()
-            if self._closed:
-                return None
-            entry = self._urgent.popleft() if self._urgent else self._prefetch.popleft()
-            entry[0].running += 1
-            return entry
+            return None
+
+    def _begin(self, load: Load, ahead: bool) -> _Request:
+        load.begun = True
+        load.running += 1
+        self._reading_ahead += ahead
+        return _Request(load, load.waiting.popleft(), ahead)
+
+
+def _first(queue: deque[Load]) -> Load | None:
+    """The first load with a request that no reader has begun; those before it leave the queue."""
+    while queue and not queue[0].waiting:
+        queue.popleft()
+    return queue[0] if queue else None
+
+
+def _requests(spans: Sequence[Span], request_bytes: int) -> list[Span]:
+    """Spans cut so that several readers share them, at multiples of `request_bytes` in the file."""
+    cuts: list[Span] = []
+    for span in spans:
+        begin = 0
+        while begin < span.nbytes:
+            end = begin + request_bytes - (span.offset + begin) % request_bytes
+            size = min(end, span.nbytes) - begin
+            cuts.append(span._replace(offset=span.offset + begin, nbytes=size, begin=span.begin + begin))
+            begin += size
+    return cuts
