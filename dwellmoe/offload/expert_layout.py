@@ -97,6 +97,7 @@ class ExpertLayout(NamedTuple):
         up, up_bias = (
             next((named[name] for name in names if name in named), None) for names in (UP, UP_BIAS)
         )
+        assert up is not None
         return Expert(up, named["down_proj"], up_bias, named.get("down_proj_bias"))
 
     def _tensors(self, memory: Tensor, begin: int) -> dict[str, dict[str, Tensor]]:

@@ -183,7 +183,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> str:
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    tuned.save_pretrained(folder)
+    tuned.save_pretrained(str(folder))
     return str(folder)
 
 
