@@ -103,7 +103,17 @@ def test_a_packed_model_trains_and_answers_as_any_other(run_command, tmp_path, o
     assert "int4:group=32" in (out / "README.md").read_text()
     answers = []
     for model, more in ((packed, ()), (packed, ("--expert_budget", "3")), (tiny_checkpoint, ())):
-        words = ("--lora_save_path", out, "--input", "a b c", "--max_new_tokens", "4", *more)
+        words = (
+            "--lora_save_path",
+            out,
+            "--input",
+            "a b c",
+            "--max_new_tokens",
+            "4",
+            "--policies",
+            "lru",
+            *more,
+        )
         done = run_command(
             sys.executable, ROOT / "inference.py", "--model_name", model, *words, "--dtype", "float32"
         )
