@@ -51,7 +51,7 @@ def trace_of(
 
 
 def signed_ids(trace: RoutingTrace, path: str | Path) -> np.ndarray:
-    """The chosen experts as such an array, int16 with -1 for an empty slot. UserError for too many experts."""
+    """The chosen experts as such an array, int16 with -1 for an empty slot. UserError for too many."""
     if trace.num_experts > np.iinfo(np.int16).max:
         raise UserError(f"{path}: {trace.num_experts} experts a layer do not fit into int16")
     return np.where(trace.experts == EMPTY, SIGNED_EMPTY, trace.experts.astype(np.int32)).astype(np.int16)

@@ -154,7 +154,7 @@ def record_parser() -> Parser:
         "--generate",
         type=number(int, least=1, most=COUNT),
         metavar="N",
-        help="take the texts as prompts (prefill) and record N tokens that the model generates after each (decode)",
+        help="take texts as prompts (prefill) and record N tokens generated after each (decode)",
     )
     parser.add_argument(
         "--max_tokens",
@@ -178,7 +178,7 @@ def record_parser() -> Parser:
     parser.add_argument(
         "--expert_budget",
         metavar="SIZE",
-        help="run with the experts in a cache of this size: slots a layer (8), percent (25%%), or bytes (6GiB)",
+        help="run with the experts in a cache: slots a layer (8), percent (25%%), or bytes (6GiB)",
     )
     parser.add_argument(
         "--trust_remote_code",

@@ -169,7 +169,7 @@ def run_advise(arguments: argparse.Namespace) -> None:
 
 
 def with_expert_bytes(trace: "RoutingTrace", expert_bytes: int | None) -> "RoutingTrace":
-    """The trace with a stated size of its experts. UserError where it states one itself, or none is stated."""
+    """The trace with a given size of its experts. UserError where it states one itself, or none is given."""
     known = min(trace.expert_bytes) > 0
     if expert_bytes is None and not known:
         raise UserError("the trace does not state the size of an expert: give --expert_bytes")

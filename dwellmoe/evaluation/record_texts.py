@@ -70,5 +70,6 @@ def _check_room(evaluated: EvaluatedModel, rows: Sequence[list[int]], new_tokens
             raise UserError(f"prompt {number} has no tokens")
         if context and len(row) + new_tokens > context:
             raise UserError(
-                f"--generate {new_tokens}: prompt {number} has {len(row)} tokens, and the model's context is {context}"
+                f"--generate {new_tokens}: prompt {number} has {len(row)} tokens, and the model's context is "
+                f"{context}"
             )

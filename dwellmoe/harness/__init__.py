@@ -1,1 +1,1 @@
-"""EleutherAI's lm-eval harness over a model that this package loaded, with the routing of every task recorded."""
+"""EleutherAI's lm-eval harness over a loaded model, with the routing of every task recorded."""

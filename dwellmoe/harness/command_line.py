@@ -24,7 +24,8 @@ from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings_parser import SettingsParser
 
 ABOUT = (
-    "Runs tasks of EleutherAI's lm-eval harness, unchanged, on a model with and without its adapters, and puts the "
+    "Runs tasks of EleutherAI's lm-eval harness, unchanged, on a model with and without its adapters, and "
+    "puts the "
     "locality of its routing, cache hits and bytes missed beside each score."
 )
 USAGE = "dwellmoe lm-eval --model_name FOLDER --tasks NAMES [options]"
@@ -60,7 +61,7 @@ class HarnessOptions:
 
     @property
     def batch_size(self) -> int:
-        """Rows at once: one where a cache serves the model, for its content depends on the order of tokens."""
+        """Rows at once: one where a cache serves the model, whose content depends on the order of tokens."""
         return 1 if self.evaluation.rerouting or self.evaluation.engine else self.harness.batch_size
 
     def fields(self) -> dict[str, Any]:

@@ -26,9 +26,9 @@ PADDING = 0
 class RecordingModel(HFLM):
     """Scores and generates as `HFLM` does; a tap on the routers sees every pass.
 
-    A row that the harness runs is a request: of a row that is scored the context is prefill and the continuation
-    decode, of a generated one the prompt and what is generated. Padding, and what runs after a row has ended, is
-    not recorded. `recorded` holds the requests of each task, in the order in which they ran.
+    A row that the harness runs is a request: of a row that is scored the context is prefill and the
+    continuation decode, of a generated one the prompt and what is generated. Padding, and what runs after a
+    row has ended, is not recorded. `recorded` gives the requests of each task in the order in which they ran.
     """
 
     def __init__(self, evaluated: EvaluatedModel, batch_size: int, max_length: int | None = None) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.evaluation.report.folder import REPORT
@@ -19,7 +18,7 @@ from dwellmoe.harness.routing_rows import AS_DECODED, rerouting_counts, routing_
 from dwellmoe.provenance import provenance
 
 SCHEMA_VERSION = 1
-HEADINGS = ("task", "variant", "score", "tokens", "ECR", "hit rate", "miss bytes a token")
+CONVENTION = "routing: all tokens of a task as if decoded one by one; a cache a layer, cold, atomic"
 SAMPLES = "samples"
 NOT_SCORES = ("alias", "name", "sample_len", "sample_count")
 """What stands beside the metrics of a task in the harness's results."""
@@ -61,7 +60,7 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def write_report(
     folder: Path, report: dict[str, Any], ran: Sequence[dict[str, Any]], json_path: str | None
 ) -> None:
-    """Writes `report.json`, the harness's own results of each variant, traces, and samples if there are any."""
+    """Writes `report.json`, the harness's own results of each variant, traces, and samples if any."""
     report = {"schema_version": SCHEMA_VERSION, "made": provenance(), **report}
     with written_whole(folder, last=REPORT) as unfinished:
         for variant in report["variants"]:
@@ -86,7 +85,7 @@ def _write_variant(folder: Path, variant: str, ran: Sequence[dict[str, Any]]) ->
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Results of several calls of the harness as one: tables are joined, anything else is that of the first."""
+    """Results of several calls of the harness as one: tables are joined, the rest is that of the first."""
     whole: dict[str, Any] = {}
     for found in results:
         for name, value in found.items():
@@ -102,12 +101,12 @@ def _file_name(task: str) -> str:
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Prints a table with a row for each task and variant."""
-    title = "all tokens of a task as if decoded one by one; a cache a layer, cold, atomic"
-    table = Table(*HEADINGS, title=title, title_justify="left")
+    """Prints the scores and the routing of each task and variant."""
+    console.print(CONVENTION)
     for row in report["tasks"]:
-        table.add_row(row["task"], row["variant"], _score(row["scores"]), *_routing(row))
-    console.print(table)
+        console.print(f"{row['task']}, {row['variant']}: {_score(row['scores'])}")
+        if "cache" in row:
+            console.print(f"  {_routing(row)}")
 
 
 def _score(scores: Mapping[str, Any]) -> str:
@@ -120,22 +119,17 @@ def _score(scores: Mapping[str, Any]) -> str:
             continue
         error = numbers.get(f"{metric}_stderr,{kind}")
         filtered = "" if kind in ("", "none") else f" ({kind})"
-        parts.append(
-            f"{metric}{filtered} {four_digits(value)}"
-            + ("" if error is None else f" +- {four_digits(error)}")
-        )
+        deviation = "" if error is None else f" +- {four_digits(error)}"
+        parts.append(f"{metric}{filtered} {four_digits(value)}{deviation}")
     return ", ".join(parts)
 
 
-def _routing(row: Mapping[str, Any]) -> Sequence[str]:
-    if "cache" not in row:
-        return ("", "", "", "")
+def _routing(row: Mapping[str, Any]) -> str:
     locality = next((found for found in row["locality"] if found["tokens"] == AS_DECODED), None)
     cache = next(found for found in row["cache"] if found["tokens"] == AS_DECODED)
-    consistency = f"{locality['ecr']:.3f} (chance {locality['chance_ecr']:.3f})" if locality else "-"
+    consistency = f"ECR {locality['ecr']:.3f} (chance {locality['chance_ecr']:.3f}), " if locality else ""
     return (
-        str(row["prefill_tokens"] + row["decode_tokens"]),
-        consistency,
-        f"{cache['hit_rate']:.4f} ({cache['policy']}, {cache['capacity']} slots)",
-        readable_bytes(cache["miss_bytes_per_token"]),
+        f"{row['prefill_tokens'] + row['decode_tokens']} tokens, {consistency}{cache['policy']} hit rate "
+        f"{cache['hit_rate']:.4f} with {cache['capacity']} experts a layer, "
+        f"{readable_bytes(cache['miss_bytes_per_token'])} missed a token"
     )

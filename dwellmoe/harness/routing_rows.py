@@ -20,7 +20,7 @@ AS_RUN, AS_DECODED = "as_run", "as_decoded"
 def routing_rows(
     trace: RoutingTrace, policies: Sequence[str], capacity: int, resamples: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """`locality` and `cache`: a row a phase, and policy, of the tokens as they ran and as if all were decoded."""
+    """`locality` and `cache`: a row a phase, and policy, of tokens as they ran and as if all were decoded."""
     views = [(AS_RUN, trace, phase) for phase in ACCESS] + [(AS_DECODED, as_decode(trace), "decode")]
     rows: dict[str, list[dict[str, Any]]] = {"locality": [], "cache": []}
     for tokens, view, phase in views:

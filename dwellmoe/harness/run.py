@@ -104,8 +104,8 @@ def _run_task(
     rerouting: ReroutingSettings | None,
     name: str,
 ) -> dict[str, Any]:
-    """One named task, or group, on one variant, from cold caches on: results of the harness, as JSON, and what
-    was recorded of each of its tasks.
+    """One named task, or group, on one variant, from cold caches on: results of the harness, as JSON, and
+    what was recorded of each of its tasks.
     """
     with active_variant(evaluated.model, variant.removesuffix(REROUTED)), counted(evaluated) as engine_row:
         cached = start_rerouting(rerouting, evaluated) if rerouting else None

@@ -52,7 +52,8 @@ def naming(task: str) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     if _names(error) & {*NETWORK} and not hub_answers():
         return (
-            f"its data set is on the hub, which does not answer: {first_line(error)}; a task file of your own with local "
+            f"its data set is on the hub, which does not answer: {first_line(error)}; a task file of your "
+            "own with local "
             "data files (--include_path) needs no network"
         )
     return f"{type(error).__name__}: {first_line(error)}"

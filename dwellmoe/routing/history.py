@@ -1,4 +1,4 @@
-"""What a routing strategy may know of one layer's past: its steps, the uses of its experts, the range of ranks.
+"""What a routing strategy may know of one layer's past: steps, uses of its experts, the range of ranks.
 
 Letters: T rows, E experts, K chosen experts a token.
 """

@@ -1,4 +1,4 @@
-"""Traces from where models run: responses of vLLM and SGLang, llama.cpp's CSV, router logits of transformers."""
+"""Traces from where models run: vLLM's and SGLang's responses, llama.cpp's CSV, router logits."""
 
 import base64
 import io
@@ -124,7 +124,7 @@ def test_several_responses_are_several_requests(shape, tmp_path):
     trace = read(path)
     assert trace.request.tolist() == [0] * 3 + [1] * 6
     assert np.array_equal(trace.experts, np.concatenate([chosen(3, seed=3), chosen(6, seed=6)]))
-    assert trace.phase.tolist() == [0, 0, 1] + [0, 0, 1, 1, 1, 1]
+    assert trace.phase.tolist() == [0, 0, 1, 0, 0, 1, 1, 1, 1]
 
 
 def test_every_choice_is_a_request_and_the_prompt_ran_once(tmp_path):

@@ -1,4 +1,4 @@
-"""`dwellmoe record`: what it records is what `dwellmoe.record` and a generation record, and what it refuses."""
+"""`dwellmoe record`: what it records, which is what `dwellmoe.record` does, and what it refuses."""
 
 import numpy as np
 import pytest

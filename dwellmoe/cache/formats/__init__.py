@@ -1,8 +1,8 @@
 """Formats of routing traces, one file each; `dwellmoe.register_trace_format` adds one from outside.
 
 A format has
-SUFFIXES                    the endings of its files; the longest one that fits decides what is written. Without any
-                            it is only read, by its content, and has no `write`
+SUFFIXES                    the endings of its files; the longest one that fits decides what is written. One
+                            without any is only read, by its content, and has no `write`
 HINTS                       names of what a caller may state about a file that does not state it itself
 recognise(head) -> bool     whether a file that begins so, after a byte-order mark, is of this format
 read(path, **hints)         RoutingTrace; UserError for a broken file
@@ -18,7 +18,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.registry import Registry
 
 HEAD_BYTES = 4096
-"""Of a file that `recognise` is shown: the names of the first tensors of a .safetensors file are among them."""
+"""Of a file, shown to `recognise`: the names of the first tensors of a .safetensors file are among them."""
 FORMATS = Registry("trace format", __name__, None)
 
 

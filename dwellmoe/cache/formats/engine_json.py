@@ -5,8 +5,8 @@ vLLM    `choices[i].routed_experts`, and `prompt_routed_experts` where the versi
 SGLang  `meta_info.routed_experts` of /generate, `sglext.routed_experts` of the OpenAI endpoints: int32 in
         base64 without a shape, which `expert_ids_schema` states or --top_k; or `input_expert_ids` and
         `output_expert_ids`
-Each choice is a request. A prompt of P tokens and an answer of C tokens have P + C - 1 rows, for the last token
-never runs: the last C - 1 are decode. Rows that were not asked for are missing at the beginning.
+Each choice is a request. A prompt of P tokens and an answer of C tokens have P + C - 1 rows, for the last
+token never runs: the last C - 1 are decode. Rows that were not asked for are missing at the beginning.
 """
 
 import base64
@@ -155,7 +155,8 @@ def _shaped(
         return flat.reshape(-1, schema["num_layers"], schema["top_k"])
     if top_k is None or not _states_tokens(counts):
         raise UserError(
-            f"{where}: its routed experts have no shape: give --top_k, and keep prompt_tokens and completion_tokens "
+            f"{where}: its routed experts have no shape: give --top_k, and keep prompt_tokens and "
+            "completion_tokens "
             "in the response"
         )
     rows = counts["prompt_tokens"] + counts["completion_tokens"] - 1

@@ -1,13 +1,14 @@
 """The CSV of llama.cpp's proposed example moe-trace (pull request 28544): a line `layer,expert` for each
 expert chosen, without a header, in the order in which the layers of a pass run.
 
-A pass goes through the layers in ascending order. Of each it has K lines a token; of the last layer a prompt's
-pass may have only its last token's, for llama.cpp computes no other there. Passes of one token are decode,
-longer ones prefill; prefill after decode begins another request, as where several files were joined.
+A pass goes through the layers in ascending order. Of each it has K lines a token; of the last layer a
+prompt's pass may have only its last token's, for llama.cpp computes no other there. Passes of one token are
+decode, longer ones prefill; prefill after decode begins another request, as where several files were joined.
 """
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ COLUMNS = "layer,expert"
 FIRST_LINE = re.compile(rb"(layer,expert|\d{1,6},\d{1,6})\r?\n")
 MOST_LAYERS = 1 << 16
 STRIDES = (
-    "prefill as the tool's first version writes it is not what the model chose beyond each chunk's first token; "
+    "prefill as the tool's first version writes it is not what the model chose beyond each chunk's first "
+    "token; "
     "only decode is sure"
 )
 
@@ -130,7 +132,7 @@ def _passes(path: Path, layer: np.ndarray, first: int) -> list[list[Run]]:
     """The passes, each with a run of every layer; a last one that was not written to its end is left out."""
     edges = [0, *(np.flatnonzero(np.diff(layer)) + 1).tolist(), len(layer)]
     passes: list[list[Run]] = []
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         run = Run(int(layer[begin]), begin, end)
         if passes and run.layer > passes[-1][-1].layer:
             passes[-1].append(run)

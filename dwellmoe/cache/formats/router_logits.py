@@ -28,7 +28,8 @@ TENSOR = re.compile(r"router_logits\D?(\d+)")
 BFLOAT16, FLOATS = "BF16", ("BF16", "F16", "F32", "F64")
 KEPT_BYTES = 24  # of memory for each logit while a layer is read
 CHOICE = (
-    "the experts of a token are taken to be its largest router logits; routers that choose in groups or with a bias, "
+    "the experts of a token are taken to be its largest router logits; routers that choose in groups or with "
+    "a bias, "
     "as DeepSeek-V3's, may have chosen others"
 )
 

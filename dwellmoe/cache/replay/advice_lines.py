@@ -1,4 +1,4 @@
-"""Advice in plain words: each sentence follows from a number that stands beside it, and the assumptions come last."""
+"""Advice in plain words: each sentence stands beside the number it follows from; assumptions come last."""
 
 from collections.abc import Iterator
 
@@ -26,8 +26,10 @@ def advice_lines(found: Advice) -> list[str]:
 
 def _about(found: Advice) -> str:
     return (
-        f"{found.model or 'unnamed model'} on {found.device.name}: {found.layers} layers x {found.experts} experts, "
-        f"K = {found.top_k}; {found.decode_tokens} decoded tokens of {found.requests} requests, ECR {found.ecr:.3f} "
+        f"{found.model or 'unnamed model'} on {found.device.name}: {found.layers} layers x {found.experts} "
+        "experts, "
+        f"K = {found.top_k}; {found.decode_tokens} decoded tokens of {found.requests} requests, ECR "
+        f"{found.ecr:.3f} "
         f"(chance {found.chance_ecr:.3f})"
     )
 
@@ -37,7 +39,8 @@ def _budget(found: Advice) -> Iterator[str]:
     if row is None:
         yield (
             f"Budget: none fits. The smallest cache, {found.smallest.capacity} experts a layer, takes "
-            f"{found.smallest.memory_bytes / GIGA:.3f} GB with {resident}; the device has {found.device.memory_gb:g} GB."
+            f"{found.smallest.memory_bytes / GIGA:.3f} GB with {resident}; the device has "
+            f"{found.device.memory_gb:g} GB."
         )
     elif found.all_fit:
         limit = (
@@ -46,19 +49,23 @@ def _budget(found: Advice) -> Iterator[str]:
             else f"{found.device.memory_gb:g} GB"
         )
         yield (
-            f"Budget: all experts fit ({row.memory_bytes / GIGA:.3f} GB with {resident}; {limit}): keep them in memory, no "
+            f"Budget: all experts fit ({row.memory_bytes / GIGA:.3f} GB with {resident}; {limit}): keep them "
+            "in memory, no "
             f"cache is needed. At most {found.tokens_per_second_without_misses:.2f} tokens/s."
         )
     else:
         yield (
-            f"Budget: {row.capacity} experts a layer ({row.capacity_percent:.1f} %, {row.capacity_bytes / GIGA:.3f} GB) are "
+            f"Budget: {row.capacity} experts a layer ({row.capacity_percent:.1f} %, "
+            f"{row.capacity_bytes / GIGA:.3f} GB) are "
             f"the most that fit beside {resident}. With {BASELINE}: hit rate {row.hit_rate:.4f}, "
-            f"{row.miss_bytes_per_token / 1e6:.2f} MB fetched a token, at most {row.tokens_per_second:.2f} tokens/s "
+            f"{row.miss_bytes_per_token / 1e6:.2f} MB fetched a token, at most {row.tokens_per_second:.2f} "
+            "tokens/s "
             f"({found.tokens_per_second_without_misses:.2f} if nothing missed)."
         )
         if found.nearly and found.nearly.capacity < row.capacity:
             yield (
-                f"  {found.nearly.capacity} experts a layer ({found.nearly.capacity_bytes / GIGA:.3f} GB) already reach "
+                f"  {found.nearly.capacity} experts a layer ({found.nearly.capacity_bytes / GIGA:.3f} GB) "
+                "already reach "
                 f"{found.nearly.tokens_per_second:.2f} tokens/s, at least {NEARLY:.0%} of that."
             )
 
@@ -71,7 +78,8 @@ def _policy(found: Advice) -> Iterator[str]:
         row = next(row for row in found.policies if row.policy == found.best_policy)
         low, high = (100 * (1 - edge) for edge in reversed(row.ratio_ci95 or ()))
         yield (
-            f"Policy: {row.policy}: {100 * (1 - row.ratio):.1f} % fewer misses than {BASELINE} (95 %: {low:.1f} to "
+            f"Policy: {row.policy}: {100 * (1 - row.ratio):.1f} % fewer misses than {BASELINE} (95 %: "
+            f"{low:.1f} to "
             f"{high:.1f}), hit rate {row.hit_rate:.4f}; {bound}."
         )
         return
@@ -79,7 +87,8 @@ def _policy(found: Advice) -> Iterator[str]:
     why = (
         "with one request no difference can be told from chance"
         if least.ratio_ci95 is None
-        else f"no other is better beyond chance over requests (the nearest, {least.policy}: {least.ratio:.3f}x the misses, "
+        else "no other is better beyond chance over requests (the nearest, "
+        f"{least.policy}: {least.ratio:.3f}x the misses, "
         f"95 %: {least.ratio_ci95[0]:.3f} to {least.ratio_ci95[1]:.3f})"
     )
     yield f"Policy: {BASELINE}: {why}; {bound}."
@@ -94,7 +103,7 @@ def _most(found: Advice) -> Iterator[str]:
     yield "What would help (against that cache):" if not found.all_fit else "What would help:"
     yield from map(_line, found.changes)
     if found.all_fit:
-        yield "  training for locality and re-routing: nothing, for nothing is missed after an expert's first use"
+        yield "  training for locality, re-routing: nothing, for no expert is missed after its first use"
     best = max(known, key=lambda change: change.tokens_per_second, default=None)
     if found.all_fit:
         yield _all_fit_verdict(best, now)
@@ -119,8 +128,10 @@ def _line(change: Change) -> str:
         else f", worth {change.worth_capacity:.1f} experts a layer of {BASELINE}"
     )
     return (
-        f"  {change.name} ({change.source}): {change.capacity} experts a layer, {change.misses_per_token:.2f} misses and "
-        f"{change.miss_bytes_per_token / 1e6:.2f} MB a token, at most {change.tokens_per_second:.2f} tokens/s{worth}"
+        f"  {change.name} ({change.source}): {change.capacity} experts a layer, "
+        f"{change.misses_per_token:.2f} misses and "
+        f"{change.miss_bytes_per_token / 1e6:.2f} MB a token, at most {change.tokens_per_second:.2f} "
+        f"tokens/s{worth}"
     )
 
 
@@ -151,7 +162,8 @@ def _verdict(found: Advice, best: Change | None, now: float) -> str:
             f"Most: {best.name}, {known:.2f} tokens/s against {now:.2f}; {match}. Measure: {NEXT[best.name]}"
         )
     return (
-        f"Most: {best.name} or {TRAINED}, which this trace cannot decide: {best.name} gives {known:.2f} tokens/s, and {match}. "
+        f"Most: {best.name} or {TRAINED}, which this trace cannot decide: {best.name} gives {known:.2f} "
+        f"tokens/s, and {match}. "
         f"Measure: {NEXT[best.name]}; try: {NEXT[TRAINED]}"
     )
 
@@ -165,25 +177,31 @@ def _misses_to_match(found: Advice, tokens_per_second: float) -> float:
 
 def _assumptions(found: Advice) -> Iterator[str]:
     yield "Assumed:"
-    yield "  speeds are upper bounds of the profile's bandwidths and latencies; nothing overlaps, no KV cache is counted"
+    yield "  speeds are upper bounds by the profile's bandwidths; nothing overlaps, no KV cache is counted"
     yield (
-        f"  your texts route as this trace does; caches start cold: {found.compulsory_share:.0%} of the misses are first "
+        f"  your texts route as this trace does; caches start cold: {found.compulsory_share:.0%} of the "
+        "misses are first "
         "uses, of which a longer run has fewer"
     )
     if found.decode_tokens < FEW_TOKENS:
         yield f"  {found.decode_tokens} decoded tokens are few: record more before you decide"
     yield (
-        f"  experts as recorded have {found.expert_bits:g} bits a weight (--expert_bits); in low bits they have "
+        f"  experts as recorded have {found.expert_bits:g} bits a weight (--expert_bits); in low bits they "
+        "have "
         f"{', '.join(f'{name} {bits:g}' for name, bits in LOW_BITS.items())} with scales, and route alike"
     )
     if any(change.source == "assumed" for change in found.changes):
         ratios = ", ".join(f"{ratio}x ({where})" for where, ratio in TRAINING.items())
-        yield f"  training: no trace tells; misses were {ratios}: models/tiny-olmoe at 25 %, ReMoE on DeepSeek-V2-Lite at C = K"
+        yield (
+            f"  training: no trace tells; misses were {ratios}: models/tiny-olmoe at 25 %, ReMoE on "
+            "DeepSeek-V2-Lite at C = K"
+        )
     if any(change.name == "re-routing" for change in found.changes):
-        yield "  re-routing: recorded distributions stay as they are, though a changed choice changes what follows"
+        yield "  re-routing: recorded distributions stay, though a changed choice changes what follows"
     elif not found.all_fit and found.budget is not None:
         yield (
-            "  re-routing: not replayed, for the trace lacks the routers' distributions (dwellmoe record --gate_probs, or "
+            "  re-routing: not replayed, for the trace lacks the routers' distributions (dwellmoe record "
+            "--gate_probs, or "
             "router logits)"
         )
     yield "  what any of this costs in quality is not in a trace"

@@ -98,7 +98,7 @@ class Advice:
 
     @property
     def best_policy(self) -> str:
-        """The policy with the fewest misses that is better than the baseline beyond chance, else the baseline."""
+        """The policy with the fewest misses of those that are better beyond chance, else the baseline."""
         better = [row for row in self.policies if row.is_better]
         return min(better, key=lambda row: row.ratio).policy if better else BASELINE
 
