@@ -14,13 +14,18 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dwellmoe.cli.apply import apply_parser
+from dwellmoe.cli.chat import ABOUT as ABOUT_CHAT
 from dwellmoe.cli.export_options import export_parser
 from dwellmoe.cli.pack import pack_parser
+from dwellmoe.cli.record import record_parser
+from dwellmoe.cli.serve import ABOUT as ABOUT_SERVING
 from dwellmoe.cli.simulate_options import simulate_parser
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.files import replacing
+from dwellmoe.harness.settings import HarnessSettings
 from dwellmoe.locality.settings import AdapterSettings, LocalitySettings
+from dwellmoe.serving.settings import ChatSettings, ServingSettings
 from dwellmoe.settings.model import ModelSettings
 from dwellmoe.settings.streaming import StreamingSettings
 from dwellmoe.settings.trainer import TrainerSettings
@@ -32,6 +37,10 @@ Written by `make docs` from the code; do not edit. `main.py` trains, `inference.
 `--config FILE.yaml` gives options from a file, which the command line overrides; `--plugin FILE` imports a
 Python file of yours first ([extending](extending.md)).
 """
+ALSO_SERVING = (
+    "The options of [model](#model) and [expert cache](#expert-cache) work too; with `--routing_strategy` "
+    "the cache of `--expert_budget` itself is what it looks at."
+)
 BOTH = "`main.py` and `inference.py`"
 SECTIONS: tuple[tuple[str, str, Any], ...] = (
     ("Model", BOTH, ModelSettings),
@@ -53,6 +62,11 @@ SECTIONS: tuple[tuple[str, str, Any], ...] = (
         "Expert cache",
         "`inference.py`; `EngineSettings` in Python has the first ones, with an `expert_budget` of 25%",
         CacheSettings,
+    ),
+    (
+        "lm-eval",
+        "`dwellmoe lm-eval`, with the options of [Model](#model) and [Expert cache](#expert-cache)",
+        HarnessSettings,
     ),
 )
 
@@ -83,12 +97,14 @@ def _options_of(kind: Any) -> Iterator[Option]:
 
 
 def _commands() -> Iterator[str]:
+    for name, about, kind in (("serve", ABOUT_SERVING, ServingSettings), ("chat", ABOUT_CHAT, ChatSettings)):
+        yield f"## dwellmoe {name}\n\n{about} {ALSO_SERVING}\n\n{_table(_options_of(kind))}"
     for parser in (simulate_parser(), export_parser()):
         yield f"## {parser.prog}\n\n{parser.description}\n"
         for name, command in _subcommands(parser).items():
             yield f"### {parser.prog} {name}\n\n{_sentence(command.description)}\n"
             yield _table(_arguments(command))
-    for parser in (apply_parser(), pack_parser()):
+    for parser in (record_parser(), apply_parser(), pack_parser()):
         yield f"## {parser.prog}\n\n{_sentence(parser.description)}\n\n{_table(_arguments(parser))}"
 
 
