@@ -8,6 +8,7 @@ from dwellmoe.serving.errors import RequestError
 
 MOST_BYTES = 4 << 20
 """Some times the text that the longest contexts hold."""
+MOST_DISCARDED_BYTES = 64 << 20
 MOST_SECONDS = 30.0
 
 
@@ -27,13 +28,14 @@ async def read_body(request: Request) -> bytes:
 
 
 async def _bounded(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    found = bytearray()
-    if not declared.isdecimal() or int(declared) <= MOST_BYTES:
-        async for chunk in request.stream():
-            found += chunk
-            if len(found) > MOST_BYTES:
-                break
-        else:
-            return bytes(found)
-    raise RequestError(413, f"the body is larger than {MOST_BYTES} bytes")
+    """Of a body that is too large the rest is read, up to a bound, so that its sender gets to the answer."""
+    kept, total = bytearray(), 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > MOST_DISCARDED_BYTES:
+            break
+        if total <= MOST_BYTES:
+            kept += chunk
+    if total > MOST_BYTES:
+        raise RequestError(413, f"the body is larger than {MOST_BYTES} bytes")
+    return bytes(kept)

@@ -22,7 +22,7 @@ from dwellmoe.errors import UserError, first_line, refusal
 from dwellmoe.evaluation.generation import run_model
 from dwellmoe.serving.errors import GenerationFailed
 from dwellmoe.serving.figures import AnswerLog
-from dwellmoe.serving.generation_queue import Place
+from dwellmoe.serving.generation_queue import LEFT, Place
 from dwellmoe.serving.served_model import ServedModel, Variant
 from dwellmoe.serving.stop_texts import StopTexts
 
@@ -64,8 +64,8 @@ class AnswerStreamer(DirectStreamer):
         super().end()
 
     def fail(self, reason: str) -> None:
-        """Ends the answer with an error in place of its end."""
-        self._enqueue(_StreamError(reason))
+        """Ends the answer with an error in place of its end, where there is a client to read it."""
+        self._enqueue(None if reason == LEFT else _StreamError(reason))
 
     def _hand_on(self, text: str) -> None:
         self.text += text
@@ -111,9 +111,10 @@ class Generation(BaseGenerateManager):
         """The whole text, the prompt's length and the tokens. Raises GenerationFailed."""
         queue, streamer = self.generate_streaming(model, processor, inputs, gen_config, request_id)
         assert isinstance(streamer, AnswerStreamer)
-        while (item := await queue.get()) is not None:
-            if self.failure and isinstance(item, _StreamError):
-                raise self.failure
+        while await queue.get() is not None and self.failure is None:
+            pass
+        if self.failure:
+            raise self.failure
         return streamer.text, len(self.asked.prompt), self._tokens_before_stop(streamer)
 
     def stop(self) -> None:

@@ -305,6 +305,12 @@ def test_a_disk_that_fails_ends_one_answer_and_not_the_server(
     assert ask(client).status_code == 200
 
 
+def test_a_body_that_is_far_too_large_is_not_read_to_its_end(client, monkeypatch):
+    monkeypatch.setattr("dwellmoe.serving.body.MOST_DISCARDED_BYTES", 8 << 20)
+    pieces = (b" " * (1 << 20) for _ in range(10))
+    fault(client.post("/v1/completions", content=pieces, headers={"content-type": "application/json"}), 413)
+
+
 def test_a_stream_of_responses_fails_with_an_event_of_its_own(client, served, monkeypatch):
     served.engine.reset()
     body = {"model": "model", "input": PROMPT, "stream": True}
