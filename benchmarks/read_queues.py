@@ -4,8 +4,8 @@
 
 Requests begin at random pages of one file and go past the page cache. `threads`: that many threads, each with
 one request at a time, as the engine reads. `io_uring`: one thread that keeps that many requests in a ring of
-the Linux kernel. Bytes a second; all ways take turns in one run. io_uring is called by its system calls, so
-that nothing has to be installed.
+the Linux kernel, by its system calls, so that nothing has to be installed. Bytes a second, the median of the
+rounds; all ways take turns in one run.
 """
 
 import ctypes
@@ -139,14 +139,13 @@ def rows_of(args: Any, path: Path) -> list[dict[str, Any]]:
             pages = (os.fstat(file).st_size - kb * 1024) // PAGE_BYTES
             rates[kb, depth, way].append(WAYS[way](file, pages, kb * 1024, depth, args.seconds))
     os.close(file)
+    middle = {case: float(np.median(rates[case])) for case in cases}
     return [
         {
             "request_bytes": kb * 1024,
             "depth": depth,
-            **{way: float(np.mean(rates[kb, depth, way])) for way in WAYS},
-            "io_uring_over_threads": float(
-                np.mean(rates[kb, depth, "io_uring"]) / np.mean(rates[kb, depth, "threads"])
-            ),
+            **{way: middle[kb, depth, way] for way in WAYS},
+            "io_uring_over_threads": middle[kb, depth, "io_uring"] / middle[kb, depth, "threads"],
         }
         for kb in args.request_kb
         for depth in args.depths
@@ -160,8 +159,8 @@ def main() -> None:
     parser.add_argument("--file_gb", type=float, default=2.0)
     parser.add_argument("--request_kb", nargs="+", type=int, default=[128, 512, 1024, 4096])
     parser.add_argument("--depths", nargs="+", type=int, default=[2, 4, 8, 16, 32])
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.file:
         rows = rows_of(args, args.file)

@@ -80,9 +80,11 @@ class Bench:
 
 
 def ways_of(args: argparse.Namespace) -> list[Way]:
-    """All readers as large as urgent requests first, which is how it was before; then smaller and fewer."""
-    counts = dict.fromkeys((args.readers, max(1, args.readers - 1), max(1, args.readers // 2), 1))
-    return [Way(count, nbytes) for count in counts for nbytes in (4 * MIB, MIB, MIB // 2, MIB // 4)]
+    """As urgent loads are read first: by all readers, in requests of 4 MiB; then in smaller ones, by fewer."""
+    most, fewer, half = args.readers, max(1, args.readers - 1), max(1, args.readers // 2)
+    large = [Way(most, 4 * MIB), Way(most, MIB), Way(fewer, 4 * MIB)]
+    small = [Way(fewer, nbytes) for nbytes in (MIB, MIB // 2, MIB // 4)]
+    return list(dict.fromkeys([*large, *small, Way(half, MIB), Way(1, MIB)]))
 
 
 def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -94,7 +96,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
             seconds, ahead_rate = bench.seconds(way)
             times[way] += seconds
             ahead[way].append(ahead_rate)
-    usual = np.mean(times[alone])
+    usual, middle = np.mean(times[alone]), np.median(times[alone])
     return [
         {
             "ahead_readers": way.readers if way.request_bytes else 0,
@@ -102,6 +104,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
             "urgent_ms": 1e3 * float(np.mean(times[way])),
             "urgent_p95_ms": 1e3 * float(np.percentile(times[way], 95)),
             "delay": float(np.mean(times[way]) / usual),
+            "delay_of_medians": float(np.median(times[way]) / middle),
             "ahead_bytes_per_second": float(np.mean(ahead[way])),
         }
         for way in times
@@ -129,8 +132,8 @@ def main() -> None:
     parser.add_argument("--ahead", type=int, default=4, help="records that are read ahead at a time")
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--compute_ms", type=float, default=5.0)
-    parser.add_argument("--layers", type=int, default=30, help="in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=4, help="in a round")
+    parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     if args.file:
         rows = rows_of(args)
