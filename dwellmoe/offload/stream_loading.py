@@ -24,7 +24,7 @@ from dwellmoe.offload.check_settings import naming
 from dwellmoe.offload.expert_layout import check_formats, in_model_order, layouts_of
 from dwellmoe.offload.expert_stream import ExpertStream
 from dwellmoe.offload.expert_weights import ExpertWeights, Part, Piece, locate_experts
-from dwellmoe.offload.io.memory import HostMemory
+from dwellmoe.offload.io.memory import HostMemory, give_freed_memory_back
 from dwellmoe.offload.io.shards import Shards, find_shards
 from dwellmoe.offload.io.storage import Span, Storage
 from dwellmoe.offload.published_low_bits import LowBitForm, form_of_checkpoint
@@ -52,6 +52,7 @@ def load_streamed(
     Raises UserError for a checkpoint that cannot be read so, and for a budget that is too small or too large.
     """
     checked = check_streamed(model_name, expert_budget, expert_format)
+    give_freed_memory_back()
     weights = checked.weights
     model, layers = load_without_experts(model_name, checked.shards, dtype, device, checked.form)
     layouts = layouts_of(model, layers, weights)
