@@ -18,7 +18,7 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +26,11 @@ from typing import NamedTuple
 from llamacpp_files import HERE, convert, python_of, quantise
 from memory_limit import Controller, MemoryLimit, drop_page_cache, find_controller
 from offload import machine
-from random_checkpoint import SHAPES, config_of, write_checkpoint
+from random_checkpoint import SHAPES, write_checkpoint
 from read_ahead import read_ahead, setting_of
 from result import parser_of, save_result
 from tqdm import tqdm
+from transformers import AutoConfig
 from workers import (
     SHORT_PROMPT,
     Answer,
@@ -50,14 +51,13 @@ QUARTER = "25%"
 TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 """The form in which the engine holds experts -> llama.cpp's type of about as many bits."""
 PACKED = {"int8": "int8", "int4": "int4:group=32"}
-PARTS = ("memory", "limit_bf16", "limit_int4")
-PARTS_OF = {"bf16": PARTS, "int8": ("memory",), "int4": PARTS}
-"""Form -> the parts that need its files."""
+PARTS = {"memory": tuple(TYPES), "limit_bf16": ("bf16", "int4"), "limit_int4": ("int4",)}
+"""Part -> the forms that it runs."""
 DEFAULT, OTHER = "llamacpp", "llamacpp_read_ahead"
 
 
 class Files(NamedTuple):
-    """The same model in every form."""
+    """The same model in several forms."""
 
     engine: dict[str, Path]
     """Form -> the checkpoint, or a packed folder."""
@@ -65,16 +65,17 @@ class Files(NamedTuple):
     """Form -> GGUF file of the type that is compared with it."""
 
 
-def prepare(args: argparse.Namespace) -> Files:
+def prepare(args: argparse.Namespace, shape: str, checkpoint: Path, forms: Sequence[str]) -> Files:
     """Writes what is missing."""
-    checkpoint, where = write_checkpoint(args.shape, Path(args.model_name)), Path(args.llamacpp)
-    plain = convert(checkpoint, Path(f"{checkpoint}-bf16.gguf"), "bf16", where)
+    llamacpp = Path(args.llamacpp)
+    write_checkpoint(shape, checkpoint)
+    plain = convert(checkpoint, Path(f"{checkpoint}-bf16.gguf"), "bf16", llamacpp)
     files = Files({"bf16": checkpoint}, {"bf16": plain})
-    for form, spec in PACKED.items():
-        if set(args.parts) & set(PARTS_OF[form]):
+    for form in PACKED:
+        if form in forms:
             out = Path(f"{checkpoint}-{TYPES[form]}.gguf")
-            files.engine[form] = _packed(checkpoint, Path(f"{checkpoint}-{form}"), spec)
-            files.llamacpp[form] = quantise(plain, out, TYPES[form].upper(), where)
+            files.engine[form] = _packed(checkpoint, Path(f"{checkpoint}-{form}"), PACKED[form])
+            files.llamacpp[form] = quantise(plain, out, TYPES[form].upper(), llamacpp)
     return files
 
 
@@ -114,8 +115,13 @@ def take_turns(workers: dict[str, Process], requests: list[Answer], warm_up: int
     return answers
 
 
-def measure_in_memory(args: argparse.Namespace, files: Files, tokens: Tokens) -> Answer:
+def tokens_of(args: argparse.Namespace, files: Files) -> Tokens:
+    return Tokens(AutoConfig.from_pretrained(files.engine["bf16"]).vocab_size, args.decode_tokens)
+
+
+def measure_in_memory(args: argparse.Namespace, files: Files) -> Answer:
     """All weights in memory."""
+    tokens = tokens_of(args, files)
     requests = [tokens.fresh(args.prompt_tokens) for _ in range(args.repeats + 1)]
     with ExitStack() as stack:
         workers: dict[str, Process] = {}
@@ -137,11 +143,10 @@ def measure_in_memory(args: argparse.Namespace, files: Files, tokens: Tokens) ->
     return {"ratios": ratios, "median_seconds": seconds, "memory": memory, "answers": answers}
 
 
-def measure_limited(
-    args: argparse.Namespace, form: str, files: Files, tokens: Tokens, controller: Controller
-) -> Answer:
+def measure_limited(args: argparse.Namespace, form: str, files: Files, controller: Controller) -> Answer:
     """Every process under the same limit; under that of 16 bits the engine runs 4 bits as well."""
     budgets, limit_bytes = budgets_and_limit(args, form, files)
+    tokens = tokens_of(args, files)
     requests = [tokens.fresh(SHORT_PROMPT) for _ in range(args.repeats + args.warm_up)]
     with copied(files.llamacpp[form]) as copy, ExitStack() as stack:
         starts: dict[str, Callable[[MemoryLimit], Process]] = {
@@ -215,25 +220,27 @@ def copied(path: Path) -> Iterator[Path]:
 
 
 def measure(args: argparse.Namespace) -> Answer:
-    files = prepare(args)
-    tokens = Tokens(config_of(args.shape).vocab_size, args.decode_tokens)
     controller = find_controller()
     if controller is None and set(args.parts) != {"memory"}:
         warn_once("no memory limit can be set here (root and a memory cgroup are needed): parts are left out")
-    parts: Answer = {}
-    if "memory" in args.parts:
-        parts["memory"] = measure_in_memory(args, files, tokens)
-    for form in ("bf16", "int4"):
-        if controller and f"limit_{form}" in args.parts:
-            parts[f"limit_{form}"] = measure_limited(args, form, files, tokens, controller)
-    ratios = {name: ratio for part in parts.values() for name, ratio in part["ratios"].items()}
-    return {"schema_version": 1, "settings": vars(args), "machine": machine(), **ratios, **parts}
+    found: Answer = {}
+    for part in args.parts:
+        shape = (part == "limit_int4" and args.limit_int4_shape) or args.shape
+        checkpoint = Path(args.model_name if shape == args.shape else f"results/bench/{shape}")
+        if part == "memory":
+            found[part] = measure_in_memory(args, prepare(args, shape, checkpoint, PARTS[part]))
+        elif controller:
+            files = prepare(args, shape, checkpoint, PARTS[part])
+            found[part] = measure_limited(args, part.removeprefix("limit_"), files, controller)
+    ratios = {name: ratio for part in found.values() for name, ratio in part["ratios"].items()}
+    return {"schema_version": 1, "settings": vars(args), "machine": machine(), **ratios, **found}
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--shape", default="olmoe-4l", choices=SHAPES)
     parser.add_argument("--model_name", help="the checkpoint; default results/bench/SHAPE")
+    parser.add_argument("--limit_int4_shape", choices=SHAPES, help="another shape for the part limit_int4")
     parser.add_argument("--llamacpp", default=".cache/llamacpp", help="environment with llama-cpp-python")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--threads", type=int, default=2)
