@@ -59,14 +59,15 @@ def _check_architecture(names: GgufNames, first: GgufPart, config: Any) -> None:
     """UserError for sizes of another model, and for an architecture that is known by another model's name."""
     known = {_plain(name): name for name in MODEL_ARCH_NAMES.values()}
     expected = known.get(_plain(config.model_type), names.architecture)
-    if names.architecture != expected:
+    if not names.architecture.startswith(expected):  # nemotron_h_moe is a nemotron_h, too
         raise UserError(
             f"{first.path}: architecture '{names.architecture}', the checkpoint is of '{expected}'"
         )
-    blocks = names.layers - first.metadata.get(f"{expected}.nextn_predict_layers", 0)
+    further = first.metadata.get(f"{names.architecture}.nextn_predict_layers", 0)
+    width = first.metadata.get(f"{names.architecture}.embedding_length")
     sizes = {
-        "layers": (blocks, config.num_hidden_layers),
-        "hidden size": (first.metadata.get(f"{expected}.embedding_length"), config.hidden_size),
+        "layers": (names.layers - further, config.num_hidden_layers),
+        "hidden size": (width, config.hidden_size),
     }
     for what, (given, wanted) in sizes.items():
         if given not in (None, wanted):
