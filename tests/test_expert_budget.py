@@ -11,6 +11,8 @@ from dwellmoe.errors import UserError
 from dwellmoe.locality.command_line import parse_training
 from dwellmoe.training_checks import check_options
 from tests.conftest import ROOT, quick_training
+from tests.data.stand_ins import WORDS, word_tokenizer
+from tests.experts.low_bit_checkpoints import mxfp4_checkpoint
 from tests.test_launchers import TORCHRUN
 
 LOGGED = ("--logging_steps", "1", "--daft_threshold", "q50")
@@ -93,6 +95,22 @@ def test_a_run_is_the_same_as_with_experts_in_memory_and_is_resumed(run_command,
     done = run_command(*command, "--resume_from_checkpoint", "auto")
     assert done.returncode == 0, done.stderr[-3000:]
     assert _history(tmp_path / "out", *names[0]) == [pytest.approx(entry, abs=1e-5) for entry in streamed[0]]
+
+
+@pytest.mark.slow
+def test_low_bits_train_the_same_as_in_memory(run_command, tmp_path, sentences):
+    sizes = {"vocab_size": len(WORDS), "eos_token_id": 1, "pad_token_id": 2}
+    folder = shutil.copytree(mxfp4_checkpoint(**sizes), tmp_path / "model")
+    word_tokenizer().save_pretrained(folder)
+    options, losses = quick_training(folder, sentences), []
+    for given in (("--expert_format", "as_stored"), BUDGET):
+        done = run_command(
+            sys.executable, ROOT / "main.py", *options, *given, *LOGGED, "--overwrite_output", "True"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append(_history(tmp_path / "out", "step", "loss", "grad_norm"))
+    assert len(losses[0]) == 12
+    assert losses[1] == [pytest.approx(entry, abs=1e-5) for entry in losses[0]]
 
 
 @pytest.mark.slow

@@ -1,24 +1,27 @@
 """Loads a checkpoint with its experts in a cache: `offload`, and `load_with_cache` for given settings."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from dwellmoe.errors import UserError, unknown_name
 from dwellmoe.experts.formats import parse_format
 from dwellmoe.experts.formats.base import QuantisingFormat
+from dwellmoe.families import MoeLayer
 from dwellmoe.offload.attach import attach
 from dwellmoe.offload.check_settings import check_settings, naming
 from dwellmoe.offload.dense_layers import hold_dense_layers
 from dwellmoe.offload.engine import Engine
-from dwellmoe.offload.expert_weights import locate_experts
-from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.offload.expert_weights import ExpertWeights, locate_experts
+from dwellmoe.offload.io.shards import Shards, find_shards
 from dwellmoe.offload.io.storage import Storage
 from dwellmoe.offload.packed import find_packed
-from dwellmoe.offload.published_low_bits import form_of_checkpoint
+from dwellmoe.offload.published_low_bits import LowBitForm, form_of_checkpoint
 from dwellmoe.offload.skeleton import load_shapes, load_without_experts
 from dwellmoe.offload.stored_format import check_stored_in
 from dwellmoe.settings.engine import EngineSettings
@@ -77,14 +80,12 @@ def load_with_cache(
     shards = find_shards(model_name)
     form = form_of_checkpoint(model_name, shards)
     if expert_format:
-        stored = locate_experts(*load_shapes(model_name, form), shards, form)
+        stored = _located(*load_shapes(model_name, form), shards, form, settings.packed)
         check_stored_in(expert_format, model_name, stored)
     model, layers = load_without_experts(model_name, shards, dtype, torch.device(device), form)
     if dense_format:
         hold_dense_layers(model, layers, dense_format)
-    weights = locate_experts(model, layers, shards, form)
-    if settings.packed:
-        weights = find_packed(model, layers, weights, settings.packed)
+    weights = _located(model, layers, shards, form, settings.packed)
     if not settings.verify_reads:
         weights = weights._replace(checksums=())
     elif not weights.checksums:
@@ -93,6 +94,14 @@ def load_with_cache(
         )
     storage = storage or Storage(weights.shards.paths, settings.io)
     return model, attach(model, layers, weights, storage, settings)
+
+
+def _located(
+    model: nn.Module, layers: Sequence[MoeLayer], shards: Shards, form: LowBitForm | None, packed: str
+) -> ExpertWeights:
+    """The experts of a checkpoint, or of the packed model that is to be read in its place."""
+    weights = locate_experts(model, layers, shards, form)
+    return find_packed(model, layers, weights, packed) if packed else weights
 
 
 def _dense_format(spec: str) -> QuantisingFormat | None:

@@ -20,10 +20,10 @@ WIDE = {"hidden_size": 64, "intermediate_size": 32}
 
 
 @cache
-def mxfp4_checkpoint() -> Path:
+def mxfp4_checkpoint(**sizes: int) -> Path:
     """GPT-OSS: blocks and scales for all experts of a layer, biases and the rest in bfloat16."""
     folder = Path(mkdtemp(prefix="dwellmoe-mxfp4-"))
-    model = _same_model("gpt_oss", **WIDE)
+    model = _same_model("gpt_oss", **WIDE, **sizes)
     model.to(torch.bfloat16).save_pretrained(folder)
     draw = torch.Generator().manual_seed(0)
 

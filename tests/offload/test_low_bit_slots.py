@@ -191,7 +191,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> str:
 @pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek_v3", "packed-int8"])
 def test_adapters_run_beside_the_slots(name, budget, tmp_path):
     folder = CHECKPOINTS[name]()
-    paths = {variant: _adapter(folder, tmp_path / variant, seed) for seed, variant in enumerate(("one", "two"))}
+    paths = {name: _adapter(folder, tmp_path / name, seed) for seed, name in enumerate(("one", "two"))}
     settings = ModelSettings(str(folder), dtype="float32", expert_format="as_stored")
     low = load_adapters(load_model(settings), paths)
     slots = load_adapters(load_model_with_cache(settings, EngineSettings(budget, readers=2)), paths)
@@ -219,6 +219,17 @@ def test_the_stored_format_may_be_named(name, spec):
     model, engine = load_with_cache(str(CHECKPOINTS[name]()), EngineSettings("3"), expert_format=spec)
     with engine:
         assert model.dtype == torch.bfloat16
+
+
+def test_a_packed_model_that_is_read_in_a_checkpoints_place_counts():
+    low, plain = packed("olmoe", "int4:group=32"), checkpoint("olmoe", torch.bfloat16)
+    settings = EngineSettings("3", packed=str(low))
+    model, engine = load_with_cache(str(plain), settings, torch.float32, expert_format="int4:group=32")
+    with engine:
+        found = model.generate(prompt(), **GREEDY)
+        assert torch.equal(found, resident(low).generate(prompt(), **GREEDY))
+    with pytest.raises(UserError, match=r"--expert_format int8.*--format int8"):
+        load_with_cache(str(plain), settings, expert_format="int8")
 
 
 @pytest.mark.parametrize("spec", ["int8", "int4:group=64", "nf4"])
