@@ -80,7 +80,7 @@ class Bench:
 
 
 def ways_of(args: argparse.Namespace) -> list[Way]:
-    """As urgent loads are read first: by all readers, in requests of 4 MiB; then in smaller ones, by fewer."""
+    """As urgent loads are read first: by all readers, 4 MiB at a time; then in smaller requests, by fewer."""
     most, fewer, half = args.readers, max(1, args.readers - 1), max(1, args.readers // 2)
     large = [Way(most, 4 * MIB), Way(most, MIB), Way(fewer, 4 * MIB)]
     small = [Way(fewer, nbytes) for nbytes in (MIB, MIB // 2, MIB // 4)]
