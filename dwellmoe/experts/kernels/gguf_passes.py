@@ -26,7 +26,7 @@ def _float16(address):
     return -value if bits & 0x8000 else value
 
 
-def _decode_q8_0(work, o, row):
+def _decode_q8_0(work, o, row, scale_of):
     blocks = work.inputs // BLOCK
     for block in range(blocks):
         begin = work.codes + (o * blocks + block) * Q8_0_BYTES
@@ -36,7 +36,7 @@ def _decode_q8_0(work, o, row):
             row[first + i] = np.float32(codes[i]) * scale
 
 
-def _decode_q4_0(work, o, row):
+def _decode_q4_0(work, o, row, scale_of):
     blocks, half = work.inputs // BLOCK, BLOCK // 2
     for block in range(blocks):
         begin = work.codes + (o * blocks + block) * Q4_0_BYTES

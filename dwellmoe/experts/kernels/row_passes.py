@@ -20,6 +20,8 @@ from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, take_chun
 
 ROWS_OF_CHUNK = 16
 MXFP4_BLOCK, NF4_BLOCK = 32, 64
+HALF_BITS = np.uint32(126 << 23)
+"""The bits of 0.5."""
 NORMAL_FLOATS = tuple(
     np.float32(value)
     for value in (
@@ -36,8 +38,8 @@ NORMAL_FLOATS = tuple(
 TYPE = np.float32
 
 
-def decode(work, o, row) -> Any:
-    """Decodes row o of the matrix."""
+def decode(work, o, row, scale_of) -> Any:
+    """Decodes row o of the matrix; `scale_of` is room for as many numbers."""
 
 
 def store(row, out) -> Any:
@@ -76,17 +78,20 @@ def unchanged(number):
 @helper
 def _e2m1(code):
     """Of MXFP4: a sign, two bits of exponent with bias 1, one bit of mantissa."""
-    size = np.int32(code & 7)
-    bits = np.int32(size * (126 << 23)) if size < 2 else np.int32((size << 22) + (126 << 23))
-    return np.int32(bits | ((code & 8) << 28)).view(np.float32)
+    code = np.uint32(code)
+    size, sign = np.uint32(code & np.uint32(7)), np.uint32(np.uint32(code & np.uint32(8)) << np.uint32(28))
+    small = HALF_BITS if size == np.uint32(1) else np.uint32(0)
+    bits = small if size < np.uint32(2) else np.uint32(np.uint32(size << np.uint32(22)) + HALF_BITS)
+    return np.uint32(bits | sign).view(np.float32)
 
 
 @helper
 def _normal_float(code):
     """Of NF4, by halves of the table: faster than a look-up for many codes at once."""
     values = NORMAL_FLOATS
-    of_2 = code & 1 != 0
-    of_4, of_8, of_16 = code & 2 != 0, code & 4 != 0, code & 8 != 0
+    code, zero = np.uint32(code), np.uint32(0)
+    of_2, of_4 = np.uint32(code & np.uint32(1)) != zero, np.uint32(code & np.uint32(2)) != zero
+    of_8, of_16 = np.uint32(code & np.uint32(4)) != zero, np.uint32(code & np.uint32(8)) != zero
     a = values[1] if of_2 else values[0]
     b = values[3] if of_2 else values[2]
     c = values[5] if of_2 else values[4]
@@ -117,38 +122,33 @@ def _power_of_two(exponent):
     return np.int32(bits).view(np.float32)
 
 
-@helper
-def _scale(row, first, count, scale):
-    for i in range(first, first + count):
-        row[i] *= scale
-
-
-def _decode_mxfp4(work, o, row):
+def _decode_mxfp4(work, o, row, scale_of):
     half, blocks = work.inputs // 2, work.inputs // MXFP4_BLOCK
     codes = carray(memory(work.codes + o * half), (half,), np.uint8)
     scales = carray(memory(work.scales + o * blocks), (blocks,), np.uint8)
-    for i in range(half):
-        row[i] = _e2m1(codes[i] & 15)
-        row[half + i] = _e2m1(codes[i] >> 4)
     for block in range(blocks):
-        scale = _power_of_two(scales[block])
-        _scale(row, 16 * block, 16, scale)
-        _scale(row, half + 16 * block, 16, scale)
+        scale_of[16 * block : 16 * (block + 1)] = _power_of_two(scales[block])
+    low, high = row[:half], row[half:]
+    for i in range(half):
+        low[i] = _e2m1(codes[i] & 15) * scale_of[i]
+    for i in range(half):
+        high[i] = _e2m1(codes[i] >> 4) * scale_of[i]
 
 
-def _decode_nf4(work, o, row):
+def _decode_nf4(work, o, row, scale_of):
     half, blocks = work.inputs // 2, work.inputs // NF4_BLOCK
     codes = carray(memory(work.codes + o * half), (half,), np.uint8)
     largest = carray(memory(work.scales + 4 * o * blocks), (blocks,), np.float32)
-    for i in range(half):
-        row[i] = _normal_float(codes[i] >> 4)
-        row[half + i] = _normal_float(codes[i] & 15)
     for block in range(blocks):
-        _scale(row, 32 * block, 32, largest[block])
-        _scale(row, half + 32 * block, 32, largest[block])
+        scale_of[32 * block : 32 * (block + 1)] = largest[block]
+    low, high = row[:half], row[half:]
+    for i in range(half):
+        low[i] = _normal_float(codes[i] >> 4) * scale_of[i]
+    for i in range(half):
+        high[i] = _normal_float(codes[i] & 15) * scale_of[i]
 
 
-def _decode_fp8(work, o, row):
+def _decode_fp8(work, o, row, scale_of):
     """The scales of a part's rows of blocks come after those of the part before."""
     inputs, block, blocks = work.inputs, work.block, -(-work.inputs // work.block)
     part, within = o // work.part_outputs, o % work.part_outputs
@@ -156,10 +156,11 @@ def _decode_fp8(work, o, row):
     scale_row = part * block_rows + within // work.block_outputs
     codes = carray(memory(work.codes + o * inputs), (inputs,), np.uint8)
     scales = carray(memory(work.scales + 4 * scale_row * blocks), (blocks,), np.float32)
-    for i in range(inputs):
-        row[i] = _e4m3(codes[i])
     for i in range(blocks):
-        _scale(row, i * block, min(block, inputs - i * block), scales[i])
+        into, scale = row[i * block : min((i + 1) * block, inputs)], scales[i]
+        of_block = codes[i * block :]
+        for j in range(len(into)):
+            into[j] = _e4m3(of_block[j]) * scale
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, **BARE)
@@ -176,13 +177,14 @@ def _product(pointer):
     inputs, outputs, rows = work.inputs, work.outputs, work.rows
     x_in = carray(memory(work.x), (rows, inputs), TYPE)
     out = carray(memory(work.out), (rows, outputs), TYPE)
-    x, row = np.empty((rows, inputs), np.float32), np.empty(inputs, np.float32)
+    x = np.empty((rows, inputs), np.float32)
+    row, scale_of = np.empty(inputs, np.float32), np.empty(inputs, np.float32)
     for s in range(rows):
         load(x_in[s], x[s])
     first = take_chunk(pointer) * ROWS_OF_CHUNK
     while first < outputs:
         for o in range(first, min(first + ROWS_OF_CHUNK, outputs)):
-            decode(work, o, row)
+            decode(work, o, row, scale_of)
             for s in range(rows):
                 out[s, o] = to_type(_dot(x[s], row))
         first = take_chunk(pointer) * ROWS_OF_CHUNK
@@ -193,11 +195,11 @@ def _dequantise(pointer):
     work = carray(pointer, 1)[0]
     inputs, outputs = work.inputs, work.outputs
     out = carray(memory(work.out), (outputs, inputs), TYPE)
-    row = np.empty(inputs, np.float32)
+    row, scale_of = np.empty(inputs, np.float32), np.empty(inputs, np.float32)
     first = take_chunk(pointer) * ROWS_OF_CHUNK
     while first < outputs:
         for o in range(first, min(first + ROWS_OF_CHUNK, outputs)):
-            decode(work, o, row)
+            decode(work, o, row, scale_of)
             store(row, out[o])
         first = take_chunk(pointer) * ROWS_OF_CHUNK
 
@@ -241,7 +243,7 @@ class PassesOfTypes(NamedTuple):
 
 
 def row_passes(name: str, decode: Callable, halves: bool) -> PassesOfTypes:
-    """The passes around `decode(work, o, row)`, which writes row o of the matrix into `row` (float32).
+    """The passes around `decode(work, o, row, scale_of)`, which writes row o of the matrix into `row`.
 
     halves  whether a byte holds two codes: the first of all bytes then come first in `row`
     """
