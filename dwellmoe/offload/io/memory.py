@@ -48,8 +48,8 @@ class HostMemory:
 def give_freed_memory_back() -> None:
     """From now on the memory of every freed tensor of LARGE_BYTES and more goes back to the system at once.
 
-    glibc keeps freed blocks of up to 32 MiB otherwise, which doubles what a training step takes. Other C
-    libraries are left as they are.
+    glibc keeps freed blocks of up to 32 MiB otherwise: 2 GB while OLMoE-1B-7B trains. Other C libraries are
+    left as they are.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
