@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from dwellmoe.experts.low_rank import add_low_rank_of_one
 from dwellmoe.experts.peft_factors import carried
+from dwellmoe.experts.rows import gather, sort_by_expert
 from dwellmoe.offload.expert_layout import Expert, LowBitMatrix, Matrix
 
 
@@ -65,29 +66,28 @@ class OneToken:
 
 
 class ManyTokens:
-    """The experts of several tokens: each expert is computed once, on all its tokens."""
+    """The experts of several tokens: each expert is computed once, on all its tokens.
+
+    experts_TK  ids of the chosen experts; those of `experts` and above add nothing
+    """
 
     def __init__(self, module: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, experts: int):
-        self.module, self.hidden_TD, self.shape = module, hidden_TD, weights_TK.shape
-        flat = experts_TK.reshape(-1).clamp(max=experts)
-        self.order = flat.argsort(stable=True)
-        self.x = hidden_TD[self.order // self.shape[1]]
-        self.weights = weights_TK.reshape(-1, 1)[self.order]
+        self.module, self.dtype = module, hidden_TD.dtype
+        self.rows = sort_by_expert(experts_TK, weights_TK, experts)
+        self.weight_S1 = self.rows.weight_S[:, None]
+        self.x_SD = hidden_TD[self.rows.token_S]
         if module.weighs_inputs:
-            self.x = (self.x * self.weights).to(hidden_TD.dtype)
-            self.weights = torch.ones_like(self.weights)
-        ends = torch.bincount(flat, minlength=experts + 1).cumsum(0).tolist()
-        self.begin, self.end = [0, *ends[:-1]], ends
+            self.x_SD = (self.x_SD * self.weight_S1).to(hidden_TD.dtype)
+            self.weight_S1 = torch.ones_like(self.weight_S1)
         dtype = torch.promote_types(hidden_TD.dtype, weights_TK.dtype)
-        self.out = hidden_TD.new_empty(len(flat), hidden_TD.shape[1], dtype=dtype)
-        self.out[self.begin[experts] :] = 0  # pairs whose id is no routed expert
+        self.out_SD = torch.empty_like(self.x_SD, dtype=dtype)
+        self.row_of_none_N = self.rows.row_TK[experts_TK >= experts]
 
     def add(self, expert: int, weights: Expert) -> None:
-        rows = slice(self.begin[expert], self.end[expert])
-        out = run_expert(self.module, self.x[rows], expert, weights)
-        torch.mul(out, self.weights[rows], out=self.out[rows])
+        begin, end = self.rows.ends[expert - 1] if expert else 0, self.rows.ends[expert]
+        out = run_expert(self.module, self.x_SD[begin:end], expert, weights)
+        torch.mul(out, self.weight_S1[begin:end], out=self.out_SD[begin:end])
 
     def result(self) -> Tensor:
-        row_of = torch.empty_like(self.order)
-        row_of[self.order] = torch.arange(len(row_of), device=row_of.device)
-        return self.out[row_of].view(*self.shape, -1).sum(dim=1).to(self.hidden_TD.dtype)
+        self.out_SD[self.row_of_none_N] = 0
+        return gather(self.out_SD, self.rows).to(self.dtype)

@@ -24,7 +24,7 @@ GROUPS = (32, 64, 128)
 MIDDLE, LARGEST = 8, 15
 SHRINKS = (1.0, 0.93, 0.86, 0.79)
 """Shares of a group's range that are tried."""
-FEW_ROWS = 16
+FEW_ROWS = 32
 """With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 
 
