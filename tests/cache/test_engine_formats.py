@@ -298,6 +298,7 @@ def test_router_logits(kind, tmp_path, capsys):
     trace = RoutingTrace.load(path, top_k=K, prompt_tokens=2)
     assert np.array_equal(trace.experts, np.argsort(-logits, axis=2, kind="stable")[:, :, :K].swapaxes(0, 1))
     shares = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    assert trace.weights is not None and trace.gate_probs is not None
     assert np.allclose(trace.gate_probs, shares.swapaxes(0, 1), atol=1e-3)
     assert np.allclose(trace.weights, np.sort(trace.gate_probs, axis=2)[:, :, ::-1][:, :, :K], atol=1e-3)
     assert trace.phase.tolist() == [0, 0, 1, 1, 1, 1] and "largest router logits" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`dwellmoe lm-eval` gives the harness's own numbers, and the routing of exactly the tokens that ran."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,12 +41,14 @@ def run(checkpoint, tasks, out, *options, names=NAMES):
     return json.loads((out / "report.json").read_text())
 
 
-def direct(checkpoint, tasks, name, batch_size=1, **options):
+def direct(checkpoint, tasks, name, batch_size=1, **options) -> Any:
     """The same task by the harness alone."""
+    model_class: Any = HFLM
+    evaluate: Any = simple_evaluate
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    return simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+    return evaluate(
+        model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
         tasks=[name],
         task_manager=TaskManager(include_path=str(tasks)),
         **options,
@@ -200,7 +203,7 @@ def test_a_stopped_run_goes_on_with_what_it_finished(tiny_checkpoint, tasks, tmp
         (("--routing_strategy", "margni"), "margin"),
         (("--expert_budget", "x"), "x"),
         (("--output_path", "file"), "file"),
-        (("--json", "no/such"), "no/such"),
+        (("--json", "file/such"), "file/such"),
         (("--policies", "lur"), "lru"),
         (("--limit", "0"), "--limit"),
         (("--tasks", "needs_hub"), "needs_hub"),
