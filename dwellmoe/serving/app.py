@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 from transformers import GenerationConfig
 
-from dwellmoe.errors import UserError
+from dwellmoe.errors import UserError, refusal
 from dwellmoe.offload.resize import resize
 from dwellmoe.serving.body import read_body
 from dwellmoe.serving.errors import RequestError, error_fields, unknown_model
@@ -120,6 +120,10 @@ class Service:
             await changing
         except UserError as error:
             raise RequestError(400, str(error), param="budget") from None
+        except (MemoryError, OSError, RuntimeError) as error:
+            if refused := refusal(error):
+                raise RequestError(503, refused, param="budget") from None
+            raise
 
     def _resize(self, budget: str) -> None:
         with self.figures.changing:
@@ -201,7 +205,8 @@ def application(service: Service) -> Starlette:
         return HTMLResponse(page)
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        stopping = service.queue.closed
+        return JSONResponse({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
 
     async def prometheus(_: Request) -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -73,12 +73,12 @@ class GenerationQueue:
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generation")
         self.places: set[Place] = set()
         self._most = most_waiting + 1
-        self._closed = False
+        self.closed = False
 
     @contextmanager
     def place(self) -> Iterator[Place]:
         """A place for a request, given up when the block ends. Raises RequestError where there is none."""
-        if self._closed:
+        if self.closed:
             raise RequestError(503, STOPPING, code="stopping")
         if len(self.places) >= self._most:
             message = f"{len(self.places)} requests run or wait already: try again later"
@@ -100,7 +100,7 @@ class GenerationQueue:
 
     def close(self) -> None:
         """Lets no request in any more; those that wait get no answer, the running one goes on."""
-        self._closed = True
+        self.closed = True
         for place in tuple(self.places):
             if not place.running:
                 place.give_up(STOPPING)

@@ -65,6 +65,8 @@ class ServedModel:
         model, layers = self.evaluated.model, self.evaluated.moe_layers
         with ExitStack() as stack:
             stack.enter_context(active_variant(model, variant.adapter))
+            if self.engine:  # an entry a request, of which there is no end
+                stack.callback(self.engine.statistics.first_token_seconds.clear)
             for layer in layers:
                 router = model.get_submodule(layer.router)
                 stack.callback(router.register_forward_pre_hook(lambda *_: check()).remove)

@@ -282,6 +282,15 @@ def test_a_budget_that_cannot_work_changes_nothing(client, served, budget):
     assert complete(client).status_code == 200
 
 
+def test_a_budget_that_gets_no_memory_changes_nothing(client, served, monkeypatch):
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("dwellmoe.serving.app.resize", out_of_memory)
+    fault(client.post("/v1/expert_cache", json={"budget": "4"}), 503)
+    assert complete(client).status_code == 200
+
+
 def failing(*_):
     raise OSError(5, "Input/output error")
 
@@ -384,6 +393,7 @@ def test_a_full_queue_is_said(client, service):
 def test_a_server_that_stops_refuses(client, service):
     service.queue.close()
     assert fault(chat(client), 503)["code"] == "stopping"
+    assert client.get("/health").status_code == 503
 
 
 def test_many_short_requests_leave_nothing_behind(client, service, served):
@@ -399,6 +409,7 @@ def test_many_short_requests_leave_nothing_behind(client, service, served):
     before = objects()
     ask(60)
     assert objects() - before < 200
+    assert not served.engine.statistics.first_token_seconds
     assert not service.queue.places
 
 
