@@ -99,7 +99,7 @@ def _most(found: Advice) -> Iterator[str]:
     if found.budget is None:
         yield from _what_fits(known)
         return
-    now = found.budget.tokens_per_second if not found.all_fit else found.tokens_per_second_without_misses
+    now = found.budget.tokens_per_second
     yield "What would help (against that cache):" if not found.all_fit else "What would help:"
     yield from map(_line, found.changes)
     if found.all_fit:
