@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from dwellmoe.families.text_model import text_model_class
 from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_config, tiny_model, tiny_multimodal
 
-SHAPE = "its experts have a shape of their own, which is refused by name (test_discovery.py)"
+SHAPE = "its experts have a shape of their own, which is refused by name (tests/offload/test_every_family.py)"
 NOT_CHECKED = {
     "dbrx": SHAPE,
     "diffusion_gemma": "it writes blocks by diffusion: no causal language model",

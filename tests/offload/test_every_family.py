@@ -3,13 +3,16 @@ memory, for one and several requests and prompts of one token; the simulator rep
 every predictor predicts.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dwellmoe.cache.replay.replay_split import replay_split
+from dwellmoe.errors import UserError
 from dwellmoe.families import expert_parameters, find_moe_layers
 from dwellmoe.loading import load_model
 from dwellmoe.offload import Engine, EngineSettings, load_with_cache
@@ -22,7 +25,7 @@ from dwellmoe.routing.scoutgate import ScoutGate, save_scoutgate
 from dwellmoe.settings.model import ModelSettings
 from tests.every_family import NOT_CHECKED, made, moe_families
 from tests.offload.workbench import prompt
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_config, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +34,14 @@ PROMPTS = {"long": prompt(9), "one token": prompt(1), "three rows": prompt(5, ro
 ANSWER: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 SMALL: dict[str, Any] = {"prefill_buffer": 2, "readers": 2}
 HANDOFF = EngineSettings.prefill_handoff
+DBRX: dict[str, Any] = {
+    "d_model": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "vocab_size": 64,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+    "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+}
 
 
 class Saved(NamedTuple):
@@ -46,13 +57,13 @@ def saved(model: Any, folder: Path) -> Saved:
 
 
 @torch.no_grad()
-def answers(model: Any) -> dict[str, torch.Tensor]:
-    return {name: model.generate(ids, **ANSWER) for name, ids in PROMPTS.items()}
+def answers(model: Any, names: Iterable[str] = PROMPTS) -> dict[str, torch.Tensor]:
+    return {name: model.generate(PROMPTS[name], **ANSWER) for name in names}
 
 
-def check_answers(model: Any, expected: dict[str, torch.Tensor]) -> None:
-    found = answers(model)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+def check_answers(model: Any, expected: dict[str, torch.Tensor], names: Iterable[str] = PROMPTS) -> None:
+    found = answers(model, names)
+    assert all(torch.equal(found[name], expected[name]) for name in names)
 
 
 def check_replay(engine: Engine) -> None:
@@ -77,7 +88,7 @@ def check_predictors(model: Any, engine: Engine, tmp_path: Path, expected: dict)
         cached_experts.prefetch.predictor = make_prefetch_predictor(
             spec, model, layers, cached_experts.forward_pass
         )
-        check_answers(model, expected)
+        check_answers(model, expected, ["three rows"])
         assert engine.statistics.prefetch_issued or len(layers) == 1, name
 
 
@@ -91,7 +102,7 @@ def check_placement(folder: Path, tmp_path: Path, expected: dict) -> None:
     )
     model, engine = load_with_cache(str(folder), settings, torch.float32)
     with engine:
-        check_answers(model, expected)
+        check_answers(model, expected, ["long", "three rows"])
 
 
 def check_experts_are_left_out(folder: Path) -> None:
@@ -128,3 +139,18 @@ def test_routers_of_two_kinds_in_one_model(tmp_path, capsys):
         table = model.get_submodule(layer.router).tid2eid
         table.copy_(torch.rand(table.shape[0], layer.num_experts).argsort(dim=1)[:, : layer.top_k])
     check_family(model, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (tiny_config("jetmoe"), "JetMoeMoE"),
+        (tiny_config("doge", is_moe=True), "DogeCDMoE"),
+        (AutoConfig.for_model("dbrx", **DBRX), "DbrxExperts"),
+    ],
+    ids=["jetmoe", "doge", "dbrx"],
+)
+def test_experts_of_another_shape_are_refused_by_name(config, kind, tmp_path):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"has experts of a shape that is not supported \({kind}\)"):
+        load_with_cache(str(tmp_path), EngineSettings("50%"))
