@@ -4,7 +4,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from dwellmoe.experts.formats.mxfp4 import Mxfp4
 from dwellmoe.families import expert_bytes, find_moe_layers
 from dwellmoe.loading import BASE, active_variant, load_adapters, load_model, load_model_with_cache
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
-from dwellmoe.offload import EngineSettings, LiveRerouting, load_with_cache
+from dwellmoe.offload import Engine, EngineSettings, LiveRerouting, load_with_cache
 from dwellmoe.offload import engine_of as engine_behind
 from dwellmoe.offload.pack import pack
 from dwellmoe.routing import SimulatedCache
@@ -224,7 +224,8 @@ def test_the_stored_format_may_be_named(name, spec):
 def test_a_packed_model_that_is_read_in_a_checkpoints_place_counts():
     low, plain = packed("olmoe", "int4:group=32"), checkpoint("olmoe", torch.bfloat16)
     settings = EngineSettings("3", packed=str(low))
-    model, engine = load_with_cache(str(plain), settings, torch.float32, expert_format="int4:group=32")
+    loaded = load_with_cache(str(plain), settings, torch.float32, expert_format="int4:group=32")
+    model, engine = cast(tuple[Any, Engine], loaded)
     with engine:
         found = model.generate(prompt(), **GREEDY)
         assert torch.equal(found, resident(low).generate(prompt(), **GREEDY))
