@@ -82,7 +82,7 @@ def parse_run(arguments: list[str]) -> Run:
     """The settings of a command line. UserError for whatever is wrong before a model is loaded."""
     options = parse_training(take_plugins(with_default_deepspeed(arguments)))
     check_options(options)
-    train = TrainSettings(**vars(options.trainer), **_checkpointed(options))
+    train = TrainSettings(**vars(options.trainer), **_streamed(options))
     run = Run(
         options.model,
         options.data,
@@ -119,15 +119,19 @@ def parse_run(arguments: list[str]) -> Run:
     return run
 
 
-def _checkpointed(options: TrainingOptions) -> dict[str, Any]:
-    """Options of transformers' own; where experts are streamed, activations are kept by checkpoints of the
-    layers unless the user chose or re-routing rules it out.
+def _streamed(options: TrainingOptions) -> dict[str, Any]:
+    """Options of transformers' own. Where experts are streamed, memory is short: activations are kept by
+    checkpoints of the layers, unless re-routing rules it out, and a validation batch is no larger than a
+    training batch. What the user chose stays.
     """
-    chosen = {"gradient_checkpointing", "activation_checkpointing"} & options.library.keys()
-    rerouted = options.locality.train_rerouting is not None
-    if options.streaming.expert_budget is None or chosen or rerouted:
-        return options.library
-    return options.library | {"activation_checkpointing": True}
+    chosen = options.library
+    if options.streaming.expert_budget is None:
+        return chosen
+    found = {"per_device_eval_batch_size": options.trainer.per_device_train_batch_size} | chosen
+    checkpointed = {"gradient_checkpointing", "activation_checkpointing"} & chosen.keys()
+    if not checkpointed and options.locality.train_rerouting is None:
+        found["activation_checkpointing"] = True
+    return found
 
 
 def _hub(options: TrainingOptions, train: TrainSettings) -> HubRepository | None:

@@ -75,6 +75,12 @@ def test_layers_are_checkpointed_unless_that_is_ruled_out(given, checkpointed, o
     assert run.train.activation_checkpointing == checkpointed
 
 
+@pytest.mark.parametrize(("given", "rows"), [((), 4), (("--per_device_eval_batch_size", "2"), 2)])
+def test_a_validation_batch_takes_no_more_memory_than_a_training_batch(given, rows, options, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    assert parse_run([*options, *BUDGET, *given]).train.per_device_eval_batch_size == rows
+
+
 @pytest.mark.slow
 def test_a_run_is_the_same_as_with_experts_in_memory_and_is_resumed(run_command, tmp_path, options):
     """With accumulated batches, a reference model, packing, and only half of the layers trained."""
