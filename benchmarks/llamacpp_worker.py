@@ -93,7 +93,7 @@ class LlamaCpp:
 
     def _put_on(self, lora: str) -> None:
         adapter = api.llama_adapter_lora_init(self.model, lora.encode())
-        adapters, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        adapters, scales = (type(adapter) * 1)(adapter), (ctypes.c_float * 1)(1.0)
         if not adapter or api.llama_set_adapters_lora(self.context, adapters, 1, scales):
             raise SystemExit(f"llama.cpp does not load {lora}")
 
