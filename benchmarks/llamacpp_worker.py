@@ -92,8 +92,9 @@ class LlamaCpp:
             self._put_on(lora)
 
     def _put_on(self, lora: str) -> None:
-        adapter = api.llama_adapter_lora_init(self.model, lora.encode())
-        adapters, scales = (type(adapter) * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        adapter: Any = api.llama_adapter_lora_init(self.model, lora.encode())
+        kind: Any = type(adapter)  # of one adapter; times 1, of an array of one
+        adapters, scales = (kind * 1)(adapter), (ctypes.c_float * 1)(1.0)
         if not adapter or api.llama_set_adapters_lora(self.context, adapters, 1, scales):
             raise SystemExit(f"llama.cpp does not load {lora}")
 

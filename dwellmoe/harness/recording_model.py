@@ -19,11 +19,13 @@ from dwellmoe.families.not_finite import refuse_nan
 from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder, generated_lengths
 
+Harness: Any = HFLM
+"""Its decorator hides its type."""
 PADDING = 0
 """The token with which the harness fills rows that it scores, on the right."""
 
 
-class RecordingModel(HFLM):
+class RecordingModel(Harness):
     """Scores and generates as `HFLM` does; a tap on the routers sees every pass.
 
     A row that the harness runs is a request: of a row that is scored the context is prefill and the
@@ -53,13 +55,13 @@ class RecordingModel(HFLM):
             task: join([Recording(part, {}) for part in parts]).trace for task, parts in self._parts.items()
         }
 
-    def loglikelihood(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:  # type: ignore[override]
+    def loglikelihood(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:
         return self._by_task(super().loglikelihood, requests, *args, **options)
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:  # type: ignore[override]
+    def loglikelihood_rolling(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:
         return self._by_task(super().loglikelihood_rolling, requests, *args, **options)
 
-    def generate_until(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:  # type: ignore[override]
+    def generate_until(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:
         return self._by_task(super().generate_until, requests, *args, **options)
 
     def _by_task(self, run: Callable[..., list], requests: Sequence[Any], *args: Any, **options: Any) -> list:
@@ -73,7 +75,7 @@ class RecordingModel(HFLM):
                 results[index] = result
         return results
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:  # type: ignore[override]
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> list:
         self._context_tokens = {}
         for _, context, continuation in requests:
             row = tuple([*context, *continuation][-(self.max_length + 1) :][:-1])
@@ -81,7 +83,7 @@ class RecordingModel(HFLM):
             self._context_tokens[row] = min(context_tokens, self._context_tokens.get(row, len(row)))
         return super()._loglikelihood_tokens(requests, *args, **options)
 
-    def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:  # type: ignore[override]
+    def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:
         rows = [self._without_padding(row) for row in inps.tolist()]
         lengths_B1 = torch.tensor([len(row) for row in rows])[:, None]
         context_B1 = torch.tensor([self._context_tokens[row] for row in rows])[:, None]
@@ -98,9 +100,7 @@ class RecordingModel(HFLM):
         self._keep(recorder, "teacher_forced")
         return logits_BTV
 
-    def _model_generate(  # type: ignore[override]
-        self, context: Tensor, max_length: int, stop: list[str], **options: Any
-    ) -> Tensor:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         mask_BP = options["attention_mask"]
         requests = self._new_requests(len(context))
         recorder = TraceRecorder(self.evaluated.moe_layers)

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
-from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from rich.console import Console
@@ -40,6 +40,8 @@ PASSED_ON = (
     "confirm_run_unsafe_code",
 )
 """Options that the harness takes by the same names."""
+simple_evaluate: Any = lm_eval.simple_evaluate
+"""Its decorator hides its type."""
 
 
 def run_harness(options: HarnessOptions) -> None:

@@ -98,8 +98,9 @@ def test_changes_are_counted_with_the_bytes_that_they_have():
     changes = {change.name: change for change in found.changes}
     assert changes["int8"].capacity == 9, "4.5 slots of 16 bits hold 9 of 8"
     assert changes["int4"].capacity == 12
-    row = replay(trace, "lru", 9)
-    assert changes["int8"].miss_bytes_per_token == pytest.approx(row.miss_bytes_per_token / 2)
+    bytes_per_token = replay(trace, "lru", 9).miss_bytes_per_token
+    assert bytes_per_token
+    assert changes["int8"].miss_bytes_per_token == pytest.approx(bytes_per_token / 2)
     trained = [change for change in found.changes if change.source == "assumed"]
     assert {change.capacity for change in trained} == {4}
     assert all(change.tokens_per_second > found.budget.tokens_per_second for change in trained)

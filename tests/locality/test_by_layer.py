@@ -45,7 +45,8 @@ def terms(dtype):
     """Name -> (term, the same of all layers at once), of logits."""
     _, chosen, mask = gates(dtype)
     valid = torch.arange(B * T) % 7 > 0
-    reference = torch.randn(L, B, T, E, generator=torch.Generator().manual_seed(1)).to(dtype)  # not the logits
+    draw = torch.Generator().manual_seed(1)  # not what the logits were drawn from
+    reference = torch.randn(L, B, T, E, generator=draw).to(dtype)
     found: dict[str, Any] = {
         name: (
             lambda z, name=name: load_objective(name)(z, chosen, mask),
