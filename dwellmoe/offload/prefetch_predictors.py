@@ -41,6 +41,10 @@ class NextGatePredictor:
             router = model.get_submodule(layer.router)
             closing.callback(router.register_forward_pre_hook(self._keep, with_kwargs=True).remove)
 
+    def __deepcopy__(self, memo: dict) -> "NextGatePredictor":
+        """Itself: PEFT copies a gate that an adapter trains in full, with its hooks."""
+        return self
+
     def _keep(self, _router: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
         self._last = inputs, named
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from dwellmoe.errors import UserError
 from dwellmoe.offload import EngineSettings, ReadFault, Storage, load_with_cache
 from dwellmoe.offload.io.readers import Readers
-from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.offload.io.shards import PACKING, find_shards
 from dwellmoe.offload.pack import pack
 from tests.tiny_models import tiny_model
 
@@ -209,7 +209,7 @@ def test_ctrl_c_before_the_reads_begin_leaves_nothing_to_wait_for(checkpoint, ex
         torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
 
 
-def test_a_full_disk_leaves_no_half_pack(checkpoint, tmp_path):
+def test_a_full_disk_leaves_nothing_that_runs(checkpoint, tmp_path):
     """The limit on a file's size stands for the disk's."""
     kept = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, kept[1]))
@@ -218,7 +218,9 @@ def test_a_full_disk_leaves_no_half_pack(checkpoint, tmp_path):
             pack(str(checkpoint), tmp_path / "pack")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, kept)
-    assert not list((tmp_path / "pack").iterdir())
+    assert [path.name for path in (tmp_path / "pack").iterdir()] == [PACKING]
+    pack(str(checkpoint), tmp_path / "pack")
+    assert not (tmp_path / "pack" / PACKING).exists()
 
 
 def test_a_shard_that_changes_while_in_use_is_refused(broken):

@@ -28,13 +28,13 @@ def format_names() -> list[str]:
 
 
 def read_trace(path: str | Path, **hints: int | None) -> RoutingTrace:
-    """Reads a trace in any format, recognised by its content, else by its ending.
+    """Reads a trace in any format: one of the user's by its ending, else by its content, else by its ending.
 
     UserError for an unknown format, a broken file, or a hint that has no effect.
     """
     path = Path(path)
     given = {name: value for name, value in hints.items() if value is not None}
-    module = _recognised(path) or _by_ending(path)
+    module = _of_the_user(path) or _recognised(path) or _by_ending(path)
     without_effect = sorted(set(given) - set(module.HINTS))
     if without_effect:
         raise UserError(f"{path}: {without_effect[0]} has no effect on a trace of this format")
@@ -77,6 +77,12 @@ def _recognised(path: Path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return next((module for module in _modules() if module.recognise(head)), None)
+
+
+def _of_the_user(path: Path):
+    """The registered format that has the ending: a built-in one may take such content for its own."""
+    registered = [FORMATS.get(name) for name in sorted(FORMATS.registered_names())]
+    return next((module for module in registered if path.name.endswith(tuple(module.SUFFIXES))), None)
 
 
 def _by_ending(path: Path):
