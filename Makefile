@@ -20,7 +20,7 @@ demo: setup
 	$(RUN) bash runs/demo.sh
 
 test: setup
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
 test-fast: setup
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2

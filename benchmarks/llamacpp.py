@@ -100,7 +100,7 @@ def start_llamacpp(args: argparse.Namespace, path: Path, limit: MemoryLimit | No
     """llama.cpp on a file. Without a limit it may copy weights into an order that it computes faster with."""
     command = [python_of(Path(args.llamacpp)), str(HERE / "llamacpp_worker.py"), str(path)]
     command += ["--threads", str(args.threads), "--repack", "no" if limit else "yes"]
-    command += ["--context", str(args.prompt_tokens + args.decode_tokens)]
+    command += ["--context", str(max(args.prompt_tokens, SHORT_PROMPT) + args.decode_tokens)]
     return Process(command, limit)
 
 
