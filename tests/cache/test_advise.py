@@ -32,6 +32,7 @@ def most(found):
     return next(line for line in advice_lines(found) if line.startswith("Most:"))
 
 
+@pytest.mark.slow
 def test_the_budget_is_the_largest_that_fits_and_its_numbers_are_those_of_the_plan():
     trace = trace_of()
     found = advise(trace, device(6), RESIDENT)

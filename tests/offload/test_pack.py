@@ -208,7 +208,14 @@ def test_a_command_that_is_killed_goes_on(kill, tmp_path):
         tmp_path / "out",
     )
     words = [sys.executable, "-m", "dwellmoe", "pack", source, out, "--format", "nf4", "--workers", "1"]
-    process = subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's job in the background has it off
+    )
     while process.poll() is None and not (
         (out / PACKING).exists() and len((out / PACKING).read_text().splitlines()) > 1
     ):
