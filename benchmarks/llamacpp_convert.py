@@ -1,4 +1,4 @@
-"""Runs llama.cpp's converter on a tokenizer that it does not know.
+"""Runs llama.cpp's converter on a tokenizer that is not on its list.
 
     python benchmarks/llamacpp_convert.py .../convert_hf_to_gguf.py CHECKPOINT --outfile FILE --outtype f32
 

@@ -27,16 +27,8 @@ def check_evaluation(parsed: EvaluationOptions) -> None:
     """
     options = Options._make(parsed)
     check_options(options)
-    check_model_folder(options.model.model_name)
-    for path in options.adapters.values():
-        check_adapter_folder(path)
-    if Path(options.model.model_name).is_dir():
-        check_base_model(
-            options.adapters.values(),
-            options.model.model_name,
-            options.adapter.allow_other_base,
-            None if options.engine else options.model.expert_format,
-        )
+    own_format = None if options.engine else options.model.expert_format
+    check_model_and_adapters(options, options.adapter.allow_other_base, own_format)
     trained_wordings(options)
     settings = options.evaluation
     asks_own = settings.input is not None or settings.chat_mode
@@ -50,6 +42,19 @@ def check_evaluation(parsed: EvaluationOptions) -> None:
         check_json(settings.json)
     else:
         _check_results(options, task)
+
+
+def check_model_and_adapters(options: Options, allow_other_base: bool, expert_format: str | None) -> None:
+    """Raises UserError for a model folder or adapter that is none, and for an adapter of another base.
+
+    expert_format  in which the experts are held; None: as the checkpoint has them
+    """
+    model_name, adapters = options.model.model_name, options.adapters.values()
+    check_model_folder(model_name)
+    for path in adapters:
+        check_adapter_folder(path)
+    if Path(model_name).is_dir():
+        check_base_model(adapters, model_name, allow_other_base, expert_format)
 
 
 def _check_results(options: Options, task: Task) -> None:

@@ -7,17 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dwellmoe.adapter_folder import check_adapter_folder
-from dwellmoe.base_model import check_base_model
 from dwellmoe.data.settings import DataSettings
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation.checks import check_model_and_adapters
 from dwellmoe.evaluation.options import Options, check_options, policy_list
 from dwellmoe.evaluation.report.folder import check_outputs, choose_folder
 from dwellmoe.evaluation.settings import CacheSettings, EvaluationSettings
 from dwellmoe.folder_lock import only_writer
 from dwellmoe.harness.settings import HarnessSettings
 from dwellmoe.locality.settings import AdapterSettings
-from dwellmoe.model_folder import check_model_folder
 from dwellmoe.options import split_list
 from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
@@ -145,16 +143,7 @@ def check_harness(options: HarnessOptions) -> None:
         raise UserError("--reroute_live True: the harness scores whole rows at once; leave it out")
     options.policies  # noqa: B018 - raises UserError
     check_options(evaluation)
-    check_model_folder(evaluation.model.model_name)
-    for path in evaluation.adapters.values():
-        check_adapter_folder(path)
-    if Path(evaluation.model.model_name).is_dir():
-        check_base_model(
-            evaluation.adapters.values(),
-            evaluation.model.model_name,
-            harness.allow_other_base,
-            evaluation.model.expert_format,
-        )
+    check_model_and_adapters(evaluation, harness.allow_other_base, evaluation.model.expert_format)
     folder = options.folder()
     check_outputs(folder, harness.json)
     with only_writer(folder, OTHER_FOLDER):

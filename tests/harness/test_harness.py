@@ -218,7 +218,7 @@ def test_a_mistake_is_one_line_before_a_model_is_loaded(
     (tmp_path / "file").write_text("")
     own = make_tasks(tmp_path / "own")
     hub = (own / "words_choice.yaml").read_text().replace("words_choice", "needs_hub")
-    (own / "needs_hub.yaml").write_text(hub.replace("dataset_path: json", "dataset_path: nobody/nothing"))
+    (own / "needs_hub.yaml").write_text(hub.replace("dataset_path: json", "dataset_path: missing/nothing"))
     missing = (own / "words_choice.yaml").read_text().replace("words_choice", "no_file")
     (own / "no_file.yaml").write_text(missing.replace("rows.jsonl", "none.jsonl"))
     from dwellmoe.harness import run as module

@@ -44,7 +44,7 @@ def test_numbers_that_are_none(field, number):
         *(("model", value) for value in (None, 5, ["m"])),
         *(("messages", value) for value in (None, [], {}, "w1", [5], [None], [[]])),
         ("messages", [{"content": "w1"}]),
-        ("messages", [{"role": "nobody", "content": "w1"}]),
+        ("messages", [{"role": "stranger", "content": "w1"}]),
         ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc"}}]}]),
         ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
