@@ -1,6 +1,7 @@
 """The command lines of the server and of the chat: a model, its adapters, its cache. Without torch."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,12 @@ def check(options: Options) -> None:
 
 def base_name(model_name: str) -> str:
     """The name by which a model without adapters is asked for: that of its folder, or of the hub."""
-    return Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
+    return _folder_name(model_name) if Path(model_name).is_dir() else model_name
+
+
+def _folder_name(path: str) -> str:
+    """The last part of a path, also of "." and "..": of a link its own name, not that of its target."""
+    return Path(os.path.abspath(path)).name
 
 
 def adapter_folders(given: list[str], model_name: str) -> dict[str, str]:
@@ -92,7 +98,7 @@ def adapter_folders(given: list[str], model_name: str) -> dict[str, str]:
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals or Path(text).is_dir():
-            name, folder = Path(text).resolve().name, text
+            name, folder = _folder_name(text), text
         check_name(name, f"--adapter {text}: the name of the adapter")
         if name in found or name == base_name(model_name):
             raise UserError(f"--adapter {text}: the name '{name}' is taken: give another, NAME=FOLDER")

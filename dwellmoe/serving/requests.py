@@ -34,6 +34,8 @@ IGNORED = (
     *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "verbosity"),
 )
 """Fields that are of OpenAI's own service."""
+WITHOUT_EFFECT = ("stream_options",)
+"""The last event of a stream holds the usage in any case."""
 
 
 class _Part(BaseModel):
@@ -115,6 +117,8 @@ class ResponseRequest(GenerationRequest):
     """The body of /v1/responses."""
 
     id_prefix = ""
+    stop: None = None
+    """OpenAI's API has none here."""
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: NewTokens | None = None
@@ -152,6 +156,10 @@ def checked(kind: type[Kind], body: dict[str, Any]) -> Kind:
             raise RequestError(400, message, param=name, code="unsupported_parameter")
     if ignored := [name for name in IGNORED if body.get(name) is not None]:
         warn_once(f"requests: {', '.join(ignored)}: without effect here")
+    if unknown := sorted(body.keys() - {*kind.model_fields, *UNSUPPORTED, *IGNORED, *WITHOUT_EFFECT}):
+        name = unknown[0][:200]
+        message = f"'{name}' is no field of this request: leave it out"
+        raise RequestError(400, message, param=name, code="unknown_parameter")
     try:
         return kind.model_validate(body)
     except ValidationError as error:

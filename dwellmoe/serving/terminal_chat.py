@@ -6,8 +6,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 from tokenizers.decoders import DecodeStream
@@ -30,6 +31,8 @@ HELP = """/budget SIZE      another budget for experts from now on: 8, 25%, 4GiB
 /new              a new conversation
 /help             this list; Ctrl-C ends a reply, Ctrl-D the chat"""
 REFRESHES_PER_SECOND = 8
+OBEYED = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, "\n\t")}, "\ufffd")
+"""Characters by which a text could command the terminal, and what is shown in their place."""
 
 
 class TerminalChat:
@@ -77,11 +80,13 @@ class TerminalChat:
         if asked.left_out and self.conversation.room:
             self.console.print(f"[the oldest {asked.left_out} messages are left out]", markup=False)
         reply = _Reply(self.served, self.variant)
-        with Live(console=self.console, get_renderable=reply.shown, refresh_per_second=REFRESHES_PER_SECOND):
+        with Live(reply, console=self.console, refresh_per_second=REFRESHES_PER_SECOND):
             try:
                 reply.write(asked.ids, self._config())
             except KeyboardInterrupt:
                 reply.note = "ended by Ctrl-C; "
+            finally:
+                reply.is_written = True
         self.conversation.add_reply(reply.text)
 
     def _config(self) -> GenerationConfig:
@@ -147,10 +152,13 @@ class TerminalChat:
 
 
 class _Reply:
-    """A reply while it is written, with its figures."""
+    """A reply while it is written, with its figures: as much of its end as the terminal has lines for, and
+    all of it once it is written.
+    """
 
     def __init__(self, served: ServedModel, variant: Variant) -> None:
         self.text, self.note = "", ""
+        self.is_written = False
         self._served, self._variant = served, variant
         self._log = AnswerLog(variant.name, Figures(served.engine, lambda _: None), perf_counter())
         self._before = self._decode_counts()
@@ -182,9 +190,17 @@ class _Reply:
     def end(self) -> None:
         """Called by `generate` after the last token."""
 
-    def shown(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What the terminal shows now."""
-        return Group(Text(self.text.lstrip()), Text(f"[{self.note}{self._figures()}]", style="dim"))
+        text, figures = (
+            console.render_lines(part, options, pad=False)
+            for part in (self._shown_text(), Text(f"[{self.note}{self._figures()}]", style="dim"))
+        )
+        room = len(text) if self.is_written else max(1, options.size.height - len(figures))
+        yield Segments(segment for line in [*text[-room:], *figures] for segment in (*line, Segment.line()))
+
+    def _shown_text(self) -> Text:
+        return Text(self.text.lstrip().translate(OBEYED))
 
     def _decode_counts(self) -> PhaseCounts | None:
         engine = self._served.engine

@@ -64,6 +64,13 @@ def test_adapters_are_named_by_folder_or_as_given(folder):
     assert found == {"control": f"{folder}/control", "best": f"{folder}/tuned"}
 
 
+def test_a_link_is_known_by_its_own_name(folder, tmp_path):
+    for name in ("best", "mine"):
+        (tmp_path / name).symlink_to(folder / "control")
+    found = adapter_folders([f"{tmp_path}/best", f"{tmp_path}/mine/."], f"{folder}/model")
+    assert [*found] == ["best", "mine"]
+
+
 def test_options_of_a_cache_without_one_are_said(folder, capsys):
     options = parse_options([str(folder / "model"), "--decode_policy", "lfu"])
     assert options.engine is None and "--decode_policy" in capsys.readouterr().err

@@ -3,7 +3,14 @@
 import pytest
 
 from dwellmoe.serving.errors import RequestError
-from dwellmoe.serving.requests import BudgetRequest, ChatRequest, CompletionRequest, checked, read_object
+from dwellmoe.serving.requests import (
+    BudgetRequest,
+    ChatRequest,
+    CompletionRequest,
+    ResponseRequest,
+    checked,
+    read_object,
+)
 
 MESSAGES = [{"role": "user", "content": "w1"}]
 CHAT = {"model": "m", "messages": MESSAGES}
@@ -72,8 +79,31 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(field, val
     assert (refused.value.param, refused.value.code) == (field, "unsupported_parameter")
 
 
+@pytest.mark.parametrize("field", ["top_k", "min_p", "repetition_penalty", "Temperature", "", "x" * 10_000])
+def test_a_field_that_no_request_has_is_named(field):
+    with pytest.raises(RequestError) as refused:
+        checked(ChatRequest, CHAT | {field: 5})
+    assert refused.value.code == "unknown_parameter" and refused.value.param == field[:200]
+    assert len(refused.value.message) < 300
+
+
+def test_fields_of_another_kind_of_request_are_refused():
+    for kind, body, field in (
+        (
+            CompletionRequest,
+            {"model": "m", "prompt": "w1", "chat_template_kwargs": {}},
+            "chat_template_kwargs",
+        ),
+        (ResponseRequest, {"model": "m", "input": "w1", "stop": "w5"}, "stop"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            checked(kind, body)
+        assert (refused.value.status, refused.value.param) == (400, field)
+
+
 def test_values_that_change_nothing_are_fine(capsys):
     harmless = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "logit_bias": None, "user": "me"}
+    harmless |= {"stream_options": {"include_usage": True}}
     found = checked(ChatRequest, CHAT | harmless | {"stop": "w5", "temperature": 0, "max_tokens": 3})
     assert (found.stops, found.new_tokens) == (["w5"], 3)
     assert "user" in capsys.readouterr().err

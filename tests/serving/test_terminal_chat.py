@@ -69,6 +69,20 @@ def test_ctrl_c_ends_a_reply_and_keeps_it(served, monkeypatch):
     assert "tokens, first" in talk(served, "w1")
 
 
+def test_a_reply_cannot_command_the_terminal(served, monkeypatch):
+    from dwellmoe.serving import terminal_chat
+
+    class Stream:
+        def __init__(self, *_, **__): ...
+
+        def step(self, *_):
+            return "a\x1b]0;title\x07\x9bb\n"
+
+    monkeypatch.setattr(terminal_chat, "DecodeStream", Stream)
+    shown = talk(served, "w1")
+    assert "a\ufffd]0;title\ufffd\ufffdb\n" in shown and "\x1b" not in shown
+
+
 def test_its_options(folder):
     options = parse_options([f"{folder}/model", "--temperature", "0.5", "--expert_budget", "25%"])
     assert options.own.temperature == 0.5 and options.engine.expert_budget == "25%"
