@@ -177,6 +177,7 @@ def _load_work(options: Options, task: Task, evaluated: EvaluatedModel) -> tuple
         generate_limit=sample_spec.generated,
         max_new_tokens=sample_spec.new_tokens,
         stop=task.stop,
+        free_running=options.free_running,
     )
     return requests, one_after_the_other(work) if options.rerouting or options.engine else work
 
@@ -194,10 +195,12 @@ def _batch_size(wanted: int, evaluated: EvaluatedModel) -> int:
 
 def _what_is_measured(options: Options, task: Task, requests: Sequence[Request], work: Workload) -> str:
     generated, ranked = (sum(map(len, batches)) for batches in (work.generated, work.choices))
+    free = work.free_running
+    written = f"as many texts of at most {free.tokens} tokens (--free_running), " if free else ""
     return (
         f"{task.name}, {options.evaluation.split}: {len(requests)} requests (--limit, --limit_evaluation), "
         f"{generated} answers generated with at most {work.max_new_tokens} tokens (--generate_limit, "
-        f"--max_new_tokens), {ranked} other choices ranked (--choice_limit); variants: "
+        f"--max_new_tokens), {written}{ranked} other choices ranked (--choice_limit); variants: "
         f"{', '.join(options.variants)}"
     )
 
@@ -285,7 +288,7 @@ def chat_with(options: Options) -> None:
             conversation,
             new_tokens,
             lines=sys.stdin.buffer,
-            temperature=settings.temperature,
+            temperature=settings.temperature or 0.0,
         )
 
 

@@ -3,7 +3,7 @@
 Letters: R requests, X columns, C cases, L layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,27 @@ def ratio_intervals(
     edges = percentile(ratios, (2.5, 97.5), axis=0)
     found = ([float(low), float(high)] for low, high in edges.T)
     return [next(found) if sure else None for sure in enough]
+
+
+def interval_of(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    numerators,
+    denominators,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[float] | None:
+    """95 % percentile bootstrap interval of a statistic of several ratios of sums over the same requests.
+
+    `numerators`, `denominators` [R, X]; `statistic` maps the ratios [B, X] of B resamples to [B]. Resamples
+    that have no value are left out; None where all are, and for fewer than two requests.
+    """
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if len(above) < 2 or not resamples:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        found = statistic(_resampled(above, below, resamples, seed))
+        found = found[~np.isnan(found)]
+        return np.percentile(found, (2.5, 97.5)).tolist() if len(found) else None
 
 
 class Rate(NamedTuple):

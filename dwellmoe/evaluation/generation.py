@@ -20,6 +20,17 @@ from dwellmoe.routing import RouterTap
 from dwellmoe.routing.trace_recorder import TraceRecorder, generated_lengths
 
 NGRAM = 4
+NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+"""Settings of `generate` that leave every logit as the model gives it."""
+ALL_TOKENS = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""Settings of `generate` with which a token may be drawn however unlikely it is."""
 SPARE_TOKENS = 8
 """Decoded beside the tokens that a stop word can span, since a tokenizer may treat the first one apart."""
 
@@ -32,6 +43,13 @@ class Answer:
     text: str
     token_ids: list[int]
     """Without the end token; a stop word is among them, but not in the text."""
+    end_token_id: int | None = None
+    """The end token that it wrote, if it wrote one."""
+
+    @property
+    def written_ids(self) -> list[int]:
+        """All tokens, the end token included."""
+        return self.token_ids + ([] if self.end_token_id is None else [self.end_token_id])
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,12 @@ def generate(
     stop: Sequence[str] = (),
     temperature: float = 0.0,
     streamer: Any = None,
+    as_predicted: bool = False,
 ) -> Generated:
     """Answers a batch of prompts, greedily at temperature 0: prompt tokens are prefill, new ones decode.
 
     An answer ends before the first of the texts in `stop`. `streamer` receives each token of a single prompt.
+    `as_predicted` leaves out what the model's generation settings would change of its distribution.
     """
     prompt_ids, mask = _left_padded(prompts, evaluated.pad_token_id)
     recorder = TraceRecorder(evaluated.moe_layers, gate_probs=True)
@@ -77,7 +97,7 @@ def generate(
             evaluated,
             prompt_ids,
             mask,
-            generation_config=_config(evaluated, max_new_tokens, temperature),
+            generation_config=_config(evaluated, max_new_tokens, temperature, as_predicted),
             stopping_criteria=[clock, stop_words] if stop else [clock],
             streamer=streamer,
         )
@@ -145,15 +165,27 @@ class Clock(StoppingCriteria):
         )
 
 
+def repeated_ngrams(ids: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
+    """How many n-grams of a text's token ids occurred earlier in it, and how many there are."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return len(grams) - len(set(grams)), len(grams)
+
+
 def repeated_share(texts: Sequence[Sequence[int]], n: int = NGRAM) -> float:
     """Share of n-grams of token ids that occurred earlier in the same text; 0 if no text is long enough."""
-    grams = [[tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)] for ids in texts]
-    total = sum(map(len, grams))
-    return 1 - sum(len(set(text)) for text in grams) / total if total else 0.0
+    counts = [repeated_ngrams(ids, n) for ids in texts]
+    repeated, total = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return 1 - (total - repeated) / total if total else 0.0
 
 
-def _config(evaluated: EvaluatedModel, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+def _config(
+    evaluated: EvaluatedModel, max_new_tokens: int, temperature: float, as_predicted: bool
+) -> GenerationConfig:
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature} | (ALL_TOKENS if as_predicted else {})
+    if as_predicted:
+        sampling |= NO_PENALTIES
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         use_cache=True,
@@ -191,9 +223,10 @@ class _RefuseNan(LogitsProcessor):
 
 
 def _answer(evaluated: EvaluatedModel, request_id: int, ids: list[int], stop: Sequence[str]) -> Answer:
-    kept = ids[:-1] if ids and ids[-1] in evaluated.end_token_ids else ids
+    ended = bool(ids) and ids[-1] in evaluated.end_token_ids
+    kept = ids[:-1] if ended else ids
     text = evaluated.tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(request_id, before_stop(text, stop), kept)
+    return Answer(request_id, before_stop(text, stop), kept, ids[-1] if ended else None)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

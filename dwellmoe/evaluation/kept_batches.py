@@ -29,6 +29,8 @@ CLASSES = {
     "Timing": "dwellmoe.evaluation.generation",
     "_ScoredBatch": "dwellmoe.evaluation.measure",
     "_GeneratedBatch": "dwellmoe.evaluation.measure",
+    "_FreeBatch": "dwellmoe.evaluation.measure",
+    "FreeText": "dwellmoe.evaluation.free_running",
     "GateSums": "dwellmoe.evaluation.recording",
     "Recording": "dwellmoe.evaluation.recording",
     "Score": "dwellmoe.evaluation.teacher_forced",

@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from dwellmoe.evaluation.answers.choices import ChoiceRow, ChoiceScore, likeliest_is_right
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, start_rerouting
+from dwellmoe.evaluation.free_running import FreeModels, FreeText, write_freely
 from dwellmoe.evaluation.generation import Answer, Timing, generate
 from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.ranks import Ranks
 from dwellmoe.evaluation.recording import Recording, join
 from dwellmoe.evaluation.requests import Request, in_batches
-from dwellmoe.evaluation.rerouting import ReroutingSettings
+from dwellmoe.evaluation.rerouting import FreeRunning, ReroutingSettings
 from dwellmoe.evaluation.teacher_forced import Score, score_and_record, score_rows
 
 Item = TypeVar("Item")
@@ -34,15 +35,24 @@ class Workload:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
+    free_running: FreeRunning | None = None
+    """Has the model write freely, too, after the prompts of `generated`."""
+
+    @property
+    def free(self) -> list[list[Request]]:
+        """The batches after whose prompts the model writes freely."""
+        return self.generated if self.free_running else []
 
     @property
     def batches(self) -> int:
-        return len(self.scored) + len(self.generated) + len(self.choices)
+        return len(self.scored) + len(self.generated) + len(self.choices) + len(self.free)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One variant: recordings by text (`teacher_forced`, `generated`), the rest by request id."""
+    """One variant: recordings by text (`teacher_forced`, `generated`, `free_running`), the rest by request
+    id.
+    """
 
     recordings: dict[str, Recording]
     scores: dict[int, Score]
@@ -55,6 +65,13 @@ class Measured:
     """Of each batch of answers; with `merged_timings` the only part in which two runs differ."""
     merged_timings: list[Timing] = field(default_factory=list)
     """Of some batches with the variant's adapter merged into the weights."""
+    free_texts: dict[int, FreeText] = field(default_factory=dict)
+    """What a variant that was routed by a cache wrote freely."""
+
+    @property
+    def free_answers(self) -> dict[int, Answer]:
+        """The texts of `free_texts` alone."""
+        return {request_id: text.answer for request_id, text in self.free_texts.items()}
 
 
 class _ScoredBatch(NamedTuple):
@@ -70,6 +87,12 @@ class _GeneratedBatch(NamedTuple):
     timing: Timing
 
 
+class _FreeBatch(NamedTuple):
+    texts: list[FreeText]
+    recording: Recording
+    tallies: Tallies
+
+
 def workload(
     requests: Sequence[Request],
     choices: Sequence[ChoiceRow],
@@ -77,6 +100,7 @@ def workload(
     generate_limit: int,
     max_new_tokens: int,
     stop: tuple[str, ...] = (),
+    free_running: FreeRunning | None = None,
 ) -> Workload:
     """Batches of like length; answers are generated to the first `generate_limit` requests."""
     answered = requests[:generate_limit]
@@ -86,6 +110,7 @@ def workload(
         choices=in_batches(choices, [len(choice.row["input_ids"]) for choice in choices], batch_size),
         max_new_tokens=max_new_tokens,
         stop=stop,
+        free_running=free_running,
     )
 
 
@@ -114,16 +139,17 @@ def measure(
     With `rerouting` the model routes as if memory were small; each kind of text starts with an empty cache.
     What `kept` holds is not measured again, and what is measured is kept there.
     """
-    scoring, generating, ranking = (
+    scoring, generating, ranking, *writing = (
         replace(evaluated, rerouting=start_rerouting(rerouting, evaluated) if rerouting else None)
-        for _ in range(3)
+        for _ in range(6 if work.free else 3)
     )
     with tqdm(total=work.batches, desc=variant, unit="batch", disable=not ranks.first) as bar:
         shares = _Shares(ranks, bar, variant, kept, in_one_go=rerouting is not None)
         scored = shares.run("scored", work.scored, lambda batch: _score(scoring, batch))
         generated = shares.run("generated", work.generated, lambda batch: _generate(generating, batch, work))
         ranked = shares.run("ranked", work.choices, lambda batch: _rank(ranking, batch))
-    return _merged(scored, generated, ranked) if ranks.first else None
+        free = shares.run("free", work.free, lambda batch: _write(FreeModels(*writing), batch, work))
+    return _merged(scored, generated, ranked, free) if ranks.first else None
 
 
 def _score(evaluated: EvaluatedModel, batch: list[Request]) -> _ScoredBatch:
@@ -149,6 +175,14 @@ def _tallies(evaluated: EvaluatedModel, request_ids: Sequence[int]) -> Tallies:
     if evaluated.rerouting is None:
         return {}
     return {request_id: evaluated.rerouting.tallies[request_id] for request_id in request_ids}
+
+
+def _write(models: FreeModels, batch: list[Request], work: Workload) -> _FreeBatch:
+    assert work.free_running is not None
+    found = [write_freely(models, request, work.free_running) for request in batch]
+    tallies = _tallies(models.writing, [request.request_id for request in batch])
+    texts, recordings = zip(*found, strict=True)
+    return _FreeBatch(list(texts), join(recordings), tallies)
 
 
 def _rank(evaluated: EvaluatedModel, batch: list[ChoiceRow]) -> list[ChoiceScore]:
@@ -187,11 +221,16 @@ class _Shares:
 
 
 def _merged(
-    scored: list[_ScoredBatch], generated: list[_GeneratedBatch], ranked: list[list[ChoiceScore]]
+    scored: list[_ScoredBatch],
+    generated: list[_GeneratedBatch],
+    ranked: list[list[ChoiceScore]],
+    free: list[_FreeBatch],
 ) -> Measured:
     scores = {request_id: score for batch in scored for request_id, score in batch.scores.items()}
     answers = {answer.request_id: answer for batch in generated for answer in batch.answers}
-    batches = {"teacher_forced": scored} | ({"generated": generated} if generated else {})
+    free_texts = {text.answer.request_id: text for batch in free for text in batch.texts}
+    batches = {"teacher_forced": scored, "generated": generated, "free_running": free}
+    batches = {text: found for text, found in batches.items() if found}
     tallies = {text: _joined([batch.tallies for batch in found]) for text, found in batches.items()}
     return Measured(
         recordings={text: join([batch.recording for batch in found]) for text, found in batches.items()},
@@ -200,6 +239,7 @@ def _merged(
         answers=dict(sorted(answers.items())),
         tallies={text: found for text, found in tallies.items() if found},
         timings=[batch.timing for batch in generated],
+        free_texts=dict(sorted(free_texts.items())),
     )
 
 

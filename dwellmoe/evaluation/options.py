@@ -9,7 +9,7 @@ from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.data.task import Task
 from dwellmoe.errors import UserError
 from dwellmoe.evaluation.command_line import EvaluationOptions, names_of, parse_evaluation, unused_options
-from dwellmoe.evaluation.rerouting import NO_REROUTING, ReroutingSettings
+from dwellmoe.evaluation.rerouting import NO_REROUTING, FreeRunning, ReroutingSettings
 from dwellmoe.evaluation.sandbox.confine import BACKENDS, UNCONFINED
 from dwellmoe.model_folder import hold_as_packed, why_frozen
 from dwellmoe.offload.check_settings import check_settings
@@ -51,6 +51,15 @@ class Options(EvaluationOptions):
             prefill_handoff=cache.prefill_handoff,
             reroute_prefill=cache.reroute_prefill,
         )
+
+    @property
+    def free_running(self) -> FreeRunning | None:
+        """How the variants write text freely, if they do."""
+        settings = self.evaluation
+        if settings.free_running is None:
+            return None
+        temperature = FreeRunning.temperature if settings.temperature is None else settings.temperature
+        return FreeRunning(settings.free_running, temperature, self.seed)
 
     @property
     def engine(self) -> EngineSettings | None:
@@ -127,6 +136,8 @@ def parse_options(arguments: list[str]) -> Options:
     """The options of a command line; those without effect here are named in one warning. Raises UserError."""
     options = Options._make(parse_evaluation(take_plugins(arguments)))
     unused = unused_options(rerouting=options.rerouting is not None, engine=options.engine is not None)
+    if not (options.evaluation.chat_mode or options.free_running):
+        unused.add("temperature")
     options.parser.warn_without_effect(unused, "inference.py")
     check_options(options)
     return options
@@ -142,6 +153,8 @@ def check_options(options: Options) -> None:
         options.rerouting.check()
     if options.cache.reroute_live:
         _check_live(options)
+    if options.free_running:
+        _check_free_running(options)
     if options.engine:
         check_settings(options.engine)
     if options.model.expert_format:
@@ -163,6 +176,19 @@ def _check_question(text: str) -> None:
         offset = len(text[: error.start].encode())
         byte = ord(text[error.start]) & 0xFF
         raise UserError(f"--input is not UTF-8: byte 0x{byte:02x} at offset {offset}") from None
+
+
+def _check_free_running(options: Options) -> None:
+    settings = options.evaluation
+    given = f"--free_running {settings.free_running}"
+    if not options.rerouting:
+        raise UserError(
+            f"{given}: give a --routing_strategy, whose price in text that is written it measures"
+        )
+    if settings.chat_mode or settings.task_num is not None or settings.input is not None:
+        raise UserError(f"{given} is for a whole evaluation: leave out --chat_mode, --task_num and --input")
+    if settings.generate_limit == 0:
+        raise UserError(f"{given} with --generate_limit 0: there is no prompt to write after")
 
 
 def _check_live(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""How choices of experts are re-routed in an evaluation, as its options say. Without torch."""
+"""How choices of experts are re-routed in an evaluation, and the text written under it. Without torch."""
 
 from dataclasses import dataclass
 
@@ -29,3 +29,14 @@ class ReroutingSettings:
         check_live_policy(self.policy, f"--decode_policy {self.policy}")
         with naming("expert_budget", self.budget):
             check_capacity(self.budget)
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """How much text a re-routed model writes after each prompt, and how its tokens are drawn."""
+
+    tokens: int
+    """At most so many; an end token ends a text."""
+    temperature: float = 1.0
+    """0: always the likeliest token."""
+    seed: int = 0

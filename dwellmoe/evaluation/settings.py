@@ -88,9 +88,17 @@ class EvaluationSettings(Settings):
         least=1,
         most=100_000,
     )
-    temperature: float = option(
-        0.0,
-        "sampling temperature of a chat; 0: always the likeliest token",
+    free_running: int | None = option(
+        None,
+        "with --routing_strategy: after each prompt of --generate_limit also have every variant write this "
+        "many tokens by itself, re-routed, so that errors feed back, and score that text",
+        least=2,
+        most=2**20,
+    )
+    temperature: float | None = option(
+        None,
+        "sampling temperature of a chat [0] and of --free_running [1, with --seed]; 0: always the likeliest "
+        "token",
         least=0,
         most=100,
     )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, nll_loss
 
-from dwellmoe.data.collate import PaddingCollator
+from dwellmoe.data.collate import IGNORED_LABEL, PaddingCollator
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel
 from dwellmoe.evaluation.recording import Recording, recording_of
 from dwellmoe.evaluation.requests import Request
@@ -29,6 +29,8 @@ class Score:
     tokens: int
     divergence: float | None = None
     """KL(p || q) of the next token, summed: p by the router's own choice, q as it was re-routed."""
+    untouched_nll: float | None = None
+    """`nll` by the router's own choice; with `divergence` None where nothing was re-routed."""
 
     @property
     def loss(self) -> float:
@@ -46,7 +48,8 @@ class Scored(NamedTuple):
 def score_rows(evaluated: EvaluatedModel, rows: Sequence[Any]) -> list[Score]:
     """Scores rows of `input_ids` and `labels`; nothing is recorded."""
     batch = _batch(evaluated, rows)
-    _describe(evaluated, batch, range(len(rows)), [row["prompt_tokens"] for row in rows])
+    prompt_tokens = [row["prompt_tokens"] for row in rows]
+    _describe(evaluated, batch["attention_mask"], range(len(rows)), prompt_tokens)
     return _scores(_forward(evaluated, batch, None), batch)
 
 
@@ -56,13 +59,37 @@ def score_and_record(evaluated: EvaluatedModel, requests: Sequence[Request]) -> 
     recorder = TraceRecorder(evaluated.moe_layers, gate_probs=True)
     prompt_tokens = [request.row["prompt_tokens"] for request in requests]
     request_ids = [request.request_id for request in requests]
-    rerouted = evaluated.rerouting is not None and evaluated.rerouting.reroutes
-    plain = _forward(replace(evaluated, rerouting=None), batch, None) if rerouted else None
-    _describe(evaluated, batch, request_ids, prompt_tokens)
+    plain = _untouched(evaluated, batch)
+    _describe(evaluated, batch["attention_mask"], request_ids, prompt_tokens)
     scores = _scores(_forward(evaluated, batch, recorder), batch, plain)
-    recorder.add(request_ids, batch["attention_mask"], _decoded(batch, prompt_tokens), batch["input_ids"])
+    decoded = _decoded(batch["attention_mask"], prompt_tokens)
+    recorder.add(request_ids, batch["attention_mask"], decoded, batch["input_ids"])
     trace = recorder.trace(evaluated.name, "teacher_forced", evaluated.expert_bytes)
     return Scored(scores, recording_of(trace))
+
+
+def score_as_decoded(
+    evaluated: EvaluatedModel, request_id: int, prompt_ids: list[int], text_ids: list[int]
+) -> Score:
+    """Scores a text after its prompt, with the cache in the state in which decoding it would leave it: the
+    last token of a text is never run. A text without tokens is not run at all.
+    """
+    if not text_ids:
+        return Score(0.0, 0)
+    labels = [IGNORED_LABEL] * len(prompt_ids) + text_ids
+    batch = _batch(evaluated, [{"input_ids": prompt_ids + text_ids, "labels": labels}])
+    plain = _untouched(evaluated, batch)
+    ran_BT = batch["attention_mask"].clone()
+    ran_BT[:, -1] = 0
+    _describe(evaluated, ran_BT, [request_id], [len(prompt_ids)])
+    (score,) = _scores(_forward(evaluated, batch, None), batch, plain)
+    return score
+
+
+def _untouched(evaluated: EvaluatedModel, batch: dict[str, Tensor]) -> Tensor | None:
+    """Logits by the router's own choice; None where nothing is re-routed."""
+    rerouted = evaluated.rerouting is not None and evaluated.rerouting.reroutes
+    return _forward(replace(evaluated, rerouting=None), batch, None) if rerouted else None
 
 
 def _batch(evaluated: EvaluatedModel, rows: Sequence[Any]) -> dict[str, Tensor]:
@@ -71,20 +98,20 @@ def _batch(evaluated: EvaluatedModel, rows: Sequence[Any]) -> dict[str, Tensor]:
     return batch
 
 
-def _decoded(batch: dict[str, Tensor], prompt_tokens: Sequence[int]) -> Tensor:
+def _decoded(valid_BT: Tensor, prompt_tokens: Sequence[int]) -> Tensor:
     """bool [B, T]: tokens after the prompt."""
-    return torch.arange(batch["input_ids"].shape[1]) >= torch.tensor(prompt_tokens)[:, None]
+    return torch.arange(valid_BT.shape[1]) >= torch.tensor(prompt_tokens)[:, None]
 
 
 def _describe(
     evaluated: EvaluatedModel,
-    batch: dict[str, Tensor],
+    valid_BT: Tensor,
     request_ids: Sequence[int],
     prompt_tokens: Sequence[int],
 ) -> None:
     if evaluated.rerouting:
-        decoded = _decoded(batch, prompt_tokens)
-        evaluated.rerouting.describe(request_ids, batch["attention_mask"].numpy(), decoded.numpy())
+        decoded_BT = _decoded(valid_BT, prompt_tokens)
+        evaluated.rerouting.describe(request_ids, valid_BT.numpy(), decoded_BT.numpy())
 
 
 @torch.inference_mode()
@@ -110,10 +137,12 @@ def _scores(logits_BTV: Tensor, batch: dict[str, Tensor], plain_BTV: Tensor | No
 def _score(logits_TV: Tensor, labels_T: Tensor, plain_TV: Tensor | None) -> Score:
     scored = labels_T[1:] >= 0
     found_TV = logits_TV[:-1][scored].float()
-    losses = cross_entropy(found_TV, labels_T[1:][scored], reduction="sum")
-    divergence = None
+    targets = labels_T[1:][scored]
+    losses = cross_entropy(found_TV, targets, reduction="sum")
+    divergence = untouched_nll = None
     if plain_TV is not None:
         log_q = found_TV.log_softmax(-1)
         log_p = plain_TV[:-1][scored].float().log_softmax(-1)
         divergence = float(kl_div(log_q, log_p, reduction="sum", log_target=True))
-    return Score(float(losses), int(scored.sum()), divergence)
+        untouched_nll = float(nll_loss(log_p, targets, reduction="sum"))
+    return Score(float(losses), int(scored.sum()), divergence, untouched_nll)

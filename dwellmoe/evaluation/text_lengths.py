@@ -46,6 +46,8 @@ def text_lengths(
     answered = [request for batch in work.generated for request in batch]
     # The last token of an answer is never run.
     generated = [len(request.prompt_ids) + work.max_new_tokens - 1 for request in answered]
+    if work.free_running:
+        generated += [len(request.prompt_ids) + work.free_running.tokens for request in answered]
     choices = [choice.row for batch in work.choices for choice in batch]
     return TextLengths(
         cut_prompts=sum(request.row["cut_prompt_tokens"] > 0 for request in requests),

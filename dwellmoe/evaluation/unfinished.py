@@ -120,5 +120,7 @@ def results_bytes(
     scored = sum(len(request.row["input_ids"]) for request in requests)
     answered = [len(request.prompt_ids) for batch in work.generated for request in batch]
     tokens = scored + sum(answered) + len(answered) * work.max_new_tokens
+    if work.free_running:
+        tokens += sum(answered) + len(answered) * work.free_running.tokens
     chosen = sum(layer.top_k for layer in evaluated.moe_layers)
     return 2 * variants * tokens * (STEP_BYTES + EXPERT_BYTES * chosen)

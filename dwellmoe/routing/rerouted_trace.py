@@ -11,7 +11,7 @@ from dwellmoe.cache.trace import DECODE, EMPTY, SIGNED_EMPTY, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.routing.history import History
 from dwellmoe.routing.strategies import load_strategy
-from dwellmoe.routing.strategies.base import RoutingStrategy
+from dwellmoe.routing.strategies.base import RoutingStrategy, in_rows, keeps_weights
 
 
 def can_reroute(trace: RoutingTrace) -> bool:
@@ -25,7 +25,8 @@ def rerouted_misses(
     """int64 [L]: decode misses of each layer with the routing strategy `spec`, in cold caches of `capacity`.
 
     The recorded distributions stay as they are: that a changed choice changes what later layers and tokens
-    see is left out. UserError for an unknown strategy and for a trace without `gate_probs`.
+    see is left out. A strategy that keeps weights reads the recorded ones, if there are any, else the
+    distributions. UserError for an unknown strategy and for a trace without `gate_probs`.
     """
     if not can_reroute(trace):
         raise UserError("re-routing a trace needs gate_probs and no empty slots")
@@ -48,6 +49,10 @@ def _layer_misses(
     with np.errstate(divide="ignore"):
         rank_SE = np.log(score_SE)
     own_SK = trace.experts[rows, layer].astype(np.int64)
+    if keeps_weights(strategy) and trace.weights is not None:
+        weight_S1 = trace.weights[rows, layer].astype(np.float32).sum(axis=1, keepdims=True)
+        own_S1 = score_SE[in_rows(own_SK)].sum(axis=1, keepdims=True)
+        score_SE = score_SE * weight_S1 / np.maximum(own_S1, np.finfo(np.float32).tiny)
     history = History(trace.num_experts)
     misses = 0
     for rank_TE, score_TE, own_TK in zip(rank_SE[:, None], score_SE[:, None], own_SK[:, None], strict=True):

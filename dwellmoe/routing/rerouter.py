@@ -16,7 +16,7 @@ from dwellmoe.routing.history import History
 from dwellmoe.routing.router_scores import score_rules
 from dwellmoe.routing.router_tap import RouterOutput
 from dwellmoe.routing.strategies import load_strategy
-from dwellmoe.routing.strategies.base import in_rows
+from dwellmoe.routing.strategies.base import in_rows, keeps_weights
 
 
 class Rows(NamedTuple):
@@ -42,6 +42,7 @@ class Rerouter:
     def __init__(self, model: nn.Module, moe_layers: Sequence[MoeLayer], spec: str):
         self.spec = spec
         self.strategy = load_strategy(spec)
+        self._keeps_weights = keeps_weights(self.strategy)
         self._rules = dict(
             zip((layer.index for layer in moe_layers), score_rules(model, moe_layers), strict=True)
         )
@@ -61,7 +62,8 @@ class Rerouter:
     def read(self, output: RouterOutput) -> Rows:
         """The router's output as strategies read it."""
         rule = self._rules[output.layer.index]
-        rank_TE, score_TE = rule.rank(output.logits_TE), rule.scores(output.logits_TE)
+        rank_TE = rule.rank(output.logits_TE)
+        score_TE = rule.weights_beside_own(output) if self._keeps_weights else rule.scores(output.logits_TE)
         order_TK = rank_TE.gather(-1, output.indices_TK).argsort(dim=-1, descending=True, stable=True)
         own_TK = output.indices_TK.gather(-1, order_TK)
         return Rows(*(part.detach().cpu().numpy() for part in (rank_TE, score_TE, own_TK)))
@@ -102,7 +104,8 @@ class Rerouter:
         """`(weights_TK, indices_TK)`; a row whose set is the router's own keeps the router's output."""
         own_TK = output.indices_TK
         indices_TK = torch.from_numpy(np.ascontiguousarray(chosen_TK)).to(own_TK)
-        weights_TK = self._rules[output.layer.index].weights(output, indices_TK)
+        rule = self._rules[output.layer.index]
+        weights_TK = rule.weights(output, indices_TK, renormalise=not self._keeps_weights)
         same_T1 = (indices_TK.sort(-1).values == own_TK.sort(-1).values).all(-1, keepdim=True)
         return torch.where(same_T1, output.weights_TK, weights_TK), torch.where(same_T1, own_TK, indices_TK)
 

@@ -76,19 +76,23 @@ class ScoreRule:
         """Whether the K largest logits are the choice."""
         return self.bias_E is None and self.groups is None
 
-    def weights(self, output: RouterOutput, indices_TK: Tensor) -> Tensor:
+    def weights(self, output: RouterOutput, indices_TK: Tensor, renormalise: bool = True) -> Tensor:
         """Routing weights of another choice (-1: empty slot, weight 0) in place of the router's own.
 
-        They are the original scores, scaled to the sum of the router's own weights if it renormalises, else
-        by the router's own factor from score to weight.
+        They are the original scores, scaled to the sum of the router's own weights if it renormalises (unless
+        `renormalise` is False), else by the router's own factor from score to weight.
         """
         scores_TE = self.scores(output.logits_TE)
         kept_TK = indices_TK >= 0
         chosen_TK = scores_TE.gather(-1, indices_TK.clamp_min(0)) * kept_TK
-        own_T1 = output.weights_TK.float().sum(-1, keepdim=True)
-        against_TK = chosen_TK if self.renormalised else scores_TE.gather(-1, output.indices_TK)
-        total_T1 = against_TK.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return (chosen_TK * own_T1 / total_T1).to(output.weights_TK.dtype)
+        renormalised = self.renormalised and renormalise
+        against_TK = chosen_TK if renormalised else scores_TE.gather(-1, output.indices_TK)
+        return _scaled(chosen_TK, output, against_TK).to(output.weights_TK.dtype)
+
+    def weights_beside_own(self, output: RouterOutput) -> Tensor:
+        """The weight of every expert by the router's own factor from score to weight, `[T, E]` float32."""
+        scores_TE = self.scores(output.logits_TE)
+        return _scaled(scores_TE, output, scores_TE.gather(-1, output.indices_TK))
 
     def explains(self, output: RouterOutput) -> bool:
         """Whether the router's own output agrees with this rule."""
@@ -107,6 +111,12 @@ class ScoreRule:
         against_TK = scores_TK / scores_TK.sum(-1, keepdim=True) if self.renormalised else scores_TK
         factor = weights_TK.sum() / against_TK.sum()
         return torch.allclose(weights_TK, factor * against_TK, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+def _scaled(scores: Tensor, output: RouterOutput, against_TK: Tensor) -> Tensor:
+    """Scores times the factor by which `against_TK` would add up to the router's own weights."""
+    own_T1 = output.weights_TK.float().sum(-1, keepdim=True)
+    return scores * own_T1 / against_TK.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

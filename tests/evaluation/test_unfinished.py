@@ -34,7 +34,7 @@ def stop_after(monkeypatch, batches):
 
         return counted
 
-    for name in ("_score", "_generate", "_rank"):
+    for name in ("_score", "_generate", "_rank", "_write"):
         monkeypatch.setattr(measure, name, counting(getattr(measure, name)))
     return ran
 
@@ -46,8 +46,8 @@ REROUTED = {"routing_strategy": "margin", "expert_budget": "50%", "eval_batch_si
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "repeated"),
-    [({}, 0), (REROUTED, 2), ({"expert_budget": "50%"}, 5)],
-    ids=["in memory", "rerouted", "engine"],
+    [({}, 0), (REROUTED, 2), (REROUTED | {"free_running": 5}, 2), ({"expert_budget": "50%"}, 5)],
+    ids=["in memory", "rerouted", "writing freely", "engine"],
 )
 def test_a_stopped_evaluation_goes_on_with_the_same_report(
     workspace, one_thread, tmp_path, monkeypatch, capsys, changes, repeated

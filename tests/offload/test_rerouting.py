@@ -34,7 +34,9 @@ def generated(model, strategy, describe, rows=1):
 
 
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
-@pytest.mark.parametrize("spec", ["cecar", "cecar:fill=drop,tau=1", "mocce", "margin"])
+@pytest.mark.parametrize(
+    "spec", ["cecar", "cecar:fill=drop,tau=1", "mocce", "margin", "own_weight:below=1", "regret"]
+)
 @pytest.mark.parametrize("policy", ["lru", "lrfu"])
 def test_live_is_virtual_token_for_token(family, spec, policy):
     cache = {"policy": policy, "capacity": 4, "prefill_handoff": "recent:tokens=3"}

@@ -1,5 +1,7 @@
 """Re-routing of a recorded trace: without a strategy it is the replay, with one it misses less."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,18 @@ def test_a_strategy_that_prefers_residents_misses_less():
     own = rerouted_misses(trace, "none", "lru", 4).sum()
     assert rerouted_misses(trace, "margin", "lru", 4).sum() < own
     assert rerouted_misses(trace, "margin:loss=0", "lru", 4).sum() == own
+
+
+@pytest.mark.parametrize("factor", [None, 1.0, 8.0])
+def test_a_strategy_that_keeps_weights_reads_the_recorded_ones(factor):
+    """A renormalising router gives larger weights than its distribution: fewer are under the limit."""
+    trace = gated_trace()
+    share = np.take_along_axis(trace.gate_probs, trace.experts.astype(int), axis=2)
+    known = {} if factor is None else {"weights": (share * factor).astype(np.float16)}
+    found = rerouted_misses(dataclasses.replace(trace, **known), "own_weight:below=0.15", "lru", 4).sum()
+    limit = 0.15 / (factor or 1.0)
+    assert found == rerouted_misses(trace, f"own_weight:below={limit}", "lru", 4).sum()
+    assert found < rerouted_misses(trace, "none", "lru", 4).sum() or factor == 8.0
 
 
 def test_a_trace_without_distributions_is_refused():

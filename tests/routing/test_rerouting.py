@@ -102,6 +102,33 @@ def test_weights_are_the_original_ones(family, spec):
     assert (emptied > 0) == ("drop" in spec)
 
 
+@pytest.mark.parametrize("family", ["olmoe", "qwen2_moe", "deepseek_v3", "mixtral", "gpt_oss"])
+def test_own_weight_changes_no_weight_and_limits_what_leaves(family):
+    """Experts that stay keep the router's weight; one that enters has its score times the router's factor."""
+    model = model_of(family)
+    below = float(torch.cat([output.weights_TK for output in run(model)[1]]).median())
+    strategy = virtual(model, f"own_weight:below={below}", capacity=3)
+    described(strategy)
+    _, seen = run(model, strategy)
+    left = lost = 0
+    for output, rule in zip(seen, score_rules(model, find_moe_layers(model)), strict=True):
+        own_TK = rule.rank(output.logits_TE).topk(output.layer.top_k).indices
+        for logits_E, weights_K, indices_K, own_K in zip(*output[1:], own_TK, strict=True):
+            weight_of = dict(
+                zip(own_K.tolist(), expected_weights(family, model, logits_E, own_K).tolist(), strict=True)
+            )
+            score_E = logits_E.sigmoid() if family == "deepseek_v3" else logits_E.softmax(-1)
+            factor = sum(weight_of.values()) / float(score_E[own_K].sum())
+            for weight, expert in zip(weights_K.tolist(), indices_K.tolist(), strict=True):
+                expected = weight_of.get(expert, float(score_E[expert]) * factor)
+                assert weight == pytest.approx(expected, rel=1e-4)
+            gone = weight_of.keys() - set(indices_K.tolist())
+            assert all(weight_of[expert] < below * 1.0001 for expert in gone)
+            left += len(gone)
+            lost += float(weights_K.sum()) < sum(weight_of.values()) * 0.999
+    assert left and lost
+
+
 @pytest.mark.parametrize("family", FAMILIES_BY_NAME)
 def test_with_everything_resident_and_no_bonus_the_model_is_itself(family, tmp_path):
     model = model_of(family)

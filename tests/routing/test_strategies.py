@@ -1,7 +1,11 @@
 """The contract of routing strategies over every file, and each formula against a slow, obvious way of it."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as draw
 
 from dwellmoe.cache.trace import SIGNED_EMPTY as EMPTY
 from dwellmoe.cache.weight_ratios import Thresholds, kept_counts, thresholds_of
@@ -172,6 +176,65 @@ def test_margin_swaps_the_lightest_for_the_best_resident(loss):
             assert chosen[row] == set(np.argsort(-claim)[:TOP_K].tolist())
 
 
+def slow_own_weight(seen, row, below):
+    """A missing expert of small weight, the lightest first, is replaced by the best resident that is left."""
+    weight, rank = seen.score_TE[row].tolist(), seen.rank_TE[row].tolist()
+    chosen = seen.own_TK[row].tolist()
+    spares = [e for e in range(EXPERTS) if seen.resident_E[e] and e not in chosen]
+    spares.sort(key=lambda e: rank[e])
+    for missing in sorted((e for e in chosen if not seen.resident_E[e]), key=lambda e: weight[e]):
+        if weight[missing] < below and spares:
+            chosen[chosen.index(missing)] = spares.pop()
+    return set(chosen)
+
+
+@pytest.mark.parametrize("resident", [2, 5, 8])
+@pytest.mark.parametrize("below", [0.0, 0.04, 0.15, 2.0])
+def test_own_weight_swaps_light_missing_experts_for_the_best_residents(below, resident):
+    for seed in range(8):
+        seen = context(seed, resident=resident)
+        chosen = sets(load_strategy(f"own_weight:below={below}").choose(seen))
+        assert chosen == [slow_own_weight(seen, row, below) for row in range(3)]
+
+
+def slow_regret(seen, row, budget, swaps, within):
+    """Of all sets of swaps within the budget the largest, and of these the one that loses least."""
+    score = seen.score_TE[row].tolist()
+    own = seen.own_TK[row].tolist()
+    near = np.argsort(-seen.rank_TE[row])[: within or 4 * TOP_K].tolist()
+    missing = [e for e in own if not seen.resident_E[e]]
+    spares = [e for e in near if seen.resident_E[e] and e not in own]
+    total = sum(score[e] for e in own)
+    for count in range(min(swaps, len(missing), len(spares)), 0, -1):
+        tried = [
+            ((sum(score[e] for e in out) - sum(score[e] for e in into)) / total, set(own) - {*out} | {*into})
+            for out in combinations(missing, count)
+            for into in combinations(spares, count)
+        ]
+        lost, best = min(tried, key=lambda each: each[0])
+        if lost <= budget:
+            return best
+    return set(own)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=draw.integers(0, 10_000),
+    resident=draw.integers(0, EXPERTS),
+    budget=draw.sampled_from([0.0, 0.02, 0.1, 0.4, 9.0]),
+    swaps=draw.integers(0, TOP_K + 1),
+    within=draw.sampled_from([0, 4, 6, 9, 40]),
+    biased=draw.booleans(),
+)
+def test_regret_is_the_best_of_all_sets_of_swaps(seed, resident, budget, swaps, within, biased):
+    seen = context(seed, resident=resident)
+    if biased:  # the router ranks by score + bias, so that a better rank may have the smaller score
+        rank_TE = seen.score_TE + np.random.default_rng(seed).normal(size=EXPERTS) * 0.05
+        seen = seen._replace(rank_TE=rank_TE, own_TK=np.argsort(-rank_TE, axis=1)[:, :TOP_K])
+    chosen = sets(load_strategy(f"regret:budget={budget},swaps={swaps},within={within}").choose(seen))
+    assert chosen == [slow_regret(seen, row, budget, swaps, within) for row in range(3)]
+
+
 def slow_des(weights, thresholds):
     """Top-6: keep 4 if w4/w5 > mu45, else 5 if w5/w6 > mu56, else 6."""
     weights = sorted(weights, reverse=True)
@@ -230,6 +293,12 @@ def test_thresholds_are_medians_of_a_trace_and_read_back(tmp_path):
         ("cecar:fill=all", "fill must be one of resident, drop, none, got 'all'"),
         ("cecar:tau=many", "option 'tau' must be of type int"),
         ("mocce:strength=-1", "strength must be at least 0"),
+        ("own_weight:below=-1", "'own_weight': below must be at least 0, got -1"),
+        ("own_weight:below=nan", "option 'below' must be finite and less, got 'nan'"),
+        ("regret:budget=-0.1", "'regret': budget must be at least 0, got -0.1"),
+        ("regret:swaps=-1", "'regret': swaps must be at least 0, got -1"),
+        ("regret:swaps=1.5", "option 'swaps' must be of type int"),
+        ("regret:limit=1", "unknown option 'limit': choose from budget, swaps, within"),
         ("des", "needs des:thresholds=FILE"),
         ("des:thresholds=none.json", "thresholds 'none.json': No such file"),
     ],

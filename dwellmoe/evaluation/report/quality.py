@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dwellmoe.cache.intervals import bootstrap_ci
 from dwellmoe.data.task import Task
 from dwellmoe.evaluation.answers.choices import states_answers, task_of
 from dwellmoe.evaluation.answers.judge import program_of
+from dwellmoe.evaluation.generation import Answer, before_stop
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.metrics import load_metric
 from dwellmoe.evaluation.requests import Request
@@ -81,6 +82,23 @@ def quality_row(
         generated={} if task.mix else by_task.get(task.name, {}),
         by_task=by_task if task.mix else None,
     )
+
+
+def quality_of_answers(
+    task: Task,
+    requests: Sequence[Request],
+    answers: Mapping[int, Answer],
+    resamples: int,
+    backends: Sequence[str] = BACKENDS,
+) -> dict[str, Any]:
+    """The task's metric on some texts, each up to its first stop word; for a mix that of each member."""
+    answers = {
+        each: replace(answer, text=before_stop(answer.text, task.stop)) for each, answer in answers.items()
+    }
+    found = Measured(recordings={}, scores={}, choice_right={}, answers=answers)
+    groups = _groups(task, requests, found)
+    by_task = {group.name: _judged(group, found, backends, resamples) for group in groups}
+    return {"by_task": by_task} if task.mix else by_task.get(task.name, {})
 
 
 def _choice_accuracy(choice_right: Mapping[int, float], resamples: int) -> ChoiceAccuracy | None:

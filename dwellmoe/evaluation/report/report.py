@@ -21,7 +21,9 @@ from dwellmoe.evaluation.options import REROUTED, Options
 from dwellmoe.evaluation.report.cache_rows import ACCESS, hit_rate_rows, rerouting_rows
 from dwellmoe.evaluation.report.comparison import comparisons
 from dwellmoe.evaluation.report.locality_rows import locality_rows
-from dwellmoe.evaluation.report.quality import quality_row
+from dwellmoe.evaluation.report.free_running import DEFINITION as FREE_DEFINITION
+from dwellmoe.evaluation.report.free_running import FREE_RUNNING, free_running_fields
+from dwellmoe.evaluation.report.quality import quality_of_answers, quality_row
 from dwellmoe.evaluation.report.speed import device_note, measured_speed_row, speed_rows
 from dwellmoe.evaluation.requests import Request
 from dwellmoe.evaluation.rerouting import NO_REROUTING
@@ -49,6 +51,7 @@ CONVENTION = {
     "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the "
     "one cache that serves all of them (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
+    FREE_RUNNING: FREE_DEFINITION,
     "accuracy": "answer extracted from the generated text; only where the prompts state the choices, or the "
     "form of an answer is fixed",
     "exact_match": "in place of accuracy for free text: the generated text is the reference, but for case, "
@@ -105,7 +108,7 @@ def build_report(
         "locality": [row for name, found in measured.items() for row in _locality(name, found, resamples)],
         "cache": cache,
         "quality": [row.as_dict() for row in quality],
-        "rerouting": _rerouting(options, evaluated, measured),
+        "rerouting": _rerouting(options, evaluated, task, requests, measured),
         "reporting": [
             row
             for name, found in measured.items()
@@ -158,11 +161,12 @@ def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
     rows = []
     for text, recording in measured.recordings.items():
         found = [{"variant": variant, "text": text} | row for row in locality_rows(recording, resamples)]
-        if text == "generated":
-            repeated = repeated_share([answer.token_ids for answer in measured.answers.values()])
+        if text in own_texts:
+            repeated = repeated_share([answer.token_ids for answer in own_texts[text].values()])
             found = [row | {"repeated_4grams": repeated} for row in found]
         rows += found
     return rows
+    own_texts = {"generated": measured.answers, FREE_RUNNING: measured.free_answers}
 
 
 def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples: int) -> list[dict]:
@@ -183,7 +187,13 @@ def _reporting(
     ]
 
 
-def _rerouting(options: Options, evaluated: EvaluatedModel, measured: Mapping[str, Measured]) -> list[dict]:
+def _rerouting(
+    options: Options,
+    evaluated: EvaluatedModel,
+    task: Task,
+    requests: Sequence[Request],
+    measured: Mapping[str, Measured],
+) -> list[dict]:
     if options.rerouting is None:
         return []
     strategies = {
@@ -191,4 +201,24 @@ def _rerouting(options: Options, evaluated: EvaluatedModel, measured: Mapping[st
         for name, rerouting in options.variants.items()
     }
     rows = rerouting_rows(measured, strategies, evaluated.expert_bytes, options.evaluation.bootstrap_samples)
-    return [row | rerouting_fields(options.rerouting, evaluated) for row in rows]
+    written = {
+        name: _written(options, task, requests, found, measured[BASE]) for name, found in measured.items()
+    }
+    return [
+        row
+        | rerouting_fields(options.rerouting, evaluated)
+        | (written[row["variant"]] if row["text"] == FREE_RUNNING else {})
+        for row in rows
+    ]
+
+
+def _written(
+    options: Options, task: Task, requests: Sequence[Request], measured: Measured, base: Measured
+) -> dict[str, Any]:
+    """What a variant's free text cost, and how it does as an answer to the task."""
+    if options.free_running is None:
+        return {}
+    resamples = options.evaluation.bootstrap_samples
+    return free_running_fields(measured, base, options.free_running, resamples) | quality_of_answers(
+        task, requests, measured.free_answers, resamples, options.backends
+    )

@@ -25,7 +25,9 @@ class RoutingContext(NamedTuple):
     rank_TE: np.ndarray
     """float: what the router ranks by (logits, or score + bias); -inf: the router may not choose it."""
     score_TE: np.ndarray
-    """float: original scores, of which weights are made."""
+    """float: original scores, of which weights are made; for a strategy with `KEEPS_WEIGHTS` the weights that
+    experts have beside the router's own choice.
+    """
     own_TK: np.ndarray
     """int: the router's own choice, best rank first."""
     resident_E: np.ndarray
@@ -48,7 +50,11 @@ class RoutingContext(NamedTuple):
 
 
 class RoutingStrategy(Protocol):
-    """A pure function of what a router and a cache give to the experts that run."""
+    """A pure function of what a router and a cache give to the experts that run.
+
+    Weights of a changed choice add up to what the router's own do, if the router renormalises. With a class
+    attribute `KEEPS_WEIGHTS = True` nothing is renormalised: each expert has the weight it has in `score_TE`.
+    """
 
     def choose(self, context: RoutingContext) -> np.ndarray:
         """int [T, K]: distinct experts a row, in any order; -1 is a slot that is left empty.
@@ -95,6 +101,47 @@ def first_of(order_TE: np.ndarray, count: int, experts: int = 0) -> np.ndarray:
 def allowed(context: RoutingContext) -> np.ndarray:
     """bool [T, E]: residents that the router may choose."""
     return context.resident_E & np.isfinite(context.rank_TE)
+
+
+def keeps_weights(strategy: RoutingStrategy) -> bool:
+    """Whether the strategy's choice runs with the weights of `score_TE`, not renormalised."""
+    return getattr(strategy, "KEEPS_WEIGHTS", False)
+
+
+class Swaps(NamedTuple):
+    """Missing experts of the router's choice, and residents that may take their places, one by one [T, K]."""
+
+    leaving_TK: np.ndarray
+    """int: the router's choice, missing experts first, those of the smallest worth before the others."""
+    entering_TK: np.ndarray
+    """int: residents outside of it, best first."""
+    lost_TK: np.ndarray
+    """float: worth of the one that leaves; inf for an expert that is resident."""
+    gained_TK: np.ndarray
+    """float: worth of the one that enters; -inf where no resident is left."""
+
+
+def swaps_of(context: RoutingContext, worth_TE: np.ndarray, rank_TE: np.ndarray) -> Swaps:
+    """The swaps of each token; residents enter in the order of `rank_TE`, never where that is -inf."""
+    own = in_rows(context.own_TK)
+    missing_TK = np.where(context.resident_E[context.own_TK], np.inf, worth_TE[own])
+    order = in_rows(np.argsort(missing_TK, axis=1, kind="stable"))
+    spare_TE = allowed(context) & np.isfinite(rank_TE)
+    spare_TE &= ~first_of(context.own_TK, context.top_k, rank_TE.shape[1])
+    best_TE = np.where(spare_TE, rank_TE, -np.inf)
+    entering_TK = ranking(best_TE, context.own_TK)[:, : context.top_k]
+    return Swaps(
+        leaving_TK=context.own_TK[order],
+        entering_TK=entering_TK,
+        lost_TK=missing_TK[order],
+        gained_TK=np.where(spare_TE, worth_TE, -np.inf)[in_rows(entering_TK)],
+    )
+
+
+def share_of_choice(context: RoutingContext) -> np.ndarray:
+    """float [T, E]: each expert's score as a share of what the router's own choice has together."""
+    weight_T1 = context.score_TE[in_rows(context.own_TK)].sum(axis=1, keepdims=True)
+    return context.score_TE / np.maximum(weight_T1, np.finfo(np.float32).tiny)
 
 
 def check(name: str, option: str, value: float, holds: Callable[[float], bool], rule: str) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dwellmoe.routing.strategies.base import RoutingContext, allowed, check, first_of, in_rows, ranking
+from dwellmoe.routing.strategies.base import RoutingContext, check, share_of_choice, swaps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,8 @@ class Margin:
         check("margin", "loss", self.loss, lambda v: v >= 0, "at least 0")
 
     def choose(self, context: RoutingContext) -> np.ndarray:
-        own = in_rows(context.own_TK)
-        weight_T1 = context.score_TE[own].sum(axis=1, keepdims=True)
-        share_TE = context.score_TE / np.maximum(weight_T1, np.finfo(np.float32).tiny)
-        missing_TK = np.where(context.resident_E[context.own_TK], np.inf, share_TE[own])
-        order = in_rows(np.argsort(missing_TK, axis=1, kind="stable"))
-        leaving_TK = context.own_TK[order]
-        spare_TE = allowed(context) & ~first_of(context.own_TK, context.top_k, context.rank_TE.shape[1])
-        best_TE = np.where(spare_TE, context.rank_TE, -np.inf)
-        entering_TK = ranking(best_TE, context.own_TK)[:, : context.top_k]
-        gained_TK = np.where(spare_TE, share_TE, -np.inf)[in_rows(entering_TK)]
-        lost_TK = missing_TK[order] - gained_TK
-        return np.where(lost_TK < self.loss, entering_TK, leaving_TK)
+        swaps = swaps_of(context, share_of_choice(context), context.rank_TE)
+        return np.where(swaps.lost_TK - swaps.gained_TK < self.loss, swaps.entering_TK, swaps.leaving_TK)
 
 
 strategy = Margin

@@ -1,0 +1,215 @@
+"""Prices re-routing in text that a model writes by itself, with the best setting of each strategy.
+
+    python runs/free_running.py --json F.json --model_name PATH --dataset_name hellaswag --free_running 64
+
+All other options are those of inference.py. Settings are chosen on the reference text of the validation
+split: of each strategy the one that costs a level of perplexity, on straight lines between measured settings.
+They are judged on --split, on reference text (all requests) and on text that is written (--generate_limit).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dwellmoe.errors import UserError, run_command
+from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
+from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
+from dwellmoe.evaluation.options import Options
+from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.report.cache_rows import rerouting_row
+from dwellmoe.evaluation.report.comparison import perplexity_ratio
+from dwellmoe.evaluation.report.free_running import FREE_RUNNING, free_running_fields
+from dwellmoe.evaluation.report.output import write_json
+from dwellmoe.evaluation.requests import load_requests, sample_spec_of
+from dwellmoe.evaluation.rerouting import NO_REROUTING
+from dwellmoe.evaluation.wording import asked_task
+from dwellmoe.loading import BASE, active_variant, quiet
+from inference import parse
+from model_loader import load_evaluated_model
+
+CURVES = {
+    "margin:loss={}": (0.0125, 0.025, 0.05, 0.1, 0.2),
+    "own_weight:below={}": (0.02, 0.04, 0.06, 0.09, 0.13, 0.2),
+    "regret:swaps=1,budget={}": (0.0125, 0.025, 0.05, 0.1, 0.2),
+    "regret:swaps=2,budget={}": (0.025, 0.05, 0.1, 0.2, 0.4),
+    "regret:swaps=99,budget={}": (0.025, 0.05, 0.1, 0.2, 0.4),
+}
+"""Settings that are measured: a strategy, and values of its limit."""
+
+
+class Choice(NamedTuple):
+    """A setting that should cost a level of perplexity, with what it should miss."""
+
+    level: float
+    spec: str
+    misses_ratio: float
+
+    @property
+    def strategy(self) -> str:
+        return self.spec.partition(":")[0]
+
+
+def load_work(options: Options, evaluated: EvaluatedModel, split: str, written: bool) -> Workload:
+    """The requests of a split, and whether text is written after the first of them."""
+    task = asked_task(options, evaluated.tokenizer)
+    sample_spec = sample_spec_of(options.evaluation, task, options.row_tokens(task, evaluated.model))
+    requests = load_requests(task, split, evaluated.tokenizer, sample_spec, seed=options.seed)
+    return one_after_the_other(
+        workload(
+            requests,
+            [],
+            options.evaluation.eval_batch_size,
+            generate_limit=sample_spec.generated if written else 0,
+            max_new_tokens=1,
+            free_running=options.free_running if written else None,
+        )
+    )
+
+
+def measured(evaluated: EvaluatedModel, options: Options, work: Workload, spec: str) -> Measured:
+    assert options.rerouting is not None
+    with active_variant(evaluated.model, BASE):
+        found = measure(evaluated, work, Ranks(), spec, rerouting=replace(options.rerouting, strategy=spec))
+    assert found is not None, "there is one rank"
+    return found
+
+
+def chosen(evaluated: EvaluatedModel, options: Options, levels: Sequence[float]) -> Iterator[Choice]:
+    """For each level and curve the setting on it that costs this much on the validation split."""
+    work = load_work(options, evaluated, "validation", written=False)
+    base = measured(evaluated, options, work, NO_REROUTING)
+    for template, values in CURVES.items():
+        costs, misses = [1.0], [1.0]
+        for value in values:
+            found = measured(evaluated, options, work, template.format(value))
+            costs.append(perplexity_ratio(found, base, 0).value or 1.0)
+            row = rerouting_row(
+                found, base, "teacher_forced", expert_bytes=evaluated.expert_bytes, resamples=0
+            )
+            misses.append(row.misses_ratio.value or 0.0)
+            print(
+                f"chosen from: {template.format(value)}: {costs[-1]:.4f}x, misses {misses[-1]:.3f}x",
+                flush=True,
+            )
+        for level in levels:
+            value = np.interp(level, np.maximum.accumulate(costs), (0.0, *values))
+            yield Choice(
+                level, template.format(f"{value:.3g}"), float(np.interp(value, (0.0, *values), misses))
+            )
+
+
+def best_of_each_strategy(choices: Sequence[Choice]) -> list[Choice]:
+    """Of each level and strategy the choice with the fewest misses; by level."""
+    best: dict[tuple[float, str], Choice] = {}
+    for choice in sorted(choices, key=lambda choice: choice.misses_ratio):
+        best.setdefault((choice.level, choice.strategy), choice)
+    return sorted(best.values(), key=lambda choice: (choice.level, choice.strategy))
+
+
+def priced(
+    evaluated: EvaluatedModel, options: Options, choice: Choice, found: Measured, base: Measured
+) -> dict:
+    """What a setting gains and costs on both kinds of text."""
+    assert options.rerouting and options.free_running
+    resamples = options.evaluation.bootstrap_samples
+    reference, written = (
+        rerouting_row(found, base, text, expert_bytes=evaluated.expert_bytes, resamples=resamples).as_dict()
+        for text in ("teacher_forced", FREE_RUNNING)
+    )
+    return {
+        "level": choice.level,
+        "strategy": choice.spec,
+        **rerouting_fields(options.rerouting, evaluated),
+        "reference": reference | perplexity_ratio(found, base, resamples).as_dict("perplexity_ratio"),
+        FREE_RUNNING: written | free_running_fields(found, base, options.free_running, resamples),
+    }
+
+
+HEAD = (
+    "| level | strategy | perplexity | misses | own text: hits | misses | perplexity by the untouched "
+    "| KL own path | KL reference | feedback | repeated 4-grams |"
+)
+
+
+def line(row: dict) -> str:
+    """The row of a table in Markdown."""
+    reference, written = row["reference"], row[FREE_RUNNING]
+    cells = [
+        f"{row['level']:g}" if row["level"] else "-",
+        f"`{row['strategy']}`",
+        _number(reference, "perplexity_ratio", 4),
+        _number(reference, "misses_ratio"),
+        _number(written, "hit_rate"),
+        _number(written, "misses_ratio"),
+        _number(written, "perplexity_untouched_ratio"),
+        _number(written, "kl_own_path", 4),
+        _number(written, "kl_reference", 4),
+        _number(written, "feedback_factor", 2),
+        _number(written, "repeated_4grams"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(row: dict, name: str, digits: int = 3) -> str:
+    value, interval = row[name], row[f"{name}_ci95"]
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + (
+        f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else ""
+    )
+
+
+def judged(evaluated: EvaluatedModel, options: Options, choices: Sequence[Choice]) -> Iterator[dict]:
+    """The untouched model first, then every choice, each printed as soon as it is measured."""
+    work = load_work(options, evaluated, options.evaluation.split, written=True)
+    base = measured(evaluated, options, work, NO_REROUTING)
+    print(HEAD, "|---" * HEAD.count(" |") + "|", sep="\n")
+    for choice in (Choice(0.0, NO_REROUTING, 1.0), *choices):
+        found = base if choice.spec == NO_REROUTING else measured(evaluated, options, work, choice.spec)
+        row = priced(evaluated, options, choice, found, base)
+        print(line(row), flush=True)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", required=True, type=Path)
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        type=float,
+        default=[1.005, 1.01, 1.02],
+        help="ratios of perplexity that a setting may cost",
+    )
+    arguments, others = parser.parse_known_args()
+    if not all(level > 1 for level in arguments.levels):
+        raise UserError("--levels: give ratios above 1, e.g. 1.01")
+    quiet()
+    options = parse(["--routing_strategy", NO_REROUTING, *others])
+    if options.free_running is None:
+        raise UserError("--free_running: give the tokens that are written after each prompt")
+    evaluated = load_evaluated_model(options)
+    choices = best_of_each_strategy(list(chosen(evaluated, options, arguments.levels)))
+    settings = options.fields() | {"levels": arguments.levels, "chosen_on": "validation"}
+    report = {
+        "schema_version": 1,
+        "command": "free_running",
+        "settings": settings,
+        "model": evaluated.fields(),
+    }
+    rows = list(judged(evaluated, options, choices))
+    write_json(arguments.json, report | {"choices": [choice._asdict() for choice in choices], "rows": rows})
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,67 @@
+"""The script that prices re-routing in free-running text: what it chooses, and a whole tiny run."""
+
+import json
+import sys
+
+import pytest
+
+from dwellmoe.errors import UserError
+from runs import free_running
+from runs.free_running import Choice, best_of_each_strategy
+from tests.evaluation.workspace import make_workspace
+
+
+def test_of_each_strategy_the_setting_with_the_fewest_misses_is_taken():
+    choices = [
+        Choice(1.01, "regret:swaps=1,budget=0.1", 0.6),
+        Choice(1.01, "regret:swaps=2,budget=0.1", 0.5),
+        Choice(1.01, "margin:loss=0.1", 0.55),
+        Choice(1.005, "margin:loss=0.05", 0.7),
+    ]
+    assert best_of_each_strategy(choices) == [choices[3], choices[2], choices[1]]
+
+
+def arguments(folder, monkeypatch, *more):
+    given = {
+        "json": folder / "found.json",
+        "model_name": folder / "model",
+        "use_lora": False,
+        "dataset_name": folder / "task" / "task.toml",
+        "max_words_len": 64,
+        "expert_budget": "50%",
+        "generate_limit": 2,
+        "bootstrap_samples": 20,
+    }
+    words = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["free_running.py", *words, *more])
+
+
+@pytest.mark.slow
+def test_settings_are_chosen_on_one_split_and_judged_on_another(tmp_path, monkeypatch, capsys):
+    folder = make_workspace(tmp_path)
+    monkeypatch.setattr(
+        free_running, "CURVES", {"margin:loss={}": (0.3, 0.9), "regret:swaps=2,budget={}": (0.9,)}
+    )
+    arguments(folder, monkeypatch, "--free_running", "5", "--levels", "1.00001", "1.5")
+    free_running.main()
+    found = json.loads((folder / "found.json").read_text())
+    assert found["settings"]["chosen_on"] == "validation" and found["settings"]["split"] == "test"
+    untouched, *rows = found["rows"]
+    assert (untouched["strategy"], untouched["level"]) == ("none", 0)
+    assert (
+        untouched["free_running"]["feedback_factor"] is None and untouched["reference"]["misses_ratio"] == 1
+    )
+    assert [row["level"] for row in rows] == [1.00001, 1.00001, 1.5, 1.5]
+    assert [row["strategy"].partition(":")[0] for row in rows] == ["margin", "regret"] * 2
+    assert all(row["free_running"]["requests"] == 2 for row in rows)
+    assert capsys.readouterr().out.count("\n| ") == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [((), "--free_running"), (("--free_running", "5", "--levels", "0.99"), "--levels")],
+)
+def test_what_it_needs_is_named(tmp_path, monkeypatch, more, named):
+    arguments(tmp_path, monkeypatch, *more)
+    with pytest.raises(UserError, match=named):
+        free_running.main()
