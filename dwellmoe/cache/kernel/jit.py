@@ -17,7 +17,7 @@ from dwellmoe.log import warn_once
 
 # Loops over caches allocate nothing, so they need not count references to their arrays; counting them at each
 # call takes several times as long as the step itself.
-BARE: dict[str, Any] = {"_nrt": False, "forceinline": True}
+BARE: dict[str, Any] = {"_nrt": False, "forceinline": True, "no_cfunc_wrapper": True}
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -82,8 +82,11 @@ def index_type(count: int) -> type:
 
 
 def helper(function: Callable) -> Callable:
-    """Compiles `function` into whatever calls it; it has no machine code of its own on disk."""
-    return numba.njit(function, **BARE)
+    """Compiles `function` into whatever calls it; it has no machine code of its own on disk.
+
+    Python never calls it: the code that would unpack its arguments takes longer to compile than all the rest.
+    """
+    return numba.njit(function, no_cpython_wrapper=True, **BARE)
 
 
 def bound(function: Callable, **names: Callable) -> FunctionType:

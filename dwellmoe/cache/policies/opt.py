@@ -38,32 +38,15 @@ class Opt(NamedTuple):
         )
 
     def reset(self, cache):
-        self.heap.size[cache] = 0
-        self.next_use[cache, :] = GONE
-        self.horizon[cache] = NEVER
-        self.residents[cache] = 0
+        empty(self, cache)
 
     def on_access(self, cache, expert, inserted, now):
         self.residents[cache] += inserted
-        self.next_use[cache, expert] = now.next_use
         self.heap.used[cache, expert] = now.access
-        near = (now.step << STEP_BITS) + self.horizon[cache]
-        if now.next_use > near:
-            if self.heap.size[cache] >= 2 * self.residents[cache] + SPARE - 1:
-                order(self, cache, near)
-            push(self.heap, cache, expert, now.next_use)
+        expect(self, cache, expert, now.next_use, now.step)
 
     def evict(self, cache, protected, now):
-        begin = now.step << STEP_BITS
-        while True:
-            if self.heap.size[cache] == 0 or -self.heap.score[cache, 0] - begin <= self.horizon[cache]:
-                order(self, cache, GONE)
-                shorten(self, cache, begin)
-            expert, following = self.heap.experts[cache, 0], -self.heap.score[cache, 0]
-            pop(self.heap, cache)
-            if following == self.next_use[cache, expert]:
-                leave(self, cache, expert)
-                return expert
+        return take_farthest(self, cache, now.step)
 
     def remove(self, cache, expert):
         leave(self, cache, expert)
@@ -73,6 +56,41 @@ class Opt(NamedTuple):
 
     def score(self, cache, expert, now):
         return -float(self.next_use[cache, expert])
+
+
+@helper
+def expect(state, cache, expert, following, step):
+    """Notes the next use of a resident."""
+    state.next_use[cache, expert] = following
+    near = (step << STEP_BITS) + state.horizon[cache]
+    if following > near:
+        if state.heap.size[cache] >= 2 * state.residents[cache] + SPARE - 1:
+            order(state, cache, near)
+        push(state.heap, cache, expert, following)
+
+
+@helper
+def take_farthest(state, cache, step):
+    """Removes and returns the resident with the farthest next use."""
+    begin = step << STEP_BITS
+    while True:
+        if state.heap.size[cache] == 0 or -state.heap.score[cache, 0] - begin <= state.horizon[cache]:
+            order(state, cache, GONE)
+            shorten(state, cache, begin)
+        expert, following = state.heap.experts[cache, 0], -state.heap.score[cache, 0]
+        pop(state.heap, cache)
+        if following == state.next_use[cache, expert]:
+            leave(state, cache, expert)
+            return expert
+
+
+@helper
+def empty(state, cache):
+    """Forgets all residents."""
+    state.heap.size[cache] = 0
+    state.next_use[cache, :] = GONE
+    state.horizon[cache] = NEVER
+    state.residents[cache] = 0
 
 
 @helper

@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dwellmoe.cache.kernel.jit import helper, index_type
 from dwellmoe.cache.policies.base import Shape
+from dwellmoe.cache.policies.opt import Opt, empty, expect, leave, take_farthest
 
-GONE = -1  # next use of an expert that is not resident
+SOONEST = 0  # as a next use: before any other
 
 
 class OptForced(NamedTuple):
@@ -17,52 +19,74 @@ class OptForced(NamedTuple):
     expert that this request loaded leaves only where the cache holds no other.
     """
 
-    next_use: np.ndarray  # int64 [caches, E]
-    last_access: np.ndarray  # int64 [caches, E]
-    loaded_at: np.ndarray  # int64 [caches, E]: the request that loaded an expert
-    request: np.ndarray  # int64 [caches]: requests so far
+    opt: Opt  # where an expert is SOONEST as long as it is new
+    is_new: np.ndarray  # bool [caches, E]: loaded by this request, and resident
+    new: np.ndarray  # int [caches, E]: those experts, in any order
+    count: np.ndarray  # int64 [caches]: how many they are
+    next_use: np.ndarray  # int64 [caches, E]: theirs
 
     lookahead = "all"
 
     @classmethod
     def allocate(cls, shape: Shape):
         return cls(
-            next_use=np.full(shape.per_expert, GONE, np.int64),
-            last_access=np.zeros(shape.per_expert, np.int64),
-            loaded_at=np.zeros(shape.per_expert, np.int64),
-            request=np.zeros(shape.caches, np.int64),
+            opt=Opt.allocate(shape),
+            is_new=np.zeros(shape.per_expert, np.bool_),
+            new=np.zeros(shape.per_expert, index_type(shape.experts)),
+            count=np.zeros(shape.caches, np.int64),
+            next_use=np.zeros(shape.per_expert, np.int64),
         )
 
     def reset(self, cache):
-        self.next_use[cache, :] = GONE
-        self.loaded_at[cache, :] = 0
-        self.request[cache] = 0
+        empty(self.opt, cache)
+        self.is_new[cache, :] = False
+        self.count[cache] = 0
 
     def on_request(self, cache, layer, ids, first, last, now):
-        self.request[cache] += 1
+        for i in range(self.count[cache]):
+            expert = self.new[cache, i]
+            self.is_new[cache, expert] = False
+            expect(self.opt, cache, expert, self.next_use[cache, expert], now.step)
+        self.count[cache] = 0
 
     def on_access(self, cache, expert, inserted, now):
-        self.next_use[cache, expert] = now.next_use
-        self.last_access[cache, expert] = now.access
         if inserted:
-            self.loaded_at[cache, expert] = self.request[cache]
+            self.opt.residents[cache] += 1
+            self.is_new[cache, expert] = True
+            self.new[cache, self.count[cache]] = expert
+            self.count[cache] += 1
+        self.opt.heap.used[cache, expert] = now.access
+        if self.is_new[cache, expert]:
+            self.next_use[cache, expert] = now.next_use
+            self.opt.next_use[cache, expert] = SOONEST
+        else:
+            expect(self.opt, cache, expert, now.next_use, now.step)
 
     def evict(self, cache, protected, now):
-        farthest, farthest_use, farthest_fresh = -1, np.int64(GONE), True
-        for expert in range(self.next_use.shape[1]):
-            following = self.next_use[cache, expert]
-            if following == GONE or (now.request >= 0 and protected[cache, expert] == now.request):
-                continue
-            fresh = self.loaded_at[cache, expert] == self.request[cache]
-            older = farthest < 0 or self.last_access[cache, expert] < self.last_access[cache, farthest]
-            later = following > farthest_use or (following == farthest_use and older)
-            if farthest < 0 or fresh < farthest_fresh or (fresh == farthest_fresh and later):
-                farthest, farthest_use, farthest_fresh = expert, following, fresh
-        self.next_use[cache, farthest] = GONE
-        return farthest
+        if self.opt.residents[cache] > self.count[cache]:
+            return take_farthest(self.opt, cache, now.step)
+        expert = take_farthest_new(self, cache)
+        leave(self.opt, cache, expert)
+        return expert
 
     def remove(self, cache, expert):
-        self.next_use[cache, expert] = GONE
+        leave(self.opt, cache, expert)
+
+
+@helper
+def take_farthest_new(state, cache):
+    """The new expert with the farthest next use, which is then no longer new; ties by last use."""
+    used, found = state.opt.heap.used, 0
+    for i in range(1, state.count[cache]):
+        expert, best = state.new[cache, i], state.new[cache, found]
+        here, there = state.next_use[cache, expert], state.next_use[cache, best]
+        if here > there or (here == there and used[cache, expert] < used[cache, best]):
+            found = i
+    expert = state.new[cache, found]
+    state.is_new[cache, expert] = False
+    state.count[cache] -= 1
+    state.new[cache, found] = state.new[cache, state.count[cache]]
+    return expert
 
 
 policy = OptForced
