@@ -20,9 +20,9 @@ from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.options import REROUTED, Options
 from dwellmoe.evaluation.report.cache_rows import ACCESS, hit_rate_rows, rerouting_rows
 from dwellmoe.evaluation.report.comparison import comparisons
-from dwellmoe.evaluation.report.locality_rows import locality_rows
 from dwellmoe.evaluation.report.free_running import DEFINITION as FREE_DEFINITION
 from dwellmoe.evaluation.report.free_running import FREE_RUNNING, free_running_fields
+from dwellmoe.evaluation.report.locality_rows import locality_rows
 from dwellmoe.evaluation.report.quality import quality_of_answers, quality_row
 from dwellmoe.evaluation.report.speed import device_note, measured_speed_row, speed_rows
 from dwellmoe.evaluation.requests import Request
@@ -47,11 +47,11 @@ CONVENTION = {
     "order through one cache (one a rank), each kind of text through its own; agreement: share of the "
     "router's own choice that ran; kl_next_token: KL in nats from the own choice's to the re-routed "
     "next-token distribution",
+    FREE_RUNNING: FREE_DEFINITION,
     "scope": "layer: capacity is slots a layer; global: slots for all layers together",
     "ci95": "percentile bootstrap over requests; for a cache over the hits and misses of each request in the "
     "one cache that serves all of them (more than 1,024 requests in so many bundles)",
     "perplexity": "exp of the mean negative log-likelihood of reference answer tokens, end token included",
-    FREE_RUNNING: FREE_DEFINITION,
     "accuracy": "answer extracted from the generated text; only where the prompts state the choices, or the "
     "form of an answer is fixed",
     "exact_match": "in place of accuracy for free text: the generated text is the reference, but for case, "
@@ -159,6 +159,7 @@ def _data(
 
 def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
     rows = []
+    own_texts = {"generated": measured.answers, FREE_RUNNING: measured.free_answers}
     for text, recording in measured.recordings.items():
         found = [{"variant": variant, "text": text} | row for row in locality_rows(recording, resamples)]
         if text in own_texts:
@@ -166,7 +167,6 @@ def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
             found = [row | {"repeated_4grams": repeated} for row in found]
         rows += found
     return rows
-    own_texts = {"generated": measured.answers, FREE_RUNNING: measured.free_answers}
 
 
 def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples: int) -> list[dict]:

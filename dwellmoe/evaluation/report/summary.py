@@ -61,14 +61,14 @@ def _times(ratio: float | None) -> str:
 
 def _rerouting(row: Mapping) -> str:
     quality = f", perplexity {four_digits(row['perplexity'])}" if "perplexity" in row else ""
-    return (
-        f"{row['variant']} ({row['strategy']}), {row['text']}, {row['policy']}, {row['capacity']} slots: "
     if "kl_own_path" in row:
         quality = (
             f", perplexity {four_digits(row['perplexity_untouched'])} by the untouched model, KL "
             f"{four_digits(row['kl_own_path'])} (reference {four_digits(row['kl_reference'])}), repeated "
             f"4-grams {four_digits(row['repeated_4grams'])}"
         )
+    return (
+        f"{row['variant']} ({row['strategy']}), {row['text']}, {row['policy']}, {row['capacity']} slots: "
         f"hits {four_digits(row['hit_rate'])}, {readable_bytes(row['miss_bytes_per_token'])} a token, misses "
         f"{_times(row['misses_ratio'])}{quality}, agreement {four_digits(row['agreement'])}"
     )
