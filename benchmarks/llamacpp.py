@@ -5,8 +5,9 @@
 
 Each runs in a process of its own, on as many threads and on the same given tokens, and they take turns, so
 that a slow phase of the machine affects all. The engine runs experts of 16 bits, and packed ones of 8 and 4
-bits (`dwellmoe pack`) with the rest of the model in 8; llama.cpp runs BF16, Q8_0 and Q4_0. Ratios are of
-tokens a second, the engine's over llama.cpp's.
+bits (`dwellmoe pack`) with the linear layers of the rest of the model in as many (`--dense_format`);
+llama.cpp runs BF16, Q8_0 and Q4_0. Times are of forward passes alone on both sides: no token is chosen.
+Ratios are of tokens a second, the engine's over llama.cpp's.
 
 A limit is set from outside by a memory cgroup, in which the page cache counts (root only). It holds the
 program, the rest of the model and a quarter of the experts in the form in which the engine holds them.
@@ -91,7 +92,7 @@ def start_engine(
     args: argparse.Namespace, form: str, files: Files, budget: str, limit: MemoryLimit | None = None
 ) -> Worker:
     """The engine on experts of a form."""
-    settings = engine_settings(budget) | ({"dense_format": "int8"} if form in PACKED else {})
+    settings = engine_settings(budget) | ({"dense_format": PACKED[form]} if form in PACKED else {})
     where = argparse.Namespace(model_name=str(files.engine[form]), offload_folder="")
     return Worker("engine", where, limit=limit, threads=args.threads, settings=settings)
 
@@ -110,7 +111,7 @@ def take_turns(workers: dict[str, Process], requests: list[Answer], warm_up: int
     names = list(workers)
     for i, request in enumerate(tqdm(requests, desc="requests", disable=None)):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            answer = workers[name].call("request", **request)
+            answer = workers[name].call("passes", **request)
             answers[name] += [answer] if i >= warm_up else []
     return answers
 

@@ -98,7 +98,7 @@ class LlamaCpp:
         if not adapter or api.llama_set_adapters_lora(self.context, adapters, 1, scales):
             raise SystemExit(f"llama.cpp does not load {lora}")
 
-    def request(self, prompt: list[int], tokens: list[int]) -> Answer:
+    def passes(self, prompt: list[int], tokens: list[int]) -> Answer:
         """Seconds of the prompt (to its first token) and of each further one, as in offload_worker.py."""
         self._forget()
         read_before = read_bytes()

@@ -12,22 +12,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from process_reads import read_bytes
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
 )
 
-import dwellmoe.offload.compute
 from dwellmoe.experts.low_bit_linear import low_bit_bytes
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import quiet
 from dwellmoe.offload import EngineSettings, load_with_cache
+from dwellmoe.offload.compute import OneToken
 from dwellmoe.offload.experts_implementation import HANDLE
 
 DTYPE = torch.bfloat16
@@ -134,6 +136,24 @@ class Cached:
         counts = self.engine.hit_counts._asdict()
         return answer | {"statistics": self.engine.statistics.fields(), "decode_cache": counts}
 
+    def passes(self, prompt: list[int], tokens: list[int]) -> Answer:
+        """As `request`, by forward passes alone: without what `generate` does to choose a token."""
+        self.engine.reset_counts()
+        read_before, past = read_bytes(), DynamicCache(config=self.model.config)
+        seconds = []
+        with torch.inference_mode():
+            for each in (prompt, *([token] for token in tokens[:-1])):
+                began = time.perf_counter()
+                self.model(torch.tensor([each]), past_key_values=past, use_cache=True, logits_to_keep=1)
+                seconds.append(time.perf_counter() - began)
+        return {
+            "prefill_seconds": seconds[0],
+            "decode_seconds": seconds[1:],
+            "disk_bytes": read_bytes() - read_before,
+            "statistics": self.engine.statistics.fields(),
+            "decode_cache": self.engine.hit_counts._asdict(),
+        }
+
     def sizes(self) -> Answer:
         """The parts of the memory that the budget promises."""
         weights = [weight for weight in self.model.parameters() if not self.engine.owns(weight)]
@@ -173,17 +193,15 @@ class Cached:
             cached_experts.run_layer(0, experts, hidden_1D, indices_1K, weights_1K)
 
         def arithmetic() -> None:
-            work = dwellmoe.offload.compute.OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
-            for expert in range(top_k):
-                work.add(expert, None)  # type: ignore[arg-type] - nothing is computed with it
+            work = OneToken(experts, hidden_1D, list(range(top_k)), weights_1K)
+            work.add_all([])
             work.result()
 
-        computed = dwellmoe.offload.compute.run_expert
-        dwellmoe.offload.compute.run_expert = lambda _module, x_TD, _expert: x_TD
-        with torch.no_grad():
-            micros = {"layer": _median_us(layer), "arithmetic": _median_us(arithmetic)}
-        dwellmoe.offload.compute.run_expert = computed
-        return micros
+        def compute_nothing(work: OneToken, _weights: object) -> None:
+            work.outputs = [work.hidden_1D] * top_k
+
+        with torch.no_grad(), mock.patch.object(OneToken, "add_all", compute_nothing):
+            return {"layer": _median_us(layer), "arithmetic": _median_us(arithmetic)}
 
 
 def _median_us(call: Callable[[], None]) -> float:

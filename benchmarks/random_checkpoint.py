@@ -20,7 +20,12 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
 
 from dwellmoe.errors import UserError, run_command, unknown_name
 from dwellmoe.files import replacing_path
@@ -87,7 +92,9 @@ def config_of(shape: str) -> PretrainedConfig:
     if shape not in SHAPES:
         raise unknown_name("shape", shape, SHAPES)
     fields = dict(SHAPES[shape])
-    return AutoConfig.for_model(fields.pop("model_type"), **fields, **ENDLESS, dtype="bfloat16")
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields, **ENDLESS, dtype="bfloat16")
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]  # as published ones have
+    return config
 
 
 def weights_of(config: PretrainedConfig) -> list[Weight]:

@@ -4,7 +4,7 @@ The caches decide what moves (`LiveCache`); a `LayerRequest` moves it and comput
 rows, K chosen experts a token, D hidden size, E routed experts a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -48,6 +48,8 @@ class CachedExperts:
         self.live, self.slot_table, self.prefetch = live, slot_table, prefetch
         self.readers, self.forward_pass, self.statistics = readers, forward_pass, statistics
         self.recorder: LiveTrace | None = None
+        self.on_decode: Callable[[int, Any], object] | None = None
+        """Called with a layer and the experts [T][K] that it was asked for while decoding."""
         self._run_all_present: Any = ALL_EXPERTS_FUNCTIONS.get(ALL_PRESENT, per_expert_forward)
         self._failed = False
 
@@ -116,8 +118,7 @@ class CachedExperts:
         self.statistics.decode.device_hits += len(experts)
         if self.prefetch:
             self.prefetch.after_request(layer, experts)
-        for expert, weights in zip(experts, present, strict=True):
-            work.add(expert, weights)
+        work.add_all(present)
         return work.result()
 
     def _run_rows(self, layer: int, module: Any, hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor):
@@ -204,6 +205,8 @@ class CachedExperts:
         return ordered_TK.cpu().numpy()
 
     def _record(self, layer: int, chosen_TK: Any, begin: int) -> None:
+        if self.on_decode is not None and not self.forward_pass.prefill:
+            self.on_decode(layer, chosen_TK)
         if self.recorder is not None:
             requests = self.forward_pass.requests[begin : begin + len(chosen_TK)]
             self.recorder.add(layer, np.asarray(chosen_TK), requests, self.forward_pass.prefill, begin)

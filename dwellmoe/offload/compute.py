@@ -5,12 +5,14 @@ experts is taken at the end, as transformers' own implementations take it: a res
 expert was computed first. Letters: T tokens, K chosen experts a token, D hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from dwellmoe.experts.kernels import one_row
 from dwellmoe.experts.low_rank import add_low_rank_of_one
 from dwellmoe.experts.peft_factors import carried
 from dwellmoe.experts.rows import gather, sort_by_expert
@@ -38,9 +40,37 @@ def _product(module: Any, x: Tensor, weight: Matrix, bias: Tensor | None) -> Ten
         out = weight.product(x)
         return out if bias is None else out.add_(bias)
     x = x.to(weight.dtype)
+    if _in_one_pass(module, x, weight, 1):
+        out = one_row.products(one_row.BFLOAT16, x, _shape(weight), [weight])
+        return out if bias is None else out.add_(bias)
     if not module.transposed:
         return linear(x, weight, bias)
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+def _products(
+    module: Any, x_MI: Tensor, weights: Sequence[Matrix], biases: Sequence[Tensor | None]
+) -> Tensor:
+    """One row, or a row of its own, times each of M matrices of one shape, [M, O]: a tensor of its own."""
+    first, rows = weights[0], x_MI.expand(len(weights), -1).split(1)
+    if isinstance(first, LowBitMatrix):
+        out_MO = first.format.products(x_MI, [each.stored for each in weights], first.shape_OI)  # type: ignore[union-attr] - of one layout
+    elif _in_one_pass(module, x_MI, first, len(weights)):
+        out_MO = one_row.products(one_row.BFLOAT16, x_MI, _shape(first), weights)  # type: ignore[arg-type] - of one layout
+    else:
+        pairs = zip(rows, weights, strict=True)
+        out_MO = torch.cat([_product(module, row, each, None) for row, each in pairs])
+    return out_MO if biases[0] is None else out_MO.add_(torch.stack(list(biases)))  # type: ignore[arg-type]
+
+
+def _in_one_pass(module: Any, x: Tensor, weight: Tensor, matrices: int) -> bool:
+    """Whether plain matrices are multiplied by a compiled pass."""
+    takes = weight.dtype == torch.bfloat16 and weight.is_contiguous() and not module.transposed
+    return takes and one_row.is_one_row(x, matrices)
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
 
 
 class OneToken:
@@ -56,6 +86,21 @@ class OneToken:
         if self.module.weighs_inputs:
             x_1D = (x_1D * self.weights_1K[:, k, None]).to(x_1D.dtype)
         self.outputs[k] = run_expert(self.module, x_1D, expert, weights)
+
+    def add_all(self, weights: Sequence[Expert]) -> None:
+        """All experts at once, in order."""
+        if carried(self.module):
+            for expert, of_expert in zip(self.index_of, weights, strict=True):
+                self.add(expert, of_expert)
+            return
+        module, x_KD = self.module, self.hidden_1D
+        if module.weighs_inputs:
+            x_KD = (x_KD * self.weights_1K.view(-1, 1)).to(x_KD.dtype)
+        up = _products(module, x_KD, [each.up for each in weights], [each.up_bias for each in weights])
+        hidden = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+        downs, biases = [each.down for each in weights], [each.down_bias for each in weights]
+        out_KD = _products(module, hidden, downs, biases)
+        self.outputs = [module.post_expert_norm(out_KD) if module.has_post_expert_norm else out_KD]
 
     def result(self) -> Tensor:
         out_KD = torch.cat(self.outputs)  # type: ignore[arg-type] - every expert was added

@@ -1,5 +1,5 @@
-"""Holds the linear layers of a model that every token passes in low bits: attention, dense and shared MLPs,
-output layer. Routers, norms, embeddings and narrow gates stay as they are.
+"""The linear layers of a model that every token passes, in low bits or computed faster: attention, dense and
+shared MLPs, output layer. Routers, norms, embeddings and narrow gates stay as they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,11 @@ from torch import nn
 
 from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import QuantisingFormat
+from dwellmoe.experts.kernels.one_row import is_one_row
 from dwellmoe.experts.low_bit_linear import hold_in_low_bits
+from dwellmoe.experts.one_row_linear import take_single_rows
 from dwellmoe.families import MoeLayer
+from dwellmoe.offload.io.memory import on_huge_pages
 
 NARROW = 16
 """A layer of fewer outputs is a gate, of which low bits would save nothing."""
@@ -35,7 +38,17 @@ def hold_dense_layers(model: Any, layers: Sequence[MoeLayer], format: Quantising
             held = hold_in_low_bits(layer, format)
         except ValueError as error:
             raise UserError(f"--dense_format {format.name}: '{name}': {error}") from None
+        held.stored = {field: on_huge_pages(tensor) for field, tensor in held.stored.items()}
         setattr(model.get_submodule(parent), leaf, held)
+
+
+def speed_up_single_rows(model: Any, layers: Sequence[MoeLayer]) -> None:
+    """Lets a token by itself pass the layers of a model in bfloat16 on the CPU by compiled passes."""
+    for name in _dense_layers(model, {layer.router for layer in layers}):
+        layer: Any = model.get_submodule(name)
+        if is_one_row(layer.weight[:1]):
+            layer.weight.data = on_huge_pages(layer.weight.data)
+            take_single_rows(layer)
 
 
 def _dense_layers(model: Any, routers: set[str]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from dwellmoe.experts.formats.base import QuantisingFormat
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.attach import attach
 from dwellmoe.offload.check_settings import check_settings, naming
-from dwellmoe.offload.dense_layers import hold_dense_layers
+from dwellmoe.offload.decode_attention import attend_fast
+from dwellmoe.offload.dense_layers import hold_dense_layers, speed_up_single_rows
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import ExpertWeights, locate_experts
 from dwellmoe.offload.io.shards import Shards, find_shards
@@ -85,6 +86,9 @@ def load_with_cache(
     model, layers = load_without_experts(model_name, shards, dtype, torch.device(device), form)
     if dense_format:
         hold_dense_layers(model, layers, dense_format)
+    else:
+        speed_up_single_rows(model, layers)
+    attend_fast(model)
     weights = _located(model, layers, shards, form, settings.packed)
     if not settings.verify_reads:
         weights = weights._replace(checksums=())

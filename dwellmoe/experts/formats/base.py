@@ -4,7 +4,7 @@ Letters: S rows, O and I the output and input width of a matrix, G groups of a r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -56,6 +56,11 @@ class ExpertFormat(ABC):
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """Each row times the matrix, [S, O], in the type of the rows. No gradient is kept."""
         return linear(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype, scratch))
+
+    def products(self, x_MI: Tensor, stored: Sequence[Stored], shape_OI: tuple[int, int]) -> Tensor:
+        """One row times each of M matrices, [M, O]; `x_MI` has a row for each, or one for all of them."""
+        rows = x_MI.expand(len(stored), -1).split(1)
+        return torch.cat([self.product(row, each, shape_OI) for row, each in zip(rows, stored, strict=True)])
 
     def gradient(self, gradient_SO: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """The gradient of the rows, [S, I], from that of `product`."""

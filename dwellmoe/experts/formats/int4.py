@@ -8,6 +8,7 @@ Letters: N outputs in whole blocks of 64, K inputs in whole groups, G groups.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
 from dwellmoe.experts.formats.blocks import passes_multiply, steps_of_scale
 from dwellmoe.experts.kernels import int4_passes
 from dwellmoe.experts.kernels.int4_passes import OUTPUTS
+from dwellmoe.experts.kernels.one_row import is_one_row, products
 from dwellmoe.experts.kernels.threads import run
 
 GROUPS = (32, 64, 128)
@@ -84,6 +86,8 @@ class Int4(QuantisingFormat):
         return out_KN.to(dtype)[: shape_OI[1], : shape_OI[0]].T
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
+        if is_one_row(x_SI):
+            return self.products(x_SI, [stored], shape_OI)
         if not passes_multiply(x_SI, FEW_ROWS):
             return super().product(x_SI, stored, shape_OI)
         outputs, inputs = self._whole(shape_OI)
@@ -96,6 +100,15 @@ class Int4(QuantisingFormat):
         sizes = {"rows": len(x_SK), "outputs": outputs, "inputs": inputs}
         self._run(int4_passes.product, stored, x=x_SK.float(), out=out_SN, **sizes)
         return out_SN[:, : shape_OI[0]].to(x_SI.dtype)
+
+    def products(self, x_MI: Tensor, stored: Sequence[Stored], shape_OI: tuple[int, int]) -> Tensor:
+        if not is_one_row(x_MI, len(stored)):
+            return super().products(x_MI, stored, shape_OI)
+        whole_OI = self._whole(shape_OI)
+        x_MK = pad(x_MI, (0, whole_OI[1] - shape_OI[1])) if whole_OI[1] > shape_OI[1] else x_MI
+        codes, scales = ([each[field] for each in stored] for field in ("codes", "scales_and_zeros"))
+        out_MN = products(int4_passes.one_row, x_MK, whole_OI, codes, scales, block=self.group)
+        return out_MN[:, : shape_OI[0]]
 
     def _run(self, function, stored: Stored, **work: int | Tensor) -> None:
         run(function, block=self.group, codes=stored["codes"], scales=stored["scales_and_zeros"], **work)

@@ -1,10 +1,13 @@
 """Eight bits a weight: whole numbers from -127 to 127 times one scale for each row, i.e. output channel."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
+from dwellmoe.experts.kernels.one_row import INT8, is_one_row, products
 from dwellmoe.experts.kernels.scratch import scratch
 
 LARGEST = 127
@@ -33,13 +36,21 @@ class Int8(QuantisingFormat):
         return stored["codes"].float().mul_(stored["scales"].unsqueeze(1)).to(dtype)
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
-        """The scales come after the product: the codes are exact in any type. Few rows take torch's product
-        of mixed types, which copies no weight.
+        """The scales come after the product: the codes are exact in any type. Few rows take products that
+        copy no weight: one row a compiled pass, several rows torch's product of mixed types.
         """
+        if is_one_row(x_SI):
+            return self.products(x_SI, [stored], shape_OI)
         scales_O, codes_OI = stored["scales"].to(x_SI.dtype), stored["codes"]
         if len(x_SI) <= FEW_ROWS and _torch_multiplies(x_SI, codes_OI):
             return torch._weight_int8pack_mm(x_SI, codes_OI, scales_O)
         return linear(x_SI, _copied(codes_OI, x_SI.dtype)).mul_(scales_O)
+
+    def products(self, x_MI: Tensor, stored: Sequence[Stored], shape_OI: tuple[int, int]) -> Tensor:
+        if not is_one_row(x_MI, len(stored)):
+            return super().products(x_MI, stored, shape_OI)
+        codes, scales = ([each[field] for each in stored] for field in ("codes", "scales"))
+        return products(INT8, x_MI, shape_OI, codes, scales)
 
     def gradient(self, gradient_SO: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         scaled_SO = gradient_SO * stored["scales"].to(gradient_SO.dtype)

@@ -1,50 +1,126 @@
-"""Compiled passes over int4's layout, for processors on which torch has no product for it, and for many rows.
-
-A block of 64 outputs lies together, input after input: 32 bytes hold the codes of the first 32 outputs in
-their low halves, and those of the other 32 in their high halves. A group of inputs is decoded into a small
-table of float32, which is multiplied with all rows, or rounded into a matrix [I, O].
+"""Compiled passes over int4's layout: one row times several matrices, few rows where torch has no product for
+it on this processor, and the dequantised matrix [I, O].
 
 Letters: S rows, O and I the output and input width of a matrix.
 """
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import carray
 
-from dwellmoe.cache.kernel.jit import helper
-from dwellmoe.experts.kernels.row_passes import of_bfloat16, rounded, unchanged
+from dwellmoe.experts.kernels import int4_vectors
+from dwellmoe.experts.kernels.int4_vectors import (
+    HALF,
+    add_integer_products,
+    add_products,
+    has_byte_products,
+)
+from dwellmoe.experts.kernels.one_row import SUM_IN_ANY_ORDER, one_row_pass
+from dwellmoe.experts.kernels.row_passes import rounded
 from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, take_chunk
 
-OUTPUTS = 64
-HALF = OUTPUTS // 2
-# `pass_of` puts a function and a type in the place of these names.
-TYPE = np.float32
+OUTPUTS = 2 * HALF
+"""Of a block."""
+LARGEST = 127 * 256
+"""Of a whole number whose high and low bytes are both signed."""
+# `pass_of` puts a function and a number in the place of these names.
+ITEM_BYTES = 4
 
 
-def to_type(number) -> Any:
-    """The number in the type of the output."""
+def decode(codes, scales, out, row_bytes, count) -> Any:
+    """Writes the numbers of a group of a block."""
 
 
-@helper
-def _number(code, scale, zero):
-    return np.float32(np.int32(code) - np.int32(8)) * scale + zero
+decode_float32: Any = int4_vectors.to_float32
 
 
 @inlined
-def _decode_group(work, block, group, pairs, table):
-    """table [inputs of a group, 64]; pairs [2, 64]: room for scales and zeros."""
-    count, outputs, inputs = work.block, work.outputs, work.inputs
-    both = carray(memory(work.scales + 4 * (group * outputs + block * OUTPUTS)), (OUTPUTS, 2), np.uint16)
-    scales, zeros = pairs[0], pairs[1]
+def _codes_of(work, codes, block, group):
+    return codes + HALF * (block * work.inputs + group * work.block)
+
+
+@inlined
+def _scales_of(work, scales, block, group):
+    return scales + 4 * (group * work.outputs + block * OUTPUTS)
+
+
+@numba.njit(**SUM_IN_ANY_ORDER)
+def _sum(x):
+    total = np.float32(0)
+    for i in range(len(x)):
+        total += x[i]
+    return total
+
+
+def _multiply(work, codes, scales, x, room, out, first, end):
+    """The outputs of one block."""
+    count, block, totals = work.block, first // OUTPUTS, np.zeros(OUTPUTS, np.float32)
+    for group in range(work.inputs // count):
+        add_products(
+            _codes_of(work, codes, block, group),
+            _scales_of(work, scales, block, group),
+            x.ctypes.data + 4 * group * count,
+            _sum(x[group * count : (group + 1) * count]),
+            totals.ctypes.data,
+            count,
+        )
     for n in range(OUTPUTS):
-        scales[n], zeros[n] = of_bfloat16(both[n, 0]), of_bfloat16(both[n, 1])
-    first = work.codes + HALF * (block * inputs + group * count)
-    codes = carray(memory(first), (count, HALF), np.uint8)
-    for k in range(count):
-        for n in range(HALF):
-            table[k, n] = _number(codes[k, n] & 15, scales[n], zeros[n])
-            table[k, HALF + n] = _number(codes[k, n] >> 4, scales[HALF + n], zeros[HALF + n])
+        out[first + n] = rounded(totals[n])
+
+
+def _in_steps(work, x, room):
+    """x as whole numbers of 16 bits, their high and low bytes, times a step for each group: closer to x than
+    a float is to the sum of a group. Behind them each group's step and sum.
+    """
+    count, inputs = work.block, work.inputs
+    high, low = _bytes_of(room.ctypes.data, inputs), _bytes_of(room.ctypes.data + inputs, inputs)
+    steps = _steps_of(room.ctypes.data, inputs, count)
+    for group in range(inputs // count):
+        first = group * count
+        largest = np.float32(0)
+        for i in range(first, first + count):
+            largest = max(largest, abs(x[i]))
+        step = largest / np.float32(LARGEST)
+        per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
+        total = 0
+        for i in range(first, first + count):
+            whole = np.int32(np.rint(x[i] * per_step))
+            upper = (whole + np.int32(128)) >> np.int32(8)
+            high[i], low[i] = upper, whole - np.int32(256) * upper
+            total += whole
+        nothing = _sum(x[first : first + count]) * np.float32(0)  # or NaN, which no whole number is
+        steps[group, 0], steps[group, 1] = step + nothing, step * np.float32(total) + nothing
+
+
+@inlined
+def _bytes_of(address, count):
+    return carray(memory(address), (count,), np.int8)
+
+
+@inlined
+def _steps_of(room, inputs, count):
+    return carray(memory(room + 2 * inputs), (inputs // count, 2), np.float32)
+
+
+def _multiply_steps(work, codes, scales, x, room, out, first, end):
+    """The outputs of one block."""
+    count, inputs, block = work.block, work.inputs, first // OUTPUTS
+    totals, steps = np.zeros(OUTPUTS, np.float32), _steps_of(room.ctypes.data, inputs, count)
+    for group in range(inputs // count):
+        add_integer_products(
+            _codes_of(work, codes, block, group),
+            _scales_of(work, scales, block, group),
+            room.ctypes.data + group * count,
+            room.ctypes.data + inputs + group * count,
+            steps[group, 0],
+            steps[group, 1],
+            totals.ctypes.data,
+            count,
+        )
+    for n in range(OUTPUTS):
+        out[first + n] = rounded(totals[n])
 
 
 def _product(pointer):
@@ -53,12 +129,16 @@ def _product(pointer):
     count, inputs, outputs, rows = work.block, work.inputs, work.outputs, work.rows
     x = carray(memory(work.x), (rows, inputs), np.float32)
     out = carray(memory(work.out), (rows, outputs), np.float32)
-    table, pairs = np.empty((count, OUTPUTS), np.float32), np.empty((2, OUTPUTS), np.float32)
+    table = np.empty((count, OUTPUTS), np.float32)
     block = take_chunk(pointer)
     while block < outputs // OUTPUTS:
         out[:, block * OUTPUTS : (block + 1) * OUTPUTS] = 0
         for group in range(inputs // count):
-            _decode_group(work, block, group, pairs, table)
+            codes, scales = (
+                _codes_of(work, work.codes, block, group),
+                _scales_of(work, work.scales, block, group),
+            )
+            decode_float32(codes, scales, table.ctypes.data, 4 * OUTPUTS, count)
             for s in range(rows):
                 sums = out[s, block * OUTPUTS : (block + 1) * OUTPUTS]
                 for k in range(count):
@@ -72,19 +152,22 @@ def _dequantise(pointer):
     """out [I, O], in float32 or in the bits of bfloat16; O in whole blocks, I in whole groups."""
     work = carray(pointer, 1)[0]
     count, inputs, outputs = work.block, work.inputs, work.outputs
-    out = carray(memory(work.out), (inputs, outputs), TYPE)
-    table, pairs = np.empty((count, OUTPUTS), np.float32), np.empty((2, OUTPUTS), np.float32)
+    row_bytes = ITEM_BYTES * outputs
     block = take_chunk(pointer)
     while block < outputs // OUTPUTS:
         for group in range(inputs // count):
-            _decode_group(work, block, group, pairs, table)
-            for k in range(count):
-                row = out[group * count + k, block * OUTPUTS : (block + 1) * OUTPUTS]
-                for n in range(OUTPUTS):
-                    row[n] = to_type(table[k, n])
+            codes, scales = (
+                _codes_of(work, work.codes, block, group),
+                _scales_of(work, work.scales, block, group),
+            )
+            place = work.out + group * count * row_bytes + block * ITEM_BYTES * OUTPUTS
+            decode(codes, scales, place, row_bytes, count)
         block = take_chunk(pointer)
 
 
+one_row_of_floats = one_row_pass("int4", _multiply)
+one_row_in_steps = one_row_pass("int4-steps", _multiply_steps, _in_steps)
+one_row = one_row_in_steps if has_byte_products() else one_row_of_floats
 product = pass_of(_product, "int4")
-to_float32 = pass_of(_dequantise, "int4-float32", to_type=unchanged, TYPE=np.float32)
-to_bfloat16 = pass_of(_dequantise, "int4-bfloat16", to_type=rounded, TYPE=np.uint16)
+to_float32 = pass_of(_dequantise, "int4-float32", decode=int4_vectors.to_float32, ITEM_BYTES=4)
+to_bfloat16 = pass_of(_dequantise, "int4-bfloat16", decode=int4_vectors.to_bfloat16, ITEM_BYTES=2)

@@ -27,7 +27,7 @@ from dwellmoe.cache.kernel.jit import bound, sources_digest
 FOLDER = Path(__file__).resolve().parent
 FIELDS = (
     *("next_chunk", "outputs", "inputs", "rows", "block", "part_outputs", "block_outputs"),
-    *("codes", "scales", "x", "out"),
+    *("matrices", "codes", "scales", "x", "out"),
 )
 """The numbers that a pass is given: sizes, and the addresses of its arrays. The first is shared."""
 Work = types.CPointer(numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS])))
@@ -65,8 +65,8 @@ def inlined(function: Callable) -> Callable:
     return numba.njit(function, forceinline=True)
 
 
-def pass_of(function: FunctionType, label: str, **names: Callable) -> FunctionType:
-    """A pass in which the given global names mean the given functions; the label names its machine code."""
+def pass_of(function: FunctionType, label: str, **names: Any) -> FunctionType:
+    """A pass in which global names mean what is given for them; the label names its machine code."""
     copy = bound(function, **names)
     copy.__qualname__ += f"-{label}"
     return copy

@@ -45,6 +45,17 @@ class HostMemory:
         self.tensor = torch.from_numpy(self.bytes)
 
 
+def on_huge_pages(tensor: Tensor) -> Tensor:
+    """The same numbers in memory that begins at a huge page: products read them up to a third faster. Small
+    tensors and those of other devices stay where they are.
+    """
+    if tensor.nbytes < HUGE_PAGE_BYTES or tensor.device.type != "cpu":
+        return tensor
+    return (
+        HostMemory(tensor.nbytes).tensor[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    )
+
+
 def give_freed_memory_back() -> None:
     """From now on the memory of every freed tensor of LARGE_BYTES and more goes back to the system at once.
 
