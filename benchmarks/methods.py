@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
@@ -84,7 +85,16 @@ def point(
         ).as_dict(),
         **switch_rate_ratio(found, base, resamples).as_dict("switch_rate_ratio"),
         **perplexity_ratio(found, base, resamples).as_dict("perplexity_ratio"),
+        "memory_equivalent": _worth(found, base, rerouting.budget, resamples),
     }
+
+
+def _worth(found: Measured, base: Measured, budget: str, resamples: int) -> dict | None:
+    """The LRU cache that the base's routing needs to miss as seldom; None where it is the same routing."""
+    traces = [measured.recordings["teacher_forced"].trace for measured in (found, base)]
+    if (traces[0].experts == traces[1].experts).all():
+        return None
+    return memory_equivalent(*traces, budget, resamples=resamples).as_dict()
 
 
 def run(options: Options, evaluated: EvaluatedModel, *levels: list[str]) -> list[dict]:
@@ -111,13 +121,21 @@ def line(row: dict) -> str:
         f"{row['budget_percent']:5g} % {row['variant']:<8}{row['name']:<20} hits {row['hit_rate']:.4f} "
         f"misses {row['misses_ratio']:.3f}x {row['miss_bytes_per_token'] / 1e6:.3f} MB a token, "
         f"switches {row['switch_rate_ratio']:.3f}x, "
-        f"perplexity {row['perplexity']:.3f} {row['perplexity_ratio']:.4f}x{_between(row)}, "
-        f"KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}"
+        f"perplexity {row['perplexity']:.3f} {row['perplexity_ratio']:.4f}x"
+        f"{_span(row['perplexity_ratio_ci95'])}, "
+        f"KL {row['kl_next_token']:.4f}, agreement {row['agreement']:.3f}{_worth_in_words(row)}"
     )
 
 
-def _between(row: dict) -> str:
-    interval = row["perplexity_ratio_ci95"]
+def _worth_in_words(row: dict) -> str:
+    worth = row["memory_equivalent"]
+    if worth is None:
+        return ""
+    bound = f"{worth['bound']} " if worth["bound"] else ""
+    return f", worth {bound}{worth['ratio']:.2f}x the cache{_span(worth['ratio_ci95'])}"
+
+
+def _span(interval: list[float] | None) -> str:
     return f" ({interval[0]:.4f}-{interval[1]:.4f})" if interval else ""
 
 

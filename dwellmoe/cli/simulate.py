@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SETUP = ("scope", "access", "phase", "start", "reset")
 WITH_TORCH = ("fit", "predict")
-INPUTS, OUTPUTS = ("trace", "learn", "device"), ("json", "plot", "out", "scoutgate_out")
+INPUTS, OUTPUTS = ("trace", "against", "learn", "device"), ("json", "plot", "out", "scoutgate_out")
 """Options that name files."""
 
 
@@ -117,6 +117,7 @@ def run_report(arguments: argparse.Namespace) -> None:
         read(arguments),
         arguments.policies or POLICIES,
         arguments.capacities,
+        against=arguments.against and read(arguments, arguments.against),
         **setup_of(arguments),
         progress=bar("report"),
     )
@@ -287,12 +288,12 @@ def run_calibrate(arguments: argparse.Namespace) -> None:
     )
 
 
-def read(arguments: argparse.Namespace):
-    """The trace that the command names."""
+def read(arguments: argparse.Namespace, path: Path | None = None):
+    """The trace that the command names, or another one of the same format."""
     from dwellmoe.cache.formats import read_trace
 
     return read_trace(
-        arguments.trace,
+        path or arguments.trace,
         num_experts=arguments.num_experts,
         prompt_tokens=arguments.prompt_tokens,
         top_k=arguments.top_k,

@@ -95,6 +95,13 @@ def _add_report(commands) -> None:
     command.add_argument(
         "--capacities", nargs="+", metavar="C", help="experts, percent or bytes [25%%, or what a step needs]"
     )
+    command.add_argument(
+        "--against",
+        type=Path,
+        metavar="TRACE",
+        help="a trace of the same requests with another routing, e.g. before training: adds the LRU cache that "
+        "it needs to miss as seldom",
+    )
     _add_setup(command)
     command.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
 

@@ -12,7 +12,8 @@ _LOOKS = dict(zip(METHODS, zip(SPARE_COLOURS, "osD^", strict=False), strict=True
 
 def draw(points: Sequence[dict], about: str) -> Figure:
     """`points`: rows with `method` (one of METHODS), `name`, `budget_percent`, `perplexity` and
-    `miss_bytes_per_token`. A grey line marks the perplexity of the first point of each budget.
+    `miss_bytes_per_token`, and `memory_equivalent` where it stands beside the name. A grey line marks the
+    perplexity of the first point of each budget.
     """
     budgets = sorted({point["budget_percent"] for point in points})
     figure, axes = new_figure(1, len(budgets), width=4.2 * len(budgets), height=4.4)
@@ -55,9 +56,14 @@ def _neighbours(line: Sequence[dict], within: float) -> list[list[dict]]:
     return groups
 
 
+def _title(point: dict) -> str:
+    worth = point.get("memory_equivalent")
+    return f"{point['name']}, worth {worth['ratio']:.2f}x" if worth else point["name"]
+
+
 def _name(axes, points: Sequence[dict], colour: str, below: bool) -> None:
     axes.annotate(
-        ", ".join(point["name"] for point in points),
+        ", ".join(map(_title, points)),
         (_megabytes(points[0]), points[0]["perplexity"]),
         fontsize=6.5,
         xytext=(-4, -10) if below else (4, 4),

@@ -13,6 +13,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.plots.style import colour_of, label, new_figure, note
 
 MB = 1e6
+WORTH_AT = 25.0  # percent of the experts for which memory equivalents are known
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class FrontPoint:
     """Ratio to the control of the same seed, on the same requests."""
     fetched: dict[float, Spread]
     """Budget in percent -> bytes an LRU cache of that size fetches a token."""
+    worth: Spread | None = None
+    """The LRU cache that the control needs to miss as seldom as this at 25 %, over that size."""
 
     @property
     def label(self) -> str:
@@ -55,11 +58,12 @@ def fronts(records: Sequence[dict], methods: Sequence[dict] = ()) -> list[FrontP
         tuned, base = (_fetched(record["variants"][each]) for each in ("tuned", "base"))
         comparison = record["comparison"]
         perplexity = _Value(comparison["perplexity_ratio"], comparison["perplexity_ratio_ci95"])
+        worth = _known(*(comparison.get(f"memory_equivalent_25{part}") for part in ("", "_ci95")))
         if record["compared_with"] == "base":
             groups.setdefault(_Key("base", "", 0.0), []).append(_Measured(perplexity.inverse, base))
-            perplexity = _Value(1.0, [1.0, 1.0])
+            perplexity, worth = _Value(1.0, [1.0, 1.0]), None
         key = _Key(record["objective"], scope, record["weight"])
-        groups.setdefault(key, []).append(_Measured(perplexity, tuned))
+        groups.setdefault(key, []).append(_Measured(perplexity, tuned, worth))
     found = [_joined(key, measured) for key, measured in sorted(groups.items())]
     return found + _rerouted(methods)
 
@@ -86,6 +90,12 @@ class _Measured(NamedTuple):
 
     perplexity: _Value
     fetched: dict[float, _Value]
+    worth: _Value | None = None
+
+
+def _known(ratio: float | None, interval: Sequence[float] | None) -> _Value | None:
+    """None for a ratio that was not measured, or has no interval."""
+    return _Value(ratio, interval) if ratio is not None and interval else None
 
 
 def _fetched(variant: dict) -> dict[float, _Value]:
@@ -104,7 +114,12 @@ def _rerouted(methods: Sequence[dict]) -> list[FrontPoint]:
             missed = point["miss_bytes_per_token"]
             ends = [missed * end / point["misses_ratio"] for end in point["misses_ratio_ci95"]]
             perplexity = _Value(point["perplexity_ratio"], point["perplexity_ratio_ci95"])
-            measured = _Measured(perplexity, {budget: _Value(missed, ends)})
+            worth = point.get("memory_equivalent") if budget == WORTH_AT else None
+            measured = _Measured(
+                perplexity,
+                {budget: _Value(missed, ends)},
+                worth=_known(worth["ratio"], worth["ratio_ci95"]) if worth else None,
+            )
             groups.setdefault((point["method"], point["strategy"], budget), []).append(measured)
     return [
         _joined(_Key(key[0], "", weight=float(i)), measured)
@@ -115,6 +130,7 @@ def _rerouted(methods: Sequence[dict]) -> list[FrontPoint]:
 def _joined(key: _Key, measured: Sequence[_Measured]) -> FrontPoint:
     """The point of all seeds."""
     budgets = measured[0].fetched
+    worth = [each.worth for each in measured if each.worth is not None]
     return FrontPoint(
         objective=key.objective,
         scope=key.scope,
@@ -122,6 +138,7 @@ def _joined(key: _Key, measured: Sequence[_Measured]) -> FrontPoint:
         seeds=len(measured),
         perplexity=_spread([each.perplexity for each in measured]),
         fetched={budget: _spread([each.fetched[budget] for each in measured]) for budget in budgets},
+        worth=_spread(worth) if len(worth) == len(measured) else None,
     )
 
 
@@ -164,11 +181,15 @@ def _worse_in_scope(points: Sequence[FrontPoint], chosen: str, scope: str) -> li
 def line(point: FrontPoint) -> str:
     """One point as a line of text."""
     fetched = ", ".join(f"{each.value / MB:.3f} MB at {budget:g} %" for budget, each in point.fetched.items())
-    quality = point.perplexity
+    worth = f", worth {_span(point.worth, 2)} the cache" if point.worth else ""
     return (
-        f"{point.label:<24} {point.weight:<6g} {point.seeds} seeds, perplexity {quality.value:.4f}x "
-        f"({quality.low:.4f}-{quality.high:.4f}), fetched a token: {fetched}"
+        f"{point.label:<24} {point.weight:<6g} {point.seeds} seeds, perplexity {_span(point.perplexity, 4)}, "
+        f"fetched a token: {fetched}{worth}"
     )
+
+
+def _span(spread: Spread, digits: int) -> str:
+    return f"{spread.value:.{digits}f}x ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
 
 
 def draw(points: Sequence[FrontPoint]) -> Figure:
@@ -187,7 +208,8 @@ def draw(points: Sequence[FrontPoint]) -> Figure:
     seeds = max(point.seeds for point in points)
     note(
         figure,
-        f"bars: span of the 95 % intervals (bootstrap over requests) of up to {seeds} seeds; decode, cold",
+        f"bars: span of the 95 % intervals (bootstrap over requests) of up to {seeds} seeds; decode, cold; "
+        "1.90x: worth so many times the control's cache",
     )
     return figure
 
@@ -209,6 +231,12 @@ def _panel(axes: Axes, points: Sequence[FrontPoint], percent: float) -> None:
             elinewidth=0.7,
             label=name,
         )
+        for point in line:
+            if point.worth and percent == WORTH_AT:
+                at = (point.fetched[percent].value / MB, point.perplexity.value)
+                axes.annotate(
+                    f"{point.worth.value:.2f}x", at, fontsize=7, xytext=(4, 4), textcoords="offset points"
+                )
 
 
 def _arms(spreads: Sequence[Spread], unit: float) -> list[list[float]]:

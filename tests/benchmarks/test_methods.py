@@ -9,7 +9,9 @@ def point(method, misses, perplexity, budget=25.0):
         ("hit_rate", "miss_bytes_per_token", "switch_rate_ratio", "perplexity", "kl_next_token", "agreement"),
         0.5,
     )
-    return others | numbers | {"method": method, "variant": "x", "name": "y", "budget_percent": budget}
+    worth = {"ratio": 1 / misses, "ratio_ci95": [1.1, 4.0], "bound": None}
+    names = {"method": method, "variant": "x", "name": "y", "memory_equivalent": worth}
+    return others | numbers | names | {"budget_percent": budget}
 
 
 def test_the_fewest_misses_within_the_allowed_perplexity_of_each_method_and_budget():
@@ -22,3 +24,4 @@ def test_the_fewest_misses_within_the_allowed_perplexity_of_each_method_and_budg
     ]
     lines = at_equal_quality(points, 1.02)
     assert [line.split("misses ")[1].split("x")[0] for line in lines] == ["0.800", "0.400"]
+    assert "worth 2.50x the cache (1.1000-4.0000)" in lines[1]

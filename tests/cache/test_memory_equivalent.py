@@ -7,22 +7,8 @@ from hypothesis import strategies as st
 
 from dwellmoe.cache.replay.memory_equivalent import AT_LEAST, AT_MOST, matching_capacity, memory_equivalent
 from dwellmoe.cache.replay.replay import replay
-from dwellmoe.cache.trace import DECODE, RoutingTrace
 from dwellmoe.errors import UserError
-from tests.cache.traces import random_trace
-
-
-def decoded(rng, requests=30, tokens=12, stay=0.5, experts=12, top_k=2, layers=2):
-    """A trace of equally long requests; a layer keeps its set for the next token with a chance of `stay`."""
-    chosen = np.empty((requests * tokens, layers, top_k), np.uint16)
-    for layer in range(layers):
-        now = rng.permutation(experts)[:top_k]
-        for row in range(len(chosen)):
-            if rng.random() > stay:
-                now = rng.permutation(experts)[:top_k]
-            chosen[row, layer] = now
-    request = np.repeat(np.arange(requests, dtype=np.int32), tokens)
-    return RoutingTrace(chosen, np.full(len(chosen), DECODE, np.uint8), request, experts)
+from tests.cache.traces import random_trace, sticky_trace
 
 
 @pytest.mark.parametrize("setup", [{}, {"scope": "global"}, {"access": "sequential"}, {"reset": "request"}])
@@ -38,7 +24,7 @@ def test_equal_traces_are_worth_their_own_cache(setup, policy):
 
 
 def test_equals_a_search_over_all_capacities():
-    base, trace = (decoded(np.random.default_rng(1), stay=stay) for stay in (0.3, 0.7))
+    base, trace = (sticky_trace(np.random.default_rng(1), stay=stay) for stay in (0.3, 0.7))
     found = memory_equivalent(trace, base, 4, resamples=0)
     wanted = replay(trace, "lru", 4).misses
     misses = {slots: replay(base, "lru", slots).misses for slots in range(2, 13)}
@@ -49,7 +35,7 @@ def test_equals_a_search_over_all_capacities():
 
 
 def test_what_the_base_does_not_reach_is_a_bound():
-    scattered, local = (decoded(np.random.default_rng(2), stay=stay) for stay in (0.0, 1.0))
+    scattered, local = (sticky_trace(np.random.default_rng(2), stay=stay) for stay in (0.0, 1.0))
     better = memory_equivalent(local, scattered, 4)
     worse = memory_equivalent(scattered, local, 4)
     assert (better.bound, better.ratio, better.ratio_ci95) == (AT_LEAST, 3, [3, 3])
@@ -72,9 +58,15 @@ def test_fewer_misses_are_worth_more_and_a_point_of_the_curve_itself(misses, one
     assert matching_capacity(curve, capacities, few, near) >= matching_capacity(curve, capacities, many, near)
 
 
-def test_other_requests_are_refused():
-    with pytest.raises(UserError, match="requests"):
-        memory_equivalent(decoded(np.random.default_rng(0), requests=4), decoded(np.random.default_rng(0)), 4)
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"requests": 4}, "requests"), ({"layers": 3}, "layers"), ({"experts": 9}, "experts")],
+)
+def test_other_requests_and_models_are_refused(other, named):
+    with pytest.raises(UserError, match=named):
+        memory_equivalent(
+            sticky_trace(np.random.default_rng(0), **other), sticky_trace(np.random.default_rng(0)), 4
+        )
 
 
 @pytest.mark.slow
@@ -83,7 +75,7 @@ def test_the_interval_covers_the_true_ratio():
 
     def pair(seed, requests):
         rng = np.random.default_rng(seed)
-        return decoded(rng, requests, stay=0.6), decoded(rng, requests, stay=0.4)
+        return sticky_trace(rng, requests, stay=0.6), sticky_trace(rng, requests, stay=0.4)
 
     setup = {"reset": "request", "resamples": 400}
     truth = memory_equivalent(*pair(0, 20_000), 4, reset="request", resamples=0).ratio

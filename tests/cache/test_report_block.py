@@ -9,6 +9,7 @@ import pytest
 
 from dwellmoe.cache.replay import expert_overlap
 from dwellmoe.cache.replay.gap import gap_share
+from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.report_block import conformance_trace, report_block
 from dwellmoe.cache.replay.report_lines import UNKNOWN, report_lines, sections
@@ -16,7 +17,7 @@ from dwellmoe.cache.trace import DECODE, PREFILL, RoutingTrace
 from dwellmoe.errors import UserError
 from dwellmoe.eviction_training.fit import FitSettings, fit
 from tests.cache.reference import ReferenceCache, flatten, requests_of
-from tests.cache.traces import random_trace
+from tests.cache.traces import random_trace, sticky_trace
 
 ONLINE = ("lru", "lfru")
 
@@ -233,7 +234,9 @@ def test_what_the_trace_does_not_record_is_said():
     workload = {row[0]: row[1] for row in cells["Workload"]}
     unknown = [name for name, value in workload.items() if value == UNKNOWN]
     assert {"chat template", "requests that decode beyond a prefix shared with another"} <= set(unknown)
-    assert {row[7] for row in cells["Policies"]} == {UNKNOWN}  # bytes a token
+    (policies,) = [section for section in sections(block) if section.title == "Policies"]
+    at = policies.head.index("bytes a token")
+    assert {row[at] for row in policies.rows} == {UNKNOWN}
 
 
 def test_conformance_trace():
@@ -273,6 +276,32 @@ def test_print_and_json(tmp_path):
     titles = [line for line in lines if line.startswith("## ")]
     assert len(titles) == len(sections(block)) and len(tables) > 3 * len(titles)
     assert len(report_lines(block)) > len(titles)
+
+
+def test_what_a_routing_is_worth_in_cache():
+    trace, base = (sticky_trace(np.random.default_rng(1), stay=stay) for stay in (0.7, 0.3))
+    block = report_block(trace, [], [3, 4], against=replace(base, model="plain"), resamples=40)
+    found = [memory_equivalent(trace, base, size, resamples=40).as_dict() for size in (3, 4)]
+    assert block["memory_equivalents"] == found and block["compared_with"] == "plain"
+    assert all(row["ratio"] > 1 for row in found)
+    table = sections(block)[-1]
+    assert "plain" in table.title and [row[0:2] for row in table.rows] == [("lru", "3"), ("lru", "4")]
+    assert "Memory" not in sections(report_block(trace, [], [3], resamples=0))[-1].title
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_hit_rate_covers_the_true_one():
+    """Of 95 % intervals of 40 requests, about as many hold the hit rate of 20,000 requests."""
+
+    def row(seed, requests, resamples):
+        trace = sticky_trace(np.random.default_rng(seed), requests, stay=0.6)
+        return report_block(trace, [], [4], reset="request", resamples=resamples)["policies"][0]
+
+    truth = row(0, 20_000, 0)["hit_rate"]
+    found = [row(seed, 40, 400)["hit_rate_ci95"] for seed in range(1, 121)]
+    covered = np.mean([low <= truth <= high for low, high in found])
+    assert 0.88 <= covered <= 0.995
+    assert np.mean([high - low for low, high in found]) < 0.1 * truth
 
 
 def test_a_cache_below_one_step_is_refused():

@@ -6,7 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from dwellmoe.plots import ecr_per_layer, hit_rate_curve, memory_throughput, methods, routing_over_time
+from dwellmoe.plots import (
+    ecr_per_layer,
+    hit_rate_curve,
+    memory_equivalent,
+    memory_throughput,
+    methods,
+    routing_over_time,
+)
 from dwellmoe.plots.style import save
 
 CONVENTION = {"scope": "layer", "access": "atomic", "phase": "decode", "start": "cold", "reset": "never"}
@@ -31,6 +38,12 @@ def localities():
     return [row | {"phase": "prefill"}, row | {"phase": "decode"}]
 
 
+def worth(ratio, interval=None):
+    names = ("", "_ci95", "_bound")
+    values = (ratio, interval, None if interval else "at least")
+    return {f"{memory_equivalent.NAME}{name}": value for name, value in zip(names, values, strict=True)}
+
+
 FIGURES = {
     "hit_rate": lambda: hit_rate_curve.draw(hit_rates(["lru", "lfu", "opt"])),
     "one_policy": lambda: hit_rate_curve.draw(
@@ -52,6 +65,7 @@ FIGURES = {
         ],
         "a model",
     ),
+    "worth": lambda: memory_equivalent.draw({"tuned_vs_base": worth(1.9, [1.7, 2.1]), "a_vs_b": worth(4.0)}),
     "memory": lambda: memory_throughput.draw(
         {("base", "lru"): [(2e6, 5.0), (1e6, 3.0)]}, r"8 GB for $\frac$", r"a floor, $\x$"
     ),
@@ -65,13 +79,31 @@ def test_it_is_drawn_and_saved(name, tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_memory_equivalent_stands_beside_its_interval():
+    (axes,) = FIGURES["worth"]().axes
+    assert [text.get_text() for text in axes.texts] == ["1.90x", "at least 4.00x"]
+    spans = [
+        line.get_xdata()
+        for line in axes.lines
+        if len(line.get_xdata()) == 2 and line.get_ydata()[0] in (0, 1)
+    ]
+    assert [list(span) for span in spans[:2]] == [[1.7, 2.1], [4.0, 4.0]]
+
+
 def test_only_what_the_token_before_chose_counts_as_stayed():
     stayed = routing_over_time._stayed(np.array([[0, 1], [1, 2], [1, 2]], np.uint16))
     assert stayed.tolist() == [[False, False], [True, False], [True, True]]
 
 
 def test_figures_need_no_torch():
-    names = ("hit_rate_curve", "ecr_per_layer", "routing_over_time", "memory_throughput", "methods")
+    names = (
+        "hit_rate_curve",
+        "ecr_per_layer",
+        "memory_equivalent",
+        "routing_over_time",
+        "memory_throughput",
+        "methods",
+    )
     modules = ", ".join(f"dwellmoe.plots.{name}" for name in names)
     check = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

@@ -76,6 +76,25 @@ def test_re_routing_stands_beside_the_fronts():
     assert found.fetched == {25.0: Spread(105.0, near(80.0), near(132.0))}
 
 
+def test_what_a_point_is_worth_in_cache_stands_beside_it():
+    """Of several seeds the mean; of the control, which it is worth itself, nothing."""
+    worth = {"memory_equivalent_25": 1.5, "memory_equivalent_25_ci95": [1.4, 1.7]}
+    records = [
+        each | {"comparison": each["comparison"] | worth} if each["seed"] == 1 else each for each in RECORDS
+    ]
+    rerouted = method("re-routing", 1.02, 100.0) | {
+        "memory_equivalent": {"ratio": 2.0, "ratio_ci95": [1.8, 2.5]}
+    }
+    found = {(point.label, point.weight): point.worth for point in fronts(records, [rerouted])}
+    assert found["control", 0.0] is None and found["base", 0.0] is None
+    assert found["js", 0.1] is None, "one seed was not measured"
+    assert found["js", 1.0] == Spread(1.5, 1.4, 1.7) and found["re-routing", 0.0] == Spread(2.0, 1.8, 2.5)
+    points = fronts(records, [rerouted])
+    assert line(points[-1]).endswith("worth 2.00x (1.80-2.50) the cache")
+    panels = [[text.get_text() for text in axes.texts] for axes in draw(points).axes]
+    assert panels == [[], ["1.50x", "2.00x"]]
+
+
 def test_an_objective_is_beaten_only_beyond_the_intervals():
     # At 255 of 400 bytes the front of js costs 1.06 by a straight line, 1.05 at the lower end.
     def beaten(ratio, fetched):

@@ -57,9 +57,15 @@ def memory_equivalent(
     Where several capacities have the same misses, the nearest to `capacity` counts, so equal traces give 1.
     The interval is a bootstrap over requests, the same ones drawn from both traces.
 
-    `setup`: fields of `CacheSetup`. UserError for traces of unequal numbers of requests, and as for `curve`.
+    `setup`: fields of `CacheSetup`. UserError for traces of unequal numbers of layers, experts or requests,
+    and as for `curve`.
     """
     settings = CacheSetup(**setup)
+    if (trace.layers, trace.num_experts) != (base.layers, base.num_experts):
+        raise UserError(
+            f"memory equivalent: the traces hold {trace.layers} and {base.layers} layers of "
+            f"{trace.num_experts} and {base.num_experts} experts, but must be of one model"
+        )
     slots = budget_of(trace, settings.scope, capacity).capacity
     base_tokens_R, tokens_R = (
         replay_inputs(one, settings, by_request=True).tokens() for one in (base, trace)

@@ -18,6 +18,7 @@ from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.curve import widest_request
 from dwellmoe.cache.replay.expert_overlap import expert_overlaps
 from dwellmoe.cache.replay.gap import BASELINES, OPTIMUM, gap_shares
+from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.step_misses import StepExperts, StepMisses, mean_of, quantiles
@@ -55,6 +56,7 @@ def report_block(
     policies: Sequence[str] = POLICIES,
     capacities: Sequence[int | str] | None = None,
     *,
+    against: RoutingTrace | None = None,
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
     **setup: str,
@@ -63,6 +65,8 @@ def report_block(
 
     policies    replayed beside those of `REFERENCES`
     capacities  slots, percent or bytes. None: 25 %, but at least what the largest step of a layer needs
+    against     a trace of the same requests with another routing: adds the LRU cache that it would need for
+                as few misses (`memory_equivalent`)
     setup       fields of `CacheSetup`
     UserError as for `replay`.
     """
@@ -72,6 +76,7 @@ def report_block(
     experts = StepExperts(inputs)
     runs = [StepMisses(spec, budget, inputs) for budget in budgets for spec in specs]
     sources = {spec: fit_source_of(spec) for spec in specs}
+    worth = _memory_equivalents(trace, against, budgets, resamples, setup)
     sweep(inputs, [experts, *runs], progress)
     rows = [_row(run, inputs, resamples) for run in runs]
     texts = Texts.of(trace)
@@ -84,7 +89,22 @@ def report_block(
             _policy_row(run, row, rows, sources[run.spec]) for run, row in zip(runs, rows, strict=True)
         ],
         "gaps": [_gap([row for row in rows if row.capacity == budget.capacity]) for budget in budgets],
+        "memory_equivalents": worth,
+        "compared_with": None if against is None else against.model or None,
     }
+
+
+def _memory_equivalents(
+    trace: RoutingTrace,
+    against: RoutingTrace | None,
+    budgets: Sequence[Budget],
+    resamples: int,
+    setup: dict[str, str],
+) -> list[dict[str, Any]] | None:
+    if against is None:
+        return None
+    sizes = [budget.capacity for budget in budgets]
+    return [memory_equivalent(trace, against, size, resamples=resamples, **setup).as_dict() for size in sizes]
 
 
 def _budgets(inputs: ReplayInputs, capacities: Sequence[int | str] | None) -> list[Budget]:

@@ -27,6 +27,7 @@ def sections(block: Mapping[str, Any]) -> list[Section]:
         _policies(block),
         *_fits(block),
         _gaps(block),
+        *_memory_equivalents(block),
     ]
 
 
@@ -66,6 +67,7 @@ def _replay(block: Mapping[str, Any]) -> Section:
         ("phase, start, reset", f"{facts['phase']}, {facts['start']}, {facts['reset']}"),
         ("denominator of misses", f"{facts['denominator']}; {facts['accesses']} here"),
         ("expert named again in a step", repeated),
+        ("order of requests", "as recorded; no best of several orders or batches is taken"),
         (
             "conformance trace, LRU",
             f"{facts['conformance_hits']} hits, {facts['conformance_misses']} misses, "
@@ -154,6 +156,7 @@ def _policies(block: Mapping[str, Any]) -> Section:
             "slots",
             "distinct / capacity: mean, p95, share above 1",
             "hit rate",
+            "95 % interval",
             "misses",
             "first uses",
         ),
@@ -175,6 +178,7 @@ def _policy(row: Mapping[str, Any], regime: Mapping[str, Any]) -> list[str]:
         f"{row['capacity']} ({row['capacity_percent']:.4g} %)",
         ", ".join(f"{ratio:.3f}" for ratio in ratios),
         _number(row["hit_rate"]),
+        _interval(row["hit_rate_ci95"]),
         str(row["misses"]),
         str(row["compulsory_misses"]),
         ", ".join(str(row[f"step_misses_{name}"]) for name in ("p50", "p95", "p99")),
@@ -216,6 +220,29 @@ def _gaps(block: Mapping[str, Any]) -> Section:
         for row in block["gaps"]
     ]
     return Section(title, head, rows)
+
+
+def _memory_equivalents(block: Mapping[str, Any]) -> list[Section]:
+    """Absent where the trace was compared with no other one."""
+    if not block.get("memory_equivalents"):
+        return []
+    other = block["compared_with"] or "the other trace"
+    head = ("policy", "slots", f"slots that {other} needs", "worth in cache", "95 % interval")
+    rows = [
+        (
+            row["policy"],
+            str(row["capacity"]),
+            f"{row['equivalent_capacity']:.2f}",
+            f"{row['bound'] + ' ' if row['bound'] else ''}{row['ratio']:.3f}x",
+            _interval(row["ratio_ci95"]),
+        )
+        for row in block["memory_equivalents"]
+    ]
+    return [Section(f"Memory equivalent: the cache with which {other} misses as seldom", head, rows)]
+
+
+def _interval(edges: Sequence[float] | None) -> str:
+    return "-" if edges is None else f"{edges[0]:.4f} to {edges[1]:.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 from dwellmoe.cache.trace import PREFILL, RoutingTrace
 from dwellmoe.evaluation.measure import Measured
 from dwellmoe.evaluation.report.comparison import rows_where
-from dwellmoe.plots import ecr_per_layer, hit_rate_curve, memory_throughput, routing_over_time
+from dwellmoe.plots import (
+    ecr_per_layer,
+    hit_rate_curve,
+    memory_equivalent,
+    memory_throughput,
+    routing_over_time,
+)
 from dwellmoe.plots.style import save
 
 TEXT = "teacher_forced"
@@ -21,6 +27,7 @@ def write_figures(folder: Path, report: Mapping, measured: Mapping[str, Measured
     """Writes a PNG for each figure; returns file name -> caption, in the order of the report."""
     figures: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "hit_rate.png": ("Hit rate against capacity", lambda: _hit_rate(report)),
+        "memory_equivalent.png": ("Worth in cache", lambda: _worth(report)),
         "memory_throughput.png": ("Decoding speed against memory", lambda: _memory(report)),
         "ecr_per_layer.png": ("Expert consistency rate of each layer", lambda: _ecr(report)),
         "routing_over_time.png": ("Routing over time", lambda: _routing(report, measured)),
@@ -36,6 +43,13 @@ def write_figures(folder: Path, report: Mapping, measured: Mapping[str, Measured
 def _hit_rate(report: Mapping) -> Figure | None:
     rows = rows_where(report["cache"], scope="layer", phase="decode", text=TEXT)
     return hit_rate_curve.draw(rows) if rows else None
+
+
+def _worth(report: Mapping) -> Figure | None:
+    found = {
+        name: row for name, row in report["comparison"].items() if row[memory_equivalent.NAME] is not None
+    }
+    return memory_equivalent.draw(found) if found else None
 
 
 def _ecr(report: Mapping) -> Figure | None:

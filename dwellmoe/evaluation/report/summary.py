@@ -51,7 +51,9 @@ def print_summary(report: Mapping, console: Console) -> None:
         parts = [f"{key.removesuffix('_ratio')} {_times(value)}" for key, value in ratios.items()]
         if (worth := comparison["memory_equivalent_25"]) is not None:
             bound = comparison["memory_equivalent_25_bound"]
-            parts.append(f"worth {bound + ' ' if bound else ''}{four_digits(worth)}x the cache")
+            edges = comparison["memory_equivalent_25_ci95"]
+            span = f" ({' to '.join(map(four_digits, edges))})" if edges else ""
+            parts.append(f"worth {bound + ' ' if bound else ''}{four_digits(worth)}x the cache{span}")
         console.print(f"{name.replace('_', ' ')}: {', '.join(parts)}", highlight=False)
 
 
