@@ -34,6 +34,8 @@ KEPT = ("perplexity", "ecr", "choice_accuracy")
 """Fields of a report that go into a point's file, with their intervals."""
 CONTROL = "control"
 SCHEMA_VERSION = 2
+IN_FILE_NAMES = {":": "-", "=": "", ",": "-", "%": "pc", "*": "x"}
+"""What stands in the name of a file in place of a character of an objective."""
 TASK_REQUESTS = "256"
 """Requests of each task, drawn with one seed for all points."""
 
@@ -58,7 +60,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        objective = self.objective.replace(":", "-").replace("=", "").replace(",", "-").replace("%", "pc")
+        objective = self.objective.translate(str.maketrans(IN_FILE_NAMES))
         return f"{objective}_{self.weight:g}_{self.scope}_{self.seed}"
 
     def options(self) -> list[str]:

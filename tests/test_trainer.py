@@ -86,7 +86,7 @@ def test_the_gradient_reaches_the_gate_with_checkpointing_on(family, tmp_path):
     torch.testing.assert_close(gradients[True, 5.0], gradients[False, 5.0], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", objective_names())
+@pytest.mark.parametrize("objective", [*objective_names(), "cache_miss+0.5*pool"])
 def test_every_objective_moves_the_gate(objective, tmp_path):
     off, on = (
         gate_gradient(

@@ -45,7 +45,7 @@ def _add_replay(commands) -> None:
         "--prefill_handoff",
         metavar="RULE",
         help="keep prefill out of the decode cache, and which of its experts stay for decoding: shared, "
-        "none, recent:tokens=8 or lrfu:decay=0.95 [prefill is not replayed]",
+        "none, recent:tokens=8, lrfu:decay=0.95 or pool [prefill is not replayed]",
     )
     command.add_argument(
         "--prefill_buffer",

@@ -5,8 +5,9 @@ to twenty times the gate logits. Here each layer's gradient is formed with its v
 once the logits' size in float32.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,24 +21,43 @@ Rank = Callable[[Tensor], Tensor]
 ObjectiveOfLayers = Callable[[Layers, Layers, Tensor], Tensor]
 
 
-def one_by_one(
-    loss: Callable, ranks: Sequence[Rank] | None, logits: Layers, chosen: Layers, mask_BP: Tensor
-) -> Tensor:
-    """A locality objective over layers, computed one layer at a time."""
+class Term(NamedTuple):
+    """A locality objective in a weighted sum."""
 
-    def of_layer(logits_BTE: Tensor, chosen_BTK: Tensor, rank: Rank) -> Tensor:
-        return loss(rank(logits_BTE)[None], chosen_BTK[None], mask_BP)
+    loss: Callable
+    factor: float
+    per_layer: bool
+    """Whether its loss of all layers is the mean of its losses of each."""
+    ranks: Sequence[Rank] | None
+    """[L]: what the logits pass through first."""
 
-    return mean_over_layers(of_layer, logits, chosen, ranks or [_unchanged] * len(logits))
+    def of_layer(self, layer: int, logits_BTE: Tensor, chosen_BTK: Tensor, mask_BP: Tensor) -> Tensor:
+        rank = self.ranks[layer] if self.ranks else _unchanged
+        return self.factor * self.loss(rank(logits_BTE)[None], chosen_BTK[None], mask_BP)
+
+    def of_all_layers(self, logits: Layers, chosen: Layers, mask_BP: Tensor) -> Tensor:
+        if self.ranks:
+            logits = [rank(logits_BTE) for rank, logits_BTE in zip(self.ranks, logits, strict=True)]
+        return self.factor * self.loss(_stacked(logits), _stacked(chosen), mask_BP)
 
 
-def all_at_once(
-    loss: Callable, ranks: Sequence[Rank] | None, logits: Layers, chosen: Layers, mask_BP: Tensor
-) -> Tensor:
-    """A locality objective over layers, given all of them in one tensor."""
-    if ranks:
-        logits = [rank(logits_BTE) for rank, logits_BTE in zip(ranks, logits, strict=True)]
-    return loss(_stacked(logits), _stacked(chosen), mask_BP)
+def weighted_sum(terms: Sequence[Term], logits: Layers, chosen: Layers, mask_BP: Tensor) -> Tensor:
+    """The sum of objectives over layers. Those that can are computed one layer at a time, together: one
+    gradient is kept, however many they are.
+    """
+    apart = [term for term in terms if term.per_layer]
+
+    def of_layer(logits_BTE: Tensor, chosen_BTK: Tensor, layer: int) -> Tensor:
+        return _sum(term.of_layer(layer, logits_BTE, chosen_BTK, mask_BP) for term in apart)
+
+    parts = [term.of_all_layers(logits, chosen, mask_BP) for term in terms if not term.per_layer]
+    if apart:
+        parts.append(mean_over_layers(of_layer, logits, chosen, range(len(logits))))
+    return _sum(parts)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _unchanged(logits_BTE: Tensor) -> Tensor:

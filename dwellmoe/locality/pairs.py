@@ -1,6 +1,7 @@
 """Which consecutive tokens form a pair, the mean over pairs, and how firmly each expert is in the chosen set.
 
-Letters: L layers, B rows, T tokens a row, P = T - 1 consecutive pairs, E experts.
+Letters: L layers, B rows, T tokens a row, P = T - 1 consecutive pairs, E experts, S tokens of valid pairs, R
+runs of them.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dwellmoe.cache.budget import check_capacity, is_whole
 from dwellmoe.data.collate import IGNORED_LABEL
 from dwellmoe.errors import UserError
 
@@ -56,6 +58,14 @@ def in_pairs(mask_BP: Tensor) -> Tensor:
     return functional.pad(mask_BP, (0, 1)) | functional.pad(mask_BP, (1, 0))
 
 
+def runs_of(mask_BP: Tensor) -> Tensor:
+    """int64 [S]: of each token of valid pairs, in order, the unbroken run of pairs it is in, 0..R-1: its
+    request, or the part of it that counts.
+    """
+    begins_BT = ~functional.pad(mask_BP, (1, 0))
+    return begins_BT[in_pairs(mask_BP)].cumsum(0) - 1
+
+
 def mean_over_pairs(values_LBP: Tensor, mask_BP: Tensor) -> Tensor:
     """Mean over layers and valid pairs: comparable across lengths and depths; 0 where no pair is valid."""
     mask_LBP = mask_BP.to(values_LBP.dtype).expand_as(values_LBP)
@@ -72,12 +82,21 @@ def soft_membership(rank_LBTE: Tensor, top_k: int, mask_BP: Tensor, width: float
     """
     z = rank_LBTE.float()
     with torch.no_grad():
-        largest = z.topk(min(top_k + 1, z.shape[-1]), dim=-1).values
-        boundary = _between(largest[..., -2:])
-        spread_LBT = _spread(z)
+        spread_LBT = spread(z)
         counted_BT = in_pairs(mask_BP).to(spread_LBT)
         spread_L = (spread_LBT * counted_BT).sum(dim=(1, 2)) / counted_BT.sum().clamp(min=1)
         tau = width * spread_L.clamp(min=1e-6)[:, None, None, None]
+    return soft_largest(z, top_k, tau)
+
+
+def soft_largest(z: Tensor, count: int, tau: Tensor) -> Tensor:
+    """sigmoid((z - boundary) / tau): how firmly each value is among the `count` largest of the last axis.
+
+    The boundary lies midway between the last of them and the next, and carries no gradient.
+    """
+    with torch.no_grad():
+        largest = z.topk(min(count + 1, z.shape[-1]), dim=-1).values
+        boundary = _between(largest[..., -2:])
     return torch.sigmoid((z - boundary) / tau)
 
 
@@ -87,18 +106,25 @@ def _between(last_two: Tensor) -> Tensor:
     return torch.where(middle.isneginf(), last_two[..., :1] - 1e-6, middle)
 
 
-def _spread(z_LBTE: Tensor) -> Tensor:
-    """Standard deviation over the experts that may be chosen; `std` is several times slower."""
-    allowed = z_LBTE.isfinite()
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation over the last axis, without values of -inf; `std` is several times slower."""
+    allowed = z.isfinite()
     if allowed.all():
-        mean, count = z_LBTE.mean(-1, keepdim=True), z_LBTE.shape[-1]
-        return ((z_LBTE - mean).square().sum(-1) / (count - 1)).sqrt()
-    count, z_LBTE = allowed.sum(-1), z_LBTE.masked_fill(~allowed, 0)
-    mean = z_LBTE.sum(-1, keepdim=True) / count[..., None]
-    return (((z_LBTE - mean).square() * allowed).sum(-1) / (count - 1).clamp(min=1)).sqrt()
+        mean, count = z.mean(-1, keepdim=True), z.shape[-1]
+        return ((z - mean).square().sum(-1) / (count - 1)).sqrt()
+    count, z = allowed.sum(-1), z.masked_fill(~allowed, 0)
+    mean = z.sum(-1, keepdim=True) / count[..., None]
+    return (((z - mean).square() * allowed).sum(-1) / (count - 1).clamp(min=1)).sqrt()
 
 
 def check_width(width: float) -> None:
     """UserError for a width that is no temperature."""
     if not width > 0:
         raise UserError(f"width {width}: the temperature of the membership must be above 0")
+
+
+def check_budget(budget: str) -> None:
+    """UserError unless a budget is slots a layer or a percentage: the size of an expert is not known here."""
+    check_capacity(budget)
+    if not is_whole(budget) and not budget.endswith("%"):
+        raise UserError(f"budget {budget}: give experts a layer (8) or a percentage of them (25%)")

@@ -113,7 +113,8 @@ class LocalitySettings(Settings):
 
     consecutive_expert_loss_type: str = option(
         "cache_miss",
-        "objective of locality: cache_miss, js, kl, l2, overlap or reuse, with options as in reuse:window=4",
+        "objective of locality: cache_miss, js, kl, l2, overlap, pool or reuse, with options as in "
+        "reuse:window=4, or a sum as in cache_miss+0.5*pool",
     )
     consecutive_expert_loss_weight: float = option(
         0.5,

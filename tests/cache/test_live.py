@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.replay.replay import replay
@@ -144,7 +146,7 @@ def test_tiers_of_different_models_are_refused():
         TierStack(small, large)
 
 
-@pytest.mark.parametrize("rule", ["none", "recent:tokens=2", "lrfu:decay=0.9"])
+@pytest.mark.parametrize("rule", ["none", "recent:tokens=2", "lrfu:decay=0.9", "pool"])
 def test_prefill_loads_an_expert_at_most_once_a_chunk(rule):
     rng = np.random.default_rng(3)
     both = PrefillDecodeCache(ExpertCache("lru", layers=1, experts=32, capacity=4), rule)
@@ -173,17 +175,36 @@ def test_recent_rule_keeps_what_the_last_prompt_tokens_used_most():
     assert both.decode_cache.counts()["misses"] == 0
 
 
+@given(st.integers(0, 10**6), st.integers(3, 7), st.integers(1, 4))
+def test_pool_rule_keeps_what_the_whole_prompt_used_most(seed, capacity, chunks):
+    """However the prompt is cut; what an earlier prompt left only fills up what it does not use."""
+    rng = np.random.default_rng(seed)
+    both = PrefillDecodeCache(ExpertCache("lru", layers=1, experts=12, capacity=capacity), "pool")
+    for _ in range(3):
+        rows = rng.random((rng.integers(chunks, 9), 12)).argsort(axis=1)[:, :3]
+        rows[rng.random(rows.shape) < 0.1] = 65535
+        for part in np.array_split(rows, chunks):
+            both.prefill(0, part)
+        used = [int(expert) for expert in rows.ravel() if expert < 12]
+        last = {expert: at for at, expert in enumerate(used)}
+        best = sorted(last, key=lambda expert: (used.count(expert), last[expert]))[-capacity:]
+        resident = set(np.flatnonzero(both.decode_cache.resident(0)).tolist())
+        assert {*best} <= resident and len(resident) <= capacity
+        both.request(0, rng.permutation(12)[:3])
+    assert both.decode_cache.counts()["hits"] + both.decode_cache.counts()["misses"] == 9
+
+
 def test_split_replay_counts_decode_only_and_needs_room_for_it():
     base = random_trace(4, steps=90, prefill=0.5)
     trace = RoutingTrace(base.experts, base.phase, base.request, 12, expert_bytes=(1, 1, 1))
     decode = int((trace.phase == 1).sum())
-    for rule in ("shared", "none", "recent:tokens=4", "lrfu:decay=0.9"):
+    for rule in ("shared", "none", "recent:tokens=4", "lrfu:decay=0.9", "pool"):
         row = replay_split(trace, "lru", 6, rule)
         assert row.hits + row.misses == decode * 9 and row.start == "warm:prefill"
     with pytest.raises(UserError, match="below the 3 experts"):
         replay_split(trace, "lru", 6, "none", prefill_buffer=4)
     with pytest.raises(UserError, match="has no streaming buffer"):
         replay_split(trace, "lru", 6, "shared", prefill_buffer=1)
-    for rule in ("often", "recent:decay=1", "recent:tokens=0", "lrfu:decay=2", "none:x=1"):
+    for rule in ("often", "recent:decay=1", "recent:tokens=0", "lrfu:decay=2", "none:x=1", "pool:x=1"):
         with pytest.raises(UserError, match="hand"):
             replay_split(trace, "lru", 6, rule)

@@ -94,6 +94,11 @@ def test_describe(trace_path, tmp_path, capsys):
     assert found["reuse"]["method"] in ("recency", "frequency")
     covered = [entry["value"] for entry in found["sch"]]
     assert covered == sorted(covered) and covered[0] == found["srp"]["value"] and covered[-1] <= 1
+    outside = [row["outside"] for row in found["prompt_pool"]]
+    assert [row["capacity"] for row in found["prompt_pool"]] == [3, 6]
+    assert outside == sorted(outside, reverse=True) and 0 < outside[0] < 1
+    run("describe", "--trace", trace_path)
+    assert "outside the experts that the prompt used most: 3 experts" in capsys.readouterr().out
     decode = found["trace"]["decode_tokens"]
     assert sum(row["uses"] for row in found["reuse"]["reuse_distance"]) == decode * 9
 

@@ -9,6 +9,7 @@ import pytest
 
 from dwellmoe.cache.metrics import ecr
 from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
+from dwellmoe.cache.replay.prompt_pool import prompt_pool_rows
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.report_block import report_block
 from dwellmoe.cache.trace import RoutingTrace
@@ -104,6 +105,18 @@ def test_the_reporting_block_of_every_variant_and_text(run, report):
         assert trace.chat_template is report["data"]["chat_template"]
     page = (run / "report.html").read_text()
     assert "What a hit rate must state" in page and "unit of execution" in page
+
+
+def test_what_lies_outside_the_prompts_pools(run, report):
+    rows = report["prompt_pool"]
+    assert {(row["variant"], row["text"]) for row in rows} == {*product(VARIANTS, TEXTS)}
+    for variant, text in product(VARIANTS, TEXTS):
+        trace = RoutingTrace.load(run / f"trace-{variant}-{text}.safetensors")
+        again = prompt_pool_rows(trace, resamples=report["settings"]["bootstrap_samples"])
+        found = [row for row in rows if (row["variant"], row["text"]) == (variant, text)]
+        assert found == [{"variant": variant, "text": text} | row.as_dict() for row in again]
+        assert [row["capacity_percent"] for row in found] == [25.0, 50.0]  # 12.5 % is less than a token needs
+    assert "experts of the pool" in (run / "report.html").read_text()
 
 
 def test_the_adapters_make_a_difference(report):

@@ -14,7 +14,7 @@ from dwellmoe.locality.reference_model import gate_kl_loss, mean_kl
 L, B, T, E, K = 48, 2, 40, 32, 4
 WEIGHT = 0.7
 DTYPES = [torch.float32, torch.bfloat16]
-BUILT_IN = ["cache_miss", "js", "kl", "l2", "overlap", "reuse"]
+BUILT_IN = ["cache_miss", "js", "kl", "l2", "overlap", "pool", "reuse"]
 
 
 def gates(dtype) -> Any:
@@ -88,6 +88,36 @@ def test_one_tensor_a_layer_is_taken_as_well_and_copied_nowhere(name):
     load_objective(name)(apart, list(chosen), mask).backward()
     for layer, whole in zip(apart, logits.grad, strict=True):
         assert torch.equal(layer.grad, whole)
+
+
+SUM = "cache_miss:budget=4+0.5*pool+2.0*js"
+
+
+def test_a_sum_is_that_of_its_objectives_in_the_memory_of_one():
+    logits, chosen, mask = gates(torch.float32)
+
+    def apart(z):
+        factors = {"cache_miss:budget=4": 1.0, "pool": 0.5, "js": 2.0}
+        return sum(factor * load_objective(name)(z, chosen, mask) for name, factor in factors.items())
+
+    def together(z):
+        return load_objective(SUM)(z, chosen, mask)
+
+    assert_same(together, apart, logits)
+    assert memory_over_logits(together, logits) <= 3 < memory_over_logits(apart, logits)
+
+
+def test_a_sum_with_an_objective_of_all_layers_at_once(monkeypatch):
+    def at_once(logits, chosen, mask):
+        return logits.float().softmax(-1).diff(dim=-2).abs().sum(-1).mean()
+
+    monkeypatch.setattr(OBJECTIVES, "_registered", {**OBJECTIVES._registered, "at_once": at_once})
+    logits, chosen, mask = gates(torch.float32)
+    rank = [lambda z: 2 * z] * L
+    doubled = OBJECTIVES.get("overlap")(2 * logits, chosen, mask)  # by rank; the other goes by logits
+    expected = 0.5 * doubled + 1.5 * at_once(logits, chosen, mask)
+    found = load_objective("0.5*overlap+1.5*at_once", rank)(logits, chosen, mask)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():

@@ -11,6 +11,8 @@ from dwellmoe.locality.objectives import load_objective, objective_names
 from dwellmoe.locality.pairs import pair_mask
 
 L, B, T, E, K = 2, 3, 7, 8, 2
+ALONE = {"pool": "pool:balance=0"}
+"""Without what compares a request with the others of the batch, among which a copy of it counts."""
 
 
 def gates(seed=0, spread=1.0, layers=L, tokens=T):
@@ -85,7 +87,7 @@ class TestEveryObjective:
 
     def test_comparable_across_lengths_and_depths(self, name):
         """The seed's loss grew with both, so that no two weights could be compared."""
-        loss = load_objective(name)
+        loss = load_objective(ALONE.get(name, name))
         short, chosen = gates()
         twice = torch.cat([short, short])
         assert loss(twice, twice.topk(K).indices, all_pairs()) == pytest.approx(
@@ -188,11 +190,28 @@ def test_cache_miss_counts_the_misses_of_the_live_cache(policy):
         ("overlap:width=0", "must be above 0"),
         ("cache_miss:policy=lrux", "unknown policy 'lrux'"),
         ("cache_miss:budget=25q", "capacity '25q'"),
+        ("js+reuze", "unknown locality objective 'reuze'"),
+        ("js+0*kl", "the factor '0' must be a number above 0"),
+        ("two*js", "the factor 'two' must be a number above 0"),
+        ("js+0.5*overlap:width=0", "must be above 0"),
     ],
 )
 def test_a_wrong_option_is_a_users_mistake(spec, message):
     with pytest.raises(UserError, match=message):
         load_objective(spec)
+
+
+def test_a_sum_weighs_each_objective_by_its_factor():
+    logits, chosen = gates()
+    alone = {name: load_objective(name)(logits, chosen, all_pairs()).item() for name in ("js", "overlap")}
+    wide = load_objective("overlap:width=25")(logits, chosen, all_pairs()).item() / alone["overlap"]
+    for spec, factors in {
+        "js+overlap": (1, 1),
+        "2*js+0.5*overlap:width=0.25": (2, 0.5),
+        "overlap:width=25e+0+js": (1, wide),
+    }.items():
+        expected = factors[0] * alone["js"] + factors[1] * alone["overlap"]
+        assert load_objective(spec)(logits, chosen, all_pairs()).item() == pytest.approx(expected, rel=1e-6)
 
 
 def consistency(logits):

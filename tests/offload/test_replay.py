@@ -57,6 +57,7 @@ def test_loads_and_evictions_in_order(policy, plans):
     {"prefill_handoff": "recent:tokens=3"},
     {"prefill_handoff": "lrfu:decay=0.9", "prefetch_budget": 2},
     {"prefill_handoff": "shared"},
+    {"prefill_handoff": "pool", "prefetch_budget": 2},
     {"prefill_policy": "lru", "prefill_buffer": 7},
     {"expert_budget": "100%"},
 ])  # fmt: skip
@@ -75,6 +76,27 @@ def test_both_phases(settings, rows, plans):
         assert fields["decode_cache"][name] == getattr(row, name)
     assert fields["prefill"]["disk_loads"] == row.prefill_loads or prefill_handoff == "shared"
     assert fields["decode"]["tokens"] == rows * 9 * 3
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_decoding_begins_with_the_experts_that_the_prompt_used_most(chunk, plans):
+    model, engine = engine_of("olmoe", expert_budget="3", prefill_handoff="pool")
+    with engine:
+        engine.record()
+        options = {"do_sample": False, "eos_token_id": None, "prefill_chunk_size": chunk}
+        model.generate(prompt(11), max_new_tokens=4, **options)
+        trace, counts = engine.trace(), engine.fields()["decode_cache"]
+    row = replay_split(trace, "lru", 3, "pool")
+    assert (counts["hits"], counts["misses"]) == (row.hits, row.misses)
+    read = trace.experts[trace.phase != DECODE]
+    first = trace.experts[np.flatnonzero(trace.phase == DECODE)[0]]
+    assert len(read) == 11
+    for layer, loads, _ in plans[: trace.layers]:
+        used = read[:, layer].ravel().tolist()
+        last = {expert: at for at, expert in enumerate(used)}
+        pool = sorted(last, key=lambda expert: (used.count(expert), last[expert]))[-3:]
+        found = {expert - layer * trace.num_experts for expert in loads}
+        assert found == set(first[layer].tolist()) - set(pool)
 
 
 def test_a_trace_of_decoding_has_the_ecr_of_its_text():

@@ -3,6 +3,7 @@
 from dwellmoe.cache.access import check_phase
 from dwellmoe.cache.metrics import locality_row
 from dwellmoe.cache.progress import Progress
+from dwellmoe.cache.replay.prompt_pool import prompt_pool_rows
 from dwellmoe.cache.replay.reuse import describe_reuse, segment_coverage
 from dwellmoe.cache.trace import DECODE, PREFILL, RoutingTrace
 from dwellmoe.errors import UserError
@@ -13,7 +14,7 @@ CACHE_RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0)  # SCH: times K experts; 1 is SRP
 def describe(
     trace: RoutingTrace, phase: str = "decode", segment_tokens: int = 16, progress: Progress | None = None
 ) -> dict:
-    """Facts of the trace, its locality row, reuse, SRP and SCH, as one JSON object."""
+    """Facts of the trace, its locality row, reuse, SRP and SCH, prompts' pools, as one JSON object."""
     check_phase(phase)
     if segment_tokens < 1:
         raise UserError(f"segment_tokens must be at least 1, got {segment_tokens}")
@@ -24,6 +25,7 @@ def describe(
         "reuse": describe_reuse(trace, phase, progress),
         "srp": next(iter(coverage), {"segment_tokens": segment_tokens, "rho": 1.0, "value": None}),
         "sch": coverage,
+        "prompt_pool": [row.as_dict() for row in prompt_pool_rows(trace)],
     }
 
 
@@ -61,6 +63,9 @@ def description_lines(found: dict) -> list[str]:
         lines.append(
             f"{size}: {entry['covered']:.3f}; a fixed hot set as large: {entry['hot_set_of_that_size']:.3f}"
         )
+    if pools := found["prompt_pool"]:
+        sizes = ", ".join(f"{row['capacity']} experts {row['outside']:.3f}" for row in pools)
+        lines.append(f"share of decode accesses outside the experts that the prompt used most: {sizes}")
     return [*lines, f"the method that helps this model more: {reuse['method']}"]
 
 

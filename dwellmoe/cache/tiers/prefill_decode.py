@@ -16,10 +16,9 @@ from dwellmoe.cache.flat_id import FlatId
 from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError, unknown_name
 
-SHARED, NONE, RECENT, LRFU = "shared", "none", "recent", "lrfu"
-DEFAULTS = {SHARED: 0.0, NONE: 0.0, RECENT: 8.0, LRFU: 0.95}
+SHARED, NONE, RECENT, LRFU, POOL = "shared", "none", "recent", "lrfu", "pool"
+DEFAULTS = {SHARED: 0.0, NONE: 0.0, RECENT: 8.0, LRFU: 0.95, POOL: 0.0}
 OPTIONS = {RECENT: "tokens", LRFU: "decay"}
-NO_ROWS = np.empty((0, 0), np.int64)
 
 
 class ChunkPlan(NamedTuple):
@@ -46,6 +45,7 @@ class PrefillDecodeCache:
                      "recent:tokens=8": after each chunk the decode cache holds the experts that the last 8
                      prompt tokens used most
                      "lrfu:decay=0.95": after each chunk it holds the best of old and new by a decaying count
+                     "pool": it starts decoding with the experts that the whole prompt used most
     prefill_cache    keeps experts of prefill under a policy of its own: one cache for all layers (scope
                      "global", access "sequential"); what decoding requests moves over to the decode cache.
                      None: each expert leaves once it is used
@@ -69,7 +69,7 @@ class PrefillDecodeCache:
         self.rule, self.amount = parse_prefill_handoff(prefill_handoff)
         self.experts = decode_cache.experts
         self._score_LE = np.zeros((decode_cache.layers, self.experts))
-        self._recent: list[np.ndarray] = [NO_ROWS] * decode_cache.layers  # last rows of a prompt
+        self._prompts: list[_LastTokens | _WholePrompt | None] = [None] * decode_cache.layers
 
     def reset(self) -> None:
         """Back to cold caches, and to no memory of prompts."""
@@ -77,13 +77,13 @@ class PrefillDecodeCache:
         if self.prefill_cache:
             self.prefill_cache.reset()
         self._score_LE[:] = 0
-        self._recent = [NO_ROWS] * self.decode_cache.layers
+        self._prompts = [None] * self.decode_cache.layers
 
     def request(self, layer: int, experts) -> TransferPlan:
         """The experts of one decoded token, as `ExpertCache.request`."""
         if self.rule == LRFU:
             self._decay(layer, np.asarray(experts)[None])
-        self._recent[layer] = NO_ROWS
+        self._prompts[layer] = None
         plan = self.decode_cache.request(layer, experts)
         if self.prefill_cache:
             for loaded in plan.load:
@@ -141,18 +141,55 @@ class PrefillDecodeCache:
             self._decay(layer, rows_TK)
             score_E = self._score_LE[layer]
         else:
-            before = self._recent[layer].reshape(-1, rows_TK.shape[1])
-            last = self._recent[layer] = np.concatenate([before, rows_TK])[-int(self.amount) :]
-            used = last[last < self.experts]
-            score_E = np.bincount(used, minlength=self.experts).astype(np.float64)
-            score_E[used] += (np.arange(len(used)) + 1) / (len(used) + 1)  # ties: the later one
+            prompt = self._prompts[layer] = self._prompts[layer] or self._new_prompt()
+            score_E = prompt.add(rows_TK)
         order = candidates[np.argsort(score_E[candidates], kind="stable")]
         return order[-self.decode_cache.capacity :]
+
+    def _new_prompt(self) -> "_LastTokens | _WholePrompt":
+        if self.rule == POOL:
+            return _WholePrompt(self.experts)
+        return _LastTokens(self.experts, tokens=int(self.amount))
 
     def _decay(self, layer: int, rows_TK: np.ndarray) -> None:
         for row_K in rows_TK:
             self._score_LE[layer] *= self.amount
             self._score_LE[layer, row_K[row_K < self.experts]] += 1
+
+
+class _LastTokens:
+    """How often the last tokens of a prompt used each expert."""
+
+    def __init__(self, experts: int, tokens: int) -> None:
+        self._experts = experts
+        self._tokens = tokens
+        self._rows: np.ndarray | None = None
+
+    def add(self, rows_TK: np.ndarray) -> np.ndarray:
+        """float64 [E]: the uses with these rows, of equal ones the later higher."""
+        rows = rows_TK if self._rows is None else np.concatenate([self._rows, rows_TK])
+        self._rows = rows[-self._tokens :]
+        used = self._rows[self._rows < self._experts]
+        score_E = np.bincount(used, minlength=self._experts).astype(np.float64)
+        score_E[used] += (np.arange(len(used)) + 1) / (len(used) + 1)
+        return score_E
+
+
+class _WholePrompt:
+    """How often a prompt used each expert, and when last."""
+
+    def __init__(self, experts: int) -> None:
+        self._uses_E = np.zeros(experts, np.int64)
+        self._last_E = np.zeros(experts, np.int64)  # counted from 1
+        self._accesses = 0
+
+    def add(self, rows_TK: np.ndarray) -> np.ndarray:
+        """float64 [E]: the uses with these rows, of equal ones the later higher."""
+        used = rows_TK[rows_TK < len(self._uses_E)]
+        self._uses_E += np.bincount(used, minlength=len(self._uses_E))
+        self._last_E[used] = self._accesses + np.arange(len(used)) + 1
+        self._accesses += len(used)
+        return self._uses_E + self._last_E / (self._accesses + 1)
 
 
 def prefill_cache_of(sizes: Sizes, policy: str | None, slots: int) -> ExpertCache | None:

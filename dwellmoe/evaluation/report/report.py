@@ -12,6 +12,7 @@ import numpy as np
 
 from dwellmoe.cache.access import PHASES
 from dwellmoe.cache.device import DeviceProfile
+from dwellmoe.cache.replay.prompt_pool import prompt_pool_rows
 from dwellmoe.cache.replay.report_block import report_block
 from dwellmoe.data.task import Task
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
@@ -38,6 +39,9 @@ CONVENTION = {
     "repetition alone raises ECR, so repeated_4grams (share of 4-grams that occurred earlier in the answer) "
     "is reported beside it",
     "locality": "mean over pairs of consecutive tokens of one request and phase, and over layers; no padding",
+    "prompt_pool": "share of decode accesses outside the pool: in each layer the experts that the request's "
+    "prompt used most (in a conversation the last turn's), of equal ones those used later; what is left to "
+    "fetch if only the pool stays in memory",
     "access": dict(ACCESS),
     "start": "cold",
     "reset": "never",
@@ -106,6 +110,9 @@ def build_report(
         "device": asdict(device) | {"about": device_note(device)},
         "variants": list(measured),
         "locality": [row for name, found in measured.items() for row in _locality(name, found, resamples)],
+        "prompt_pool": [
+            row for name, found in measured.items() for row in _prompt_pool(name, found, resamples)
+        ],
         "cache": cache,
         "quality": [row.as_dict() for row in quality],
         "rerouting": _rerouting(options, evaluated, task, requests, measured),
@@ -167,6 +174,14 @@ def _locality(variant: str, measured: Measured, resamples: int) -> list[dict]:
             found = [row | {"repeated_4grams": repeated} for row in found]
         rows += found
     return rows
+
+
+def _prompt_pool(variant: str, measured: Measured, resamples: int) -> list[dict]:
+    return [
+        {"variant": variant, "text": text} | row.as_dict()
+        for text, recording in measured.recordings.items()
+        for row in prompt_pool_rows(recording.trace, resamples=resamples)
+    ]
 
 
 def _cache(variant: str, measured: Measured, policies: Sequence[str], resamples: int) -> list[dict]:

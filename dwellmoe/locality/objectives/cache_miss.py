@@ -6,13 +6,19 @@ Letters: L layers, B rows, T tokens a row, P = T - 1 pairs, E experts, K chosen,
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dwellmoe.cache.budget import check_capacity
 from dwellmoe.cache.policies.base import parse_policy
 from dwellmoe.cache.replay.residency_mask import residents_before
 from dwellmoe.cache.trace import DECODE, RoutingTrace, unsigned_ids
-from dwellmoe.locality.pairs import WIDTH, check_width, in_pairs, mean_over_pairs, soft_membership
+from dwellmoe.locality.pairs import (
+    WIDTH,
+    check_budget,
+    check_width,
+    in_pairs,
+    mean_over_pairs,
+    runs_of,
+    soft_membership,
+)
 
 BY_RANK = True
 PER_LAYER = True
@@ -20,7 +26,7 @@ PER_LAYER = True
 
 def check(*, policy: str = "lru", budget: str = "25%", width: float = WIDTH) -> None:
     parse_policy(policy)
-    check_capacity(budget)
+    check_budget(budget)
     check_width(width)
 
 
@@ -47,10 +53,10 @@ def loss(
 
 def _residents(chosen_LBTK: Tensor, mask_BP: Tensor, experts: int, policy: str, budget: str) -> Tensor:
     """bool [L, B, P, E]: the experts that are resident before the second token of a pair."""
-    has_left, valid_BT = functional.pad(mask_BP, (1, 0)), in_pairs(mask_BP).cpu()
+    valid_BT = in_pairs(mask_BP).cpu()
     before = torch.zeros(*chosen_LBTK.shape[:-1], experts, dtype=torch.bool)
     if valid_BT.any():
-        run_S = (~has_left.cpu())[valid_BT].cumsum(0).int().numpy()
+        run_S = runs_of(mask_BP.cpu()).int().numpy()
         chosen_SLK = chosen_LBTK.cpu()[:, valid_BT].transpose(0, 1).numpy()
         trace = RoutingTrace(
             unsigned_ids(chosen_SLK),
