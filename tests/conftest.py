@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.data.stand_ins import WORDS, word_tokenizer, words, write_task
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("no deadline", deadline=None)  # no test may fail because a machine is busy
@@ -48,6 +49,15 @@ def sentences(tmp_path_factory) -> Path:
     return write_task(tmp_path_factory.mktemp("sentences"), a=rows[:48], b=rows[48:56], c=rows[56:])
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless chromium: of one module, since its event loop is in the way of `asyncio.run`."""
+    from tests.browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
 def quick_training(checkpoint: Path, task: Path) -> list[str]:
     """Options of a training run of 12 steps that saves and validates every fourth, into ./out."""
     return (
@@ -56,19 +66,39 @@ def quick_training(checkpoint: Path, task: Path) -> list[str]:
     ).split()
 
 
-@pytest.fixture
-def run_command(tmp_path, monkeypatch):
-    """Runs a command of the project in a folder of the test's own; gives the finished process."""
+@pytest.fixture(scope="session")
+def warm_python():
+    """Runs commands without the seconds that they take to import torch."""
+    found = WarmPython()
+    yield found
+    found.end()
 
-    def run(*command: str, timeout_seconds: int = 240, **environment: str) -> subprocess.CompletedProcess:
+
+@pytest.fixture
+def run_command(tmp_path, request):
+    """Runs a command of the project in a folder of the test's own; gives the finished process.
+
+    A script and `dwellmoe` itself run in a fork of `warm_python`; anything else, as launchers, starts anew.
+    """
+
+    def run(*command: object, timeout_seconds: int = 240, **environment: str) -> subprocess.CompletedProcess:
+        line = [str(part) for part in command]
         variables = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "DWELLMOE_CACHE": str(tmp_path / "cache"),
             **environment,
         }
+        forked = None
+        if line[0] in ("python", sys.executable) and line[1].endswith(".py"):
+            forked = line[1:]
+        elif line[0] == "dwellmoe":
+            forked = ["-m", *line]
+        if forked:
+            python = request.getfixturevalue("warm_python")
+            return python.run(forked, tmp_path, variables, timeout_seconds)
         return subprocess.run(
-            [str(part) for part in command],
+            line,
             cwd=tmp_path,
             env=variables,
             capture_output=True,

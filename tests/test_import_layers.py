@@ -26,6 +26,7 @@ LAYERS = {
             "folder_lock",
             "run_identity",
             "publishing",
+            "web",
         ),
         1,
     ),

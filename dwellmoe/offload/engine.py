@@ -121,6 +121,16 @@ class Engine:
         """bool [E]: the experts of a layer that are in the RAM tier."""
         return self._live.in_ram(layer)
 
+    def memory_map(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool [L, E] each: experts in the decode cache, and experts in the RAM tier."""
+        layers = range(self._live.layers)
+        return np.stack([*map(self.resident, layers)]), np.stack([*map(self.in_ram, layers)])
+
+    @property
+    def ram_slots(self) -> int:
+        """Experts that the RAM tier holds at most, of all layers; 0 without one."""
+        return 0 if self._live.ram is None else self._live.ram.capacity
+
     def loaded_on_device(self) -> np.ndarray:
         """bool [L, E]: the experts whose weights are in a device slot; between requests the same experts as
         `on_device`, apart from prefetches.

@@ -9,7 +9,6 @@ import copy
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -17,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 from transformers import GenerationConfig
@@ -30,6 +29,8 @@ from dwellmoe.serving.figures import AnswerLog, Figures
 from dwellmoe.serving.generation import Answering, Generation
 from dwellmoe.serving.generation_queue import LEFT, STOPPING, GenerationQueue, Place
 from dwellmoe.serving.handlers import ChatHandler, Handler, ResponsesHandler, TextHandler, with_end
+from dwellmoe.serving.live_figures import LiveFigures
+from dwellmoe.serving.live_page import live_routes
 from dwellmoe.serving.metrics import Metrics
 from dwellmoe.serving.middleware import BearerToken, CountedRequests
 from dwellmoe.serving.prompts import token_ids
@@ -45,7 +46,6 @@ from dwellmoe.serving.requests import (
 from dwellmoe.serving.served_model import ServedModel, Variant
 from dwellmoe.serving.settings import ServingSettings
 
-PAGE = Path(__file__).with_name("page.html")
 MOST_NEW_TOKENS = 2**20
 """Of a model whose context is not known."""
 
@@ -58,7 +58,7 @@ class Service:
         self.queue = GenerationQueue(settings.max_waiting)
         self.metrics = Metrics(self.queue, served.engine)
         self.figures = Figures(served.engine, self.metrics.count_token)
-        self._tokenising = asyncio.Lock()
+        self._tokenising, self._changing_budget = asyncio.Lock(), asyncio.Lock()
 
     def variant(self, name: str) -> Variant:
         """Raises RequestError for a name that is not served."""
@@ -111,7 +111,15 @@ class Service:
         return wanted or min(self.settings.max_new_tokens, room)
 
     async def change_budget(self, budget: str) -> None:
-        """Waits for its turn among the generations. Raises RequestError for a budget that cannot work."""
+        """Waits for its turn among the generations. Raises RequestError for a budget that cannot work, and
+        while another change waits.
+        """
+        if self._changing_budget.locked():
+            raise RequestError(429, "another change of the budget waits already", code="queue_full")
+        async with self._changing_budget:
+            await self._change_budget(budget)
+
+    async def _change_budget(self, budget: str) -> None:
         try:
             changing = asyncio.get_running_loop().run_in_executor(self.queue.worker, self._resize, budget)
         except RuntimeError:  # the worker has ended
@@ -199,10 +207,6 @@ async def _noticing_departure(receive: Receive, place: Place) -> AsyncIterator[R
 
 def application(service: Service) -> Starlette:
     """The ASGI application."""
-    page = PAGE.read_text(encoding="utf-8")
-
-    async def live_page(_: Request) -> Response:
-        return HTMLResponse(page)
 
     async def health(_: Request) -> Response:
         stopping = service.queue.closed
@@ -226,7 +230,7 @@ def application(service: Service) -> Starlette:
         return JSONResponse(service.figures.fields() | {"queue": queue})
 
     routes = [
-        Route("/", live_page),
+        *live_routes(LiveFigures(service.served, service.figures), service.queue),
         Route("/health", health),
         Route("/metrics", prometheus),
         Route("/v1/models", models),

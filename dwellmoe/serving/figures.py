@@ -19,18 +19,23 @@ class Figures:
         self.engine, self.on_token = engine, on_token
         self.last: AnswerLog | None = None
         """The answer that is being written, or was written last."""
+        self.answers = 0
+        """How many were begun so far."""
         self.changing = Lock()
         """Held while the engine's caches are replaced, or looked at."""
 
     def fields(self) -> dict[str, Any]:
-        """`expert_cache` is null for a model in memory, and while its budget is being changed."""
-        cache = None
-        if self.engine and self.changing.acquire(blocking=False):
-            try:
-                cache = cache_fields(self.engine)
-            finally:
-                self.changing.release()
-        return {"expert_cache": cache, "last_answer": self.last and self.last.fields()}
+        """Of the cache, and of the last answer."""
+        return {"expert_cache": self.of_cache(cache_fields), "last_answer": self.last and self.last.fields()}
+
+    def of_cache(self, fields: Callable[[Engine], dict[str, Any]]) -> dict[str, Any] | None:
+        """`fields` of the engine; None for a model in memory, and while its budget is being changed."""
+        if not self.engine or not self.changing.acquire(blocking=False):
+            return None
+        try:
+            return fields(self.engine)
+        finally:
+            self.changing.release()
 
 
 @dataclass
@@ -47,11 +52,15 @@ class AnswerLog:
     fetched: list[int] = field(default_factory=list)
     """Experts read from RAM or disk for each token; for the first one those of the prompt."""
     prompt_tokens: int = 0
+    number: int = 0
+    """Of the answers of its server, from 1."""
     _fetched_before: int = 0
 
     def begin(self, prompt_tokens: int) -> None:
         """The generation begins now."""
         self.prompt_tokens = prompt_tokens
+        self.figures.answers += 1
+        self.number = self.figures.answers
         self.figures.last = self
         self._fetched_before = fetched_experts(self.figures.engine)
 

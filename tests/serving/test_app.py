@@ -11,6 +11,7 @@ import torch
 
 from dwellmoe.data.wording import Wording
 from dwellmoe.loading import active_variant
+from dwellmoe.serving.errors import RequestError
 from tests.data.stand_ins import WORDS
 
 CONTEXT = 128
@@ -415,6 +416,7 @@ def test_many_short_requests_leave_nothing_behind(client, service, served):
 
 def test_the_page_needs_nothing_from_elsewhere(client):
     page = client.get("/").text
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name of elements, no address
     assert "<title>" in page and "http://" not in page and "https://" not in page and "src=" not in page
 
 
@@ -423,3 +425,21 @@ def test_wording_without_a_template_joins_the_messages():
 
     messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     assert conversation_prompt(Wording(), messages, None) == "w1\nw2\n"
+
+
+def test_a_second_change_of_the_budget_is_told_to_wait(service, served):
+    release = threading.Event()
+
+    async def change_two():
+        service.queue.worker.submit(release.wait, 20)
+        first = asyncio.create_task(service.change_budget("4"))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestError) as refused:
+            await service.change_budget("8")
+        release.set()
+        await first
+        return refused.value
+
+    assert asyncio.run(change_two()).status == 429
+    assert served.engine.settings.expert_budget == "4"
+    asyncio.run(service.change_budget("2"))
