@@ -63,6 +63,7 @@ class WarmPython:
         return subprocess.CompletedProcess(words, returncode, *texts)
 
     def end(self) -> None:
+        self._process.kill()
         self._process.communicate()
 
     def _tell(self, asked: dict[str, Any]) -> None:

@@ -38,9 +38,9 @@ def launch(ranks: int, script: str, *arguments: str, timeout: float = 580) -> su
     )
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks_gives_the_same_report(workspace, report, ranks, tmp_path):
-    done = launch(ranks, "inference.py", *options(workspace, results_dir=tmp_path / "results"))
+def test_any_number_of_ranks_gives_the_same_report(workspace, report, tmp_path):
+    """Three; the test below has two."""
+    done = launch(3, "inference.py", *options(workspace, results_dir=tmp_path / "results"))
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "results" / "report.json").read_text())
     assert again | NOT_COMPARED == report | NOT_COMPARED

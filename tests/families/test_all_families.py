@@ -1,5 +1,5 @@
-"""Every MoE family that the installed transformers has: found by itself, then trained, saved, loaded,
-evaluated and run with its experts in a cache.
+"""Every MoE family that the installed transformers has: found by itself, then trained, saved, loaded and
+evaluated. tests/offload/test_every_family.py runs each with its experts in a cache.
 """
 
 from typing import Any
@@ -12,7 +12,6 @@ from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import load_adapters, load_model
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.loss import LocalityLoss
-from dwellmoe.offload import EngineSettings, load_with_cache
 from dwellmoe.routing.record import record
 from dwellmoe.settings.model import ModelSettings
 from tests.data.stand_ins import word_tokenizer, words
@@ -39,7 +38,7 @@ def train_a_step(model: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in moe_families() if name not in NOT_CHECKED])
-def test_a_family_trains_evaluates_and_offloads(family, tmp_path):
+def test_a_family_trains_and_evaluates(family, tmp_path):
     published, base, adapter = made(family), str(tmp_path / "base"), str(tmp_path / "adapter")
     published.save_pretrained(base)
     settings = ModelSettings(model_name=base)
@@ -59,10 +58,6 @@ def test_a_family_trains_evaluates_and_offloads(family, tmp_path):
     layers = find_moe_layers(loaded)
     trace = record(loaded, word_tokenizer(), TEXTS)
     assert trace.experts.shape[1:] == (len(layers), layers[0].top_k)
-
-    offloaded, engine = load_with_cache(base, EngineSettings(expert_budget="50%"), torch.float32)
-    with engine:
-        torch.testing.assert_close(logits(offloaded), before, atol=1e-5, rtol=0)
 
 
 def test_the_list_of_families_left_out_is_true():

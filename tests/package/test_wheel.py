@@ -1,11 +1,15 @@
 """The wheel, installed into a fresh environment and used outside of the checkout."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.cache.traces import random_trace
 from tests.conftest import ROOT
@@ -87,14 +91,43 @@ def wheel(tmp_path_factory) -> Path:
     return found
 
 
-def _environment(folder: Path, wheel: Path, extra: str) -> Path:
-    """The Python of a new virtual environment that holds the wheel with one extra."""
+def _installed(folder: Path, wheel: Path, extra: str) -> Path:
+    """The Python of a new virtual environment into which pip installed the wheel with one extra."""
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     options = ["--disable-pip-version-check", "--progress-bar", "off", "-q", "-c", ROOT / "requirements.txt"]
     done = _run(python, folder, "-m", "pip", "install", *options, f"{wheel}[{extra}]")
     assert done.returncode == 0, done.stderr
     return python
+
+
+def _linked(folder: Path, wheel: Path, extra: str) -> Path:
+    """The Python of a new virtual environment that holds the wheel and, of all packages that are installed
+    here, those alone that the extra needs by its metadata: what is not declared cannot be imported.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    for distribution in _needed(f"dwellmoe[{extra}]", site):
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+    return folder / "venv" / "bin" / "python"
+
+
+def _needed(requirement: str, site: Path) -> Iterator[importlib.metadata.Distribution]:
+    """The distributions that a requirement brings, each as it is installed here, but our own as in `site`."""
+    (own,) = importlib.metadata.distributions(path=[str(site)])
+    waiting, seen = [Requirement(requirement)], set()
+    while waiting:
+        needed = waiting.pop()
+        distribution = own if needed.name == "dwellmoe" else importlib.metadata.distribution(needed.name)
+        assert needed.specifier.contains(distribution.version, prereleases=True), f"{needed} is not installed"
+        for extra in {"", *needed.extras} - {found for name, found in seen if name == needed.name}:
+            seen.add((needed.name, extra))
+            brought = map(Requirement, distribution.requires or ())
+            waiting += [one for one in brought if not one.marker or one.marker.evaluate({"extra": extra})]
+        yield distribution
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +139,7 @@ def trace_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory, wheel) -> Path:
-    return _environment(tmp_path_factory.mktemp("sim"), wheel, "sim")
+    return _installed(tmp_path_factory.mktemp("sim"), wheel, "sim")
 
 
 def test_the_extra_sim_runs_the_light_half(light, trace_path, tmp_path):
@@ -117,10 +150,10 @@ def test_the_extra_sim_runs_the_light_half(light, trace_path, tmp_path):
 
 def test_the_extra_sim_runs_the_simulator(light, trace_path, tmp_path):
     command = light.with_name("dwellmoe")
-    done = _run(command, tmp_path, "simulate", "replay", "--trace", trace_path, "--policy", "opt",
+    done = _run(command, tmp_path, "simulate", "replay", "--trace", trace_path, "--policy", "lru",
                 "--capacity", "50%")  # fmt: skip
     assert done.returncode == 0 and "hit rate" in done.stdout, done.stderr
-    done = _run(command, tmp_path, "simulate", "curve", "--trace", trace_path, "--policies", "lru", "opt",
+    done = _run(command, tmp_path, "simulate", "curve", "--trace", trace_path, "--policies", "lru",
                 "--plot", tmp_path / "curve.png")  # fmt: skip
     assert done.returncode == 0 and (tmp_path / "curve.png").stat().st_size > 1000, done.stderr
 
@@ -131,12 +164,17 @@ def test_a_missing_extra_is_named(light, trace_path, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "dwellmoe[" in done.stderr
 
 
+def test_what_an_extra_does_not_need_cannot_be_imported(wheel, tmp_path):
+    """Or the test below could not fail."""
+    done = _run(_linked(tmp_path, wheel, "sim"), tmp_path, "-c", "import dwellmoe, llvmlite, numba, torch")
+    assert "No module named 'torch'" in done.stderr
+
+
 def test_the_extra_all_runs_the_whole_api(wheel, trace_path, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
-    python = _environment(folder, wheel, "all")
-    for script in (LIGHT, WHOLE):
-        done = _run(python, folder, "-c", script, trace_path, tiny_checkpoint)
-        assert done.returncode == 0 and done.stdout.startswith("ok"), done.stderr
-        assert str(ROOT) not in done.stdout
+    python = _linked(folder, wheel, "all")
+    done = _run(python, folder, "-c", WHOLE, trace_path, tiny_checkpoint)
+    assert done.returncode == 0 and done.stdout.startswith("ok"), done.stderr
+    assert str(ROOT) not in done.stdout
     done = _run(python, folder, "-c", "from dwellmoe.data.task import task_names; print(*task_names())")
     assert "boolq" in done.stdout, done.stderr
