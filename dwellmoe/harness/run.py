@@ -30,9 +30,10 @@ from dwellmoe.harness.command_line import OTHER_FOLDER, HarnessOptions
 from dwellmoe.harness.recording_model import RecordingModel
 from dwellmoe.harness.report import print_report, task_rows, write_report
 from dwellmoe.harness.tasks import find_tasks, naming
-from dwellmoe.loading import ADAPTER_WEIGHTS, active_variant
+from dwellmoe.loading import ADAPTER_WEIGHTS, active_variant, load_config
 from dwellmoe.offload import engine_of
 from dwellmoe.offload.io.fingerprint import checkpoint_fingerprint
+from dwellmoe.settings.model import DTYPES, ModelSettings
 
 PASSED_ON = (
     *("num_fewshot", "limit", "apply_chat_template", "system_instruction", "gen_kwargs", "log_samples"),
@@ -49,7 +50,7 @@ def run_harness(options: HarnessOptions) -> None:
     console = Console(stderr=options.harness.json == "-", soft_wrap=True, highlight=False)
     manager = find_tasks(options.tasks, options.harness.include_path)
     evaluated = load_with_adapters(
-        options.evaluation.model,
+        _typed_as_stored(options.evaluation.model),
         options.evaluation.engine,
         options.evaluation.adapters,
         allow_other_base=options.harness.allow_other_base,
@@ -64,6 +65,14 @@ def run_harness(options: HarnessOptions) -> None:
         kept.remove()
     print_report(report, console)
     console.print(f"results: {folder}")
+
+
+def _typed_as_stored(settings: ModelSettings) -> ModelSettings:
+    """With `--dtype auto` the checkpoint's own number type, as the harness itself takes it, for equal scores;
+    other commands compute in float32 on a CPU.
+    """
+    stored = str(load_config(settings).get_text_config().dtype).removeprefix("torch.")
+    return replace(settings, dtype=stored) if settings.dtype == "auto" and stored in DTYPES else settings
 
 
 def _kept(folder: Path, options: HarnessOptions) -> KeptBatches:

@@ -1,6 +1,8 @@
 """`dwellmoe lm-eval` gives the harness's own numbers, and the routing of exactly the tokens that ran."""
 
 import json
+import shutil
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dwellmoe.cache.trace import DECODE, PREFILL, RoutingTrace
 from dwellmoe.cli import lm_eval as command
 from dwellmoe.errors import UserError
+from dwellmoe.harness import tasks as harness_tasks
 from dwellmoe.routing.record import record_rows
 from tests.evaluation.workspace import make_adapter
 from tests.harness.workspace import make_tasks
 
 NAMES = "words_choice,words_generate,words_rolling"
+
+
+OwnTasks = partial(TaskManager, include_defaults=False)
+"""Without the harness's thousands of task files, which take seconds to read."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tasks_alone():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(harness_tasks, "TaskManager", OwnTasks)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +64,7 @@ def direct(checkpoint, tasks, name, batch_size=1, **options) -> Any:
     return evaluate(
         model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
         tasks=[name],
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=OwnTasks(include_path=str(tasks)),
         **options,
     )
 
@@ -78,6 +92,18 @@ def test_the_numbers_are_those_of_the_harness(name, ran, tiny_checkpoint, tasks)
     samples = [json.loads(line) for line in (out / f"samples-base-{name}.jsonl").read_text().splitlines()]
     assert [one["doc_id"] for one in samples] == [one["doc_id"] for one in expected["samples"][name]]
     assert {*whole} >= {"results", "configs", "versions", "n-shot", "n-samples", "config"}
+
+
+def test_the_number_type_is_that_of_the_checkpoint_as_in_the_harness(tiny_checkpoint, tasks, tmp_path):
+    checkpoint = tmp_path / "bfloat16"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint).bfloat16().save_pretrained(checkpoint)
+    report = run(checkpoint, tasks, tmp_path / "out", names="words_rolling")
+    expected, other = (
+        scores(direct(path, tasks, "words_rolling")["results"]["words_rolling"])
+        for path in (checkpoint, tiny_checkpoint)
+    )
+    assert scores(report["tasks"][0]["scores"]) == expected != other
 
 
 def expected_rows(tokenizer, tasks, batch_size):
@@ -130,7 +156,9 @@ def test_ecr_hits_and_bytes_stand_beside_each_score(ran):
         assert any(found["tokens"] == "as_decoded" and 0 <= found["ecr"] <= 1 for found in row["locality"])
 
 
-def test_a_group_is_the_harness_own_group(tiny_checkpoint, tasks, tmp_path):
+def test_a_group_is_the_harness_own_group(tiny_checkpoint, tasks, tmp_path, monkeypatch):
+    """Among all tasks that the harness has."""
+    monkeypatch.setattr(harness_tasks, "TaskManager", TaskManager)
     report = run(tiny_checkpoint, tasks, tmp_path / "out", names="words_group")
     expected = direct(tiny_checkpoint, tasks, "words_group")
     by_name = {row["task"]: row for row in report["tasks"]}
