@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dwellmoe.offload.growing_cache import grow_in_place
 from dwellmoe.offload.statistics import Statistics
 from dwellmoe.routing.scoutgate import PADDING
 
@@ -65,6 +66,8 @@ class ForwardPass:
             self._prompt_seconds = 0.0
         self._close_prompt(fresh or length > 1)
         self.prefill = fresh or length > 1
+        if not self.prefill:
+            grow_in_place(cached)
         self.requests = np.repeat(np.arange(rows, dtype=np.int32) + self._first_request, length)
         self.fresh = fresh
         if self.listeners:

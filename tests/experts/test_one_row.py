@@ -120,11 +120,14 @@ def test_linear_layer(bias):
     length=st.integers(1, 70),
     width=st.sampled_from([8, 24, 64]),
     size=st.sampled_from([0.1, 1.0, 30.0]),
+    room=st.booleans(),
 )
-def test_attention_of_one_query(batch, heads, shared, length, width, size):
+def test_attention_of_one_query(batch, heads, shared, length, width, size, room):
     torch.manual_seed(length)
     query = (torch.randn(batch, heads * shared, 1, width) * size).bfloat16()
     key, value = (torch.randn(batch, heads, length, width).bfloat16() for _ in range(2))
+    if room:  # positions of other memory between the heads
+        key, value = (torch.cat([each, each], dim=2)[:, :, :length] for each in (key, value))
     assert one_query.takes(query, key, value)
     found = one_query.attend(query, key, value, width**-0.5)
     every_key, every_value = (each.double().repeat_interleave(shared, dim=1) for each in (key, value))
