@@ -28,6 +28,7 @@ from dwellmoe.evaluation.report.cache_rows import rerouting_row
 from dwellmoe.evaluation.report.comparison import perplexity_ratio
 from dwellmoe.evaluation.report.free_running import FREE_RUNNING, free_running_fields
 from dwellmoe.evaluation.report.output import write_json
+from dwellmoe.evaluation.report.report import finite
 from dwellmoe.evaluation.requests import load_requests, sample_spec_of
 from dwellmoe.evaluation.rerouting import NO_REROUTING
 from dwellmoe.evaluation.wording import asked_task
@@ -37,12 +38,19 @@ from model_loader import load_evaluated_model
 
 CURVES = {
     "margin:loss={}": (0.0125, 0.025, 0.05, 0.1, 0.2),
-    "own_weight:below={}": (0.02, 0.04, 0.06, 0.09, 0.13, 0.2),
-    "regret:swaps=1,budget={}": (0.0125, 0.025, 0.05, 0.1, 0.2),
+    "own_weight:below={}": (0.015, 0.03, 0.06, 0.09, 0.13),
     "regret:swaps=2,budget={}": (0.025, 0.05, 0.1, 0.2, 0.4),
     "regret:swaps=99,budget={}": (0.025, 0.05, 0.1, 0.2, 0.4),
 }
-"""Settings that are measured: a strategy, and values of its limit."""
+"""Settings that are measured: a strategy, and values of its limit, until one costs the highest level."""
+
+
+class Point(NamedTuple):
+    """What a strategy with some limit costs and gains on the validation split."""
+
+    limit: float
+    perplexity_ratio: float
+    misses_ratio: float
 
 
 class Choice(NamedTuple):
@@ -82,28 +90,36 @@ def measured(evaluated: EvaluatedModel, options: Options, work: Workload, spec: 
     return found
 
 
-def chosen(evaluated: EvaluatedModel, options: Options, levels: Sequence[float]) -> Iterator[Choice]:
+def chosen(
+    evaluated: EvaluatedModel, options: Options, requests: int, levels: Sequence[float]
+) -> Iterator[Choice]:
     """For each level and curve the setting on it that costs this much on the validation split."""
-    work = load_work(options, evaluated, "validation", written=False)
+    some = options._replace(evaluation=replace(options.evaluation, limit_evaluation=requests))
+    work = load_work(some, evaluated, "validation", written=False)
     base = measured(evaluated, options, work, NO_REROUTING)
-    for template, values in CURVES.items():
-        costs, misses = [1.0], [1.0]
-        for value in values:
-            found = measured(evaluated, options, work, template.format(value))
-            costs.append(perplexity_ratio(found, base, 0).value or 1.0)
-            row = rerouting_row(
-                found, base, "teacher_forced", expert_bytes=evaluated.expert_bytes, resamples=0
-            )
-            misses.append(row.misses_ratio.value or 0.0)
-            print(
-                f"chosen from: {template.format(value)}: {costs[-1]:.4f}x, misses {misses[-1]:.3f}x",
-                flush=True,
-            )
-        for level in levels:
-            value = np.interp(level, np.maximum.accumulate(costs), (0.0, *values))
-            yield Choice(
-                level, template.format(f"{value:.3g}"), float(np.interp(value, (0.0, *values), misses))
-            )
+    for template, limits in CURVES.items():
+        points = [Point(0.0, 1.0, 1.0)]
+        for limit in limits:
+            found = measured(evaluated, options, work, template.format(limit))
+            points.append(point(evaluated, limit, found, base))
+            print(f"{template.format(limit)}: {points[-1]}", flush=True)
+            if points[-1].perplexity_ratio > max(levels):
+                break
+        yield from (at_level(level, template, points) for level in levels)
+
+
+def point(evaluated: EvaluatedModel, limit: float, found: Measured, base: Measured) -> Point:
+    row = rerouting_row(found, base, "teacher_forced", expert_bytes=evaluated.expert_bytes, resamples=0)
+    cost = perplexity_ratio(found, base, 0).value
+    assert cost is not None and row.misses_ratio.value is not None, "both have the base's tokens"
+    return Point(limit, cost, row.misses_ratio.value)
+
+
+def at_level(level: float, template: str, points: Sequence[Point]) -> Choice:
+    """The setting between two points that costs the level; the last one where none costs as much."""
+    limits, costs, misses = zip(*points, strict=True)
+    limit = np.interp(level, np.maximum.accumulate(costs), limits)
+    return Choice(level, template.format(f"{limit:.3g}"), float(np.interp(limit, limits, misses)))
 
 
 def best_of_each_strategy(choices: Sequence[Choice]) -> list[Choice]:
@@ -191,6 +207,9 @@ def main() -> None:
         default=[1.005, 1.01, 1.02],
         help="ratios of perplexity that a setting may cost",
     )
+    parser.add_argument(
+        "--validation_requests", type=int, default=64, help="requests on which settings are chosen"
+    )
     arguments, others = parser.parse_known_args()
     if not all(level > 1 for level in arguments.levels):
         raise UserError("--levels: give ratios above 1, e.g. 1.01")
@@ -199,8 +218,10 @@ def main() -> None:
     if options.free_running is None:
         raise UserError("--free_running: give the tokens that are written after each prompt")
     evaluated = load_evaluated_model(options)
-    choices = best_of_each_strategy(list(chosen(evaluated, options, arguments.levels)))
-    settings = options.fields() | {"levels": arguments.levels, "chosen_on": "validation"}
+    choices = best_of_each_strategy(
+        list(chosen(evaluated, options, arguments.validation_requests, arguments.levels))
+    )
+    settings = options.fields() | vars(arguments) | {"json": None}
     report = {
         "schema_version": 1,
         "command": "free_running",
@@ -208,7 +229,8 @@ def main() -> None:
         "model": evaluated.fields(),
     }
     rows = list(judged(evaluated, options, choices))
-    write_json(arguments.json, report | {"choices": [choice._asdict() for choice in choices], "rows": rows})
+    report |= {"choices": [choice._asdict() for choice in choices], "rows": rows}
+    write_json(arguments.json, finite(report))
 
 
 if __name__ == "__main__":

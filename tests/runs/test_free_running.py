@@ -7,7 +7,7 @@ import pytest
 
 from dwellmoe.errors import UserError
 from runs import free_running
-from runs.free_running import Choice, best_of_each_strategy
+from runs.free_running import Choice, Point, at_level, best_of_each_strategy
 from tests.evaluation.workspace import make_workspace
 
 
@@ -19,6 +19,14 @@ def test_of_each_strategy_the_setting_with_the_fewest_misses_is_taken():
         Choice(1.005, "margin:loss=0.05", 0.7),
     ]
     assert best_of_each_strategy(choices) == [choices[3], choices[2], choices[1]]
+
+
+def test_a_setting_lies_on_the_line_between_two_that_were_measured():
+    points = [Point(0.0, 1.0, 1.0), Point(0.1, 1.01, 0.6), Point(0.2, 1.008, 0.5), Point(0.3, 1.03, 0.2)]
+    choice = at_level(1.02, "margin:loss={}", points)
+    assert choice.spec == "margin:loss=0.25" and choice.misses_ratio == pytest.approx(0.35)
+    assert at_level(1.005, "margin:loss={}", points).spec == "margin:loss=0.05"
+    assert at_level(1.05, "margin:loss={}", points).spec == "margin:loss=0.3", "none costs as much"
 
 
 def arguments(folder, monkeypatch, *more):
@@ -42,10 +50,12 @@ def test_settings_are_chosen_on_one_split_and_judged_on_another(tmp_path, monkey
     monkeypatch.setattr(
         free_running, "CURVES", {"margin:loss={}": (0.3, 0.9), "regret:swaps=2,budget={}": (0.9,)}
     )
-    arguments(folder, monkeypatch, "--free_running", "5", "--levels", "1.00001", "1.5")
+    arguments(
+        folder, monkeypatch, "--free_running", "5", "--levels", "1.00001", "1.5", "--validation_requests", "1"
+    )
     free_running.main()
     found = json.loads((folder / "found.json").read_text())
-    assert found["settings"]["chosen_on"] == "validation" and found["settings"]["split"] == "test"
+    assert found["settings"]["validation_requests"] == 1 and found["settings"]["split"] == "test"
     untouched, *rows = found["rows"]
     assert (untouched["strategy"], untouched["level"]) == ("none", 0)
     assert (
@@ -54,7 +64,8 @@ def test_settings_are_chosen_on_one_split_and_judged_on_another(tmp_path, monkey
     assert [row["level"] for row in rows] == [1.00001, 1.00001, 1.5, 1.5]
     assert [row["strategy"].partition(":")[0] for row in rows] == ["margin", "regret"] * 2
     assert all(row["free_running"]["requests"] == 2 for row in rows)
-    assert capsys.readouterr().out.count("\n| ") == 6
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == 6 and "margin:loss=0.3: Point(limit=0.3" in printed
 
 
 @pytest.mark.parametrize(
