@@ -259,20 +259,21 @@ def application(service: Service) -> Starlette:
     )
 
 
-def _refused(_: Request, error: Exception) -> Response:
+# Coroutines, since Starlette starts a thread for any other handler: forty where a crowd is refused.
+async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     headers = {"retry-after": "1"} if error.status in (429, 503) else None
     return JSONResponse(error.fields(), error.status, headers)
 
 
-def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse(error_fields(error.status_code, str(error.detail)), error.status_code, error.headers)
 
 
-def _gone(_: Request, error: Exception) -> Response:
+async def _gone(_: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _our_fault(_: Request, error: Exception) -> Response:
+async def _our_fault(_: Request, error: Exception) -> Response:
     return JSONResponse(error_fields(500, "the server made a mistake: its log says which"), 500)

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -389,6 +390,14 @@ def test_a_full_queue_is_said(client, service):
         answer = chat(client)
         assert fault(answer, 429)["code"] == "queue_full" and answer.headers["retry-after"]
     assert chat(client).status_code == 200
+
+
+def test_refusals_start_no_threads(client):
+    fault(client.get("/nothing"), 404)
+    before = threading.active_count()
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: client.get("/nothing").status_code, range(40)))
+    assert statuses == [404] * 40 and threading.active_count() == before
 
 
 def test_a_server_that_stops_refuses(client, service):
