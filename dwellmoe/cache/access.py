@@ -14,6 +14,7 @@ from dwellmoe.cache.kernel.jit import compiled, helper
 from dwellmoe.cache.trace import DECODE, EMPTY, PREFILL, RoutingTrace
 from dwellmoe.errors import UserError, unknown_name
 
+MOST_IDS = 32  # experts of a request that other layers' policies see; of a wider one they see nothing
 PHASES = {"prefill": (PREFILL,), "decode": (DECODE,), "all": (PREFILL, DECODE)}
 
 
@@ -28,6 +29,9 @@ class Stream(NamedTuple):
     requests_per_pass: int  # one of each layer that the cache serves
     layer: int  # the first of these layers
     step: int  # token step of the first pass
+    layer_ids: (
+        np.ndarray
+    )  # uint16 [passes + 1, layers, 1 + MOST_IDS] (`write_layer_ids`), or empty: not needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,67 @@ def _starts_pass(trace: RoutingTrace) -> np.ndarray:
 
 def _changes(values: np.ndarray) -> np.ndarray:
     return np.append(True, values[1:] != values[:-1])
+
+
+def no_layer_ids() -> np.ndarray:
+    """What a stream has for policies that look at no other layer."""
+    return np.empty((0, 0, 0), np.uint16)
+
+
+@helper
+def write_layer_ids(row, ids, first, last, lowest):
+    """Writes what one layer requested in one pass to `row`: 1 + the number of ids, then the ids within the
+    layer, whose first flat id is `lowest`. 0 in front: the layer has not run yet.
+    """
+    row[0] = 1
+    if last - first <= MOST_IDS:
+        row[0] = 1 + last - first
+        for i in range(first, last):
+            row[1 + i - first] = ids[i] - lowest
+
+
+@helper
+def begin_pass(layer_ids, layer):
+    """The running pass becomes the last one where it has this layer already, or a later one."""
+    if len(layer_ids) == 0:
+        return
+    ran = False
+    for other in range(layer, layer_ids.shape[1]):
+        ran |= layer_ids[1, other, 0] > 0
+    if ran:
+        for other in range(layer_ids.shape[1]):
+            for i in range(layer_ids.shape[2]):
+                layer_ids[0, other, i] = layer_ids[1, other, i]
+                layer_ids[1, other, i] = 0
+
+
+def layer_ids_of(
+    ids: np.ndarray, starts: np.ndarray, layers: int, num_experts: int, missing: int
+) -> np.ndarray:
+    """`Stream.layer_ids` of a stream that has a request of every layer in each pass; the first `missing` rows
+    are of passes before it and stay 0.
+    """
+    passes = (len(starts) - 1) // layers
+    found = np.zeros((missing + passes, layers, 1 + MOST_IDS), np.uint16)
+    _write_all(ids, starts, num_experts, found[missing:])
+    return found
+
+
+@compiled
+def _write_all(ids, starts, num_experts, found):
+    layers = found.shape[1]
+    for request in range(len(starts) - 1):
+        layer = request % layers
+        row = found[request // layers, layer]
+        write_layer_ids(row, ids, starts[request], starts[request + 1], np.uint32(layer * num_experts))
+
+
+def used_by(trace: RoutingTrace, layer: int) -> np.ndarray:
+    """bool [S, E]: the experts that each row of a trace used in one layer."""
+    chosen = trace.experts[:, layer].astype(np.int64)
+    used_SE = np.zeros((len(chosen), trace.num_experts + 1), np.bool_)
+    np.put_along_axis(used_SE, np.where(chosen == EMPTY, trace.num_experts, chosen), True, axis=1)
+    return used_SE[:, :-1]
 
 
 def gather(experts, begin, end, distinct, first_layer, layers, num_experts):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dwellmoe.cache.access import Stream
+from dwellmoe.cache.access import MOST_IDS, Stream, no_layer_ids
 from dwellmoe.cache.cache_setup import CHOICES
 from dwellmoe.cache.flat_id import flat_id
 from dwellmoe.cache.kernel.jit import direct
@@ -74,6 +74,9 @@ class ExpertCache:
         self._lengths = np.zeros(2, np.int64)
         self._steps = np.zeros(layers, np.int64)
         self._cold = np.ones(caches, np.bool_)
+        self._layer_ids = no_layer_ids()
+        if hasattr(found, "on_layers"):
+            self._layer_ids = np.zeros((2, layers, 1 + MOST_IDS), np.uint16)
         self._allow_width(experts)
 
     def _allow_width(self, width: int) -> None:
@@ -81,7 +84,7 @@ class ExpertCache:
         self._ids = np.empty(width, np.uint32)
         self._next_use = np.empty(width if self.needs_future else 0, np.int64)
         starts, group = np.zeros(2, np.int64), np.zeros(1, np.int32)
-        stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0)
+        stream = Stream(self._ids, starts, group, self._cold, self._next_use, 1, 0, 0, self._layer_ids)
         sequential = self.access == "sequential"
         log = Log(self._loads, self._evictions, self._lengths, 0)
         self._pinned = PinnedArguments((self._policy, self._residency, stream, self._steps, sequential, log))

@@ -52,13 +52,16 @@ def _predict_then_watch(predictor: Predictor, layer: int, used_E: np.ndarray) ->
 
 
 def quality(predicted_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]:
-    """`log_loss` (nats an expert), `recall_at_k` (share of a token's K among the K likeliest) and
-    `calibration_error` (mean distance of predicted and actual share, in ten bins weighed by size).
+    """`log_loss` (nats an expert), `recall_at_k` and `recall_at_2k` (share of a token's K among the K and the
+    2K likeliest) and `calibration_error` (mean distance of predicted and actual share, in ten bins weighed
+    by size).
     """
     p = np.clip(predicted_TLE, MARGIN, 1 - MARGIN)
     chosen_TL = used_TLE.sum(axis=2)
     rank_TLE = np.argsort(np.argsort(-p, axis=2, kind="stable"), axis=2)
-    recalled = (used_TLE & (rank_TLE < chosen_TL[..., None])).sum() / chosen_TL.sum()
+    recalled, recalled_2k = (
+        (used_TLE & (rank_TLE < times * chosen_TL[..., None])).sum() / chosen_TL.sum() for times in (1, 2)
+    )
     bins = np.minimum((p * BINS).astype(int), BINS - 1).ravel()
     size = np.bincount(bins, None, BINS)
     predicted = np.bincount(bins, p.ravel(), BINS)
@@ -67,6 +70,7 @@ def quality(predicted_TLE: np.ndarray, used_TLE: np.ndarray) -> dict[str, float]
     return {
         "log_loss": log_loss(predicted_TLE, used_TLE),
         "recall_at_k": float(recalled),
+        "recall_at_2k": float(recalled_2k),
         "calibration_error": float(error),
     }
 

@@ -225,12 +225,23 @@ def run_stall(arguments: argparse.Namespace) -> None:
 
 
 def run_fit(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.forecast_quality import forecast_lines
     from dwellmoe.eviction_training.fit import FitSettings, fit
 
     names = ("phase", "capacity", "validation", "seed", "epochs")
     settings = FitSettings(**{name: getattr(arguments, name) for name in names})
     found = fit(read(arguments), arguments.policy, arguments.out, settings, progress=bar("fit"))
-    report(arguments, found, [f"{arguments.out}: held-out requests", *hit_rate_lines(found["cache"])])
+    lines = [f"{arguments.out}: held-out requests", *hit_rate_lines(found["cache"])]
+    if "forecast" in found:
+        lines += forecast_lines(found["forecast"])
+    report(arguments, found, lines)
+
+
+def run_forecast(arguments: argparse.Namespace) -> None:
+    from dwellmoe.cache.replay.forecast_quality import forecast_lines, forecast_quality
+
+    rows = forecast_quality(read(arguments), arguments.weights, progress=bar("forecast"))
+    report(arguments, {"forecast": rows}, forecast_lines(rows))
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
@@ -365,6 +376,7 @@ COMMANDS = {
     "advise": run_advise,
     "stall": run_stall,
     "fit": run_fit,
+    "forecast": run_forecast,
     "predict": run_predict,
     "convert": run_convert,
     "calibrate": run_calibrate,

@@ -26,6 +26,7 @@ def simulate_parser() -> Parser:
     _add_advise(commands)
     _add_stall(commands)
     _add_fit(commands)
+    _add_forecast(commands)
     _add_predict(commands)
     _add_convert(commands)
     _add_calibrate(commands)
@@ -200,7 +201,9 @@ def _add_stall(commands) -> None:
 
 def _add_fit(commands) -> None:
     command = _command(commands, "fit", "fit a learned eviction policy to a trace")
-    command.add_argument("--policy", required=True, help="ml_habits, ml_cecar, ml_flashmoe or static")
+    command.add_argument(
+        "--policy", required=True, help="ml_forecast, ml_habits, ml_cecar, ml_flashmoe or static"
+    )
     command.add_argument("--out", required=True, metavar="FILE", help="the .safetensors to write")
     command.add_argument("--phase", default="decode", help="decode, prefill or all [decode]")
     command.add_argument("--capacity", default="25%", help="at which held-out requests are replayed [25%%]")
@@ -224,6 +227,17 @@ def _add_fit(commands) -> None:
         default=0,
         metavar="N",
         help="of the split and the initial weights [0]",
+    )
+
+
+def _add_forecast(commands) -> None:
+    about = "how well use within the next 1, 2, 4 and 8 tokens is forecast: log-loss, recall, calibration"
+    command = _command(commands, "forecast", about)
+    command.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="of `dwellmoe simulate fit --policy ml_forecast` [those in the package]",
     )
 
 

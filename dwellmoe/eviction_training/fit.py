@@ -56,7 +56,8 @@ def fit(
 ) -> dict:
     """Fits `policy` on most requests of `trace` and writes its weights to `out`.
 
-    Returns the log of the fit and hit-rate rows of the validation requests, of the policy and of `COMPARED`.
+    Returns the log of the fit and hit-rate rows of the validation requests, of the policy and of `COMPARED`,
+    and what else the policy's fitter judges on them.
     UserError for an unknown policy or a trace with too few requests.
     """
     fitter = FITTERS.get(policy)
@@ -72,7 +73,9 @@ def fit(
     }
     save_weights(out, policy, layout, found.tensors, facts)
     rows = validation_rows(split, [*COMPARED, f"{policy}:weights={out}"], settings)
-    return {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
+    result = {"policy": policy, "weights": str(out), "facts": facts, "log": found.log, "cache": rows}
+    judge = getattr(fitter, "judge", None)
+    return result | (judge(split, str(out)) if judge else {})
 
 
 def _requests(split: Split) -> dict[str, str | int]:

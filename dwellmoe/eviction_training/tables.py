@@ -6,7 +6,7 @@ Letters: T token steps, E experts a layer, F features, I inputs of a net.
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import compiled
-from dwellmoe.cache.learned import routing_statistics, uses
+from dwellmoe.cache.learned import forecast, routing_statistics, uses
 from dwellmoe.cache.learned.routing_statistics import NAMES, RoutingStatistics
 from dwellmoe.cache.learned.uses import Uses
 from dwellmoe.cache.policies.ml_flashmoe import write_inputs
@@ -43,6 +43,13 @@ def habit_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndar
     return x_TEF
 
 
+def forecast_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndarray:
+    """float32 [T, E, F], as `ml_forecast` reads them."""
+    x_TEF = np.zeros((len(starts) - 1, experts, len(forecast.NAMES)), np.float32)
+    _forecast_features(RoutingStatistics.allocate(1, experts, 1, forecast.DECAYS), ids, starts, x_TEF)
+    return x_TEF
+
+
 @compiled
 def _distances(ids, starts, found):
     following = np.full(found.shape[1], -1, np.int64)
@@ -67,3 +74,11 @@ def _habit_features(state, ids, starts, x_TEF):
         routing_statistics.count_request(state, 0, 0, ids, starts[step], starts[step + 1], step)
         for expert in range(x_TEF.shape[1]):
             routing_statistics.write_features(state, 0, expert, x_TEF[step, expert])
+
+
+@compiled
+def _forecast_features(state, ids, starts, x_TEF):
+    for step in range(len(starts) - 1):
+        routing_statistics.count_request(state, 0, 0, ids, starts[step], starts[step + 1], step)
+        for expert in range(x_TEF.shape[1]):
+            forecast.write_features(state, 0, 0, expert, expert, x_TEF[step, expert])

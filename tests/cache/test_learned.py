@@ -9,7 +9,6 @@ from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.learned import nets
 from dwellmoe.cache.learned.nets import evaluate, nets_of
 from dwellmoe.cache.learned.routing_statistics import (
-    DECAY_RATES,
     DECAYS,
     FOLLOWING,
     LAYOUT,
@@ -140,15 +139,15 @@ def test_compiled_net_is_the_plain_one():
         assert np.allclose(y, evaluate(tensors, row[None], 1)[0], atol=1e-5)
 
 
-def slow_habits(trace, layer):
-    """Features of `ml_habits` [T, E, F], written from their description."""
-    found = np.zeros((trace.steps, EXPERTS, DECAY_RATES + len(FOLLOWING)))
+def slow_statistics(trace, layer, decays):
+    """Statistics of the routing so far [T, E, F], written from their description."""
+    found = np.zeros((trace.steps, EXPERTS, len(decays) + len(FOLLOWING)))
     sets = [[int(e) for e in row] for row in trace.experts[:, layer]]
     chance = TOP_K / EXPERTS
     for step in range(trace.steps):
         uses = np.array([[e in sets[t] for e in range(EXPERTS)] for t in range(step + 1)], float)
         usual = (uses.sum(axis=0) + PRIOR_PSEUDOCOUNT * chance) / (step + 1 + PRIOR_PSEUDOCOUNT)
-        for pace, decay in enumerate(DECAYS):
+        for pace, decay in enumerate(decays):
             weight = decay ** np.arange(step, -1, -1)
             found[step, :, pace] = np.log((weight @ uses + chance) / ((weight.sum() + 1) * chance))
         for kind, (row, back) in enumerate(FOLLOWING):
@@ -156,7 +155,7 @@ def slow_habits(trace, layer):
                 times = [t for t in range(step - row) if before in sets[t]]
                 after = sum(uses[t + row + 1] for t in times) if times else np.zeros(EXPERTS)
                 likelier = (after / usual + PSEUDOCOUNT) / (len(times) + PSEUDOCOUNT)
-                found[step, :, DECAY_RATES + kind] += np.log(likelier) / TOP_K
+                found[step, :, len(decays) + kind] += np.log(likelier) / TOP_K
     return found
 
 
@@ -167,7 +166,7 @@ def test_ml_habits_serves_the_features_it_was_trained_with(tmp_path):
     live = live_evictions(trace, written(tmp_path, "ml_habits", LAYOUT, {"weight": weight}))
     for layer in range(LAYERS):
         x_TEF = habit_features(*requested(trace, layer), EXPERTS)
-        assert np.allclose(x_TEF, slow_habits(trace, layer))
+        assert np.allclose(x_TEF, slow_statistics(trace, layer, DECAYS))
         assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=x_TEF @ weight: keep[t, e])
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwellmoe.cache.access import Stream
+from dwellmoe.cache.access import Stream, begin_pass, write_layer_ids
 from dwellmoe.cache.kernel.jit import bound, compiled_for, helper, label_of
 from dwellmoe.cache.kernel.pinned_arguments import label_of_kind, reading
 from dwellmoe.cache.policies.base import NEVER, AccessTime, hooks_of
@@ -68,6 +68,7 @@ def no_log() -> Log:
 
 # The policy's hooks; bound when `advance` is compiled for it.
 def reset(policy, cache): ...
+def on_layers(policy, cache, layer, layer_ids, running): ...
 def on_request(policy, cache, layer, ids, first, last, now): ...
 def on_miss(policy, cache, expert): ...
 def on_access(policy, cache, expert, inserted, now): ...
@@ -95,6 +96,7 @@ def advance(policy, residency, cache, stream, sequential, log):
         step = stream.step + pass_index
         counts = residency.counts[layer, stream.group[pass_index]]
         begin = AccessTime(residency.totals[cache, ACCESSES] + 1, step, UNPROTECTED, NEVER)
+        on_layers(policy, cache, layer, stream.layer_ids, pass_index + 1)
         on_request(policy, cache, layer, stream.ids, first, last, begin)
         if sequential:
             missed = serve_one_by_one(policy, residency, cache, stream, first, last, step, counts, log)
@@ -224,17 +226,31 @@ def serve(address, layer, requested, group):
     policy, residency, stream, steps, sequential, log = read(address)
     own = residency.totals.shape[0] > 1  # each layer has a cache
     cache, begin = (layer if own else 0), layer * residency.experts
+    begin_pass(stream.layer_ids, layer)
     for i in range(0 if own else requested):
         stream.ids[i] += np.uint32(begin)
     stream.starts[1] = requested
     stream.group[0] = group
     cold = stream.reset[cache : cache + 1]
-    one = Stream(stream.ids, stream.starts, stream.group, cold, stream.next_use, 1, layer, steps[layer])
+    one = Stream(
+        stream.ids,
+        stream.starts,
+        stream.group,
+        cold,
+        stream.next_use,
+        1,
+        layer,
+        steps[layer],
+        stream.layer_ids,
+    )
     offset_log = Log(log.loads, log.evictions, log.lengths, begin if own else 0)
     done = advance(policy, residency, cache, one, sequential, offset_log)
     if done == DONE:
         steps[layer] += 1
         cold[0] = False
+        if len(stream.layer_ids) > 0:
+            lowest = np.uint32(0 if own else begin)
+            write_layer_ids(stream.layer_ids[1, layer], stream.ids, 0, requested, lowest)
     return done
 
 
@@ -280,6 +296,7 @@ def advance_for(policy):
         advance,
         serve_one_by_one=bound(serve_one_by_one, **serving),
         serve_together=bound(serve_together, **serving),
+        on_layers=hooks["on_layers"],
         on_request=hooks["on_request"],
         empty=bound(empty, reset=hooks["reset"]),
         is_possible=is_possible,

@@ -15,10 +15,10 @@ from dwellmoe.cache.learned.uses import in_layer
 from dwellmoe.cache.learned.weights import check_shapes, load_weights
 from dwellmoe.cache.memory import check_memory
 
-DECAYS = (0.9, 0.998)
-DECAY_RATES = len(DECAYS)
+DECAYS = (0.9, 0.998)  # of `ml_habits`
 FOLLOWING = ((0, 0), (1, 1), (1, 0))  # (row of `after`, how many steps back the followed experts were)
-NAMES = (*(f"uses fading by {decay}" for decay in DECAYS), "follows", "follows the last", "follows later")
+FOLLOWING_NAMES = ("follows", "follows the last", "follows later")
+NAMES = (*(f"uses fading by {decay}" for decay in DECAYS), *FOLLOWING_NAMES)
 LAYOUT = "; ".join(NAMES)
 MAX_WIDTH = 32  # experts of a request; what follows a wider one (a prompt's chunk) is not counted
 PSEUDOCOUNT = 8.0  # uses after which the observed frequency weighs as much as the prior
@@ -26,8 +26,8 @@ PRIOR_PSEUDOCOUNT = 4.0  # token steps, likewise, for the prior itself
 
 
 class RoutingStatistics(NamedTuple):
-    decayed: np.ndarray  # float64 [caches, DECAY_RATES, E]: decaying counts of uses
-    steps: np.ndarray  # float64 [caches, DECAY_RATES]: token steps, decaying alike
+    decayed: np.ndarray  # float64 [caches, decays, E]: decaying counts of uses
+    steps: np.ndarray  # float64 [caches, decays]: token steps, decaying alike
     count: np.ndarray  # float64 [caches, E]: all uses
     step: np.ndarray  # int64 [caches]: the latest token step, -1 for none
     first: np.ndarray  # int64 [caches]: the first one since the cache was emptied
@@ -38,15 +38,17 @@ class RoutingStatistics(NamedTuple):
     rarity: np.ndarray  # float64 [layers, E]: token steps for each use of an expert
     likelier: np.ndarray  # float64 [layers, FOLLOWING, E]: products of how much likelier than the prior
     stale: np.ndarray  # bool [layers]: whether the two above are of an earlier step
-    decays: np.ndarray  # float64 [DECAY_RATES]
+    decays: np.ndarray  # float64 [decays]
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, layers: int) -> "RoutingStatistics":
+    def allocate(
+        cls, caches: int, experts: int, layers: int, decays: tuple[float, ...] = DECAYS
+    ) -> "RoutingStatistics":
         each = experts * caches // layers
-        check_memory(8 * layers * each * each, f"ml_habits with {layers} layers x {each} experts")
+        check_memory(8 * layers * each * each, f"what follows what among {layers} layers x {each} experts")
         return cls(
-            decayed=np.zeros((caches, DECAY_RATES, experts)),
-            steps=np.zeros((caches, DECAY_RATES)),
+            decayed=np.zeros((caches, len(decays), experts)),
+            steps=np.zeros((caches, len(decays))),
             count=np.zeros((caches, experts)),
             step=np.full(caches, -1, np.int64),
             first=np.zeros(caches, np.int64),
@@ -57,7 +59,7 @@ class RoutingStatistics(NamedTuple):
             rarity=np.zeros((layers, each)),
             likelier=np.ones((layers, len(FOLLOWING), each)),
             stale=np.ones(layers, np.bool_),
-            decays=np.array(DECAYS),
+            decays=np.array(decays),
         )
 
 
@@ -85,7 +87,7 @@ def count_request(statistics, cache, layer, ids, first, last, step):
     decay(statistics, cache, step)
     for i in range(first, last):
         statistics.count[cache, ids[i]] += 1
-        for rate in range(DECAY_RATES):
+        for rate in range(len(statistics.decays)):
             statistics.decayed[cache, rate, ids[i]] += 1
     push_back(statistics.chosen[layer], statistics.width[layer])
     if last - first <= MAX_WIDTH:
@@ -107,7 +109,7 @@ def decay(statistics, cache, step):
     passed = step - statistics.step[cache]
     if passed > 0:
         statistics.step[cache] = step
-        for rate in range(DECAY_RATES):
+        for rate in range(len(statistics.decays)):
             kept = statistics.decays[rate] if passed == 1 else statistics.decays[rate] ** passed
             for expert in range(statistics.decayed.shape[2]):
                 statistics.decayed[cache, rate, expert] *= kept
@@ -143,12 +145,12 @@ def write_features(statistics, cache, expert, x):
     if statistics.stale[layer]:
         compare(statistics, cache, layer)
     chance = chance_of(statistics, layer)
-    for rate in range(DECAY_RATES):
+    for rate in range(len(statistics.decays)):
         seen = statistics.decayed[cache, rate, expert] + chance
         x[rate] = log(seen / ((statistics.steps[cache, rate] + 1) * chance))
     for kind in range(len(FOLLOWING)):
         width = statistics.width[layer, FOLLOWING[kind][1]]
-        x[DECAY_RATES + kind] = log(statistics.likelier[layer, kind, own]) / max(1, width)
+        x[len(statistics.decays) + kind] = log(statistics.likelier[layer, kind, own]) / max(1, width)
 
 
 @helper

@@ -59,6 +59,7 @@ class Hooks(Protocol):
     |--------------|---------------------------------------------------|-----------|------------|----------|
     | `allocate`   | once: the state of empty caches                   | needed    | needed     | needed   |
     | `reset`      | a cache is emptied, also before its first request | needed    | optional   | optional |
+    | `on_layers`  | a request begins: what other layers requested     | optional  | optional   | optional |
     | `on_request` | a request begins: `ids[first:last]` of `layer`    | optional  | optional   |          |
     | `observe`    | likewise, before experts are scored for it        |           |            | needed   |
     | `on_miss`    | `expert` is missing, room will be made            | optional  | optional   | optional |
@@ -68,8 +69,9 @@ class Hooks(Protocol):
     | `score`      | the order is needed; the lowest leaves first      |           | needed     | needed   |
     | `remove`     | `expert` leaves, but not by the policy's choice   | needed    |            |          |
 
-    In one request: `on_request` or `observe`; `on_miss` for each missing expert; `evict` until all fit;
-    `on_access` or `record` for each expert. With sequential access the last three take one expert at a time.
+    In one request: `on_layers`; `on_request` or `observe`; `on_miss` for each missing expert; `evict` until
+    all fit; `on_access` or `record` for each expert. With sequential access the last three take one expert at
+    a time.
 
     The options of `allocate` are keywords with defaults. All other hooks are compiled with the cache's step
     (`kernel/step.py`), so they are plain numba: no Python objects, no exceptions, no allocation. A keep-score
@@ -92,6 +94,11 @@ class Hooks(Protocol):
     def allocate(cls, shape: Shape) -> "Hooks": ...
 
     def reset(self, cache: int) -> None: ...
+
+    def on_layers(self, cache: int, layer: int, layer_ids: np.ndarray, running: int) -> None:
+        """`layer_ids` [passes, layers, ...] as in `access.Stream`: of the running pass, `layer_ids[running]`,
+        only the layers before `layer` may be looked at; `layer_ids[running - 1]` is the pass before it.
+        """
 
     def on_request(
         self, cache: int, layer: int, ids: np.ndarray, first: int, last: int, now: AccessTime
@@ -157,6 +164,7 @@ def _needed(policy) -> tuple[str, ...]:
 def hooks_of(policy) -> dict[str, Callable]:
     """The six hooks that the cache's step calls, made from the score where the policy only scores."""
     optional = {
+        "on_layers": getattr(policy, "on_layers", _on_layers_nothing),
         "on_request": getattr(policy, "on_request", _on_request_nothing),
         "on_miss": getattr(policy, "on_miss", _on_miss_nothing),
     }
@@ -194,4 +202,5 @@ def reset_of(policy) -> Callable:
 
 def _reset_nothing(policy, cache): ...
 def _on_miss_nothing(policy, cache, expert): ...
+def _on_layers_nothing(policy, cache, layer, layer_ids, running): ...
 def _on_request_nothing(policy, cache, layer, ids, first, last, now): ...

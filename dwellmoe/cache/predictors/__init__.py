@@ -15,7 +15,11 @@ PREDICTORS = Registry("predictor", __name__, "predictor")
 
 
 class Predictor(Protocol):
-    """Made of (layers, experts, **options); layers run in their order, token after token."""
+    """Made of (layers, experts, **options); layers run in their order, token after token.
+
+    A method `predict_later(layer)` is optional: the probability of use in each run after the next one, which
+    watermark placement then takes for these instead of `predict`'s.
+    """
 
     horizon: int
     """For so many layers after the one that was watched last, it knows more than long before."""

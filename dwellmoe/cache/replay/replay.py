@@ -25,6 +25,7 @@ class CacheRun:
         slots = np.full(len(budget.limits), budget.capacity)
         self.spec, self.budget = spec, budget
         self.needs_future = policy.lookahead != "none"
+        self.needs_layers = hasattr(policy, "on_layers")
         self.sequential = inputs.setup.access == "sequential"
         self.advance = advance_for(policy)
         shape = Shape(len(slots), len(budget.sizes), slots, inputs.trace.layers)

@@ -36,7 +36,7 @@ class _Watch:
     """A cache run that also writes down the residents before each step."""
 
     def __init__(self, run: CacheRun, before_LSE: np.ndarray) -> None:
-        self.needs_future = run.needs_future
+        self.needs_future, self.needs_layers = run.needs_future, run.needs_layers
         self._run, self._before_LSE = run, before_LSE
         self._watch = _watch_for(parse_policy(run.spec)[0])
 
@@ -63,6 +63,7 @@ def watch(policy, residency, cache, stream, log, before_SE):
             1,
             stream.layer,
             stream.step + i,
+            stream.layer_ids[i : i + 2],
         )
         for expert in range(before_SE.shape[1]):
             before_SE[i, expert] = residency.resident[cache, expert] and not stream.reset[i]

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from dwellmoe.cache import trace as trace_module
-from dwellmoe.cache.access import PassIndex, Stream, gather
+from dwellmoe.cache.access import PassIndex, Stream, gather, layer_ids_of, no_layer_ids
 from dwellmoe.cache.cache_setup import CacheSetup
 from dwellmoe.cache.memory import STATE_BYTES, check_memory
 from dwellmoe.cache.policies.base import NEVER
@@ -29,6 +29,8 @@ FUTURE_PARTS = 4  # of a block, where one cache gets all of its requests and eac
 
 
 class Simulation(Protocol):
+    """May have `needs_layers`: whether its streams say what other layers requested."""
+
     needs_future: bool
 
     def feed(self, cache_index: int, stream: Stream) -> None:
@@ -85,12 +87,14 @@ def replay_inputs(trace: RoutingTrace, setup: CacheSetup, by_request: bool = Fal
 def sweep(inputs: ReplayInputs, simulations: Sequence[Simulation], progress: Progress | None = None) -> None:
     """Feeds the whole trace to every simulation."""
     needs_future = any(simulation.needs_future for simulation in simulations)
+    needs_layers = any(getattr(simulation, "needs_layers", False) for simulation in simulations)
     parts = PARTS if not needs_future else FUTURE_PARTS if inputs.caches == 1 else 1
     blocks = list(_blocks(inputs, parts))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         after = _first_uses(inputs, blocks, pool) if needs_future else [None] * len(blocks)
         for block, first_uses in zip(blocks, after, strict=True):
-            _feed(inputs, simulations, _Block(inputs, block, first_uses), pool)
+            layer_ids = _layer_ids(inputs, block) if needs_layers else None
+            _feed(inputs, simulations, _Block(inputs, block, first_uses, layer_ids), pool)
             release(inputs.trace.experts)
             if progress:
                 progress(block.stop, len(inputs.passes))
@@ -127,12 +131,19 @@ def _blocks(inputs: ReplayInputs, parts: int) -> Iterator[range]:
 class _Block:
     """One block of passes, which makes the stream of each cache."""
 
-    def __init__(self, inputs: ReplayInputs, passes: range, first_uses: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        inputs: ReplayInputs,
+        passes: range,
+        first_uses: np.ndarray | None = None,
+        layer_ids: np.ndarray | None = None,
+    ) -> None:
         part = slice(passes.start, passes.stop)
         first_row = inputs.passes.begin[passes.start]
         self.inputs, self.part, self.first_uses = inputs, part, first_uses
         self.begin, self.end = inputs.passes.begin[part] - first_row, inputs.passes.end[part] - first_row
         self.experts = inputs.trace.experts[first_row : first_row + self.end[-1]]
+        self.layer_ids = no_layer_ids() if layer_ids is None else layer_ids
 
     def stream(self, cache_index: int) -> Stream:
         plain = self.stream_without_future(cache_index)
@@ -146,7 +157,15 @@ class _Block:
         ids, starts = gather(self.experts, self.begin, self.end, distinct, cache_index, per_pass, experts)
         nothing = np.empty(0, np.int64)
         return Stream(
-            ids, starts, inputs.group[part], inputs.reset[part], nothing, per_pass, cache_index, part.start
+            ids,
+            starts,
+            inputs.group[part],
+            inputs.reset[part],
+            nothing,
+            per_pass,
+            cache_index,
+            part.start,
+            self.layer_ids,
         )
 
     def pass_back(self, cache_index: int, upcoming: np.ndarray) -> None:
@@ -157,11 +176,21 @@ class _Block:
         return next_uses(stream, upcoming, self.inputs.setup.access == "sequential")
 
 
+def _layer_ids(inputs: ReplayInputs, passes: range) -> np.ndarray:
+    """`Stream.layer_ids` of a block: of its passes and of the one before."""
+    first, index = max(0, passes.start - 1), inputs.passes
+    begin, end = index.begin[first : passes.stop], index.end[first : passes.stop]
+    experts, layers = inputs.trace.experts[begin[0] : end[-1]], inputs.trace.layers
+    row, distinct = begin[0], index.distinct[first : passes.stop]
+    ids, starts = gather(experts, begin - row, end - row, distinct, 0, layers, inputs.trace.num_experts)
+    return layer_ids_of(ids, starts, layers, inputs.trace.num_experts, missing=int(passes.start == 0))
+
+
 def _first_uses(inputs: ReplayInputs, blocks: list[range], pool: ThreadPoolExecutor) -> np.ndarray:
     """int64 [blocks, caches, experts]: the first use of each expert after a block, from the end backwards."""
     after = np.full((len(blocks), inputs.caches, inputs.experts), NEVER, np.int64)
     for i in range(len(blocks) - 1, 0, -1):
         after[i - 1] = after[i]
-        _wait_for(pool.map(_Block(inputs, blocks[i], None).pass_back, range(inputs.caches), after[i - 1]))
+        _wait_for(pool.map(_Block(inputs, blocks[i]).pass_back, range(inputs.caches), after[i - 1]))
         release(inputs.trace.experts)
     return after

@@ -65,7 +65,15 @@ def _cold_features(ids: np.ndarray, starts: np.ndarray, experts: int) -> np.ndar
 
 
 def regress(x_NF, y_N, judge_NF, judge_y_N) -> tuple[np.ndarray, float]:
-    """(weights [F], log-loss on the validation rows) by Newton's method, until that loss no longer falls."""
+    """(weights [F], log-loss on the validation rows), as `regress_with_intercept`."""
+    weight, _, loss = regress_with_intercept(x_NF, y_N, judge_NF, judge_y_N)
+    return weight, loss
+
+
+def regress_with_intercept(x_NF, y_N, judge_NF, judge_y_N) -> tuple[np.ndarray, float, float]:
+    """(weights [F], intercept, log-loss on the validation rows) by Newton's method, until that loss no longer
+    falls.
+    """
     mean, spread = x_NF.mean(axis=0), x_NF.std(axis=0) + 1e-9
     z, judge = _standard(x_NF, mean, spread), _standard(judge_NF, mean, spread)
     weight = best = np.zeros(z.shape[1])
@@ -77,7 +85,8 @@ def regress(x_NF, y_N, judge_NF, judge_y_N) -> tuple[np.ndarray, float]:
         best, best_loss = (weight, loss) if loss < best_loss else (best, best_loss)
         if worse >= PATIENCE:
             break
-    return best[:-1] / spread, float(best_loss)
+    weight = best[:-1] / spread
+    return weight, float(best[-1] - weight @ mean), float(best_loss)
 
 
 def _standard(x_NF: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ class WatermarkCache:
     `request` brings up what a layer needs, and prices decide what makes room for it; with `prefetches` it
     also brings up the likeliest of the others before they are requested. Probabilities are those of
     `predictor`; for the layers of the running token within the horizon of `lookahead`, a share `eta` is that
-    predictor's. A predictor given as `lookahead` takes the place of the one named in `constants`.
+    predictor's. A predictor given as `lookahead` takes the place of the one named in `constants`; one that
+    knows of runs after the next (`predict_later`) the place of `predictor`.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class WatermarkCache:
         self._lookahead = lookahead
         if lookahead is None and constants.lookahead:
             self._lookahead = make_predictor(constants.lookahead, layers, experts)
-        self._prior_LE = np.zeros((layers, experts))  # of any run of a layer
+        self._prior_LE = np.zeros((layers, experts))  # of the runs of a layer after its next one
         self._next_LE = np.zeros((layers, experts))  # of its next one
+        if hasattr(self._lookahead, "predict_later"):
+            self._predictor, self._lookahead = self._lookahead, None
         later = np.exp(-constants.gamma * layers * np.arange(1, constants.window))
         self._later = float(later.sum())  # weight of the runs after the next
         self._last_use = np.zeros(layers * experts, np.int64)
@@ -104,7 +107,9 @@ class WatermarkCache:
         self._requests += 1
         self._last_use[requested] = self._requests
         self._predictor.watch(layer, used_E)
-        self._prior_LE[layer] = self._next_LE[layer] = self._predictor.predict(layer)
+        self._next_LE[layer] = self._predictor.predict(layer)
+        predict_later = getattr(self._predictor, "predict_later", None)
+        self._prior_LE[layer] = predict_later(layer) if predict_later else self._next_LE[layer]
         if self._lookahead:
             self._lookahead.watch(layer, used_E)
             # Of the next token it knows no more than the other predictor.
