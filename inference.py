@@ -111,7 +111,7 @@ def _evaluate_into(
     """The report, written into a folder; nothing on every rank but the first."""
     evaluated = load_evaluated_model(options)
     task = asked_task(options, evaluated.tokenizer)
-    requests, work = _load_work(options, task, evaluated)
+    requests, work = load_work(options, task, evaluated)
     lengths = text_lengths(requests, work, evaluated, options.data.allow_beyond_context)
     check_space(folder, results_bytes(evaluated, requests, work, len(options.variants)))
     console.print(_what_is_measured(options, task, requests, work))
@@ -162,7 +162,8 @@ def _measure_variants(
     return measured, engine_rows
 
 
-def _load_work(options: Options, task: Task, evaluated: EvaluatedModel) -> tuple[list[Request], Workload]:
+def load_work(options: Options, task: Task, evaluated: EvaluatedModel) -> tuple[list[Request], Workload]:
+    """The requests of an evaluation, and what is measured of them, in batches."""
     settings = options.evaluation
     tokenizer = evaluated.tokenizer
     sample_spec = sample_spec_of(settings, task, options.row_tokens(task, evaluated.model))

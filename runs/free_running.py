@@ -161,20 +161,21 @@ def line(row: dict) -> str:
     cells = [
         f"{row['level']:g}" if row["level"] else "-",
         f"`{row['strategy']}`",
-        _number(reference, "perplexity_ratio", 4),
-        _number(reference, "misses_ratio"),
-        _number(written, "hit_rate"),
-        _number(written, "misses_ratio"),
-        _number(written, "perplexity_untouched_ratio"),
-        _number(written, "kl_own_path", 4),
-        _number(written, "kl_reference", 4),
-        _number(written, "feedback_factor", 2),
-        _number(written, "repeated_4grams"),
+        number(reference, "perplexity_ratio", 4),
+        number(reference, "misses_ratio"),
+        number(written, "hit_rate"),
+        number(written, "misses_ratio"),
+        number(written, "perplexity_untouched_ratio"),
+        number(written, "kl_own_path", 4),
+        number(written, "kl_reference", 4),
+        number(written, "feedback_factor", 2),
+        number(written, "repeated_4grams"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _number(row: dict, name: str, digits: int = 3) -> str:
+def number(row: dict, name: str, digits: int = 3) -> str:
+    """A figure of a row with its interval, if it has them."""
     value, interval = row[name], row[f"{name}_ci95"]
     if value is None:
         return "-"
