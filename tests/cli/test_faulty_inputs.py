@@ -24,6 +24,7 @@ COMMANDS = {
     "describe": (),
     "plan": DEVICE,
     "stall": DEVICE,
+    "forecast": (),
     "fit": ("--policy", "ml_habits", "--out", "OUT/w.safetensors"),
     "predict": ("--predictor", "gate_ahead", "--model_name", MODEL, "--learn", "TRACE", "--out", "OUT/p"),
     "convert": ("--out", "OUT/t.npy"),

@@ -404,6 +404,24 @@ def test_fit_writes_weights_that_replay_reads(tmp_path, capsys):
     assert row["hits"] > 0
 
 
+def test_a_fitted_forecast_is_judged_on_its_held_out_requests_and_on_any_trace(tmp_path, capsys):
+    trace, weights = tmp_path / "t.safetensors", tmp_path / "w.safetensors"
+    random_trace(0, steps=300, requests=8).save(trace)
+    words = ("--trace", trace, "--policy", "ml_forecast", "--out", weights, "--capacity", 6, "--epochs", 2)
+    held_out = result(capsys, "fit", *words)["forecast"]
+    rows = result(capsys, "forecast", "--trace", trace, "--weights", weights)["forecast"]
+    for found in (held_out, rows):
+        assert [row["horizon_tokens"] for row in found] == [1, 2, 4, 8] * 2
+        assert {row["predictor"] for row in found} == {"ml_forecast", "uses so far"}
+    assert rows[0]["log_loss"] < rows[4]["log_loss"]  # fitted to most of these requests
+    run("forecast", "--trace", trace, "--weights", weights)
+    printed = capsys.readouterr().out
+    assert all(f"{row['recall_at_2k']:.3f}" in printed for row in rows)
+    with pytest.raises(UserError, match="policy must be 'ml_forecast'"):
+        other = "dwellmoe/cache/learned/shipped/ml_habits.safetensors"
+        run("forecast", "--trace", trace, "--weights", other)
+
+
 def test_a_prompt_can_be_counted_as_decoded(trace_path, tmp_path):
     run("convert", "--trace", trace_path, "--out", tmp_path / "d.safetensors", "--as_decode")
     before, after = RoutingTrace.load(trace_path), RoutingTrace.load(tmp_path / "d.safetensors")
