@@ -37,3 +37,14 @@ def test_resamples_without_a_value_are_left_out():
     assert interval_of(quotient, np.zeros((2, 2)), np.zeros((2, 2)), RESAMPLES) is None
     assert interval_of(quotient, above_R2[:1], below_R2[:1], RESAMPLES) is None
     assert interval_of(quotient, above_R2, below_R2, 0) is None
+
+
+def test_nineteen_of_twenty_intervals_hold_the_true_quotient():
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(300):
+        tokens_R2 = rng.integers(5, 60, (40, 2))
+        nats_R2 = tokens_R2 * rng.gamma((2.0, 3.0), 0.01, (40, 2))
+        low, high = interval_of(quotient, nats_R2, tokens_R2, 300) or (0.0, 0.0)
+        held += low <= 2 / 3 <= high
+    assert 0.9 <= held / 300 <= 0.98
