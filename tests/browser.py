@@ -17,6 +17,14 @@ SCREENSHOTS = Path(__file__).resolve().parent.parent / "results" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCHEMES = ("light", "dark")
 WIDTHS = (360, 800, 1600)
+FOCUSED = """(() => {
+  const element = document.activeElement;
+  if (!element || element === document.body) return null;
+  const place = [...document.querySelectorAll("*")].indexOf(element), style = getComputedStyle(element);
+  const name = element.id || `${element.closest("[id]")?.id} ${element.tagName}`;
+  return [place, name, style.outlineStyle + style.outlineWidth];
+})()"""
+"""Place, name and outline of the element that has the focus."""
 
 
 @contextmanager
@@ -80,19 +88,14 @@ def focus_walk(page: Any, most: int = 80) -> list[str]:
     """Where the Tab key leads, from the page's beginning until it leaves the page: ids, else tags. Each place
     must show that it has the focus.
     """
-    found = []
+    found, places = [], []
     for _ in range(most):
         page.keyboard.press("Tab")
-        place = page.evaluate(
-            "(() => { const e = document.activeElement; if (!e || e === document.body) return null;"
-            " const s = getComputedStyle(e);"
-            " return [e.id || e.closest('[id]')?.id + ' ' + e.tagName, s.outlineStyle + s.outlineWidth]; })()"
-        )
-        if place is None:
+        where = page.evaluate(FOCUSED)
+        if where is None or where[0] in places:
             return found
-        name, outline = place
+        place, name, outline = where
         assert "none" not in outline and "0px" not in outline, f"{name} does not show the focus"
-        if found and name == found[0]:
-            return found
+        places.append(place)
         found.append(name)
     raise AssertionError(f"the Tab key does not leave the page: {found}")

@@ -4,7 +4,7 @@
  * label, height
  * x, y: {format(value), read(value), ticks, marks, min, max, label}
  *   ticks: about how many values stand at the axis; marks: these values; read: a value as it is read off
- *   min, max: limits; those of the data if not given
+ *   min, max: limits; those of the data if not given; step: the least between two values at the axis
  *
  * Lines: {name, colour, dashed, points: [[x, y or null], ...] in order of x, bands: [[low, high] or null, ...]}
  */
@@ -47,7 +47,7 @@ class LineChart {
     this.svg.setAttribute("height", this.height);
     const ranges = { x: this.range("x", 0), y: this.range("y", 1) };
     const ticks = {
-      x: this.x.marks ?? niceTicks(...ranges.x, this.x.ticks ?? Math.max(2, Math.floor(width / 110))),
+      x: this.x.marks ?? niceTicks(...ranges.x, this.x.ticks ?? Math.max(2, Math.floor(width / 110)), this.x.step),
       y: this.y.marks ?? niceTicks(...ranges.y, this.y.ticks ?? 4),
     };
     if (this.y.max === undefined) ranges.y[1] = Math.max(ranges.y[1], ticks.y.at(-1) ?? 0);
@@ -145,7 +145,7 @@ class LineChart {
     if (index === null || !this.toX) return;
     const x = this.places[index], values = this.valuesAt(x);
     const rows = values.flatMap(([line, y]) => [
-      make("dt", {}, make("span", { class: `swatch line${line.dashed ? " dashed" : ""}`, colour: line.colour }), line.name),
+      make("dt", {}, swatch(line), line.name),
       make("dd", { text: (this.y.read ?? this.y.format)(y) }),
     ]);
     this.tip.replaceChildren(make("div", { text: (this.x.read ?? this.x.format)(x) }), make("dl", {}, ...rows));
@@ -156,10 +156,15 @@ class LineChart {
   }
 }
 
+/** A piece of a line, as it looks in a chart. */
+function swatch({ colour, dashed }) {
+  return make("span", { class: `swatch line${dashed ? " dashed" : ""}`, colour });
+}
+
 /** Round numbers within two limits, about `wanted` of them. */
-function niceTicks(least, most, wanted) {
-  const rough = (most - least) / wanted, power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+function niceTicks(least, most, wanted, smallest = 0) {
+  const rough = Math.max(smallest, (most - least) / wanted), power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
   const first = Math.ceil(least / step - 1e-9), last = Math.floor(most / step + 1e-9);
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }

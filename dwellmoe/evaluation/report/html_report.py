@@ -5,14 +5,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from dwellmoe.cache.replay.report_lines import sections
 from dwellmoe.evaluation.report.comparison import rows_where
+from dwellmoe.evaluation.report.explorer import chart_data
 from dwellmoe.evaluation.report.summary import readable_bytes, summary_rows, three_digits
 from dwellmoe.evaluation.report.verdict import verdicts
+from dwellmoe.web import page_template
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHARES = (12.5, 25.0, 50.0, 75.0)
 SHOWN_SAMPLES = 8
 METRICS = {
@@ -31,11 +31,7 @@ METRICS = {
 
 def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> None:
     """Writes `report.html` into the folder that holds its figures and samples."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"number": _number, "span": _span, "size": readable_bytes}
-    page = environment.get_template(TEMPLATE).render(
+    page = page_template(TEMPLATE, number=_number, span=_span, size=readable_bytes).render(
         report=report,
         verdicts=verdicts(report),
         summary=summary_rows(report),
@@ -43,10 +39,11 @@ def write_html(folder: Path, report: Mapping, captions: Mapping[str, str]) -> No
         metrics=_metrics(report["quality"]),
         headings=METRICS,
         shares=SHARES,
-        figures=[(caption, _embedded(folder / name)) for name, caption in captions.items()],
+        figures=[(name, caption, _embedded(folder / name)) for name, caption in captions.items()],
         hit_rates=[_hit_rate_table(report, *kind) for kind in _kinds(report)],
         reporting=[(row["variant"], row["text"], sections(row)) for row in report["reporting"]],
         samples=_samples(folder / "samples.csv"),
+        chart_data=chart_data(report),
     )
     # The command may name paths that are not UTF-8.
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
