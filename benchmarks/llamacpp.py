@@ -7,7 +7,7 @@ Each runs in a process of its own, on as many threads and on the same given toke
 that a slow phase of the machine affects all. The engine runs experts of 16 bits, and packed ones of 8 and 4
 bits (`dwellmoe pack`) with the linear layers of the rest of the model in as many (`--dense_format`);
 llama.cpp runs BF16, Q8_0 and Q4_0. Times are of forward passes alone on both sides: no token is chosen.
-Ratios are of tokens a second, the engine's over llama.cpp's.
+Ratios are of tokens a second, the engine's over llama.cpp's: in memory the median of those of each turn.
 
 A limit is set from outside by a memory cgroup, in which the page cache counts (root only). It holds the
 program, the rest of the model and a quarter of the experts in the form in which the engine holds them.
@@ -17,6 +17,7 @@ the file each, for pages belong to the process that read them first; the faster 
 
 import argparse
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -132,16 +133,27 @@ def measure_in_memory(args: argparse.Namespace, files: Files) -> Answer:
             workers[f"llamacpp_{TYPES[form]}"] = stack.enter_context(start_llamacpp(args, path))
         answers = take_turns(workers, requests, warm_up=1)
         memory = {name: worker.memory() for name, worker in workers.items()}
+    taken = {"decode": median_decode, "prefill": median_prefill}
     seconds = {
-        "decode": {name: median_decode(found) for name, found in answers.items()},
-        "prefill": {name: median_prefill(found) for name, found in answers.items()},
+        what: {name: median(found) for name, found in answers.items()} for what, median in taken.items()
     }
     ratios = {
-        f"{what}_{form}_vs_llamacpp_{TYPES[form]}": found[f"llamacpp_{TYPES[form]}"] / found[form]
-        for what, found in seconds.items()
+        f"{what}_{form}_vs_llamacpp_{TYPES[form]}": ratio_by_turn(
+            answers[f"llamacpp_{TYPES[form]}"], answers[form], median
+        )
+        for what, median in taken.items()
         for form in files.llamacpp
     }
     return {"ratios": ratios, "median_seconds": seconds, "memory": memory, "answers": answers}
+
+
+def ratio_by_turn(
+    theirs: list[Answer], ours: list[Answer], seconds: Callable[[Sequence[Answer]], float]
+) -> float:
+    """The median, over the requests, of how much longer llama.cpp took than the engine in the same turn."""
+    return statistics.median(
+        seconds([one]) / seconds([other]) for one, other in zip(theirs, ours, strict=True)
+    )
 
 
 def measure_limited(args: argparse.Namespace, form: str, files: Files, controller: Controller) -> Answer:

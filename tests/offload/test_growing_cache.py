@@ -1,6 +1,7 @@
 """Keys and values that grow in place are those that transformers would have copied."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +11,16 @@ from dwellmoe.offload.growing_cache import RESERVED, GrowingLayer, grow_in_place
 from tests.offload.workbench import engine_of, prompt
 
 
-def _states(tokens: int, rows: int = 2) -> list[torch.Tensor]:
-    return [torch.randn(rows, 3, tokens, 4) for _ in range(2)]
+def _states(tokens: int, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 3, tokens, 4), torch.randn(rows, 3, tokens, 4)
 
 
-def _update(tokens: int, rows: int = 2) -> Callable[[DynamicCache], object]:
+def _update(tokens: int, rows: int = 2) -> Callable[[Any], object]:
     states = _states(tokens, rows)
     return lambda cache: cache.update(*states, 0)
 
 
-def _same(one: DynamicCache, other: DynamicCache) -> None:
+def _same(one: Any, other: Any) -> None:
     for layer, usual in zip(one.layers, other.layers, strict=True):
         assert torch.equal(layer.keys, usual.keys) and torch.equal(layer.values, usual.values)
 
@@ -27,8 +28,9 @@ def _same(one: DynamicCache, other: DynamicCache) -> None:
 @torch.no_grad()
 def test_any_use_of_a_cache():
     """More tokens than are reserved, several at once, cut off, rows chosen, begun anew."""
-    found, usual = DynamicCache(), DynamicCache()
-    uses: list[Callable[[DynamicCache], object]] = [
+    found: Any = DynamicCache()
+    usual: Any = DynamicCache()
+    uses: list[Callable[[Any], object]] = [
         *[_update(tokens) for tokens in (5, 1, 1, 3)],
         *[_update(1) for _ in range(RESERVED + 9)],
         lambda cache: cache.crop(-4),
@@ -42,7 +44,8 @@ def test_any_use_of_a_cache():
     ]
     for use in uses:
         grow_in_place(found)
-        use(found), use(usual)
+        use(found)
+        use(usual)
         if usual.layers[0].keys is not None:
             _same(found, usual)
     assert type(found.layers[0]) is GrowingLayer
@@ -64,7 +67,8 @@ def test_with_gradients_and_in_both_modes():
     cache = DynamicCache()
     cache.update(*_states(4), 0)
     grow_in_place(cache)
-    keys, _ = cache.update(*[each.requires_grad_() for each in _states(1)], 0)
+    keys, values = (each.requires_grad_() for each in _states(1))
+    keys, _ = cache.update(keys, values, 0)
     assert keys.requires_grad
     cache = DynamicCache()
     with torch.inference_mode():
