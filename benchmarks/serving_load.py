@@ -4,8 +4,9 @@
 
 All at once: chats and completions, whole and streamed, by the base and by an adapter; short requests; a
 hundred clients in one moment; clients that are killed in the middle of a stream; readers of one byte a
-second; bodies that cannot be; other budgets; a checkpoint that cannot be read for a while. Afterwards memory,
-threads and open files of the server are compared with those after the warm-up, and answers with those before.
+second; bodies that cannot be; other budgets; a checkpoint that cannot be read for a while. Then thousands of
+short requests one after the other. Memory, threads and open files of the server are compared with those
+before, at rests in between, and answers with those of the beginning.
 
 The server runs a copy of the model with a random adapter, in a temporary folder.
 """
@@ -19,7 +20,6 @@ import random
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,7 +47,8 @@ BUDGETS = (BUDGET, "4", "50%", "100%", "12.5%")
 CROWD = 100
 FAULT_SECONDS = 2.0
 REST_SECONDS = 12.0
-MOST_GROWTH_BYTES = 16 << 20
+MOST_GROWTH_BYTES = 8 << 20
+"""Of the server's memory over the second half of the load, and over the short requests after it."""
 READER = """import socket, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 connection.sendall(sys.stdin.buffer.read())
@@ -320,6 +321,18 @@ def _ask_again_and_again(load: Load, kind: str, clients: Clients) -> None:
         load.over.wait(load.draw.uniform(0.5, 1.5) * clients.pause_seconds)
 
 
+def put_on_short_requests(load: Load, count: int) -> None:
+    """So many answers of one token over one connection, one after the other."""
+    body = json.dumps({"model": MODEL, "prompt": "Once", "max_tokens": 1}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=300)
+    with contextlib.closing(connection):
+        for _ in range(count):
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            load.counts[f"one after the other: {answer.status}"] += 1
+
+
 def make_model(folder: Path, source: str) -> None:
     """A copy of a checkpoint and a random adapter of it."""
     import torch
@@ -359,6 +372,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             put_on(load, args.minutes * 60 / args.stops, args.pause)
             samples.append(load.sample())
             print(f"{(time.perf_counter() - began) / 60:.1f} min: {samples[-1]}", flush=True)
+        put_on_short_requests(load, args.short_requests)
+        after_short = load.sample()
+        print(f"after {args.short_requests} short requests: {after_short}", flush=True)
         same = {name: answer_of(load, name) == text for name, text in answers.items()}
         process.send_signal(signal.SIGTERM)
         stopped = process.wait(60)
@@ -371,7 +387,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "requests": load.counts.total(),
         "unexpected": load.unexpected,
         "samples": [sample._asdict() for sample in samples],
-        "grown_bytes": samples[-1].resident_bytes - samples[0].resident_bytes,
+        "after_short_requests": after_short._asdict(),
         "answers_as_before": same,
         "exit_code": stopped,
         "standard_error": errors[-2000:],
@@ -380,14 +396,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def faults_of(found: dict[str, Any]) -> list[str]:
     """What is wrong after the load; empty where nothing is."""
-    first, *later = found["samples"]
+    samples, after_short = found["samples"], found["after_short_requests"]
     wrong = [f"unexpected: {each}" for each in found["unexpected"][:5]]
-    growth = statistics.median(each["resident_bytes"] for each in later[-3:]) - first["resident_bytes"]
-    if growth > MOST_GROWTH_BYTES:
-        wrong.append(f"memory grew by {growth / 1e6:.1f} MB")
+    for before, after in ((samples[len(samples) // 2], samples[-1]), (samples[-1], after_short)):
+        growth = after["resident_bytes"] - before["resident_bytes"]
+        if growth > MOST_GROWTH_BYTES:
+            wrong.append(f"memory grew by {growth / 1e6:.1f} MB")
     for name in ("threads", "files"):
-        if later[-1][name] > first[name]:
-            wrong.append(f"{name}: {first[name]} before, {later[-1][name]} after")
+        if after_short[name] > samples[0][name]:
+            wrong.append(f"{name}: {samples[0][name]} before, {after_short[name]} after")
+    if found["counts"].get("one after the other: 200", 0) < found["settings"]["short_requests"]:
+        wrong.append("short requests without an answer")
     if not all(found["answers_as_before"].values()):
         wrong.append("other answers than before")
     if found["exit_code"] or "Traceback" in found["standard_error"]:
@@ -400,6 +419,7 @@ def main() -> None:
     parser.add_argument("--model_name", default="models/tiny-olmoe", help="a checkpoint in one file")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--warm_up_minutes", type=float, default=2)
+    parser.add_argument("--short_requests", type=int, default=10_000)
     parser.add_argument("--stops", type=int, default=4, help="times at which the load rests and is measured")
     parser.add_argument("--pause", type=float, default=1.0, help="scales how long clients wait")
     parser.add_argument("--seed", type=int, default=0)
@@ -407,11 +427,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), args.model_name)
         found = measure(args, Path(folder))
+    found = {"schema_version": 1, "made": provenance(), "settings": vars(args), **found}
     wrong = faults_of(found)
-    save_result(
-        {"schema_version": 1, "made": provenance(), "settings": vars(args), **found, "faults": wrong},
-        args.json,
-    )
+    save_result(found | {"faults": wrong}, args.json)
     for each in [*(f"{name}: {count}" for name, count in found["counts"].items()), *wrong]:
         print(each)
     sys.exit(bool(wrong))
