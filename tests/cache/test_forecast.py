@@ -1,5 +1,8 @@
 """The forecast of coming tokens against its description written slowly, and what uses it."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,7 +112,7 @@ def test_predictor_and_quality_are_of_the_same_forecast(write):
     trace = random_trace(5, steps=60, prefill=0.0)
     tensors, decoded = drawn(), as_decode(trace)
     path = write(tensors)
-    predictor = make_predictor(f"forecast:weights={path}", LAYERS, EXPERTS)
+    predictor: Any = make_predictor(f"forecast:weights={path}", LAYERS, EXPERTS)
     assert not predictor.predict(0).any()
     used_TLE = (trace.experts[..., None] == np.arange(EXPERTS)).any(axis=2)
     rows = {(row.predictor, row.horizon_tokens): row for row in forecast_quality(trace, path)}
@@ -179,9 +182,11 @@ def test_watermark_placement_takes_the_forecast_of_later_runs(write, where):
     from dwellmoe.cache.tiers.watermark.watermark_cache import WatermarkCache
 
     path = write(drawn())
-    constants = PlacementConstants(**{"lookahead": "", where: f"forecast:weights={path}"})
+    spec = f"forecast:weights={path}"
+    constants = PlacementConstants(lookahead="")
+    constants = dataclasses.replace(constants, **{where: spec})
     cache = WatermarkCache((1,) * LAYERS, EXPERTS, (Tier(9, 1.0), Tier(0, 1.0)), constants)
-    predictor = make_predictor(f"forecast:weights={path}", LAYERS, EXPERTS)
+    predictor: Any = make_predictor(f"forecast:weights={path}", LAYERS, EXPERTS)
     trace: RoutingTrace = random_trace(6, steps=20)
     for row in trace.experts:
         for layer in range(LAYERS):

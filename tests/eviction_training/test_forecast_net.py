@@ -1,4 +1,4 @@
-"""The net of a forecast: its inputs are what the policy sees, it learns what follows what, and serves that."""
+"""The net of a forecast: its inputs are what the policy sees, and it learns what follows what."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,8 @@ def test_inputs_are_the_last_steps_and_the_layers_around():
 
 
 def test_nothing_of_the_running_token_is_known_of_later_layers():
-    assert all(back > 0 or up < 0 for up, back in NEIGHBOURS) and INPUTS == LOOKED_BACK + len(NEIGHBOURS)
+    assert all(back > 0 or up < 0 for up, back in NEIGHBOURS)
+    assert LOOKED_BACK + len(NEIGHBOURS) == INPUTS
 
 
 def test_an_untrained_net_adds_nothing():
