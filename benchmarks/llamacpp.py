@@ -122,17 +122,16 @@ def tokens_of(args: argparse.Namespace, files: Files) -> Tokens:
 
 
 def measure_in_memory(args: argparse.Namespace, files: Files) -> Answer:
-    """All weights in memory."""
+    """All weights in memory, one form after the other."""
     tokens = tokens_of(args, files)
     requests = [tokens.fresh(args.prompt_tokens) for _ in range(args.repeats + 1)]
-    with ExitStack() as stack:
-        workers: dict[str, Process] = {}
-        for form, path in files.llamacpp.items():
-            workers[form] = stack.enter_context(start_engine(args, form, files, "100%"))
-            workers[form].call("fill")
-            workers[f"llamacpp_{TYPES[form]}"] = stack.enter_context(start_llamacpp(args, path))
-        answers = take_turns(workers, requests, warm_up=1)
-        memory = {name: worker.memory() for name, worker in workers.items()}
+    answers, memory = {}, {}
+    for form, path in files.llamacpp.items():
+        with start_engine(args, form, files, "100%") as engine, start_llamacpp(args, path) as llamacpp:
+            engine.call("fill")
+            workers = {form: engine, f"llamacpp_{TYPES[form]}": llamacpp}
+            answers |= take_turns(workers, requests, warm_up=1)
+            memory |= {name: worker.memory() for name, worker in workers.items()}
     taken = {"decode": median_decode, "prefill": median_prefill}
     seconds = {
         what: {name: median(found) for name, found in answers.items()} for what, median in taken.items()

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 from numba import carray
 
+from dwellmoe.cache.kernel.jit import BARE
 from dwellmoe.experts.kernels import int4_vectors
 from dwellmoe.experts.kernels.int4_vectors import (
     HALF,
@@ -19,10 +20,12 @@ from dwellmoe.experts.kernels.int4_vectors import (
 )
 from dwellmoe.experts.kernels.one_row import SUM_IN_ANY_ORDER, one_row_pass
 from dwellmoe.experts.kernels.row_passes import rounded
-from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, take_chunk
+from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, prefetch, take_chunk
 
 OUTPUTS = 2 * HALF
 """Of a block."""
+AHEAD, LINE_BYTES = 4, 64
+"""Groups, and bytes of a cache line."""
 LARGEST = 127 * 256
 """Of a whole number whose high and low bytes are both signed."""
 # `pass_of` puts a function and a number in the place of these names.
@@ -44,6 +47,14 @@ def _codes_of(work, codes, block, group):
 @inlined
 def _scales_of(work, scales, block, group):
     return scales + 4 * (group * work.outputs + block * OUTPUTS)
+
+
+@inlined
+def _prefetch_scales(work, scales, block, group):
+    """Those of a later group: they lie far apart, where the processor does not expect them."""
+    begin = _scales_of(work, scales, block, group)
+    for line in range(0, 4 * OUTPUTS, LINE_BYTES):
+        prefetch(begin + line)
 
 
 @numba.njit(**SUM_IN_ANY_ORDER)
@@ -70,6 +81,16 @@ def _multiply(work, codes, scales, x, room, out, first, end):
         out[first + n] = rounded(totals[n])
 
 
+@numba.njit(**{**BARE, "fastmath": {"nnan", "nsz", "reassoc"}})
+def _largest(x):
+    """The largest size of these numbers; anything where one of them is NaN."""
+    largest = np.float32(0)
+    for i in range(len(x)):
+        size = abs(x[i])
+        largest = size if size > largest else largest
+    return largest
+
+
 def _in_steps(work, x, room):
     """x as whole numbers of 16 bits, their high and low bytes, times a step for each group: closer to x than
     a float is to the sum of a group. Behind them each group's step and sum.
@@ -79,9 +100,7 @@ def _in_steps(work, x, room):
     steps = _steps_of(room.ctypes.data, inputs, count)
     for group in range(inputs // count):
         first = group * count
-        largest = np.float32(0)
-        for i in range(first, first + count):
-            largest = max(largest, abs(x[i]))
+        largest = _largest(x[first : first + count])
         step = largest / np.float32(LARGEST)
         per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
         total = 0
@@ -109,6 +128,7 @@ def _multiply_steps(work, codes, scales, x, room, out, first, end):
     count, inputs, block = work.block, work.inputs, first // OUTPUTS
     totals, steps = np.zeros(OUTPUTS, np.float32), _steps_of(room.ctypes.data, inputs, count)
     for group in range(inputs // count):
+        _prefetch_scales(work, scales, block, group + AHEAD)
         add_integer_products(
             _codes_of(work, codes, block, group),
             _scales_of(work, scales, block, group),

@@ -30,6 +30,8 @@ FIELDS = (
     *("matrices", "codes", "scales", "x", "out"),
 )
 """The numbers that a pass is given: sizes, and the addresses of its arrays. The first is shared."""
+READ, KEEP, DATA = 0, 3, 1
+"""What `llvm.prefetch` is told: not to be written, keep in all caches, no code."""
 Work = types.CPointer(numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS])))
 
 
@@ -54,8 +56,25 @@ def _pointer(typing_context, address):
     return types.voidptr(types.int64), generate
 
 
+@intrinsic
+def _prefetch(typing_context, address):
+    """Asks for the cache line at an address, which need not be memory of ours."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, number = cgutils.voidptr_t, ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.inttoptr(arguments[0], pointer)
+        builder.call(function, [place, number(READ), number(KEEP), number(DATA)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 take_chunk: Any = _count_up
 """`take_chunk(pointer)` in a pass: the number of the next chunk, which no other thread is given."""
+prefetch: Any = _prefetch
+"""`prefetch(address)` in a pass: begins to load what a later step reads."""
 memory: Any = _pointer
 """`memory(address)` in a pass: of which `numba.carray` makes an array."""
 
