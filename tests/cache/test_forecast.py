@@ -128,8 +128,8 @@ def test_predictor_and_quality_are_of_the_same_forecast(write):
             assert np.allclose(predictor.predict_later(layer), later, atol=1e-5)
     for horizon in HORIZONS:
         row, i = rows["ml_forecast", horizon], HORIZONS.index(horizon)
-        layers = range(LAYERS)
-        expected = np.mean([slow_quality(p_LHTE[n][i], used_TLE[:, n], horizon) for n in layers], axis=0)
+        layers = [slow_quality(p_LHTE[n][i], used_TLE[:, n], horizon) for n in range(LAYERS)]
+        expected = np.array(layers).mean(axis=0).tolist()
         assert (row.log_loss, row.recall_at_k, row.recall_at_2k) == pytest.approx(tuple(expected), abs=1e-4)
         assert row.tokens == trace.steps - horizon and 0 <= row.calibration_error <= 1
         assert rows[SHARE, horizon].recall_at_2k >= rows[SHARE, horizon].recall_at_k
@@ -146,7 +146,7 @@ def slow_quality(p_TE, used_TE, horizon):
         needed += within.sum()
         recalled += sum(within[e] for e in best[: within.sum()])
         recalled_2k += sum(within[e] for e in best[: 2 * within.sum()])
-    return np.mean(loss), recalled / needed, recalled_2k / needed
+    return float(np.mean(loss)), recalled / needed, recalled_2k / needed
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
