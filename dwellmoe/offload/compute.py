@@ -52,13 +52,14 @@ def _products(
     module: Any, x_MI: Tensor, weights: Sequence[Matrix], biases: Sequence[Tensor | None]
 ) -> Tensor:
     """One row, or a row of its own, times each of M matrices of one shape, [M, O]: a tensor of its own."""
-    first, rows = weights[0], x_MI.expand(len(weights), -1).split(1)
+    first: Any = weights[0]  # all others are held as the first is
     if isinstance(first, LowBitMatrix):
-        out_MO = first.format.products(x_MI, [each.stored for each in weights], first.shape_OI)  # type: ignore[union-attr] - of one layout
+        held: Any = weights
+        out_MO = first.format.products(x_MI, [each.stored for each in held], first.shape_OI)
     elif _in_one_pass(module, x_MI, first, len(weights)):
-        out_MO = one_row.products(one_row.BFLOAT16, x_MI, _shape(first), weights)  # type: ignore[arg-type] - of one layout
+        out_MO = one_row.products(one_row.BFLOAT16, x_MI, _shape(first), weights)  # type: ignore[arg-type]
     else:
-        pairs = zip(rows, weights, strict=True)
+        pairs = zip(x_MI.expand(len(weights), -1).split(1), weights, strict=True)
         out_MO = torch.cat([_product(module, row, each, None) for row, each in pairs])
     return out_MO if biases[0] is None else out_MO.add_(torch.stack(list(biases)))  # type: ignore[arg-type]
 
