@@ -14,6 +14,7 @@ sweep() { # on prompts too, objective, weights
     "${training[@]}" --locality_on_prompt "$1"
 }
 sweep False cache_miss 0.3 0.6
-sweep True pool 0.5 1
+sweep True pool 0.3 1
+sweep True pool:balance=1 1
 sweep True cache_miss+0.5*pool 0.3 0.6
 python runs/pool_table.py "$out"
