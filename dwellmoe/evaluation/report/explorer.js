@@ -205,7 +205,7 @@ class LayerChart extends FigureChart {
     this.phase = make("select", { id: "choose-layer-phase" }, ...distinct(data.locality.map((row) => row.phase)).map((phase) => make("option", { value: phase, text: phase })));
     this.phase.value = "decode";
     this.phase.addEventListener("change", () => this.draw());
-    return make("p", { class: "controls" }, make("label", { class: "control" }, make("span", { text: "Phase" }), this.phase));
+    return make("p", { class: "controls" }, make("label", { class: "choice" }, make("span", { text: "Phase" }), this.phase));
   }
 
   update(shown, text) {
@@ -241,7 +241,7 @@ class SpeedChart extends FigureChart {
   controls() {
     this.policy = make("select", { id: "choose-speed-policy" }, ...distinct(data.speed.map((series) => series.policy)).map((policy) => make("option", { value: policy, text: policy })));
     this.policy.addEventListener("change", () => this.draw());
-    return make("p", { class: "controls" }, make("label", { class: "control" }, make("span", { text: "Policy" }), this.policy));
+    return make("p", { class: "controls" }, make("label", { class: "choice" }, make("span", { text: "Policy" }), this.policy));
   }
 
   update(shown) {

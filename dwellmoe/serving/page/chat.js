@@ -27,6 +27,7 @@ class Chat {
   }
 
   begin() {
+    if (this.running) this.running.forgotten = true;
     this.running?.abort();
     this.messages = [];
     byId("log").replaceChildren();
@@ -36,7 +37,7 @@ class Chat {
 
   async ask(text) {
     if (!text.trim() || this.running) return;
-    this.running = new AbortController();
+    const run = this.running = new AbortController();
     this.fail("");
     byId("chat-hint")?.remove();
     byId("message").value = "";
@@ -53,10 +54,13 @@ class Chat {
         this.scroll();
       }
     } catch (error) {
-      ended = this.running.signal.aborted ? "stopped" : error.message;
+      ended = run.signal.aborted ? "stopped" : error.message;
     }
+    this.running = null;
+    this.showRunning(false);
     reply.classList.remove("waiting");
     reply.removeAttribute("aria-busy");
+    if (run.forgotten) return;
     if (ended && ended !== "stopped") this.fail(ended);
     if (written || ended === "stopped") {
       this.messages = [...asked, { role: "assistant", content: written }];
@@ -69,8 +73,6 @@ class Chat {
       this.messages = [...asked, { role: "assistant", content: "" }];
       reply.append(make("footer", { text: "an empty answer" }));
     }
-    this.running = null;
-    this.showRunning(false);
     this.scroll();
   }
 

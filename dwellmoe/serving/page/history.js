@@ -9,11 +9,14 @@ class CountHistory {
     this.before = null;
   }
 
+  /** Whether another server answers than before. */
   add(found) {
-    if (this.before && this.before.started === found.started) this.samples.push(differences(this.before, found));
-    else this.samples = [];
+    const other = this.before !== null && this.before.started !== found.started;
+    if (other) this.samples = [];
+    else if (this.before) this.samples.push(differences(this.before, found));
     this.before = found;
     this.samples = this.samples.filter((sample) => sample.at >= found.now - KEPT_SECONDS);
+    return other;
   }
 
   /** [[seconds from now, value or null], ...] of one of the values. */

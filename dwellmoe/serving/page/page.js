@@ -2,7 +2,9 @@
 
 const POLL_MILLISECONDS = 1000;
 
-let token = "", paused = false, timer = null;
+const PATIENCE_MILLISECONDS = 15000;
+
+let token = "", paused = false, asking = false, timer = null;
 
 function request(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
@@ -30,7 +32,8 @@ function trimmed(value) {
 }
 
 function show(found) {
-  counts.add(found);
+  const isOther = counts.add(found);
+  if (isOther) begin();
   seconds.min = counts.begin;
   seconds.marks = byId("speed").clientWidth < 200 ? [counts.begin, 0] : [counts.begin, counts.begin / 2, 0];
   for (const each of CHARTS) {
@@ -45,7 +48,13 @@ function show(found) {
   byId("queue").textContent = `${queue.running} running, ${queue.waiting} waiting`;
   chat.showModels(found.models);
   if (cache) experts.update(cache);
-  if (answer) strip.update(answer, found.has_cache ? model.layers * model.chosen : 0);
+  if (answer && !isOther) strip.update(answer, found.has_cache ? model.layers * model.chosen : 0);
+}
+
+/** The server began anew, and counts from 0. */
+function begin() {
+  experts.forget();
+  strip.begin(null);
 }
 
 function showState(text, kind) {
@@ -55,18 +64,27 @@ function showState(text, kind) {
 
 async function update() {
   clearTimeout(timer);
-  if (paused || document.hidden) return;
-  try {
-    const response = await request(`v1/live?answer=${strip.number ?? 0}&tokens=${strip.known}`);
-    byId("key").hidden = response.status !== 401;
-    if (response.ok) show(await response.json());
-    showState(response.ok ? "live" : await refusal(response), response.ok ? "live" : "bad");
-  } catch (error) {
-    if (!(error instanceof TypeError)) throw error;
-    showState("the server does not answer", "bad");
-  }
-  if (paused) showState("paused", "");
+  if (paused || document.hidden || asking) return;
+  asking = true;
+  const { found, refused, locked } = await ask();
+  asking = false;
   timer = setTimeout(update, POLL_MILLISECONDS);
+  byId("key").hidden = !locked;
+  if (paused) showState("paused", "");
+  else showState(refused ?? "live", refused ? "bad" : "live");
+  if (found) show(found);
+}
+
+/** The figures, or why there are none. */
+async function ask() {
+  try {
+    const signal = AbortSignal.timeout(PATIENCE_MILLISECONDS);
+    const response = await request(`v1/live?answer=${strip.number ?? 0}&tokens=${strip.known}`, { signal });
+    if (response.ok) return { found: await response.json() };
+    return { refused: await refusal(response), locked: response.status === 401 };
+  } catch {
+    return { refused: "the server does not answer" };
+  }
 }
 
 byId("pause").addEventListener("click", () => {
