@@ -26,6 +26,8 @@ GROUPS = (32, 64, 128)
 MIDDLE, LARGEST = 8, 15
 SHRINKS = (1.0, 0.93, 0.86, 0.79)
 """Shares of a group's range that are tried."""
+ROWS_AT_ONCE = 16 * OUTPUTS
+"""Rows that are quantised at once: ten copies of them are in memory meanwhile."""
 FEW_ROWS = 32
 """With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 
@@ -51,6 +53,12 @@ class Int4(QuantisingFormat):
         return -(-shape_OI[0] // OUTPUTS) * OUTPUTS, -(-shape_OI[1] // self.group) * self.group
 
     def quantise(self, weight_OI: Tensor) -> dict[str, Tensor]:
+        parts = [self._quantise_rows(rows_OI) for rows_OI in weight_OI.split(ROWS_AT_ONCE)]
+        both, codes = (torch.cat(kind) for kind in zip(*parts, strict=True))
+        return {"scales_and_zeros": both.transpose(0, 1).contiguous(), "codes": codes}
+
+    def _quantise_rows(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zeros [N, G, 2], and codes."""
         outputs, inputs = self._whole((weight_OI.shape[0], weight_OI.shape[1]))
         groups_BN = self._whole_groups(weight_OI.float()).reshape(-1, self.group)
         tried = [_quantised(groups_BN, shrink) for shrink in SHRINKS]
@@ -58,10 +66,8 @@ class Int4(QuantisingFormat):
         scales_B, zeros_B, codes_BN = (_chosen(kind, best_B) for kind in list(zip(*tried, strict=True))[1:])
         both_OG2 = torch.stack([scales_B, zeros_B], dim=1).bfloat16().view(len(weight_OI), -1, 2)
         below = outputs - len(weight_OI)
-        return {
-            "scales_and_zeros": pad(both_OG2, (0, 0, 0, 0, 0, below)).transpose(0, 1).contiguous(),
-            "codes": _in_blocks(pad(codes_BN.view(-1, inputs // 2), (0, 0, 0, below))),
-        }
+        codes_NK = pad(codes_BN.view(-1, inputs // 2), (0, 0, 0, below))
+        return pad(both_OG2, (0, 0, 0, 0, 0, below)), _in_blocks(codes_NK)
 
     def _whole_groups(self, weight_OI: Tensor) -> Tensor:
         """The matrix, a last group that is not full filled up with its own numbers: so they alone decide its
