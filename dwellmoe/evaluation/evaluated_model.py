@@ -15,6 +15,7 @@ from dwellmoe.evaluation.rerouting import ReroutingSettings
 from dwellmoe.experts.low_bit_linear import low_bit_bytes
 from dwellmoe.families import MoeLayer, expert_bytes, expert_parameters
 from dwellmoe.offload import LiveRerouting, engine_of
+from dwellmoe.offload.check_settings import naming
 from dwellmoe.routing import SimulatedCache
 
 
@@ -87,7 +88,8 @@ def rerouting_budget(settings: ReroutingSettings, evaluated: EvaluatedModel) -> 
         return engine.budget
     first = evaluated.moe_layers[0]
     sizes = ModelSizes(len(evaluated.moe_layers), first.num_experts, evaluated.expert_bytes)
-    budget = budget_of(sizes, "layer", settings.budget)
+    with naming("expert_budget", settings.budget):
+        budget = budget_of(sizes, "layer", settings.budget)
     if budget.capacity < first.top_k:
         raise UserError(
             f"--expert_budget {settings.budget} leaves {budget.capacity} slots a layer: a token needs "
