@@ -6,6 +6,7 @@ import pytest
 from dwellmoe.cache.learned.forecast import HORIZONS, LOOKED_BACK, NEIGHBOURS
 from dwellmoe.cache.replay.forecast_quality import forecast_quality
 from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
 from dwellmoe.eviction_training.fit import FitSettings, fit
 from dwellmoe.eviction_training.forecast_net import INPUTS, ForecastNet, inputs_of
 from tests.cache.traces import random_trace
@@ -28,6 +29,14 @@ def test_inputs_are_the_last_steps_and_the_layers_around():
 def test_nothing_of_the_running_token_is_known_of_later_layers():
     assert all(back > 0 or up < 0 for up, back in NEIGHBOURS)
     assert LOOKED_BACK + len(NEIGHBOURS) == INPUTS
+
+
+def test_too_short_held_out_requests_are_refused_before_anything_is_fitted(tmp_path):
+    base = random_trace(0, steps=20, prefill=0.0)
+    trace = RoutingTrace(base.experts, base.phase, (np.arange(20) // 4).astype(np.int32), 12)
+    with pytest.raises(UserError, match="--validation"):
+        fit(trace, "ml_forecast", str(tmp_path / "w.safetensors"), FitSettings(capacity=6))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_untrained_net_adds_nothing():

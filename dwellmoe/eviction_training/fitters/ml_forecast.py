@@ -10,6 +10,7 @@ from dwellmoe.cache.learned.forecast import HORIZONS, LAYOUT, NAMES
 from dwellmoe.cache.progress import Progress
 from dwellmoe.cache.replay.forecast_quality import ForecastRow, forecast_quality
 from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.errors import UserError
 from dwellmoe.eviction_training.fit import FitSettings, Fitted, validation_hit_rate
 from dwellmoe.eviction_training.fitters.ml_habits import COLD_STEPS, regress_with_intercept
 from dwellmoe.eviction_training.forecast_net import ForecastNet, LayerSteps, inputs_of, train_net
@@ -30,7 +31,15 @@ VALUES = {
 
 
 def fit(split: Split, settings: FitSettings, progress: Progress | None = None) -> Fitted:
-    """The log has a row for each layer's net, and one for each of `VALUES`."""
+    """The log has a row for each layer's net, and one for each of `VALUES`.
+
+    UserError where the validation requests are too short to judge the longest horizon by.
+    """
+    if split.validation.steps <= max(HORIZONS):
+        raise UserError(
+            f"ml_forecast: the held-out requests have {split.validation.steps} tokens, and judging needs "
+            f"more than {max(HORIZONS)}: give a longer trace or a larger --validation"
+        )
     steps = split.train.layers + len(VALUES)
     offset_H = log_odds_of_chance(split.train)
     general_HF = fit_general(split, offset_H, np.random.default_rng(settings.seed))
