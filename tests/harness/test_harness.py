@@ -156,9 +156,13 @@ def test_ecr_hits_and_bytes_stand_beside_each_score(ran):
         assert any(found["tokens"] == "as_decoded" and 0 <= found["ecr"] <= 1 for found in row["locality"])
 
 
-def test_a_group_is_the_harness_own_group(tiny_checkpoint, tasks, tmp_path, monkeypatch):
-    """Among all tasks that the harness has."""
+def test_own_tasks_stand_beside_those_of_the_harness(tasks, monkeypatch):
     monkeypatch.setattr(harness_tasks, "TaskManager", TaskManager)
+    found = harness_tasks.find_tasks(["words_choice"], str(tasks))
+    assert {"hellaswag", "words_choice", "words_group"} <= {*found.all_tasks}
+
+
+def test_a_group_is_the_harness_own_group(tiny_checkpoint, tasks, tmp_path):
     report = run(tiny_checkpoint, tasks, tmp_path / "out", names="words_group")
     expected = direct(tiny_checkpoint, tasks, "words_group")
     by_name = {row["task"]: row for row in report["tasks"]}
