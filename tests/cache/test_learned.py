@@ -108,7 +108,9 @@ def test_ml_cecar_serves_the_nets_it_was_given(tmp_path):
         both = [evaluate(net, x.reshape(-1, 2), layer).reshape(x.shape[:2]) for net in (short, long)]
         keep = -((1 - w2) * both[0] + w2 * both[1])
         table = ml_cecar.tabulate(tensors, w2)[layer]
-        looked_up = np.vectorize(lambda r, f, t=table: ml_cecar.look_up(t, r, f))(x[..., 0], x[..., 1])
+        looked_up = np.vectorize(lambda r, f, t=table: ml_cecar.look_up.py_func(t, r, f))(
+            x[..., 0], x[..., 1]
+        )
         off = np.abs(looked_up - keep) / np.ptp(keep)  # largest where the nets' absolute value has its kink
         assert off.max() < 1e-2 and off.mean() < 1e-4
         assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=looked_up: keep[t, e])
