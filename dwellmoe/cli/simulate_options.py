@@ -100,8 +100,8 @@ def _add_report(commands) -> None:
         "--against",
         type=Path,
         metavar="TRACE",
-        help="a trace of the same requests with another routing, e.g. before training: adds the LRU cache that "
-        "it needs to miss as seldom",
+        help="a trace of the same requests with another routing, e.g. before training: adds the LRU cache "
+        "that it needs to miss as seldom",
     )
     _add_setup(command)
     command.add_argument("--markdown", action="store_true", help="print the tables in Markdown")

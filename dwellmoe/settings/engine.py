@@ -26,8 +26,8 @@ class EngineSettings(Settings):
         "recent:tokens=8",
         "which experts of a prompt stay in the decode cache: none (the cache is left alone), recent:tokens=N "
         "(those that the last N prompt tokens used most), lrfu:decay=D (those used most, a use counting D "
-        "times less with each token since), pool (those that the whole prompt used most), shared (prompts use "
-        "the decode cache as decoding does)",
+        "times less with each token since), pool (those that the whole prompt used most), shared (prompts "
+        "use the decode cache as decoding does)",
     )
     prefill_policy: str = option(
         "",
