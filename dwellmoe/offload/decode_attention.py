@@ -35,5 +35,6 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def attend_fast(model: PreTrainedModel) -> None:
     """From now on single tokens take the pass, where the model attends by torch's function."""
-    if model.config._attn_implementation == TORCHS:
-        model.set_attn_implementation(NAME)
+    decoder: Any = model.get_decoder()  # beside it may be models of images or sound
+    if decoder.config._attn_implementation == TORCHS:
+        decoder.set_attn_implementation(NAME)

@@ -127,7 +127,7 @@ def test_the_folder_is_whole(run, report, workspace):
     assert sorted(file.name for file in run.iterdir()) == report["files"]
     assert json.loads((workspace / "copy.json").read_text()) == report
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "tuned against control" in page and set(report["made"]) == {"command", "code", "date"}
     assert "expert consistency rate" in page.lower() and "prefers-color-scheme: dark" in page
     assert page.index("decode, scope layer") < page.index("prefill, scope layer")

@@ -210,7 +210,7 @@ def test_last_tokens_leave_padding_out_and_begin_anew():
     [
         (
             "oracle",
-            "unknown prefetch predictor 'oracle': choose from ewma, gate_ahead",
+            "unknown prefetch predictor 'oracle': choose from ewma, forecast, gate_ahead",
         ),
         ("recorded:file=x", "unknown prefetch predictor 'recorded'"),
         ("scoutgate", "give its weights, scoutgate:weights=FILE"),
@@ -234,7 +234,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(spec, message):
         ),
         (
             {"placement_predictor": "oracle"},
-            "unknown placement predictor 'oracle': choose from ewma, gate_ahead",
+            "unknown placement predictor 'oracle': choose from ewma, forecast, gate_ahead",
         ),
         ({"placement_predictor": "scoutgate"}, "--placement_predictor scoutgate: give its weights"),
     ],
