@@ -91,10 +91,10 @@ def point(
 
 def _worth(found: Measured, base: Measured, budget: str, resamples: int) -> dict | None:
     """The LRU cache that the base's routing needs to miss as seldom; None where it is the same routing."""
-    traces = [measured.recordings["teacher_forced"].trace for measured in (found, base)]
-    if (traces[0].experts == traces[1].experts).all():
+    trace, untouched = (measured.recordings["teacher_forced"].trace for measured in (found, base))
+    if (trace.experts == untouched.experts).all():
         return None
-    return memory_equivalent(*traces, budget, resamples=resamples).as_dict()
+    return memory_equivalent(trace, untouched, budget, resamples=resamples).as_dict()
 
 
 def run(options: Options, evaluated: EvaluatedModel, *levels: list[str]) -> list[dict]:

@@ -15,7 +15,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -93,7 +93,8 @@ def config_of(shape: str) -> PretrainedConfig:
         raise unknown_name("shape", shape, SHAPES)
     fields = dict(SHAPES[shape])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields, **ENDLESS, dtype="bfloat16")
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]  # as published ones have
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [model_class.__name__]  # as published ones have
     return config
 
 

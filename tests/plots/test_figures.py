@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,10 +83,9 @@ def test_it_is_drawn_and_saved(name, tmp_path):
 def test_a_memory_equivalent_stands_beside_its_interval():
     (axes,) = FIGURES["worth"]().axes
     assert [text.get_text() for text in axes.texts] == ["1.90x", "at least 4.00x"]
+    lines: list[Any] = list(axes.lines)
     spans = [
-        line.get_xdata()
-        for line in axes.lines
-        if len(line.get_xdata()) == 2 and line.get_ydata()[0] in (0, 1)
+        line.get_xdata() for line in lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] in (0, 1)
     ]
     assert [list(span) for span in spans[:2]] == [[1.7, 2.1], [4.0, 4.0]]
 

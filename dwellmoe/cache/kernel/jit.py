@@ -86,7 +86,8 @@ def helper(function: Callable) -> Callable:
 
     Python never calls it: the code that would unpack its arguments takes longer to compile than all the rest.
     """
-    return numba.njit(function, no_cpython_wrapper=True, **BARE)
+    options: dict[str, Any] = {"no_cpython_wrapper": True, **BARE}
+    return numba.njit(function, **options)
 
 
 def bound(function: Callable, **names: Callable) -> FunctionType:

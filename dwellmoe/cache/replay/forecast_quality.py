@@ -74,7 +74,7 @@ def forecast_quality(
 def used_within(used_TE: np.ndarray, horizon: int) -> np.ndarray:
     """bool [T - horizon, E]: whether an expert is used in one of the `horizon` steps after each step."""
     later = np.lib.stride_tricks.sliding_window_view(used_TE[1:], horizon, axis=0)
-    return later.any(axis=-1)
+    return np.asarray(later.any(axis=-1))
 
 
 def forecast_lines(rows: Sequence[ForecastRow]) -> list[str]:

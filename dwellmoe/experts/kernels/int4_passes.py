@@ -24,6 +24,7 @@ from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, prefetch,
 
 OUTPUTS = 2 * HALF
 """Of a block."""
+WITHOUT_NAN: Any = {"fastmath": {"nnan", "nsz", "reassoc"}, **BARE}
 AHEAD, LINE_BYTES = 4, 64
 """Groups, and bytes of a cache line."""
 LARGEST = 127 * 256
@@ -81,7 +82,7 @@ def _multiply(work, codes, scales, x, room, out, first, end):
         out[first + n] = rounded(totals[n])
 
 
-@numba.njit(**{**BARE, "fastmath": {"nnan", "nsz", "reassoc"}})
+@numba.njit(**WITHOUT_NAN)
 def _largest(x):
     """The largest size of these numbers; anything where one of them is NaN."""
     largest = np.float32(0)
