@@ -66,6 +66,12 @@ def _sum(x):
     return total
 
 
+@inlined
+def _write(totals, out, first):
+    for n in range(OUTPUTS):
+        out[first + n] = rounded(totals[n])
+
+
 def _multiply(work, codes, scales, x, room, out, first, end):
     """The outputs of one block."""
     count, block, totals = work.block, first // OUTPUTS, np.zeros(OUTPUTS, np.float32)
@@ -78,8 +84,7 @@ def _multiply(work, codes, scales, x, room, out, first, end):
             totals.ctypes.data,
             count,
         )
-    for n in range(OUTPUTS):
-        out[first + n] = rounded(totals[n])
+    _write(totals, out, first)
 
 
 @numba.njit(**WITHOUT_NAN)
@@ -140,8 +145,7 @@ def _multiply_steps(work, codes, scales, x, room, out, first, end):
             totals.ctypes.data,
             count,
         )
-    for n in range(OUTPUTS):
-        out[first + n] = rounded(totals[n])
+    _write(totals, out, first)
 
 
 def _product(pointer):
@@ -155,10 +159,8 @@ def _product(pointer):
     while block < outputs // OUTPUTS:
         out[:, block * OUTPUTS : (block + 1) * OUTPUTS] = 0
         for group in range(inputs // count):
-            codes, scales = (
-                _codes_of(work, work.codes, block, group),
-                _scales_of(work, work.scales, block, group),
-            )
+            codes = _codes_of(work, work.codes, block, group)
+            scales = _scales_of(work, work.scales, block, group)
             decode_float32(codes, scales, table.ctypes.data, 4 * OUTPUTS, count)
             for s in range(rows):
                 sums = out[s, block * OUTPUTS : (block + 1) * OUTPUTS]
@@ -177,10 +179,8 @@ def _dequantise(pointer):
     block = take_chunk(pointer)
     while block < outputs // OUTPUTS:
         for group in range(inputs // count):
-            codes, scales = (
-                _codes_of(work, work.codes, block, group),
-                _scales_of(work, work.scales, block, group),
-            )
+            codes = _codes_of(work, work.codes, block, group)
+            scales = _scales_of(work, work.scales, block, group)
             place = work.out + group * count * row_bytes + block * ITEM_BYTES * OUTPUTS
             decode(codes, scales, place, row_bytes, count)
         block = take_chunk(pointer)
