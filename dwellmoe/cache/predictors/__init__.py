@@ -11,7 +11,7 @@ import numpy as np
 from dwellmoe.cache.trace import RoutingTrace
 from dwellmoe.registry import Registry
 
-PREDICTORS = Registry("predictor", __name__, "predictor")
+PREDICTORS = Registry("predictor", __name__, "predictor", skip=("watching",))
 
 
 class Predictor(Protocol):

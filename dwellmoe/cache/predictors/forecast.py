@@ -6,10 +6,10 @@ from dwellmoe.cache.access import MOST_IDS, begin_pass, write_layer_ids
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.learned import forecast
 from dwellmoe.cache.learned.forecast import HORIZONS, Forecast
-from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cache.predictors.watching import WatchingPredictor
 
 
-class ForecastPredictor:
+class ForecastPredictor(WatchingPredictor):
     """Weights of `dwellmoe simulate fit --policy ml_forecast`, or the shipped ones. It counts
     while it watches.
     """
@@ -21,15 +21,6 @@ class ForecastPredictor:
         self.steps = [0] * layers
         self._layer_ids = np.zeros((2, layers, 1 + MOST_IDS), np.uint16)
         self._p_HE = np.zeros((len(HORIZONS), experts))
-
-    def learn(self, used_TLE: np.ndarray) -> None:
-        for used_LE in used_TLE:
-            for layer, used_E in enumerate(used_LE):
-                self.watch(layer, used_E)
-
-    def follow(self, trace: RoutingTrace) -> None: ...
-
-    def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
         return self._within(layer)[0].copy()

@@ -5,10 +5,10 @@ import numpy as np
 from dwellmoe.cache.kernel.jit import compiled
 from dwellmoe.cache.learned import routing_statistics
 from dwellmoe.cache.learned.routing_statistics import RoutingStatistics, load_habits
-from dwellmoe.cache.trace import RoutingTrace
+from dwellmoe.cache.predictors.watching import WatchingPredictor
 
 
-class HabitsPredictor:
+class HabitsPredictor(WatchingPredictor):
     """One file of weights for all layers and models; the counts are made while it watches."""
 
     horizon = 1
@@ -18,15 +18,6 @@ class HabitsPredictor:
         self.statistics = RoutingStatistics.allocate(layers, experts, layers)
         self.steps = [0] * layers
         self.scores = np.zeros(experts)
-
-    def learn(self, used_TLE: np.ndarray) -> None:
-        for used_LE in used_TLE:
-            for layer, used_E in enumerate(used_LE):
-                self.watch(layer, used_E)
-
-    def follow(self, trace: RoutingTrace) -> None: ...
-
-    def start(self) -> None: ...
 
     def predict(self, layer: int) -> np.ndarray:
         if not self.steps[layer]:
