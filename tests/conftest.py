@@ -13,11 +13,18 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.data.stand_ins import WORDS, word_tokenizer, words, write_task
+from tests.session_folder import begin_session
 from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("no deadline", deadline=None)  # no test may fail because a machine is busy
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session_folders(tmp_path_factory):
+    """What is made once a session lies where pytest deletes it."""
+    begin_session(tmp_path_factory.mktemp("session"))
 
 
 @pytest.fixture(autouse=True)

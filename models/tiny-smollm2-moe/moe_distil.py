@@ -17,6 +17,7 @@ from dwellmoe.locality.balance import balance_loss
 from moe_heal import BALANCE_WEIGHT
 
 BATCH_ROWS = 2
+SAVE_STEPS = 10
 
 
 def distil(
@@ -50,7 +51,7 @@ def _arguments(folder: Path, learning_rate: float, seed: int) -> TrainingArgumen
         adam_beta2=0.95,
         max_grad_norm=1.0,
         logging_steps=10,
-        save_steps=10,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         report_to="none",
         seed=seed,
@@ -61,6 +62,12 @@ class Distiller(Trainer):
     """The Trainer with the divergence from the dense model, and the balance of the routers, for a loss."""
 
     dense: nn.Module
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # The Trainer's own way does not know the names under which the experts were saved, and leaves them out.
+        moe: Any = model or self.model
+        saved = type(moe).from_pretrained(resume_from_checkpoint, dtype=moe.dtype)
+        moe.load_state_dict(saved.state_dict())
 
     def compute_loss(self, model: Any, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():

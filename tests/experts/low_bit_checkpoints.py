@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.session_folder import session_folder
 from tests.tiny_models import tiny_model
 
 FP8_BLOCK = (16, 16)
@@ -22,7 +22,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 32}
 @cache
 def mxfp4_checkpoint(**sizes: int) -> Path:
     """GPT-OSS: blocks and scales for all experts of a layer, biases and the rest in bfloat16."""
-    folder = Path(mkdtemp(prefix="dwellmoe-mxfp4-"))
+    folder = session_folder("mxfp4")
     model = _same_model("gpt_oss", **WIDE, **sizes)
     model.to(torch.bfloat16).save_pretrained(folder)
     draw = torch.Generator().manual_seed(0)
@@ -43,7 +43,7 @@ def mxfp4_checkpoint(**sizes: int) -> Path:
 @cache
 def fp8_checkpoint(family: str, scale_type: torch.dtype = torch.float32) -> Path:
     """Every matrix of attention, experts and dense layers in E4M3 with a scale for each block."""
-    folder = Path(mkdtemp(prefix=f"dwellmoe-fp8-{family}-"))
+    folder = session_folder(f"fp8-{family}")
     model = _same_model(family, hidden_size=32)
     model.to(torch.bfloat16).save_pretrained(folder)
 

@@ -3,7 +3,6 @@
 import shutil
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ from dwellmoe.settings.model import ModelSettings
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.test_rerouting import generated
 from tests.offload.workbench import cached, checkpoint, engine_of, packed, present, prompt, tiers
+from tests.session_folder import session_folder
 
 PUBLISHED: dict[str, Any] = {
     "mxfp4": mxfp4_checkpoint,
@@ -125,7 +125,7 @@ def test_a_slot_is_as_large_as_what_is_stored(published, dtype):
 def test_a_budget_in_bytes_holds_more_experts():
     """All 8 of a layer, where in 16 bits the same memory holds 2."""
     plain = checkpoint("olmoe", torch.bfloat16, hidden_size=128, intermediate_size=128)
-    low = Path(mkdtemp(prefix="dwellmoe-packed-wide-"))
+    low = session_folder("packed-wide")
     pack(str(plain), low, "int4", workers=1)
     slots = []
     for folder in (plain, low):

@@ -12,7 +12,6 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -39,6 +38,7 @@ from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.workbench import checkpoint, engine_of, prompt
+from tests.session_folder import session_folder
 from tests.tiny_models import FAMILIES
 
 FORMATS = ("as_stored", "int8", "int4:group=32", "nf4", "mxfp4")
@@ -47,7 +47,7 @@ FORMATS = ("as_stored", "int8", "int4:group=32", "nf4", "mxfp4")
 @cache
 def packed(folder: Path, format: str = "int4:group=32") -> Path:
     """A checkpoint in a format, packed once a session."""
-    out = Path(mkdtemp(prefix="dwellmoe-packed-"))
+    out = session_folder("packed")
     pack(str(folder), out, format, workers=2)
     return out
 
@@ -167,7 +167,7 @@ def stop_after(monkeypatch, count: int, error: BaseException) -> None:
 @given(count=st.integers(1, 23), damaged=st.integers(0, 23), tail=st.sampled_from(["", "7", "3 ab", "x y\n"]))
 def test_an_interrupted_run_goes_on_to_the_same_bytes(count, damaged, tail, monkeypatch):
     """Also after a power cut: the last line torn, a record lost that was noted as written."""
-    out = Path(mkdtemp(prefix="dwellmoe-packed-"))
+    out = session_folder("packed")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, count, Stopped())
         pack(str(checkpoint("olmoe")), out, "int4:group=32", workers=1)

@@ -2,7 +2,6 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,14 @@ from transformers import AutoModelForCausalLM
 from dwellmoe.cache.tiers.watermark.placement import DEVICE, DISK, RAM
 from dwellmoe.offload import Engine, EngineSettings, load_with_cache
 from dwellmoe.offload.pack import pack
+from tests.session_folder import session_folder
 from tests.tiny_models import tiny_model
 
 
 @cache
 def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> Path:
     """A random model of this family on disk, made once a session."""
-    folder = Path(mkdtemp(prefix=f"dwellmoe-{family}-"))
+    folder = session_folder(family)
     model: Any = tiny_model(family, **overrides)
     model.to(dtype).save_pretrained(folder)
     return folder
@@ -27,7 +27,7 @@ def checkpoint(family: str, dtype: torch.dtype = torch.float32, **overrides) -> 
 @cache
 def packed(family: str, format: str) -> Path:
     """The same model in 16 bits, packed in a format."""
-    folder = Path(mkdtemp(prefix=f"dwellmoe-packed-{family}-"))
+    folder = session_folder(f"packed-{family}")
     pack(str(checkpoint(family, torch.bfloat16)), folder, format, workers=1)
     return folder
 
