@@ -12,16 +12,39 @@ from dwellmoe.files import check_new_folder, check_writable
 def run(words: list[str]) -> None:
     """Carries out one command line. Raises UserError."""
     arguments = export_parser().parse_args(words)
-    check_adapter_folder(arguments.adapter)
+    if Path(arguments.adapter).is_file():
+        _check_router_file(arguments)
+    else:
+        check_adapter_folder(arguments.adapter)
     COMMANDS[arguments.command](arguments)
+
+
+def _check_router_file(arguments: argparse.Namespace) -> None:
+    """UserError for what a file in the place of an adapter's folder cannot give."""
+    if arguments.command != "gguf-routers":
+        raise UserError(
+            f"--adapter {arguments.adapter}: is a file, expected the folder of an adapter; a file of tuned "
+            "routers is for gguf-routers and dwellmoe apply"
+        )
+    if arguments.lora_out:
+        raise UserError(
+            f"--lora_out {arguments.lora_out}: the file of tuned routers {arguments.adapter} holds no LoRA: "
+            "give the folder of the adapter"
+        )
+    for option in ("model_name", "allow_other_base"):
+        if getattr(arguments, option):
+            raise UserError(
+                f"--{option}: is for the folder of an adapter; a file of tuned routers ({arguments.adapter}) "
+                "has the checksums of the tensors that it replaces, and no model is read"
+            )
 
 
 def run_router(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
-    from dwellmoe.export.router_file import export_routers
+    from dwellmoe.export.tuned_routers import export_routers
 
-    written = export_routers(_load(arguments), arguments.out)
-    print(f"{arguments.out}: {len(written)} tensors of routers, {Path(arguments.out).stat().st_size:,} bytes")
+    count = export_routers(_load(arguments), arguments.out)
+    print(f"{arguments.out}: {count} tensors of routers, {Path(arguments.out).stat().st_size:,} bytes")
 
 
 def run_gguf_routers(arguments: argparse.Namespace) -> None:
@@ -31,9 +54,17 @@ def run_gguf_routers(arguments: argparse.Namespace) -> None:
         check_writable(path)
     from dwellmoe.export.gguf_routers import export_gguf_routers, read_base
 
-    parts = read_base(arguments.base)  # before the adapter's base is read, which takes longer
-    for line in export_gguf_routers(parts, _load(arguments), arguments.out, arguments.lora_out):
-        print(line)
+    if Path(arguments.adapter).is_file():
+        from dwellmoe.export.router_file import read_routers
+
+        tuned = read_routers(arguments.adapter)
+        lines = export_gguf_routers(read_base(arguments.base), tuned, arguments.out)
+    else:
+        parts = read_base(arguments.base)  # before the adapter's base is read, which takes longer
+        from dwellmoe.export.gguf_adapter import export_gguf_adapter
+
+        lines = export_gguf_adapter(parts, _load(arguments), arguments.out, arguments.lora_out)
+    print(*lines, sep="\n")
 
 
 def run_adapter(arguments: argparse.Namespace) -> None:

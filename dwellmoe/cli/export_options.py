@@ -26,7 +26,12 @@ def _add_router(commands) -> None:
 
 
 def _add_gguf_routers(commands) -> None:
-    command = _command(commands, "gguf-routers", "a copy of a GGUF file of the base with the tuned routers")
+    command = _command(
+        commands,
+        "gguf-routers",
+        "a copy of a GGUF file of the base with the tuned routers",
+        adapter="folder of the adapter, or the file that dwellmoe export router wrote: then no model is read",
+    )
     command.add_argument(
         "--base", required=True, metavar="GGUF", help="GGUF file of the base; of a split one any part"
     )
@@ -76,10 +81,10 @@ def _add_gguf(commands) -> None:
     _add_out(command, "GGUF", "file to write")
 
 
-def _command(commands, name: str, about: str) -> Parser:
+def _command(commands, name: str, about: str, adapter: str = "folder of the adapter") -> Parser:
     command = commands.add_parser(name, help=about, description=about)
     command.set_defaults(command=name)
-    command.add_argument("--adapter", required=True, metavar="FOLDER", help="folder of the adapter")
+    command.add_argument("--adapter", required=True, metavar="PATH", help=adapter)
     command.add_argument(
         "--model_name",
         help="folder of the base, or its name on the hub; default: the one that the adapter records",

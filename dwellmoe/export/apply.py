@@ -6,7 +6,7 @@ numbers in any type that holds them exactly.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from dwellmoe.base_model import base_model
 from dwellmoe.errors import UserError
 from dwellmoe.export.patching import copy_range, patch
-from dwellmoe.export.router_file import RouterFile, checksum, read_routers
+from dwellmoe.export.router_file import Router, TunedRouters, checksum, read_routers
 from dwellmoe.files import check_new_folder, replacing_path, writing
 from dwellmoe.log import warn_once
 from dwellmoe.model_folder import check_model_folder
@@ -33,39 +33,40 @@ def apply_routers(routers: str, model_name: str, out: str) -> int:
     check_new_folder(out)
     if Path(model_name).is_dir() and Path(model_name).resolve() in Path(out).resolve().parents:
         raise UserError(f"--out '{out}': lies in the folder of '{model_name}': choose another")
-    file = read_routers(routers)
+    tuned = read_routers(routers)
     check_model_folder(model_name, with_tokenizer=False)
     shards = find_shards(model_name)
-    _check_replaced(file, shards, model_name)
-    if (found := base_model(model_name)).fingerprint != file.base.fingerprint:
+    for router in tuned.routers:
+        _check_replaced(router, tuned, shards, model_name)
+    if (found := base_model(model_name)).fingerprint != tuned.base.fingerprint:
         warn_once(
-            f"warning: the routers were trained on '{file.base.name}' (fingerprint {file.base.fingerprint}); "
-            f"'{found.name}' has the same routers and differs elsewhere ({found.fingerprint})"
+            f"warning: the routers were trained on '{tuned.base.name}' (fingerprint "
+            f"{tuned.base.fingerprint}); '{found.name}' has the same routers and differs elsewhere "
+            f"({found.fingerprint})"
         )
     with writing(Path(out)), replacing_path(Path(out)) as beside:
-        _write(file, shards, beside)
-    return len(file.tensors)
+        _write(tuned, shards, beside)
+    return len(tuned.routers)
 
 
-def _check_replaced(file: RouterFile, shards: Shards, model_name: str) -> None:
-    """Raises UserError unless the checkpoint holds exactly the tensors that are to be replaced."""
-    for name, tuned in file.tensors.items():
-        stored = shards.tensors.get(name)
-        if stored is None:
-            raise UserError(f"'{model_name}' has no tensor '{name}': {file.path} is for '{file.base.name}'")
-        if stored.dtype not in DTYPES:
-            raise UserError(f"'{model_name}': '{name}' is stored as {stored.dtype}, not as {_types()}")
-        values = read_tensor(shards, stored)
-        if values.shape != tuned.shape:
-            raise UserError(
-                f"'{model_name}': '{name}' is {list(values.shape)}, in {file.path} {list(tuned.shape)}"
-            )
-        if checksum(values) != file.replaces[name]:
-            done = " (these are the tuned values already)" if torch.equal(_as(tuned, stored), values) else ""
-            raise UserError(
-                f"'{model_name}': '{name}' is not the tensor that {file.path} replaces, of the base "
-                f"'{file.base.name}'{done}"
-            )
+def _check_replaced(router: Router, tuned: TunedRouters, shards: Shards, model_name: str) -> None:
+    """Raises UserError unless the checkpoint holds exactly the tensor that is to be replaced."""
+    name, stored = router.name, shards.tensors.get(router.name)
+    if stored is None:
+        raise UserError(f"'{model_name}' has no tensor '{name}': {tuned.source} is for '{tuned.base.name}'")
+    if stored.dtype not in DTYPES:
+        raise UserError(f"'{model_name}': '{name}' is stored as {stored.dtype}, not as {_types()}")
+    values = read_tensor(shards, stored)
+    if values.shape != router.tuned.shape:
+        raise UserError(
+            f"'{model_name}': '{name}' is {list(values.shape)}, in {tuned.source} {list(router.tuned.shape)}"
+        )
+    if checksum(values.float().numpy()) != router.replaces:
+        done = " (these are the tuned values already)" if torch.equal(_as(router, stored), values) else ""
+        raise UserError(
+            f"'{model_name}': '{name}' is not the tensor that {tuned.source} replaces, of the base "
+            f"'{tuned.base.name}'{done}"
+        )
 
 
 def _types() -> str:
@@ -79,21 +80,21 @@ def read_tensor(shards: Shards, stored: StoredTensor) -> Tensor:
     return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
 
 
-def _as(tuned: Tensor, stored: StoredTensor) -> Tensor:
-    return tuned.to(DTYPES[stored.dtype])
+def _as(router: Router, stored: StoredTensor) -> Tensor:
+    return torch.from_numpy(router.tuned).to(DTYPES[stored.dtype])
 
 
-def _write(file: RouterFile, shards: Shards, folder: Path) -> None:
+def _write(tuned: TunedRouters, shards: Shards, folder: Path) -> None:
     folder.mkdir()
     for path in files_beside_weights(shards.paths[0].parent):
         shutil.copyfile(path, folder / path.name)
     for number, path in enumerate(shards.paths):
         with open(path, "rb") as source, open(folder / path.name, "wb") as target:
             copy_range(source, 0, path.stat().st_size, target)
-            patch(target, dict(_ranges(file.tensors, shards, number)))
+            patch(target, dict(_ranges(tuned.routers, shards, number)))
     if index := packed_index(str(folder)):
-        _note_checksums(index, folder, file.tensors)
-    _write_card(file, folder / CARD)
+        _note_checksums(index, folder, [router.name for router in tuned.routers])
+    _write_card(tuned, folder / CARD)
 
 
 def _note_checksums(index: PackedIndex, folder: Path, names: Iterable[str]) -> None:
@@ -104,20 +105,20 @@ def _note_checksums(index: PackedIndex, folder: Path, names: Iterable[str]) -> N
     (folder / INDEX).write_text(index._replace(others=index.others | found).text(), encoding="utf-8")
 
 
-def _ranges(tensors: Mapping[str, Tensor], shards: Shards, shard: int) -> Iterator[tuple[int, bytes]]:
-    for name, tuned in tensors.items():
-        stored = shards.tensors[name]
+def _ranges(routers: Sequence[Router], shards: Shards, shard: int) -> Iterator[tuple[int, bytes]]:
+    for router in routers:
+        stored = shards.tensors[router.name]
         if stored.shard == shard:
-            yield stored.offset, _as(tuned, stored).contiguous().view(torch.uint8).numpy().tobytes()
+            yield stored.offset, _as(router, stored).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _write_card(file: RouterFile, path: Path) -> None:
+def _write_card(tuned: TunedRouters, path: Path) -> None:
     """Adds to the base's model card what was done."""
     before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
     path.write_text(
-        f"{before}## Tuned routers\n\nThis is '{Path(file.base.name).name}' (fingerprint "
-        f"{file.base.fingerprint}) with {len(file.tensors)} tensors of its routers replaced by those of "
-        f"`{file.path.name}`; every other byte of the weights is the base's. Made with `dwellmoe apply`; "
+        f"{before}## Tuned routers\n\nThis is '{Path(tuned.base.name).name}' (fingerprint "
+        f"{tuned.base.fingerprint}) with {len(tuned.routers)} tensors of its routers replaced by those of "
+        f"`{tuned.source.name}`; every other byte of the weights is the base's. Made with `dwellmoe apply`; "
         "`dwellmoe export router` makes such a file.\n",
         encoding="utf-8",
     )

@@ -1,7 +1,7 @@
 """Replaces the routers of a GGUF file by tuned ones; every other byte of its tensors stays.
 
 GGUF keeps routers in float32 whatever the experts are quantised to, so nothing is quantised anew, and every
-tensor keeps its place. A key of the metadata says what was done.
+tensor keeps its place. A key of the metadata says what was done. Without torch: a second is enough.
 """
 
 import json
@@ -16,10 +16,8 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
 
 from dwellmoe.errors import UserError
-from dwellmoe.export.gguf_lora import attention_lora, write_lora
 from dwellmoe.export.patching import BLOCK_BYTES, copy_range, patch
-from dwellmoe.export.router_file import checksum
-from dwellmoe.export.trained_adapter import Router, Trained, merged_routers, say_lost, trained_parts
+from dwellmoe.export.router_file import Router, TunedRouters, checksum
 from dwellmoe.files import check_writable, replacing
 from dwellmoe.offload.gguf_names import ARCHITECTURE, GgufNames
 from dwellmoe.offload.io.gguf_file import COUNT_PLACE, GgufPart, all_tensors, read_gguf, split_path
@@ -49,7 +47,7 @@ def read_base(path: str) -> list[GgufPart]:
     return parts
 
 
-def replacements(parts: list[GgufPart], routers: Sequence[Router], may_be_done: bool) -> list[Replacement]:
+def replacements(parts: list[GgufPart], tuned: TunedRouters, may_be_done: bool) -> list[Replacement]:
     """Which tensors to overwrite. Raises UserError unless each one holds exactly the base's values.
 
     may_be_done  one that holds the tuned values already passes, as a killed run in place leaves it
@@ -57,47 +55,53 @@ def replacements(parts: list[GgufPart], routers: Sequence[Router], may_be_done: 
     names = GgufNames(parts[0])
     places = {tensor.name: (part, tensor) for part, tensor in all_tensors(parts)}
     found = []
-    for router in routers:
+    for router in tuned.routers:
         name = names.find(router.name)
         if name in places:
             part, tensor = places[name]
-            _check_base(part, tensor, router, routers, may_be_done)
+            _check_base(part, tensor, router, tuned, may_be_done)
         elif router.is_changed:
             raise UserError(
                 f"{parts[0].path} (architecture '{names.architecture}', {names.layers} layers) has no tensor "
-                f"for '{router.name}': it is of another model than the adapter's base"
+                f"for '{router.name}': it is of another model than the base '{tuned.base.name}'"
             )
         if router.is_changed:
-            content = router.tuned.numpy().astype("<f4").tobytes()
+            content = router.tuned.astype("<f4").tobytes()
             found.append(Replacement(tensor.name, part, int(tensor.data_offset), content))
     return found
 
 
 def _check_base(
-    part: GgufPart, tensor: ReaderTensor, router: Router, routers: Sequence[Router], may_be_done: bool
+    part: GgufPart, tensor: ReaderTensor, router: Router, tuned: TunedRouters, may_be_done: bool
 ) -> None:
     if tensor.tensor_type != GGMLQuantizationType.F32:
         raise UserError(f"{part.path}: {tensor.name} is stored as {tensor.tensor_type.name}, expected F32")
-    values, base = tensor.data, router.base.numpy()
-    if np.array_equal(values, base) or (may_be_done and np.array_equal(values, router.tuned.numpy())):
+    values = tensor.data
+    if checksum(values) == router.replaces or (may_be_done and np.array_equal(values, router.tuned)):
         return
-    why = _difference(values, base, routers)
+    why = _difference(values, router, tuned.routers)
     raise UserError(
-        f"{part.path}: {tensor.name} is not the base's '{router.name}' ({why}): nothing was written"
+        f"{part.path}: {tensor.name} is not '{router.name}' of the base '{tuned.base.name}' ({why}): "
+        "nothing was written"
     )
 
 
-def _difference(values: np.ndarray, base: np.ndarray, routers: Sequence[Router]) -> str:
-    """How a router differs from the one that it should be."""
-    if values.ndim == 2 and values.shape[::-1] == base.shape and np.array_equal(values.T, base):
+def _difference(values: np.ndarray, router: Router, routers: Sequence[Router]) -> str:
+    """How a router differs from the one that it should be, as far as its checksum or values tell."""
+    if checksum(values.T) == router.replaces:
         return "it is transposed"
-    if values.shape != base.shape:
-        return f"shape {list(values.shape)}, expected {list(base.shape)}"
-    if np.array_equal(_sorted_rows(values), _sorted_rows(base)):
-        return "its experts are in another order"
-    if other := next((each for each in routers if np.array_equal(each.base.numpy(), values)), None):
+    if values.shape != router.tuned.shape:
+        return f"shape {list(values.shape)}, expected {list(router.tuned.shape)}"
+    if np.array_equal(values, router.tuned):
+        return "these are the tuned values already"
+    found = checksum(values)
+    if other := next((each for each in routers if each.replaces == found), None):
         return f"it is '{other.name}'"
-    return f"they differ by up to {np.abs(values - base).max():.2g}: another base or revision"
+    if router.base is None:
+        return "another base or revision, or its experts in another order"
+    if np.array_equal(_sorted_rows(values), _sorted_rows(router.base)):
+        return "its experts are in another order"
+    return f"they differ by up to {np.abs(values - router.base).max():.2g}: another base or revision"
 
 
 def _sorted_rows(values: np.ndarray) -> np.ndarray:
@@ -106,8 +110,19 @@ def _sorted_rows(values: np.ndarray) -> np.ndarray:
 
 
 def targets_of(parts: list[GgufPart], out: str | None) -> list[Path]:
-    """The files that will be written for `--out`, one a part; none without it."""
-    return [split_path(Path(out), number, len(parts)) for number in range(len(parts))] if out else []
+    """The files that will be written for `--out`, one a part; without it those of the base. Raises UserError
+    for one that cannot be.
+    """
+    targets = [
+        split_path(Path(out), number, len(parts)) if out else part.path for number, part in enumerate(parts)
+    ]
+    for part, target in zip(parts, targets, strict=True):
+        check_writable(target)
+        if target.exists() and not target.is_file():
+            raise UserError(f"--out {target}: not a file: a GGUF is not written in one go")
+        if out and target.exists() and target.samefile(part.path):
+            raise UserError(f"--out {target}: is the file of --base: choose another, or give --in_place")
+    return targets
 
 
 def write_patched(
@@ -115,12 +130,6 @@ def write_patched(
 ) -> list[Path]:
     """Writes the file, or all parts, with the tensors replaced and `note` in the metadata; all or nothing."""
     targets = targets_of(parts, out)
-    for part, target in zip(parts, targets, strict=True):
-        check_writable(target)
-        if target.exists() and not target.is_file():
-            raise UserError(f"--out {target}: not a file: a GGUF is not written in one go")
-        if target.exists() and target.samefile(part.path):
-            raise UserError(f"--out {target}: is the file of --base: choose another, or give --in_place")
     with ExitStack() as stack:
         for number, (part, target) in enumerate(zip(parts, targets, strict=True)):
             file = stack.enter_context(replacing(target))
@@ -146,8 +155,6 @@ def _write_part(part: GgufPart, entry: bytes, ranges: Mapping[int, bytes], file:
 def patch_in_place(parts: list[GgufPart], found: Sequence[Replacement]) -> None:
     """Overwrites the tensors in the files of the base; their metadata stays."""
     for part in parts:
-        check_writable(part.path)
-    for part in parts:
         if ranges := _ranges(part, found, 0):
             with open(part.path, "r+b") as file:
                 patch(file, ranges)
@@ -157,13 +164,13 @@ def _ranges(part: GgufPart, found: Sequence[Replacement], shift: int) -> dict[in
     return {each.place + shift: each.content for each in found if each.part.path == part.path}
 
 
-def note_of(trained: Trained, routers: Sequence[Router]) -> dict[str, object]:
+def note_of(tuned: TunedRouters) -> dict[str, object]:
     """What the metadata says of a patched file."""
     return {
-        "adapter": Path(trained.path).resolve().name,
-        "base": Path(trained.base.name).name,
-        "base_fingerprint": trained.base.fingerprint,
-        "tensors": {router.name: checksum(router.tuned) for router in routers if router.is_changed},
+        "adapter": tuned.source.resolve().name,
+        "base": Path(tuned.base.name).name,
+        "base_fingerprint": tuned.base.fingerprint,
+        "tensors": {router.name: checksum(router.tuned) for router in tuned.routers if router.is_changed},
     }
 
 
@@ -177,36 +184,23 @@ def _entry(note: Mapping[str, object], alignment: int) -> bytes:
     return head + struct.pack("<Q", len(text)) + text
 
 
-def export_gguf_routers(
-    parts: list[GgufPart], trained: Trained, out: str | None, lora_out: str | None
-) -> list[str]:
-    """Writes the GGUF with tuned routers, or changes the base's in place where `out` is None, and the LoRA of
-    attention beside it. Gives what was written, in lines to print. Raises UserError before anything is.
+def export_gguf_routers(parts: list[GgufPart], tuned: TunedRouters, out: str | None) -> list[str]:
+    """Writes the GGUF with tuned routers, or changes the base's in place where `out` is None. Gives what was
+    written, in lines to print. Raises UserError before anything is.
     """
-    taken = [*(part.path for part in parts), *targets_of(parts, out)]
-    if lora_out and Path(lora_out).resolve() in [path.resolve() for path in taken]:
-        raise UserError(f"--lora_out {lora_out}: is the file of --base or --out: choose another")
-    routers = merged_routers(trained)
-    found = replacements(parts, routers, may_be_done=out is None)
-    lora = attention_lora(trained, parts) if lora_out else []
-    if lora_out and not lora:
-        raise UserError(f"--lora_out {lora_out}: adapter '{trained.path}' has no LoRA of attention")
-    say_lost(trained, ["routers", *(["attention"] if lora else [])], _advice(trained, lora_out))
-    lines = []
-    if lora_out:
-        write_lora(lora_out, str(parts[0].metadata[ARCHITECTURE]), lora)
-        lines = [f"{lora_out}: LoRA of {len(lora)} matrices of attention, for llama.cpp's --lora"]
+    if tuned.source.resolve() in [path.resolve() for path in targets_of(parts, out)]:
+        raise UserError(f"--out {out}: is the file of --adapter: choose another")
+    return write_replaced(parts, replacements(parts, tuned, may_be_done=out is None), tuned, out)
+
+
+def write_replaced(
+    parts: list[GgufPart], found: Sequence[Replacement], tuned: TunedRouters, out: str | None
+) -> list[str]:
+    """As `export_gguf_routers`, of what was checked before."""
     if out:
-        paths = write_patched(parts, found, out, note_of(trained, routers))
-        lines += [f"{path}: written" for path in paths]
+        paths = write_patched(parts, found, out, note_of(tuned))
+        lines = [f"{path}: written" for path in paths]
     else:
         patch_in_place(parts, found)
-        lines.append(f"{parts[0].path}: changed in place; its metadata is as it was, and does not say so")
-    lines.append(f"{len(found)} tensors of routers replaced")
-    return lines
-
-
-def _advice(trained: Trained, lora_out: str | None) -> str:
-    if "attention" in trained_parts(trained) and not lora_out:
-        return "--lora_out FILE writes the LoRA of attention beside it"
-    return "dwellmoe export gguf converts the whole model"
+        lines = [f"{parts[0].path}: changed in place; its metadata is as it was, and does not say so"]
+    return [*lines, f"{len(found)} tensors of routers replaced"]

@@ -1,70 +1,72 @@
-"""The file of tuned routers: trained tensors, and by checksum the tensors of the base that they replace."""
+"""The file of tuned routers: trained tensors, and by checksum the tensors of the base that they replace.
+
+Without torch, so that routers are put into a GGUF file at once.
+"""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from dwellmoe.adapter_folder import ADAPTER_WEIGHTS
 from dwellmoe.base_model import BaseModel
 from dwellmoe.cache.tensor_file import map_tensors, write_tensors
 from dwellmoe.errors import UserError
-from dwellmoe.export.trained_adapter import Router, Trained, merged_routers, say_lost
 
 FORMAT, VERSION = "dwellmoe-tuned-routers", "1"
-WHOLE = "dwellmoe export hf writes the whole model"
 
 
-class RouterFile(NamedTuple):
-    """What a file of tuned routers holds."""
+class Router(NamedTuple):
+    """One tensor of a router, in float32."""
 
-    path: Path
+    name: str
+    """In the checkpoint."""
+    tuned: np.ndarray
+    replaces: str
+    """Checksum of the base's values."""
+    base: np.ndarray | None = None
+    """The base's values; None where only their checksum is known."""
+
+    @property
+    def is_changed(self) -> bool:
+        return self.base is None or not np.array_equal(self.base, self.tuned)
+
+
+class TunedRouters(NamedTuple):
+    """The routers of a tuned model."""
+
+    source: Path
+    """The file, or the adapter's folder, that they are from."""
     base: BaseModel
-    tensors: dict[str, Tensor]
-    """Name in the checkpoint -> tuned values, float32."""
-    replaces: dict[str, str]
-    """Name in the checkpoint -> checksum of the base's values."""
+    routers: Sequence[Router]
 
 
-def checksum(values: Tensor) -> str:
+def checksum(values: np.ndarray) -> str:
     """Hash of numbers and shape, the same in whatever type holds these numbers exactly."""
-    numbers = values.detach().to(torch.float32).contiguous().numpy()
+    numbers = np.asarray(values, np.float32)
     return hashlib.blake2b(repr(numbers.shape).encode() + numbers.tobytes(), digest_size=16).hexdigest()
 
 
-def export_routers(trained: Trained, out: str) -> list[Router]:
-    """Writes the routers that an adapter trained, and says what else it trained. Raises UserError."""
-    for path in (Path(trained.path) / ADAPTER_WEIGHTS, *trained.shards.paths):
-        if Path(out).resolve() == path.resolve():
-            raise UserError(f"--out {out}: is a file of the adapter or its base: choose another")
-    routers = [router for router in merged_routers(trained) if router.is_changed]
-    say_lost(trained, ["routers"], WHOLE)
+def write_routers(path: str, tuned: TunedRouters, base_revision: str) -> None:
+    """Writes the file; `base_revision`: the commit of the base on the hub, or ''. Raises UserError."""
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "base_name": trained.base.name,
-        "base_revision": _revision(trained),
-        "base_fingerprint": trained.base.fingerprint,
-        "replaces": json.dumps({router.name: checksum(router.base) for router in routers}),
+        "base_name": tuned.base.name,
+        "base_revision": base_revision,
+        "base_fingerprint": tuned.base.fingerprint,
+        "replaces": json.dumps({router.name: router.replaces for router in tuned.routers}),
     }
-    write_tensors(out, {router.name: router.tuned.numpy() for router in routers}, metadata)
-    return routers
+    write_tensors(path, {router.name: router.tuned for router in tuned.routers}, metadata)
 
 
-def _revision(trained: Trained) -> str:
-    """The commit of the base on the hub, which its folder in the hub's cache is called by; '' elsewhere."""
-    folder = trained.shards.paths[0].parent
-    return folder.name if folder.parent.name == "snapshots" else ""
-
-
-def read_routers(path: str) -> RouterFile:
+def read_routers(path: str) -> TunedRouters:
     """Reads a file of tuned routers. Raises UserError for any other file."""
     tensors, metadata = map_tensors(path)
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path}: no file of tuned routers: dwellmoe export router writes one")
+        raise UserError(f"{path}: no file of tuned routers, as dwellmoe export router writes one")
     if metadata.get("version") != VERSION:
         raise UserError(f"{path}: version {metadata.get('version')!r:.20}, expected {VERSION}")
     try:
@@ -74,9 +76,9 @@ def read_routers(path: str) -> RouterFile:
         raise UserError(f"{path}: its metadata does not say which tensors it replaces") from None
     if replaces.keys() != tensors.keys() or not tensors:
         raise UserError(f"{path}: its metadata names other tensors than it holds")
-    values = {name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()}
-    if wrong := [name for name, value in values.items() if value.dtype != torch.float32]:
+    if wrong := [name for name, values in tensors.items() if values.dtype != np.float32]:
         raise UserError(f"{path}: '{wrong[0]}' is not stored as F32")
-    if wrong := [name for name, value in values.items() if not value.isfinite().all()]:
+    if wrong := [name for name, values in tensors.items() if not np.isfinite(values).all()]:
         raise UserError(f"{path}: '{wrong[0]}' holds NaN or infinity")
-    return RouterFile(Path(path), base, values, replaces)
+    routers = [Router(name, np.array(values), replaces[name]) for name, values in tensors.items()]
+    return TunedRouters(Path(path), base, routers)

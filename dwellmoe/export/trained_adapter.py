@@ -19,6 +19,7 @@ from dwellmoe.base_model import BaseModel, base_model, check_base_model, recorde
 from dwellmoe.cache.tensor_file import read_header
 from dwellmoe.errors import UserError
 from dwellmoe.experts.stand_ins import weightless_experts
+from dwellmoe.export.router_file import Router, TunedRouters, checksum
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.base import unwrap
 from dwellmoe.files import is_missing_folder
@@ -50,20 +51,6 @@ class Trained(NamedTuple):
     """Fused parameter of the base -> modules of its experts in the checkpoint."""
 
 
-class Router(NamedTuple):
-    """One tensor of a router, in float32."""
-
-    name: str
-    """In the checkpoint."""
-    layer_id: int
-    base: Tensor
-    tuned: Tensor
-
-    @property
-    def is_changed(self) -> bool:
-        return not torch.equal(self.base, self.tuned)
-
-
 def load_trained(adapter: str, model_name: str | None, allow_other_base: bool = False) -> Trained:
     """The adapter of a folder on its base, or on the base of that name. Raises UserError."""
     check_adapter_folder(adapter)
@@ -93,7 +80,7 @@ def base_name_of(adapter: str) -> str:
     return name
 
 
-def merged_routers(trained: Trained) -> list[Router]:
+def merged_routers(trained: Trained) -> TunedRouters:
     """Every tensor of the routers, with the adapter's LoRA merged in float32. Raises UserError where the
     adapter changes none.
 
@@ -102,7 +89,7 @@ def merged_routers(trained: Trained) -> list[Router]:
     found = [router for layer in trained.layers for router in _routers_of(trained, layer)]
     if not any(router.is_changed for router in found):
         raise UserError(f"adapter '{trained.path}' changes no router: there is nothing to export")
-    return found
+    return TunedRouters(Path(trained.path), trained.base, found)
 
 
 def _routers_of(trained: Trained, layer: MoeLayer) -> Iterator[Router]:
@@ -118,7 +105,8 @@ def _routers_of(trained: Trained, layer: MoeLayer) -> Iterator[Router]:
         if full not in trained.stored_names:
             raise UserError(f"router tensor '{full}' is no tensor of the checkpoint '{trained.base.name}'")
         tuned = _tensor(_in_use(module), name).float()
-        yield Router(trained.stored_names[full], layer.layer_id, base, tuned)
+        numbers = base.numpy()
+        yield Router(trained.stored_names[full], tuned.numpy(), checksum(numbers), numbers)
 
 
 def _in_use(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dwellmoe.base_model import BASE_FILE, base_model
+from dwellmoe.cli.main import run
 from dwellmoe.families import find_moe_layers
 from dwellmoe.loading import load_model
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
@@ -36,6 +37,14 @@ def make_adapter(tmp_path_factory):
 def router_adapter(make_adapter, tiny_checkpoint):
     """LoRA on every router."""
     return make_adapter(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def router_file(router_adapter, tmp_path_factory):
+    """Its routers in a file of their own."""
+    path = tmp_path_factory.mktemp("routers") / "tuned.safetensors"
+    run(["export", "router", "--adapter", str(router_adapter), "--out", str(path)])
+    return path
 
 
 @pytest.fixture(scope="session")

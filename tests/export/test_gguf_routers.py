@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ GATE = "blk.1.ffn_gate_inp.weight"
 
 def export(adapter, base, *options):
     run(["export", "gguf-routers", "--adapter", str(adapter), "--base", str(base), *map(str, options)])
+
+
+@pytest.fixture(params=["router_adapter", "router_file"])
+def tuned(request):
+    """An adapter of routers: its folder, and the file that it is exported to."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -47,10 +55,10 @@ def check_patched(before, after, merged):
             assert np.array_equal(tensor.data, old[name].data)
 
 
-def test_the_routers_are_replaced_and_nothing_else(base, router_adapter, merged_weights, tmp_path):
+def test_the_routers_are_replaced_and_nothing_else(base, tuned, router_adapter, merged_weights, tmp_path):
     out = tmp_path / "tuned.gguf"
     before = base.read_bytes()
-    export(router_adapter, base, "--out", out)
+    export(tuned, base, "--out", out)
     check_patched(base, out, merged_weights(router_adapter))
     assert base.read_bytes() == before
     old, new = GGUFReader(base).fields, GGUFReader(out).fields
@@ -60,13 +68,15 @@ def test_the_routers_are_replaced_and_nothing_else(base, router_adapter, merged_
         each.tensor_type for each in tensors(out).values()
     }
     note = json.loads(new[KEY].contents())
-    assert note["adapter"] == router_adapter.name and len(note["tensors"]) == LAYERS
+    assert note["adapter"] == tuned.name and len(note["tensors"]) == LAYERS
 
 
-def test_a_file_in_place_differs_in_its_routers_alone(base, router_adapter, merged_weights, tmp_path, capsys):
+def test_a_file_in_place_differs_in_its_routers_alone(
+    base, tuned, router_adapter, merged_weights, tmp_path, capsys
+):
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(base.read_bytes())
-    export(router_adapter, copy, "--in_place")
+    export(tuned, copy, "--in_place")
     check_patched(base, copy, merged_weights(router_adapter))
     assert "metadata" in capsys.readouterr().out
     changed = np.frombuffer(base.read_bytes(), np.uint8) != np.frombuffer(copy.read_bytes(), np.uint8)
@@ -78,22 +88,22 @@ def test_a_file_in_place_differs_in_its_routers_alone(base, router_adapter, merg
     assert changed.sum() == sum(changed[begin:end].sum() for begin, end in places) > 0
 
 
-def test_a_killed_run_in_place_is_finished_by_the_next(base, router_adapter, merged_weights, tmp_path):
+def test_a_killed_run_in_place_is_finished_by_the_next(base, tuned, router_adapter, merged_weights, tmp_path):
     copy = tmp_path / "copy.gguf"
-    tuned = merged_weights(router_adapter)["model.layers.1.mlp.gate.weight"].numpy().tobytes()
+    done = merged_weights(router_adapter)["model.layers.1.mlp.gate.weight"].numpy().tobytes()
     content = bytearray(base.read_bytes())
     begin = int(tensors(base)[GATE].data_offset)
-    content[begin : begin + len(tuned)] = tuned
+    content[begin : begin + len(done)] = done
     copy.write_bytes(content)
-    with pytest.raises(UserError, match=GATE):
-        export(router_adapter, copy, "--out", tmp_path / "out.gguf")
-    export(router_adapter, copy, "--in_place")
+    with pytest.raises(UserError, match=f"{GATE} .*tuned values already"):
+        export(tuned, copy, "--out", tmp_path / "out.gguf")
+    export(tuned, copy, "--in_place")
     check_patched(base, copy, merged_weights(router_adapter))
 
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_every_part_of_a_split_file_is_patched(
-    in_place, tiny_checkpoint, router_adapter, merged_weights, tmp_path
+    in_place, tuned, tiny_checkpoint, router_adapter, merged_weights, tmp_path
 ):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -101,10 +111,10 @@ def test_every_part_of_a_split_file_is_patched(
     parts = write_gguf(tiny_checkpoint, tmp_path / "b" / "m.gguf", LAYERS, parts=4)
     assert len(parts) == 4
     if in_place:
-        export(router_adapter, parts[2], "--in_place")
+        export(tuned, parts[2], "--in_place")
         after = parts
     else:
-        export(router_adapter, parts[0], "--out", tmp_path / "tuned.gguf")
+        export(tuned, parts[0], "--out", tmp_path / "tuned.gguf")
         after = [tmp_path / f"tuned-{number:05d}-of-00004.gguf" for number in range(1, 5)]
         assert [KEY in GGUFReader(path).fields for path in after] == [True, False, False, False]
         assert len([*tmp_path.glob("*.gguf")]) == 4
@@ -154,6 +164,10 @@ def transposed(name, values):
     return values.T.copy() if name == GATE else values
 
 
+def blank(name, values):
+    return np.zeros_like(values) if name == GATE else values
+
+
 def half(name, values):
     return (values, GGMLQuantizationType.F16) if name == GATE else values
 
@@ -164,21 +178,82 @@ def half(name, values):
         (scaled, f"{GATE} is not .*another base"),
         (permuted, f"{GATE} is not .*another order"),
         (transposed, f"{GATE} is not .*transposed"),
+        (blank, f"{GATE} is not .*another base"),
         (half, f"{GATE} is stored as F16"),
     ],
 )
 @pytest.mark.parametrize("options", [("--in_place",), ("--out", "OUT")])
-def test_a_gguf_with_other_routers_is_refused(
-    change, message, options, tiny_checkpoint, router_adapter, tmp_path
-):
+def test_a_gguf_with_other_routers_is_refused(change, message, options, tuned, tiny_checkpoint, tmp_path):
     path = write_gguf(tiny_checkpoint, tmp_path / "base.gguf", LAYERS, change)[0]
     before = path.read_bytes()
     with pytest.raises(UserError, match=message) as error:
-        export(
-            router_adapter, path, *(str(tmp_path / "o.gguf") if each == "OUT" else each for each in options)
-        )
+        export(tuned, path, *(str(tmp_path / "o.gguf") if each == "OUT" else each for each in options))
     assert "\n" not in str(error.value)
     assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+
+
+def test_the_router_of_another_layer_is_named(tuned, tiny_checkpoint, tmp_path):
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    other = "model.layers.2.mlp.gate.weight"
+
+    def swapped(name, values):
+        return stored[other].numpy() if name == GATE else values
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "base.gguf", LAYERS, swapped)[0]
+    with pytest.raises(UserError, match=f"{GATE} is not .*it is '{other}'"):
+        export(tuned, path, "--in_place")
+
+
+CHECKED = """
+import sys
+from dwellmoe.cli.main import run
+run(sys.argv[1:])
+print(*{"torch", "transformers", "peft"} & {*sys.modules})
+"""
+
+
+@pytest.mark.parametrize("options", [["--in_place"], ["--out", "out.gguf"]])
+def test_a_file_of_routers_needs_no_torch(options, base, router_file, tmp_path):
+    words = ["export", "gguf-routers", "--adapter", router_file, "--base", base, *options]
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    *_, replaced, imported = done.stdout.split("\n")[:-1]
+    assert replaced.startswith(f"{LAYERS} tensors") and not imported
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("gguf-routers", "--in_place --lora_out l.gguf", "--lora_out l.gguf: .*holds no LoRA"),
+        ("gguf-routers", "--in_place --model_name m", "--model_name: "),
+        ("gguf-routers", "--in_place --allow_other_base True", "--allow_other_base: "),
+        ("gguf-routers", "--out FILE", "--out .*tuned.safetensors: is the file of --adapter"),
+        ("router", "--out o", "--adapter .*tuned.safetensors: is a file, expected the folder"),
+        ("adapter", "--layout per_expert --out o", "--adapter .*tuned.safetensors: is a file"),
+        ("hf", "--out o", "--adapter .*tuned.safetensors: is a file"),
+        ("gguf", "--out o", "--adapter .*tuned.safetensors: is a file"),
+    ],
+)
+def test_what_a_file_of_routers_cannot_give_is_refused(
+    command, options, message, base, router_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = base.read_bytes(), router_file.read_bytes()
+    words = options.replace("FILE", str(router_file)).split()
+    given = ["--base", str(base)] if command == "gguf-routers" else []
+    with pytest.raises(UserError, match=message):
+        run(["export", command, "--adapter", str(router_file), *given, *words])
+    assert (base.read_bytes(), router_file.read_bytes()) == before and [*tmp_path.iterdir()] == [base]
+
+
+def test_another_file_is_no_file_of_routers(base, router_adapter):
+    before = base.read_bytes()
+    for path in (router_adapter / "adapter_model.safetensors", base):
+        with pytest.raises(UserError, match=f"{path}: not? .*"):
+            export(path, base, "--in_place")
+    assert base.read_bytes() == before
 
 
 def cut(path):
@@ -265,7 +340,7 @@ def test_a_model_with_fewer_layers_is_another_one(
 ):
     model = tmp_path / "deeper"
     tiny_model("olmoe", num_hidden_layers=4).save_pretrained(model)
-    with pytest.raises(UserError, match=r"has no tensor for|is not the base's"):
+    with pytest.raises(UserError, match=r"has no tensor for|is not '"):
         export(make_adapter(model), base, "--out", tmp_path / "o.gguf")
 
 
