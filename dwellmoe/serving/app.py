@@ -127,7 +127,7 @@ class Service:
         try:
             await changing
         except UserError as error:
-            raise RequestError(400, str(error), param="budget") from None
+            raise RequestError(400, str(error).removeprefix("--expert_"), param="budget") from None
         except (MemoryError, OSError, RuntimeError) as error:
             if refused := refusal(error):
                 raise RequestError(503, refused, param="budget") from None

@@ -19,18 +19,20 @@ class BearerToken:
 
     def __init__(self, app: ASGIApp, token: str, open_paths: Collection[str]) -> None:
         self._app, self._open_paths = app, open_paths
-        self._expected = f"Bearer {token}".encode() if token else b""
+        self._expected = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._open_paths or self._allowed(scope):
             await self._app(scope, receive, send)
             return
-        fields = error_fields(401, "this server wants a token: Authorization: Bearer TOKEN")
+        message = "this server wants a token: Authorization: Bearer TOKEN"
+        fields = error_fields(401, message, code="invalid_api_key")
         await JSONResponse(fields, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> bool:
-        given = Headers(scope=scope).get("authorization", "").encode()
-        return not self._expected or hmac.compare_digest(given, self._expected)
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        is_right = hmac.compare_digest(given.strip().encode(), self._expected)
+        return not self._expected or (scheme.lower() == "bearer" and is_right)
 
 
 class CountedRequests:

@@ -87,7 +87,10 @@ def _given_messages(request: ChatRequest | ResponseRequest) -> list[dict[str, An
     if isinstance(request, ChatRequest):
         return [message.model_dump(exclude_none=True) for message in request.messages]
     given = ResponseHandler._normalize_input({"input": request.input, "instructions": request.instructions})
-    return [checked(Message, message).model_dump(exclude_none=True) for message in given]
+    try:
+        return [checked(Message, message).model_dump(exclude_none=True) for message in given]
+    except RequestError as error:
+        raise RequestError(400, f"input: {error.message}", param="input", code=error.code) from None
 
 
 def _last_alone(messages: Sequence[dict[str, Any]], wording: Wording) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from dwellmoe.log import warn_once
 from dwellmoe.serving.errors import RequestError
@@ -145,7 +146,7 @@ def read_object(data: bytes) -> dict[str, Any]:
     try:
         return BODY.validate_json(data)
     except ValidationError as error:
-        raise RequestError(400, f"the body is not a JSON object: {_first_fault(error)}") from None
+        raise RequestError(400, f"the body is not a JSON object: {_words(error)}") from None
 
 
 def checked(kind: type[Kind], body: dict[str, Any]) -> Kind:
@@ -163,16 +164,26 @@ def checked(kind: type[Kind], body: dict[str, Any]) -> Kind:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        raise RequestError(400, _first_fault(error), param=_field_of(error)) from None
+        raise RequestError(400, _words(error), param=str(_fault(error)["loc"][0])) from None
 
 
-def _first_fault(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    found = "" if first["type"] == "missing" or not where else f", found {first['input']!r:.60}"
-    return f"{where}: {first['msg']}{found}" if where else first["msg"]
+def _words(error: ValidationError) -> str:
+    """What is wrong, where, and the value."""
+    fault = _fault(error)
+    where = ".".join(str(part) for part in fault["loc"] if not _is_kind(part))
+    found = "" if fault["type"] == "missing" or not where else f", found {fault['input']!r:.60}"
+    return f"{where}: {fault['msg']}{found}" if where else fault["msg"]
 
 
-def _field_of(error: ValidationError) -> str | None:
-    location = error.errors(include_url=False, include_context=False)[0]["loc"]
-    return str(location[0]) if location else None
+def _fault(error: ValidationError) -> ErrorDetails:
+    """Of the faults of the first field that has some, the one that says most: a field that may be of several
+    kinds has one for each, most of which say only that it is not of that kind.
+    """
+    faults = error.errors(include_url=False, include_context=False)
+    of_field = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
+    return max(of_field, key=lambda fault: (not fault["type"].endswith("_type"), len(fault["loc"])))
+
+
+def _is_kind(part: int | str) -> bool:
+    """Whether a part of a fault's place is one of the kinds that a field may be of, and no name or number."""
+    return isinstance(part, str) and (part == "str" or not part.isidentifier())

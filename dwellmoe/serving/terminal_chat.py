@@ -63,6 +63,8 @@ class TerminalChat:
                         self._take(text)
                 except UserError as error:
                     self.console.print(f"error: {error}", markup=False)
+                except KeyboardInterrupt:  # before the first token of a reply, or during a command
+                    self.console.print("[ended by Ctrl-C]", markup=False)
         except KeyboardInterrupt:
             self.console.print("chat ended")
 

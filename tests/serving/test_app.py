@@ -231,9 +231,11 @@ def test_a_token_is_asked_for(service):
     service.settings.api_key = "secret"
     client = TestClient(application(service))
     for path in ("/v1/models", "/metrics", "/v1/expert_cache"):
-        for given in ({}, {"authorization": "Bearer secre"}, {"authorization": "secret"}):
-            fault(client.get(path, headers=given), 401)
-        assert client.get(path, headers={"authorization": "Bearer secret"}).status_code == 200
+        for given in ("", "Bearer secre", "secret", "Bearer", "Bearer ", "Basic secret", "Bearer sécret"):
+            header = {"authorization": given.encode()} if given else {}
+            assert fault(client.get(path, headers=header), 401)["code"] == "invalid_api_key"
+        for scheme in ("Bearer", "bearer"):
+            assert client.get(path, headers={"authorization": f"{scheme} secret"}).status_code == 200
     assert client.get("/health").status_code == client.get("/").status_code == 200
 
 

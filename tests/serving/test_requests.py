@@ -66,6 +66,21 @@ def test_a_field_that_cannot_be_is_named(field, value):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("stop", ["a"] * 17, r"^stop: .*at most 16 items"),
+        ("stop", ["a", 5], r"^stop\.1: .*string, found 5"),
+        ("stop", 5, r"^stop: .*, found 5"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], r"content\.0\.type: .*'text'"),
+        ("messages", [{"role": "user", "content": [{"type": "text"}]}], r"content\.0\.text: Field required"),
+    ],
+)
+def test_of_a_field_of_several_kinds_the_fault_that_says_most_is_told(field, value, words):
+    with pytest.raises(RequestError, match=words):
+        checked(ChatRequest, CHAT | {field: value})
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         *(("n", 2), ("logprobs", True), ("presence_penalty", 0.5), ("frequency_penalty", -1)),
@@ -119,6 +134,7 @@ def test_prompts_that_cannot_be(prompt):
     with pytest.raises(RequestError) as refused:
         checked(CompletionRequest, {"model": "m", "prompt": prompt})
     assert refused.value.param == "prompt"
+    assert "at most 1 item" in refused.value.message or prompt != ["w1", "w2"]
 
 
 @pytest.mark.parametrize("body", [{}, {"budget": 5}, {"budget": ""}, {"budget": "1GiB", "x": 1}])

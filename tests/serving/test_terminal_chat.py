@@ -69,6 +69,25 @@ def test_ctrl_c_ends_a_reply_and_keeps_it(served, monkeypatch):
     assert "tokens, first" in talk(served, "w1")
 
 
+@pytest.mark.parametrize("where", ["Conversation.ask", "AnswerLog.begin"])
+def test_ctrl_c_before_a_reply_has_words_does_not_end_the_chat(where, served, monkeypatch):
+    from dwellmoe.serving import terminal_chat
+
+    name, method = where.split(".")
+    kind, pressed = getattr(terminal_chat, name), []
+    go_on = getattr(kind, method)
+
+    def interrupted(self, *given):
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return go_on(self, *given)
+
+    monkeypatch.setattr(kind, method, interrupted)
+    ended, _, after = talk(served, "w1", "w1").partition("ended by Ctrl-C")
+    assert "chat ended" not in ended + after and "tokens, first" in after
+
+
 def test_a_reply_cannot_command_the_terminal(served, monkeypatch):
     from dwellmoe.serving import terminal_chat
 
