@@ -3,39 +3,41 @@ against the same answer of `model.generate`, by turns in one run.
 
     python benchmarks/serving.py --json PATH [--model_name FOLDER] [--expert_budget 25%]
 
-The server is a process of its own, with the model and a cache of its own; while it answers, this process
-waits, and the other way round. The seconds of an answer are divided by its tokens.
+Both are made by one model with one cache, on one thread, of the server's process; the client is a process of
+its own. The seconds of an answer are divided by its tokens.
 """
 
 import argparse
 import json
-import re
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import uvicorn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from result import parser_of, save_result
 
+from dwellmoe.cli.serve import parse_options
 from dwellmoe.errors import run_command
-from dwellmoe.evaluation.evaluated_model import EvaluatedModel
-from dwellmoe.evaluation.load import load_with_adapters
 from dwellmoe.evaluation.requests import prompt_ids
 from dwellmoe.loading import quiet
 from dwellmoe.provenance import provenance
-from dwellmoe.settings.engine import EngineSettings
-from dwellmoe.settings.model import ModelSettings
+from dwellmoe.serving.app import Service, application
+from dwellmoe.serving.served_model import ServedModel, load_served_model
+from dwellmoe.serving.settings import ServingSettings
 
 PROMPT = "Once upon a time there was a fox who"
-COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 WARM_UP_ROUNDS = 2
 
 
@@ -50,58 +52,70 @@ class Answer(NamedTuple):
         return self.seconds / self.tokens
 
 
-def generated(evaluated: EvaluatedModel, args: argparse.Namespace) -> Answer:
+def generated(served: ServedModel, new_tokens: int) -> Answer:
     """An answer of `model.generate`, tokenising included."""
+    evaluated = served.evaluated
     began = time.perf_counter()
     ids = torch.tensor([prompt_ids(evaluated.tokenizer, PROMPT, max_tokens=None).ids])
     with torch.inference_mode():
         found = evaluated.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens, do_sample=False
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
         )
     return Answer(found.shape[1] - ids.shape[1], time.perf_counter() - began)
 
 
-def served(port: int, args: argparse.Namespace) -> Answer:
-    """The same answer, streamed by the server over a new connection."""
-    body = {"model": Path(args.model_name).name, "prompt": PROMPT, "max_tokens": args.new_tokens}
-    data = json.dumps(body | {"stream": True, "temperature": 0}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    received = bytearray()
-    began = time.perf_counter()
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-        while piece := connection.recv(1 << 16):
-            received += piece
-    seconds = time.perf_counter() - began
-    tokens = COMPLETION_TOKENS.search(received)
-    assert tokens, f"no whole answer: {received[-300:]!r}"
-    return Answer(int(tokens[1]), seconds)
+class Client:
+    """A process that asks for the same answer, streamed, over a new connection each time."""
+
+    def __init__(self, port: int, model_name: str, new_tokens: int) -> None:
+        body = {"model": Path(model_name).name, "prompt": PROMPT, "max_tokens": new_tokens}
+        command = [sys.executable, str(ROOT / "benchmarks/streaming_client.py"), str(port)]
+        self._process = subprocess.Popen(
+            [*command, json.dumps(body | {"stream": True, "temperature": 0})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self) -> Answer:
+        """The seconds are the client's own."""
+        asking, told = self._process.stdin, self._process.stdout
+        assert asking and told
+        print(file=asking, flush=True)
+        fields = json.loads(told.readline())
+        return Answer(fields["tokens"], fields["seconds"])
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def start_server(args: argparse.Namespace) -> tuple[subprocess.Popen, int]:
-    command = [sys.executable, "-m", "dwellmoe", "serve", args.model_name, "--port", "0"]
-    budget = ["--expert_budget", args.expert_budget] if args.expert_budget else []
-    process = subprocess.Popen([*command, *budget], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout
-    line = process.stdout.readline()
-    port = line.partition("127.0.0.1:")[2].partition("/")[0]
-    assert port.isdigit(), f"the server did not start: {line!r}"
-    return process, int(port)
+@contextmanager
+def listening(service: Service) -> Iterator[int]:
+    """The port at which the service answers, from a thread."""
+    server = uvicorn.Server(uvicorn.Config(application(service), log_level="warning", lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        try:
+            yield bound.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
 
 
-def measure(evaluated: EvaluatedModel, args: argparse.Namespace) -> list[tuple[Answer, Answer]]:
+def measure(service: Service, args: argparse.Namespace) -> list[tuple[Answer, Answer]]:
     """An answer of each kind a round; those of the first rounds, which warm caches up, are left out."""
-    process, port = start_server(args)
     rounds = []
-    try:
+    with listening(service) as port:
+        client = Client(port, args.model_name, args.new_tokens)
         for number in range(WARM_UP_ROUNDS + args.rounds):
-            rounds.append((generated(evaluated, args), served(port, args)))
-            own, over_http = (answer.token_seconds * 1e3 for answer in rounds[-1])
-            print(f"round {number}: {own:.2f} ms, served {over_http:.2f} ms a token", flush=True)
+            own = service.queue.worker.submit(generated, service.served, args.new_tokens).result()
+            rounds.append((own, client.answer()))
+            seconds, over_http = (answer.token_seconds * 1e3 for answer in rounds[-1])
+            print(f"round {number}: {seconds:.2f} ms, served {over_http:.2f} ms a token", flush=True)
             assert rounds[-1][0].tokens == rounds[-1][1].tokens, "answers of other lengths"
-    finally:
-        process.terminate()
-        process.wait()
+        client.end()
     return rounds[WARM_UP_ROUNDS:]
 
 
@@ -113,9 +127,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     quiet()
-    engine = EngineSettings(expert_budget=args.expert_budget) if args.expert_budget else None
-    evaluated = load_with_adapters(ModelSettings(model_name=args.model_name), engine, {})
-    pairs = [(own.token_seconds, over.token_seconds) for own, over in measure(evaluated, args)]
+    budget = ["--expert_budget", args.expert_budget] if args.expert_budget else []
+    service = Service(load_served_model(parse_options([args.model_name, *budget])), ServingSettings())
+    pairs = [(own.token_seconds, over.token_seconds) for own, over in measure(service, args)]
+    service.end()
     own, over_http = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = sorted(over / own for own, over in pairs)
     ratio = statistics.median(ratios)

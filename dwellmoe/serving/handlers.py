@@ -19,6 +19,10 @@ from transformers.cli.serving.utils import GenerationState, Modality
 from dwellmoe.serving.generation import Generation, Prompt
 
 
+NO_TEXT = "\0"
+"""Stands for a piece of text: no name of a model or of a request holds it."""
+
+
 class _LoadedModel(ModelManager):
     """Gives the one model, whatever its name: the name was checked before."""
 
@@ -71,6 +75,17 @@ class ChatHandler(_ForOneRequest, ChatCompletionHandler):
 
 class TextHandler(_ForOneRequest, CompletionHandler):
     """/v1/completions."""
+
+    _form: list[str] | None = None
+    """The event of a piece of text, before and after the text."""
+
+    def _build_chunk_sse(self, request_id: str, model_id: str, text: str = "", **fields: Any) -> str:
+        # Each event made of openai's own types would take a hundredth of a small model's token.
+        if fields:
+            return super()._build_chunk_sse(request_id, model_id, text, **fields)
+        if self._form is None:
+            self._form = super()._build_chunk_sse(request_id, model_id, NO_TEXT).split(json.dumps(NO_TEXT))
+        return json.dumps(text, ensure_ascii=False).join(self._form)
 
 
 class ResponsesHandler(_ForOneRequest, ResponseHandler):
