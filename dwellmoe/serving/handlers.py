@@ -18,7 +18,6 @@ from transformers.cli.serving.utils import GenerationState, Modality
 
 from dwellmoe.serving.generation import Generation, Prompt
 
-
 NO_TEXT = "\0"
 """Stands for a piece of text: no name of a model or of a request holds it."""
 
