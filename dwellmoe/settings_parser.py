@@ -116,7 +116,7 @@ class SettingsParser:
         more = "" if everything or not self._rarely else " --help_all shows the options left out here."
         parser = Parser(
             prog=" ".join(self._usage.split()[:2]),
-            usage=self._usage,
+            usage=self._usage.replace("%", "%%"),  # which argparse takes for a format
             description=self._about,
             epilog=END.format(more),
             add_help=False,
