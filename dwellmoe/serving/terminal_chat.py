@@ -82,13 +82,15 @@ class TerminalChat:
         if asked.left_out and self.conversation.room:
             self.console.print(f"[the oldest {asked.left_out} messages are left out]", markup=False)
         reply = _Reply(self.served, self.variant)
-        with Live(reply, console=self.console, refresh_per_second=REFRESHES_PER_SECOND):
-            try:
-                reply.write(asked.ids, self._config())
-            except KeyboardInterrupt:
-                reply.note = "ended by Ctrl-C; "
-            finally:
-                reply.is_written = True
+        live = Live(reply, console=self.console, refresh_per_second=REFRESHES_PER_SECOND)
+        try:
+            live.start(refresh=True)  # no `with`: interrupted in here, it would never stop
+            reply.write(asked.ids, self._config())
+        except KeyboardInterrupt:
+            reply.note = "ended by Ctrl-C; "
+        finally:
+            reply.is_written = True
+            live.stop()
         self.conversation.add_reply(reply.text)
 
     def _config(self) -> GenerationConfig:
