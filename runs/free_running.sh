@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What re-routing costs in text that a model writes by itself: of margin, own_weight and regret the settings that cost 0.5, 1 and
 # 2 % of perplexity on validation text, judged on test text of both small models. About ten minutes a model on a core, and
-# half an hour more where the second model has to be built. OUT may be set from outside.
+# half an hour more where the second model has to be built. OUT and WRITTEN (texts that the second model writes) may be set from
+# outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/free_running}
@@ -13,5 +14,5 @@ price() {
     --expert_budget 25% --decode_policy lru --free_running 48 --seed 0 "${@:2}" | tee "$out/$1.md"
 }
 price tiny-olmoe --model_name models/tiny-olmoe --dataset_name hellaswag --limit_evaluation 128 --generate_limit 32
-price smollm2-moe --model_name "$moe" --dataset_name runs/second_model/boolq.toml --limit_evaluation 16 --generate_limit 16 \
-  --validation_requests 8
+price smollm2-moe --model_name "$moe" --dataset_name runs/second_model/boolq.toml --limit_evaluation 16 \
+  --generate_limit "${WRITTEN:-16}" --validation_requests 8
