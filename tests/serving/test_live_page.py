@@ -14,7 +14,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 @contextmanager
-def listening(service):
+def listening(service, port=0):
     """The address of a service, which runs on a thread of its own."""
     import uvicorn
 
@@ -22,7 +22,7 @@ def listening(service):
 
     config = uvicorn.Config(application(service), log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as bound:
+    with socket.create_server(("127.0.0.1", port)) as bound:
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:
@@ -243,6 +243,54 @@ def test_a_server_with_a_token(browser, service):
         ask(page, "w1")
         answered(page)
         assert page.locator(".said.assistant").count() == 1 and not page.locator("#key").is_visible()
+
+
+def test_a_conversation_that_was_left_does_not_come_back(browser, address, slow_tokens, long_answers):
+    with visiting(browser, address) as page:
+        page.wait_for_selector("#model option", state="attached")
+        ask(page, "w1")
+        has_text(page, "#log .assistant", r"w\d+ .*w\d+")
+        page.click("#new")
+        answered(page)
+        assert page.locator("#log .turn").count() == 0
+        with page.expect_request("**/v1/chat/completions") as sent:
+            ask(page, "w2")
+        assert [message["content"] for message in sent.value.post_data_json["messages"]] == ["w2"]
+        page.keyboard.press("Escape")
+        answered(page)
+
+
+def test_another_server_at_the_same_address_begins_anew(browser, served):
+    from dwellmoe.serving.app import Service
+    from dwellmoe.serving.settings import ServingSettings
+
+    def answering(service):
+        service.settings.max_new_tokens = 5
+        return listening(service, port=port)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first, second = (Service(served, ServingSettings()) for _ in range(2))
+    context = browser.new_context()
+    page = context.new_page()
+    with answering(first) as address:
+        page.goto(address)
+        page.wait_for_selector("#model option", state="attached")
+        ask(page, "w1 w2 w3")
+        answered(page)
+        has_text(page, "#answer-about", "prompt of 5")
+    has_text(page, "#state", "does not answer")
+    with answering(second):
+        has_text(page, "#state", "^live$")
+        ask(page, "w4")
+        answered(page)
+        page.wait_for_function(
+            "count => document.querySelectorAll('#tokens span').length === count",
+            arg=len(second.figures.last.tokens),
+        )
+    context.close()
+    for service in (first, second):
+        service.queue.end()
 
 
 def test_a_server_that_ends_and_a_page_nobody_sees(browser, service):
