@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,11 +75,21 @@ def quick_training(checkpoint: Path, task: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def warm_python():
+def warm_python(tmp_path_factory):
     """Runs commands without the seconds that they take to import torch."""
-    found = WarmPython()
+    found = WarmPython(tmp_path_factory.mktemp("warm_python"))
     yield found
     found.end()
+
+
+def command_environment(folder: Path, **more: str) -> dict[str, str]:
+    """The variables of a command that runs in a folder of a test's own."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DWELLMOE_CACHE": str(folder / "cache"),
+        **more,
+    }
 
 
 @pytest.fixture
@@ -90,12 +101,7 @@ def run_command(tmp_path, request):
 
     def run(*command: object, timeout_seconds: int = 240, **environment: str) -> subprocess.CompletedProcess:
         line = [str(part) for part in command]
-        variables = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "DWELLMOE_CACHE": str(tmp_path / "cache"),
-            **environment,
-        }
+        variables = command_environment(tmp_path, **environment)
         forked = None
         if line[0] in ("python", sys.executable) and line[1].endswith(".py"):
             forked = line[1:]
@@ -107,10 +113,21 @@ def run_command(tmp_path, request):
         return subprocess.run(
             line,
             cwd=tmp_path,
-            env=variables,
+            env=variables | {"TMPDIR": str(tmp_path)},  # in which torchrun leaves a folder of logs
             capture_output=True,
             text=True,
             timeout=timeout_seconds,
         )
 
     return run
+
+
+@pytest.fixture
+def deepspeed():
+    """The deepspeed command for two ranks, whose shared memory it leaves behind."""
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        port = trial.getsockname()[1]
+    yield ("deepspeed", "--num_accelerators", "2", "--master_port", str(port))
+    for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
+        left.unlink()

@@ -1,4 +1,4 @@
-"""Folders for what is made once and used by many tests; pytest deletes them with its other temporary folders."""
+"""Folders for what is made once and used by many tests; pytest deletes them with its others."""
 
 from pathlib import Path
 from tempfile import mkdtemp

@@ -5,8 +5,6 @@ import os
 import re
 import resource
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -22,11 +20,12 @@ from dwellmoe.checkpoints import CHECKSUMS, complete_checkpoints
 from dwellmoe.data.wording import saved_wording
 from dwellmoe.errors import UserError
 from dwellmoe.folder_lock import only_writer
-from tests.conftest import ROOT, quick_training
+from tests.conftest import ROOT, command_environment, quick_training
 from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
 
+MAIN = str(ROOT / "main.py")
 LOGGED = ("lm_loss", "locality_weight")
 CHECKPOINTS = ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
 
@@ -39,25 +38,11 @@ def options(tiny_checkpoint, sentences):
 
 
 @pytest.fixture(scope="module")
-def whole(options, tmp_path_factory):
+def whole(options, warm_python, tmp_path_factory):
     """The folder a whole run was started in, and the finished process."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, subprocess.run(
-        command(options, "--save_merged", "True"),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def command(options, *more):
-    return [sys.executable, str(ROOT / "main.py"), *options, *more]
-
-
-def environment(folder):
-    return os.environ | {"OMP_NUM_THREADS": "1", "DWELLMOE_CACHE": str(folder / "cache")}
+    words = [MAIN, *options, "--save_merged", "True"]
+    return folder, warm_python.run(words, folder, command_environment(folder), 240)
 
 
 @pytest.fixture
@@ -125,8 +110,8 @@ def logged_tags(folder):
     return {*tags["scalars"], *tags["histograms"], *tags["images"]}
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(train, tmp_path, options, whole):
-    kill_at_checkpoint(tmp_path, options, tmp_path / "out" / "checkpoint-8")
+def test_a_killed_run_goes_on_with_the_same_losses(train, tmp_path, options, whole, warm_python):
+    kill_at_checkpoint(warm_python, tmp_path, options, tmp_path / "out" / "checkpoint-8")
     torn = tmp_path / "out" / "checkpoint-9999"
     torn.mkdir()
     (torn / "adapter_config.json").write_text("{")
@@ -138,19 +123,12 @@ def test_a_killed_run_goes_on_with_the_same_losses(train, tmp_path, options, who
     assert len({value for (_, name), value in found.items() if name == "locality_weight"}) > 2
 
 
-def kill_at_checkpoint(folder, options, checkpoint):
+def kill_at_checkpoint(python, folder, options, checkpoint):
     """Starts a run and kills it (SIGKILL) as soon as the checkpoint is there; what came later is undone."""
-    process = subprocess.Popen(
-        command(options),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = python.start([MAIN, *options], folder, command_environment(folder))
     while process.poll() is None and not (checkpoint / CHECKSUMS).exists():
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.end()
     shutil.rmtree(checkpoint.with_name("checkpoint-12"), ignore_errors=True)
     (checkpoint.parent / "training_summary.json").unlink(missing_ok=True)
 
@@ -346,7 +324,7 @@ def test_mistakes_are_named(train, tmp_path, options, changed, message):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(run_command, options):
-    done = run_command(*command(options, "--lora_rnk", "4"))
+    done = run_command(sys.executable, MAIN, *options, "--lora_rnk", "4")
     assert done.returncode == 2, done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: unknown option '--lora_rnk': did you mean --lora_rank")

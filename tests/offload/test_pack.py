@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -36,6 +34,7 @@ from dwellmoe.offload.io.shards import PACKING, find_shards
 from dwellmoe.offload.pack import pack
 from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
+from tests.conftest import command_environment
 from tests.experts.low_bit_checkpoints import fp8_checkpoint, mxfp4_checkpoint
 from tests.offload.workbench import checkpoint, engine_of, prompt
 from tests.session_folder import session_folder
@@ -201,21 +200,15 @@ def test_what_was_packed_is_not_converted_again(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_command_that_is_killed_goes_on(kill, tmp_path):
+def test_a_command_that_is_killed_goes_on(kill, tmp_path, warm_python):
     """The real command, ended while it packs."""
     source, out = (
         checkpoint("olmoe", hidden_size=1024, moe_intermediate_size=512, intermediate_size=512),
         tmp_path / "out",
     )
-    words = [sys.executable, "-m", "dwellmoe", "pack", source, out, "--format", "nf4", "--workers", "1"]
-    process = subprocess.Popen(
-        [*map(str, words)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's job in the background has it off
-    )
+    words = ["-m", "dwellmoe", "pack", str(source), str(out), "--format", "nf4", "--workers", "1"]
+    environment = command_environment(tmp_path)
+    process = warm_python.start(words, tmp_path, environment)
     while process.poll() is None and not (
         (out / PACKING).exists() and len((out / PACKING).read_text().splitlines()) > 1
     ):
@@ -223,11 +216,11 @@ def test_a_command_that_is_killed_goes_on(kill, tmp_path):
     process.send_signal(signal.SIGSTOP)  # it may not end before it is told to
     process.send_signal(kill)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(60)
     assert (out / PACKING).exists(), "it was packed before it could be ended"
     assert process.returncode == (130 if kill == signal.SIGINT else -kill)
     assert "Traceback" not in said
-    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    assert warm_python.run(words, tmp_path, environment, 60).returncode == 0
     assert content(out) == content(packed(source, "nf4"))
 
 

@@ -1,13 +1,11 @@
 """`dwellmoe serve` as users start it: its command line, OpenAI's client, bad clients, stop signals."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +13,14 @@ from urllib.request import urlopen
 
 import pytest
 
+from dwellmoe.cli.main import run
 from dwellmoe.cli.serve import parse_options
 from dwellmoe.errors import UserError
 from dwellmoe.serving.command_line import adapter_folders, check
 from dwellmoe.serving.listening import listening_socket
 from dwellmoe.serving.settings import ServingSettings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command_environment
+from tests.warm_python import Forked
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ from tests.conftest import ROOT
 def test_a_mistake_is_named_before_anything_is_loaded(folder, words, named):
     with pytest.raises(UserError, match=named):
         check(parse_options(words.format(folder=folder).split()))
+
+
+@pytest.mark.parametrize("command", ["serve", "chat"])
+def test_help_begins_with_a_command_that_works(command, capsys):
+    with pytest.raises(SystemExit):
+        run([command, "--help"])
+    assert f"usage: dwellmoe {command} MODEL" in capsys.readouterr().out
 
 
 def test_an_api_key_that_no_header_can_carry(folder):
@@ -89,7 +96,7 @@ def test_a_port_in_use_and_an_address_of_another_machine():
 class Running:
     """A server in a process of its own."""
 
-    def __init__(self, process: subprocess.Popen, address: tuple[str, int]) -> None:
+    def __init__(self, process: Forked, address: tuple[str, int]) -> None:
         self.process, self.address = process, address
         self.url = f"http://{address[0]}:{address[1]}"
 
@@ -121,29 +128,30 @@ class Running:
         return connection
 
 
-@contextmanager
-def running(model, *words):
-    command = [sys.executable, "-m", "dwellmoe", "serve", model, "--port", "0", "--expert_budget", "50%"]
-    process = subprocess.Popen(
-        [*command, "--prefill_buffer", "2", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    try:
-        line = process.stdout.readline()
-        assert " at http://127.0.0.1:" in line, line + process.stderr.read()
-        port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
-        yield Running(process, ("127.0.0.1", port))
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+@pytest.fixture(scope="session")
+def running(warm_python, tmp_path_factory):
+    """Serves a model with more options in a process of its own."""
+
+    @contextmanager
+    def serve(model: str, *words: str) -> Iterator[Running]:
+        command = ["-m", "dwellmoe", "serve", model, "--port", "0", "--expert_budget", "50%"]
+        folder = tmp_path_factory.mktemp("server")
+        process = warm_python.start(
+            [*command, "--prefill_buffer", "2", *words], folder, command_environment(folder)
+        )
+        try:
+            line = process.stdout.readline()
+            assert " at http://127.0.0.1:" in line, line + process.stderr.read()
+            port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
+            yield Running(process, ("127.0.0.1", port))
+        finally:
+            process.end()
+
+    return serve
 
 
 @pytest.fixture(scope="module")
-def server(folder):
+def server(folder, running):
     with running(f"{folder}/model", "--adapter", f"{folder}/control", "--dtype", "float32") as found:
         yield found
         assert found.process.poll() is None, "the server died"
@@ -260,7 +268,7 @@ def test_bytes_that_are_not_http(server, garbage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "stop_seconds"), [(signal.SIGTERM, "0"), (signal.SIGINT, "60")])
-def test_a_stop_signal_ends_or_cuts_what_runs_and_exits_clean(number, stop_seconds):
+def test_a_stop_signal_ends_or_cuts_what_runs_and_exits_clean(running, number, stop_seconds):
     model = str(ROOT / "models" / "tiny-olmoe")
     body = {"model": "tiny-olmoe", "prompt": "Once upon a time", "max_tokens": 200, "stream": True}
     with running(model, "--stop_seconds", stop_seconds) as found:
@@ -276,8 +284,8 @@ def test_a_stop_signal_ends_or_cuts_what_runs_and_exits_clean(number, stop_secon
         text = b"".join(received).decode()
         assert ("the server is stopping" if stop_seconds == "0" else "finish_reason") in text
         assert "[DONE]" in text and b" 503 " in waiting.recv(1000)
-        assert found.process.stdout.read() == "stopped\n"
-        assert "Traceback" not in found.process.stderr.read()
+        written, said = found.process.communicate(60)
+        assert written == "stopped\n" and "Traceback" not in said
 
 
 def _read_all(connection: socket.socket, received: list) -> None:

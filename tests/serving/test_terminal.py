@@ -6,17 +6,17 @@ import pty
 import re
 import select
 import struct
-import subprocess
-import sys
 import termios
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command_environment
+from tests.warm_python import WarmPython
 
 MODEL = str(ROOT / "models" / "tiny-olmoe")
-LOG_IN = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 FIGURES = "tokens, first"
@@ -25,16 +25,13 @@ FIGURES = "tokens, first"
 class Terminal:
     """A terminal in which a command runs, and what it has shown."""
 
-    def __init__(self, *words: str, lines: int = 24, columns: int = 80) -> None:
+    def __init__(
+        self, python: WarmPython, folder: Path, *words: str, lines: int = 24, columns: int = 80
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LOG_IN, "-m", "dwellmoe", *words],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"},
-        )
+        environment = command_environment(folder, TERM="xterm")
+        self.process = python.start(["-m", "dwellmoe", *words], folder, environment, os.ttyname(theirs))
         os.close(theirs)
         self.shown = ""
 
@@ -56,24 +53,28 @@ class Terminal:
         return CODES.sub("", self.shown.rpartition("\x1b[1A")[2])
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.process.end()
         os.close(self._ours)
 
 
 @pytest.fixture
-def chat(request):
-    found = Terminal("chat", MODEL, "--expert_budget", "25%", *getattr(request, "param", ()))
+def terminal(warm_python, tmp_path):
+    """Runs a command of `dwellmoe` in a terminal."""
+    return partial(Terminal, warm_python, tmp_path)
+
+
+@pytest.fixture
+def chat(request, terminal):
+    found = terminal("chat", MODEL, "--expert_budget", "25%", *getattr(request, "param", ()))
     found.until("> ")
     yield found
     found.close()
 
 
 @pytest.mark.slow
-def test_a_chat_with_all_its_commands(folder):
+def test_a_chat_with_all_its_commands(folder, terminal):
     model, adapter = f"{folder}/model", f"{folder}/control"
-    chat = Terminal("chat", model, "--adapter", adapter, "--expert_budget", "50%", "--dtype", "float32")
+    chat = terminal("chat", model, "--adapter", adapter, "--expert_budget", "50%", "--dtype", "float32")
     try:
         assert "chat with control" in chat.until("> ")
         for typed, due in (
@@ -99,7 +100,7 @@ def test_a_chat_with_all_its_commands(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chat", [("--max_new_tokens", "400")], indirect=True)
+@pytest.mark.parametrize("chat", [("--max_new_tokens", "200")], indirect=True)
 def test_ctrl_c_ends_a_reply_and_then_the_chat(chat):
     whole = []
     for begun in (None, "reading the prompt", FIGURES, "waited a token", None):
@@ -121,8 +122,8 @@ def test_ctrl_c_ends_a_reply_and_then_the_chat(chat):
 
 
 @pytest.mark.slow
-def test_of_a_long_reply_the_end_is_seen_while_it_is_written():
-    chat = Terminal("chat", MODEL, "--expert_budget", "25%", "--max_new_tokens", "300", lines=6, columns=30)
+def test_of_a_long_reply_the_end_is_seen_while_it_is_written(terminal):
+    chat = terminal("chat", MODEL, "--expert_budget", "25%", "--max_new_tokens", "300", lines=6, columns=30)
     try:
         chat.until("> ")
         chat.type(b"Tell me a story about a fox.\n")
