@@ -80,7 +80,7 @@ class Forked:
     def end(self) -> None:
         """Kills it if it still runs."""
         self.kill()
-        self.wait(60)
+        self.wait(240)
         for output in (self.stdout, self.stderr):
             if output:
                 output.close()

@@ -216,11 +216,11 @@ def test_a_command_that_is_killed_goes_on(kill, tmp_path, warm_python):
     process.send_signal(signal.SIGSTOP)  # it may not end before it is told to
     process.send_signal(kill)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(60)
+    _, said = process.communicate(240)
     assert (out / PACKING).exists(), "it was packed before it could be ended"
     assert process.returncode == (130 if kill == signal.SIGINT else -kill)
     assert "Traceback" not in said
-    assert warm_python.run(words, tmp_path, environment, 60).returncode == 0
+    assert warm_python.run(words, tmp_path, environment, 240).returncode == 0
     assert content(out) == content(packed(source, "nf4"))
 
 

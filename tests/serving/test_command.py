@@ -284,7 +284,7 @@ def test_a_stop_signal_ends_or_cuts_what_runs_and_exits_clean(running, number, s
         text = b"".join(received).decode()
         assert ("the server is stopping" if stop_seconds == "0" else "finish_reason") in text
         assert "[DONE]" in text and b" 503 " in waiting.recv(1000)
-        written, said = found.process.communicate(60)
+        written, said = found.process.communicate(240)
         assert written == "stopped\n" and "Traceback" not in said
 
 
