@@ -2,25 +2,30 @@
 
     python runs/free_running.py --json F.json --model_name PATH --dataset_name hellaswag --free_running 64
 
-All other options are those of inference.py. Settings are chosen on the reference text of the validation
-split: of each strategy the one that costs a level of perplexity, on straight lines between measured settings.
-They are judged on --split, on reference text (all requests) and on text that is written (--generate_limit).
+All other options are those of inference.py; --resume True goes on with a run that was stopped. Settings
+are chosen on the reference text of the validation split: of each strategy the one that costs a level of
+perplexity, on straight lines between measured settings. They are judged on --split, on reference text (all
+requests) and on text that is written (--generate_limit).
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dwellmoe.errors import UserError, run_command
 from dwellmoe.evaluation.evaluated_model import EvaluatedModel, rerouting_fields
+from dwellmoe.evaluation.kept_batches import KeptBatches
 from dwellmoe.evaluation.measure import Measured, Workload, measure, one_after_the_other, workload
 from dwellmoe.evaluation.options import Options
 from dwellmoe.evaluation.ranks import Ranks
@@ -31,6 +36,7 @@ from dwellmoe.evaluation.report.output import write_json
 from dwellmoe.evaluation.report.report import finite
 from dwellmoe.evaluation.requests import load_requests, sample_spec_of
 from dwellmoe.evaluation.rerouting import NO_REROUTING
+from dwellmoe.evaluation.unfinished import kept_batches, stoppable
 from dwellmoe.evaluation.wording import asked_task
 from dwellmoe.loading import BASE, active_variant, quiet
 from inference import parse
@@ -65,12 +71,33 @@ class Choice(NamedTuple):
         return self.spec.partition(":")[0]
 
 
-def load_work(options: Options, evaluated: EvaluatedModel, split: str, written: bool) -> Workload:
+class Job(NamedTuple):
+    """What is measured with every setting, and where that is kept."""
+
+    evaluated: EvaluatedModel
+    options: Options
+    work: Workload
+    kept: KeptBatches
+
+    def measured(self, spec: str) -> Measured:
+        """With one strategy."""
+        assert self.options.rerouting is not None
+        rerouting = replace(self.options.rerouting, strategy=spec)
+        with active_variant(self.evaluated.model, BASE):
+            found = measure(self.evaluated, self.work, Ranks(), spec, rerouting=rerouting, kept=self.kept)
+        assert found is not None, "there is one rank"
+        return found
+
+
+@contextmanager
+def job(
+    options: Options, evaluated: EvaluatedModel, split: str, written: bool, folder: Path
+) -> Iterator[Job]:
     """The requests of a split, and whether text is written after the first of them."""
     task = asked_task(options, evaluated.tokenizer)
     sample_spec = sample_spec_of(options.evaluation, task, options.row_tokens(task, evaluated.model))
     requests = load_requests(task, split, evaluated.tokenizer, sample_spec, seed=options.seed)
-    return one_after_the_other(
+    work = one_after_the_other(
         workload(
             requests,
             [],
@@ -80,28 +107,19 @@ def load_work(options: Options, evaluated: EvaluatedModel, split: str, written: 
             free_running=options.free_running if written else None,
         )
     )
+    kept = kept_batches(folder, options, requests, work, Ranks())
+    with stoppable(kept, Console(stderr=True)):
+        yield Job(evaluated, options, work, kept)
 
 
-def measured(evaluated: EvaluatedModel, options: Options, work: Workload, spec: str) -> Measured:
-    assert options.rerouting is not None
-    with active_variant(evaluated.model, BASE):
-        found = measure(evaluated, work, Ranks(), spec, rerouting=replace(options.rerouting, strategy=spec))
-    assert found is not None, "there is one rank"
-    return found
-
-
-def chosen(
-    evaluated: EvaluatedModel, options: Options, requests: int, levels: Sequence[float]
-) -> Iterator[Choice]:
-    """For each level and curve the setting on it that costs this much on the validation split."""
-    some = options._replace(evaluation=replace(options.evaluation, limit_evaluation=requests))
-    work = load_work(some, evaluated, "validation", written=False)
-    base = measured(evaluated, options, work, NO_REROUTING)
+def chosen(validation: Job, levels: Sequence[float]) -> Iterator[Choice]:
+    """For each level and curve the setting on it that costs this much."""
+    base = validation.measured(NO_REROUTING)
     for template, limits in CURVES.items():
         points = [Point(0.0, 1.0, 1.0)]
         for limit in limits:
-            found = measured(evaluated, options, work, template.format(limit))
-            points.append(point(evaluated, limit, found, base))
+            found = validation.measured(template.format(limit))
+            points.append(point(validation.evaluated, limit, found, base))
             print(f"{template.format(limit)}: {points[-1]}", flush=True)
             if points[-1].perplexity_ratio > max(levels):
                 break
@@ -184,14 +202,13 @@ def number(row: dict, name: str, digits: int = 3) -> str:
     )
 
 
-def judged(evaluated: EvaluatedModel, options: Options, choices: Sequence[Choice]) -> Iterator[dict]:
+def judged(test: Job, choices: Sequence[Choice]) -> Iterator[dict]:
     """The untouched model first, then every choice, each printed as soon as it is measured."""
-    work = load_work(options, evaluated, options.evaluation.split, written=True)
-    base = measured(evaluated, options, work, NO_REROUTING)
+    base = test.measured(NO_REROUTING)
     print(HEAD, "|---" * HEAD.count(" |") + "|", sep="\n")
     for choice in (Choice(0.0, NO_REROUTING, 1.0), *choices):
-        found = base if choice.spec == NO_REROUTING else measured(evaluated, options, work, choice.spec)
-        row = priced(evaluated, options, choice, found, base)
+        found = base if choice.spec == NO_REROUTING else test.measured(choice.spec)
+        row = priced(test.evaluated, test.options, choice, found, base)
         print(line(row), flush=True)
         yield row
 
@@ -219,9 +236,11 @@ def main() -> None:
     if options.free_running is None:
         raise UserError("--free_running: give the tokens that are written after each prompt")
     evaluated = load_evaluated_model(options)
-    choices = best_of_each_strategy(
-        list(chosen(evaluated, options, arguments.validation_requests, arguments.levels))
-    )
+    folder = arguments.json.with_name(f"{arguments.json.stem}-unfinished")
+    evaluation = replace(options.evaluation, limit_evaluation=arguments.validation_requests)
+    some = options._replace(evaluation=evaluation)
+    with job(some, evaluated, "validation", False, folder / "validation") as validation:
+        choices = best_of_each_strategy(list(chosen(validation, arguments.levels)))
     settings = options.fields() | vars(arguments) | {"json": None}
     report = {
         "schema_version": 1,
@@ -229,9 +248,11 @@ def main() -> None:
         "settings": settings,
         "model": evaluated.fields(),
     }
-    rows = list(judged(evaluated, options, choices))
+    with job(options, evaluated, options.evaluation.split, True, folder / "judged") as test:
+        rows = list(judged(test, choices))
     report |= {"choices": [choice._asdict() for choice in choices], "rows": rows}
     write_json(arguments.json, finite(report))
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ mkdir -p "$out"
 [ -f "$moe/config.json" ] || python models/tiny-smollm2-moe/build.py --output_dir "$moe"
 price() {
   [ -f "$out/$1.json" ] || python runs/free_running.py --json "$out/$1.json" --use_lora False --max_words_len 256 \
-    --expert_budget 25% --decode_policy lru --free_running 48 --seed 0 "${@:2}" | tee "$out/$1.md"
+    --resume True --expert_budget 25% --decode_policy lru --free_running 48 --seed 0 "${@:2}" | tee "$out/$1.md"
 }
 price tiny-olmoe --model_name models/tiny-olmoe --dataset_name hellaswag --limit_evaluation 128 --generate_limit 32
 price smollm2-moe --model_name "$moe" --dataset_name runs/second_model/boolq.toml --limit_evaluation 16 \

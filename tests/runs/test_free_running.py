@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from dwellmoe.errors import UserError
+from dwellmoe.evaluation import measure
 from runs import free_running
 from runs.free_running import Choice, Point, at_level, best_of_each_strategy
 from tests.evaluation.workspace import make_workspace
@@ -44,16 +45,29 @@ def arguments(folder, monkeypatch, *more):
     monkeypatch.setattr(sys, "argv", ["free_running.py", *words, *more])
 
 
+def forbidden(*_, **__):
+    raise AssertionError("this was measured already")
+
+
 @pytest.mark.slow
 def test_settings_are_chosen_on_one_split_and_judged_on_another(tmp_path, monkeypatch, capsys):
+    """In a run that was stopped before its end and goes on."""
     folder = make_workspace(tmp_path)
     monkeypatch.setattr(
         free_running, "CURVES", {"margin:loss={}": (0.3, 0.9), "regret:swaps=2,budget={}": (0.9,)}
     )
-    arguments(
-        folder, monkeypatch, "--free_running", "5", "--levels", "1.00001", "1.5", "--validation_requests", "1"
-    )
-    free_running.main()
+    given = ("--free_running", "5", "--levels", "1.00001", "1.5", "--validation_requests", "1")
+    arguments(folder, monkeypatch, *given)
+    with monkeypatch.context() as stopped, pytest.raises(AssertionError):
+        stopped.setattr(free_running, "write_json", forbidden)
+        free_running.main()
+    printed_before = capsys.readouterr().out
+    arguments(folder, monkeypatch, *given, "--resume", "True")
+    with monkeypatch.context() as resumed:
+        resumed.setattr(measure, "_score", forbidden)
+        resumed.setattr(measure, "_write", forbidden)
+        free_running.main()
+    assert not (folder / "found-unfinished").exists()
     found = json.loads((folder / "found.json").read_text())
     assert found["settings"]["validation_requests"] == 1 and found["settings"]["split"] == "test"
     untouched, *rows = found["rows"]
@@ -65,6 +79,7 @@ def test_settings_are_chosen_on_one_split_and_judged_on_another(tmp_path, monkey
     assert [row["strategy"].partition(":")[0] for row in rows] == ["margin", "regret"] * 2
     assert all(row["free_running"]["requests"] == 2 for row in rows)
     printed = capsys.readouterr().out
+    assert printed_before.endswith(printed)
     assert printed.count("\n| ") == 6 and "margin:loss=0.3: Point(limit=0.3" in printed
 
 
