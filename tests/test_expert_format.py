@@ -12,7 +12,7 @@ from dwellmoe.loading import load_adapters, load_model
 from dwellmoe.settings.model import ModelSettings
 from tests.conftest import ROOT, quick_training
 from tests.offload.workbench import prompt
-from tests.test_launchers import TORCHRUN, free_port
+from tests.test_launchers import logged_losses
 
 pytestmark = pytest.mark.slow
 
@@ -24,16 +24,11 @@ def options(tiny_checkpoint, sentences):
     return quick_training(tiny_checkpoint, sentences)
 
 
-def _losses(folder) -> dict[int, float]:
-    history = json.loads((folder / "training_summary.json").read_text())["log_history"]
-    return {entry["step"]: entry["lm_loss"] for entry in history if "lm_loss" in entry}
-
-
 def test_a_run_is_resumed_recorded_and_merged(run_command, tmp_path, options, tiny_checkpoint, capsys):
     command = (sys.executable, ROOT / "main.py", *options, *FORMAT, "--gradient_checkpointing", "True")
     done = run_command(*command, "--save_merged", "True")
     assert done.returncode == 0, done.stderr[-3000:]
-    out, once = tmp_path / "out", _losses(tmp_path / "out")
+    out, once = tmp_path / "out", logged_losses(tmp_path / "out")
     assert json.loads((out / BASE_FILE).read_text())["expert_format"] == "nf4"
     assert "nf4" in (out / "README.md").read_text()
 
@@ -53,19 +48,17 @@ def test_a_run_is_resumed_recorded_and_merged(run_command, tmp_path, options, ti
         shutil.rmtree(out / later)
     done = run_command(*command, "--resume_from_checkpoint", "auto")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert _losses(out) == pytest.approx(once, abs=1e-6)
+    assert logged_losses(out) == pytest.approx(once, abs=1e-6)
     other = run_command(*command[:-4], "--expert_format", "int8", "--resume_from_checkpoint", "auto")
     assert other.returncode == 2 and "expert_format" in other.stderr
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_ranks_train(run_command, tmp_path, options, launcher):
-    """DDP and ZeRO-2 send all parameters from rank to rank before they begin."""
-    deepspeed = ("deepspeed", "--num_accelerators", "2", "--master_port", free_port(), ROOT / "main.py")
-    start = TORCHRUN if launcher == "torchrun" else deepspeed
-    done = run_command(*start, *options, "--expert_format", "int8", timeout_seconds=600)
+def test_two_ranks_train(run_command, deepspeed, tmp_path, options):
+    """ZeRO-2 sends all parameters from rank to rank before it begins; DDP: tests/test_launchers.py."""
+    words = (ROOT / "main.py", *options, "--expert_format", "int8")
+    done = run_command(*deepspeed, *words, timeout_seconds=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    losses = _losses(tmp_path / "out")
+    losses = logged_losses(tmp_path / "out")
     assert losses[max(losses)] < losses[min(losses)]
 
 
