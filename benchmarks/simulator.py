@@ -18,7 +18,8 @@ from result import show_result
 
 from dwellmoe.cache.expert_cache import ExpertCache
 from dwellmoe.cache.formats import write_trace
-from dwellmoe.cache.learned.weights import save_weights
+from dwellmoe.cache.learned import forecast
+from dwellmoe.cache.learned.weights import load_weights, save_weights
 from dwellmoe.cache.policies import ml_flashmoe
 from dwellmoe.cache.replay.curve import curve
 from dwellmoe.cache.replay.replay import replay
@@ -27,6 +28,8 @@ from dwellmoe.errors import UserError, run_command
 from dwellmoe.registry import name_of
 
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
+OLMOE = 16, 64
+"""Layers and experts of OLMoE-1B-7B, which chooses as many of them."""
 GLOBAL: dict = {"scope": "global", "access": "sequential"}
 MILLION = 1e6
 
@@ -63,7 +66,11 @@ def measure(arguments: argparse.Namespace) -> dict:
         / MILLION
         for name, spec in {"lru": "lru", "opt": "opt", "lopt": "lopt:horizon=2"}.items()
     }
-    live = {"live_step_us": live_step_us("lru"), "live_step_us_by_policy": live_steps()}
+    live = {
+        "live_step_us": live_step_us("lru"),
+        "live_step_us_by_policy": live_steps(LAYERS, EXPERTS),
+        "live_step_us_olmoe_by_policy": live_steps(*OLMOE),
+    }
     return (
         {"schema_version": 1, "settings": settings, "compile_or_load_seconds": compile_seconds}
         | peers
@@ -153,29 +160,47 @@ def _theirs(kind, capacity: int, path: str, accesses: int) -> tuple[float, int]:
     return time.perf_counter() - begun, round((1 - missed) * accesses)
 
 
-def live_steps() -> dict[str, float]:
+def live_steps(layers: int, experts: int) -> dict[str, float]:
     """`live_step_us` of other policies; nets of any weights are equally fast."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        shapes = {0: (64, 2 * EXPERTS), 1: (64, 64), 2: (EXPERTS, 64)}
-        tensors = {f"{at}.weight": np.full((LAYERS, *shape), 1e-3) for at, shape in shapes.items()}
-        tensors |= {f"{at}.bias": np.zeros((LAYERS, shape[0])) for at, shape in shapes.items()}
-        save_weights(path, "ml_flashmoe", ml_flashmoe.LAYOUT, tensors, {})
-        specs = ("lrfu", "ml_cecar", "ml_habits", f"ml_flashmoe:weights={path}")
-        return {name_of(spec): live_step_us(spec) for spec in specs}
+        flashmoe, nets = (Path(folder) / f"{name}.safetensors" for name in ("ml_flashmoe", "ml_forecast"))
+        write_flashmoe(flashmoe, layers, experts)
+        write_forecast(nets, layers, experts)
+        specs = ("lru", "lrfu", "lfru", "ml_cecar", "ml_habits")
+        learned = (f"ml_flashmoe:weights={flashmoe}", f"ml_forecast:weights={nets}")
+        return {name_of(spec): live_step_us(spec, layers, experts) for spec in (*specs, *learned)}
 
 
-def live_step_us(policy: str, steps: int = 20000) -> float:
+def write_flashmoe(path: Path, layers: int, experts: int) -> None:
+    """Nets of 64 hidden units."""
+    shapes = {0: (64, 2 * experts), 1: (64, 64), 2: (experts, 64)}
+    tensors = {f"{at}.weight": np.full((layers, *shape), 1e-3) for at, shape in shapes.items()}
+    tensors |= {f"{at}.bias": np.zeros((layers, shape[0])) for at, shape in shapes.items()}
+    save_weights(path, "ml_flashmoe", ml_flashmoe.LAYOUT, tensors, {})
+
+
+def write_forecast(path: Path, layers: int, experts: int) -> None:
+    """Nets with as many hidden units as those in the package."""
+    shipped, _ = load_weights("", "ml_forecast", forecast.LAYOUT)
+    hidden, horizons = shipped["hidden_bias"].shape[1], len(forecast.HORIZONS)
+    sizes = {"L": layers, "E": experts, "D": hidden, "O": horizons * experts}
+    shapes = {**forecast.GENERAL, **forecast.FITTED}
+    tensors = {
+        name: np.full([sizes.get(size, size) for size in shape], 1e-3) for name, shape in shapes.items()
+    }
+    save_weights(path, "ml_forecast", forecast.LAYOUT, tensors, {})
+
+
+def live_step_us(policy: str, layers: int = LAYERS, experts: int = EXPERTS, steps: int = 20000) -> float:
     """Microseconds of one live request: 8 experts of one layer, a quarter of the experts resident."""
-    cache = ExpertCache(policy, layers=LAYERS, experts=EXPERTS, capacity=EXPERTS // 4)
-    requests = [
-        sets.astype(np.int32) for sets in local_trace(steps // LAYERS, seed=2).experts.reshape(-1, TOP_K)
-    ]
-    for number, experts in enumerate(requests[: len(requests) // 4]):
-        cache.request(number % LAYERS, experts)
+    cache = ExpertCache(policy, layers=layers, experts=experts, capacity=experts // 4)
+    trace = local_trace(steps // layers, seed=2, layers=layers, experts=experts)
+    requests = [sets.astype(np.int32) for sets in trace.experts.reshape(-1, TOP_K)]
+    for number, chosen in enumerate(requests[: len(requests) // 4]):
+        cache.request(number % layers, chosen)
     begun = time.perf_counter()
-    for number, experts in enumerate(requests):
-        cache.request(number % LAYERS, experts)
+    for number, chosen in enumerate(requests):
+        cache.request(number % layers, chosen)
     return (time.perf_counter() - begun) / len(requests) * MILLION
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwellmoe.cache.expert_cache import ExpertCache
-from dwellmoe.cache.policies.lfru import FEW
+from dwellmoe.cache.policies.lfru import LISTED
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import DECODE, RoutingTrace
 from tests.cache.reference import ReferenceCache, flatten, reference_counts, requests_of
@@ -32,7 +32,7 @@ def drifting_trace(seed, steps, drift):
 @given(
     seed=st.integers(0, 1000),
     drift=st.sampled_from([0.0, 0.05, 0.2]),
-    capacity=st.integers(FEW + 1, LAYERS * EXPERTS - 10),
+    capacity=st.integers(LISTED + 1, LAYERS * EXPERTS - 10),
     access=st.sampled_from(["atomic", "sequential"]),
     reset=st.sampled_from(["never", "request"]),
 )

@@ -10,6 +10,7 @@ import pytest
 from dwellmoe.cache.replay import expert_overlap
 from dwellmoe.cache.replay.gap import gap_share
 from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
+from dwellmoe.cache.replay.negative_results import NOT_SHOWN, UNSURE, WORSE
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.report_block import conformance_trace, report_block
 from dwellmoe.cache.replay.report_lines import UNKNOWN, report_lines, sections
@@ -276,6 +277,40 @@ def test_print_and_json(tmp_path):
     titles = [line for line in lines if line.startswith("## ")]
     assert len(titles) == len(sections(block)) and len(tables) > 3 * len(titles)
     assert len(report_lines(block)) > len(titles)
+
+
+def test_negative_results_name_what_they_hold_for():
+    trace = random_trace(3, steps=900, requests=30, model="a model", source="a text")
+    policies = ["lrfu:decay=0.95", "least_stale", "lifo", "random:seed=1"]
+    block = report_block(trace, policies, [4, 7])
+    misses = {(row["policy"], row["capacity"]): row["misses"] for row in block["policies"]}
+    found = {(row["policy"], row["against"], row["capacity"]): row for row in block["negative_results"]}
+    for (policy, against, slots), row in found.items():
+        assert against in ONLINE and policy not in (against, "lru", "opt")
+        assert row["ratio"] == misses[policy, slots] / misses[against, slots]
+        assert row["ratio_ci95"][0] <= row["ratio"] <= row["ratio_ci95"][1]
+        assert row["ratio_ci95"][1] >= 1 and (row["found"] == WORSE) == (row["ratio_ci95"][0] > 1)
+    for slots in (4, 7):
+        same = found["least_stale", "lru", slots]
+        assert same["ratio_ci95"] == [1, 1] and same["found"] == NOT_SHOWN
+    assert WORSE in {row["found"] for row in found.values()}
+    better = [
+        (policy, against, slots)
+        for policy in ("lfru", *policies)
+        for against in ONLINE
+        for slots in (4, 7)
+        if policy != against and (policy, against, slots) not in found
+    ]
+    assert better and all(misses[policy, slots] < misses[against, slots] for policy, against, slots in better)
+    titles = {section.title: section.rows for section in sections(block)}
+    scope = dict(titles["What the negative results hold for"])
+    assert scope["model"] == "a model" and scope["text"] == "a text"
+
+
+def test_one_request_shows_no_difference():
+    trace = random_trace(0, requests=1)
+    rows = report_block(trace, ["lifo"], [5])["negative_results"]
+    assert {row["found"] for row in rows} == {UNSURE} and {row["policy"] for row in rows} == {"lfru", "lifo"}
 
 
 def test_what_a_routing_is_worth_in_cache():

@@ -94,15 +94,7 @@ def evict(policy, cache, protected, now):
 
 def remove(policy, cache, expert):
     """Takes one expert out of the order."""
-    heap = policy.heap
-    hole = heap.position[cache, expert]
-    last = heap.size[cache] - 1
-    heap.size[cache] = last
-    heap.position[cache, expert] = -1
-    if hole < last:
-        put_at(
-            heap, cache, hole, heap.experts[cache, last], heap.score[cache, last], heap.last_use[cache, last]
-        )
+    take_out(policy.heap, cache, expert)
 
 
 @helper
@@ -121,6 +113,19 @@ def put(heap, cache, expert, score, used):
 def put_at(heap, cache, node, expert, score, used):
     if rise(heap, cache, node, expert, score, used) == node:
         sink(heap, cache, node, expert, score, used)
+
+
+@helper
+def take_out(heap, cache, expert):
+    """Removes an expert that is in the heap."""
+    hole = heap.position[cache, expert]
+    last = heap.size[cache] - 1
+    heap.size[cache] = last
+    heap.position[cache, expert] = -1
+    if hole < last:
+        put_at(
+            heap, cache, hole, heap.experts[cache, last], heap.score[cache, last], heap.last_use[cache, last]
+        )
 
 
 @helper

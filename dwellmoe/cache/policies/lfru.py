@@ -1,17 +1,18 @@
 """LFRU eviction: by how often an expert was used and how long ago."""
 
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
+from dwellmoe.cache.kernel.heap import Heap, pop, put, sink, take_out
 from dwellmoe.cache.kernel.jit import helper, index_type
 from dwellmoe.cache.policies.base import Shape
 
 ABSENT = -1
-FEW = 48  # residents up to which all are compared at each eviction
-LISTED = 256  # experts on the short list at most
-REQUESTS = 24  # that a short list serves
-SURE = 1 - 1e-9  # beyond what dividing and multiplying in floating point can differ by
+LISTED = 48
+SHORTER = 0.95  # what patience is multiplied by where no expert on the list may leave
+ROUNDING = 1e-3  # of a request; what rounding errors make of a time is far less
 
 
 class Lfru(NamedTuple):
@@ -20,189 +21,169 @@ class Lfru(NamedTuple):
     Uses are counted since the cache was last emptied, and kept on eviction. The age is the number of this
     request minus that of the last use, plus 1; each cache counts its own requests.
 
-    The order of the ratios changes without any use, so no heap keeps it. The residents lie side by side in
-    memory; where they are many, those that may come to have a ratio below `bound` within the next requests
-    are on a short list, and the lowest of these leaves if it is below `bound`. Otherwise all are compared,
-    and the list is made anew. A use only raises the ratio, so it brings no expert onto the list.
+    The order of the ratios changes without any use, so no heap keeps it. But from a use on it is known at
+    which request the age reaches `patience` times the uses, and a later use only puts that off. A heap keeps
+    these times; experts whose time has come are on a list, and their ratios are lower than all others.
+    Patience grows where the list is long and shrinks where it is empty.
     """
 
-    uses: np.ndarray  # int64 [caches, E]
+    heap: Heap  # score: the request at which an expert's time comes
+    uses: np.ndarray  # float64 [caches, E]
+    last_request: np.ndarray  # float64 [caches, E]: of an expert's last use
     request: np.ndarray  # int64 [caches]: requests so far
-    residents: np.ndarray  # int64 [caches]: how many
-    position: np.ndarray  # int64 [caches, E]: where an expert lies, or ABSENT
-    expert: np.ndarray  # int [caches, E]: the residents, in any order
-    count: np.ndarray  # float64 [caches, E]: uses of the resident at the same position
-    last_request: np.ndarray  # float64 [caches, E]: of its last use
-    last_access: np.ndarray  # int64 [caches, E]: likewise
-    listed: np.ndarray  # int [caches, LISTED]: the short list; experts that have left may still be on it
-    length: np.ndarray  # int64 [caches]: of the short list
-    until: np.ndarray  # int64 [caches]: the last request that the short list serves
-    bound: np.ndarray  # float64 [caches]
-    spread: np.ndarray  # float64 [caches]: `bound` over the lowest ratio, when the list was made
+    patience: np.ndarray  # float64 [caches]: age over uses
+    listed: np.ndarray  # int [caches, E]: residents whose time has come, in any order
+    listed_uses: np.ndarray  # float64 [caches, E]: theirs, when they were listed
+    listed_request: np.ndarray  # float64 [caches, E]: likewise, of the last use
+    length: np.ndarray  # int64 [caches]: how many they are
 
     lookahead = "none"
 
     @classmethod
     def allocate(cls, shape: Shape):
         return cls(
-            uses=np.zeros(shape.per_expert, np.int64),
-            request=np.zeros(shape.caches, np.int64),
-            residents=np.zeros(shape.caches, np.int64),
-            position=np.full(shape.per_expert, ABSENT, np.int64),
-            expert=np.zeros(shape.per_expert, index_type(shape.experts)),
-            count=np.zeros(shape.per_expert),
+            heap=Heap.allocate(*shape.per_expert),
+            uses=np.zeros(shape.per_expert),
             last_request=np.zeros(shape.per_expert),
-            last_access=np.zeros(shape.per_expert, np.int64),
-            listed=np.zeros((shape.caches, LISTED), index_type(shape.experts)),
+            request=np.zeros(shape.caches, np.int64),
+            patience=np.zeros(shape.caches),
+            listed=np.zeros(shape.per_expert, index_type(shape.experts)),
+            listed_uses=np.zeros(shape.per_expert),
+            listed_request=np.zeros(shape.per_expert),
             length=np.zeros(shape.caches, np.int64),
-            until=np.full(shape.caches, ABSENT, np.int64),
-            bound=np.zeros(shape.caches),
-            spread=np.full(shape.caches, 2.0),
         )
 
     def reset(self, cache):
+        self.heap.size[cache] = 0
+        self.heap.position[cache, :] = ABSENT
         self.uses[cache, :] = 0
         self.request[cache] = 0
-        self.residents[cache] = 0
-        self.position[cache, :] = ABSENT
-        self.until[cache] = ABSENT
+        self.patience[cache] = 0
+        self.length[cache] = 0
 
     def on_request(self, cache, layer, ids, first, last, now):
         self.request[cache] += 1
 
     def on_access(self, cache, expert, inserted, now):
         self.uses[cache, expert] += 1
+        self.last_request[cache, expert] = self.request[cache]
+        self.heap.used[cache, expert] = now.access
         if inserted:
-            place(self, cache, self.residents[cache], expert)
-            self.residents[cache] += 1
-        at = self.position[cache, expert]
-        self.count[cache, at] = self.uses[cache, expert]
-        self.last_request[cache, at] = self.request[cache]
-        self.last_access[cache, at] = now.access
-        if inserted and self.until[cache] >= self.request[cache] and may_be_lowest(self, cache, at):
-            put_on_list(self, cache, expert)
+            wait(self, cache, expert)
 
     def evict(self, cache, protected, now):
-        many = self.residents[cache] > FEW
-        at = lowest_on_list(self, cache, protected, now) if many else ABSENT
-        if at == ABSENT:
-            at = lowest_of_all(self, cache, protected, now)
-            if many:
-                make_list(self, cache, at)
-        expert = self.expert[cache, at]
-        take_out(self, cache, expert)
-        return expert
+        if self.length[cache] > LISTED:
+            lengthen_patience(self, cache)
+        while True:
+            list_experts(self, cache)
+            at = lowest_on_list(self, cache, protected, now)
+            if at == ABSENT:
+                shorten_patience(self, cache)
+                continue
+            uses = self.listed_uses[cache, at]
+            expert = take_off_list(self, cache, at)
+            if uses == self.uses[cache, expert]:
+                return expert
+            wait(self, cache, expert)
 
     def remove(self, cache, expert):
-        take_out(self, cache, expert)
+        if self.heap.position[cache, expert] != ABSENT:
+            take_out(self.heap, cache, expert)
+            return
+        at = 0
+        while self.listed[cache, at] != expert:
+            at += 1
+        take_off_list(self, cache, at)
 
 
 @helper
-def place(state, cache, at, expert):
-    state.expert[cache, at] = expert
-    state.position[cache, expert] = at
+def time_of(state, cache, expert):
+    """The request at which an expert's age reaches the patience times its uses, if it is not used before."""
+    return state.last_request[cache, expert] + state.patience[cache] * state.uses[cache, expert]
 
 
 @helper
-def take_out(state, cache, expert):
-    """Puts the last resident where `expert` lay."""
-    at, last = state.position[cache, expert], state.residents[cache] - 1
-    state.residents[cache] = last
-    place(state, cache, at, state.expert[cache, last])
-    state.count[cache, at] = state.count[cache, last]
-    state.last_request[cache, at] = state.last_request[cache, last]
-    state.last_access[cache, at] = state.last_access[cache, last]
-    state.position[cache, expert] = ABSENT
+def wait(state, cache, expert):
+    """Puts an expert into the heap."""
+    put(state.heap, cache, expert, time_of(state, cache, expert), state.heap.used[cache, expert])
 
 
 @helper
-def lower(state, cache, at, other, next_request):
-    """Whether the resident at one position leaves before that at another, which may be ABSENT."""
-    if other == ABSENT:
-        return True
-    age = next_request - state.last_request[cache, at]
-    other_age = next_request - state.last_request[cache, other]
-    here = state.count[cache, at] * other_age  # exact: whole numbers below 2**53
-    there = state.count[cache, other] * age
-    earlier = state.last_access[cache, at] < state.last_access[cache, other]
-    return here < there or (here == there and earlier)
-
-
-@helper
-def is_protected(state, cache, at, protected, now):
-    return now.request >= 0 and protected[cache, state.expert[cache, at]] == now.request
-
-
-@helper
-def lowest_of_all(state, cache, protected, now):
-    """The position of the unprotected resident with the lowest ratio."""
-    next_request = state.request[cache] + 1.0
-    lowest = ABSENT
-    for at in range(state.residents[cache]):
-        is_lower = lower(state, cache, at, lowest, next_request)
-        if is_lower and not is_protected(state, cache, at, protected, now):
-            lowest = at
-    return lowest
-
-
-@helper
-def lowest_on_list(state, cache, protected, now):
-    """The same if the list is sure to hold it, else ABSENT. Drops experts that no longer belong on it."""
-    if state.request[cache] > state.until[cache]:
-        return ABSENT
-    next_request = state.request[cache] + 1.0
-    lowest, kept = ABSENT, 0
-    for i in range(state.length[cache]):
-        expert = state.listed[cache, i]
-        at = state.position[cache, expert]
-        if at == ABSENT or not may_be_lowest(state, cache, at):
-            continue
-        state.listed[cache, kept] = expert
-        kept += 1
-        is_lower = lower(state, cache, at, lowest, next_request)
-        if is_lower and not is_protected(state, cache, at, protected, now):
-            lowest = at
-    state.length[cache] = kept
-    if lowest == ABSENT:
-        return ABSENT
-    age = next_request - state.last_request[cache, lowest]
-    return lowest if state.count[cache, lowest] < SURE * state.bound[cache] * age else ABSENT
-
-
-@helper
-def may_be_lowest(state, cache, at):
-    """Whether a resident that is not used until the short list ends has a ratio below the bound then."""
-    oldest = state.until[cache] + 1.0 - state.last_request[cache, at]
-    return state.count[cache, at] < state.bound[cache] * oldest
+def list_experts(state, cache):
+    """Lists the experts whose time has come; a time in the heap may be too early, never too late."""
+    heap, next_request = state.heap, state.request[cache] + 1.0
+    while heap.size[cache] > 0 and heap.score[cache, 0] <= next_request + ROUNDING:
+        expert = heap.experts[cache, 0]
+        time = time_of(state, cache, expert)
+        if time > heap.score[cache, 0]:
+            sink(heap, cache, 0, expert, time, heap.used[cache, expert])
+        else:
+            pop(heap, cache)
+            put_on_list(state, cache, expert)
 
 
 @helper
 def put_on_list(state, cache, expert):
-    """Adds an expert; a list that is full serves no more."""
-    length = state.length[cache]
-    if length == LISTED:
-        state.until[cache] = ABSENT
-    else:
-        state.listed[cache, length] = expert
-        state.length[cache] = length + 1
+    at = state.length[cache]
+    state.listed[cache, at] = expert
+    state.listed_uses[cache, at] = state.uses[cache, expert]
+    state.listed_request[cache, at] = state.last_request[cache, expert]
+    state.length[cache] = at + 1
 
 
 @helper
-def make_list(state, cache, lowest):
-    """Makes the short list, of more or fewer experts than the last one where that was too short or full."""
-    age = state.request[cache] + 1.0 - state.last_request[cache, lowest]
-    state.bound[cache] = state.spread[cache] * state.count[cache, lowest] / age
-    state.until[cache] = state.request[cache] + REQUESTS
-    state.length[cache] = 0
-    for at in range(state.residents[cache]):
-        if may_be_lowest(state, cache, at):
-            put_on_list(state, cache, state.expert[cache, at])
-            if state.until[cache] == ABSENT:
-                break
-    if state.length[cache] > LISTED // 4:
-        state.spread[cache] = 1 + (state.spread[cache] - 1) / 2
-    elif state.length[cache] < LISTED // 16:
-        state.spread[cache] = 1 + (state.spread[cache] - 1) * 2
+def take_off_list(state, cache, at):
+    """Removes and returns an expert on the list, whose place the last one takes."""
+    expert, last = state.listed[cache, at], state.length[cache] - 1
+    state.listed[cache, at] = state.listed[cache, last]
+    state.listed_uses[cache, at] = state.listed_uses[cache, last]
+    state.listed_request[cache, at] = state.listed_request[cache, last]
+    state.length[cache] = last
+    return expert
+
+
+@helper
+def lowest_on_list(state, cache, protected, now):
+    """Where on the list the unprotected expert with the lowest ratio is; ABSENT unless all others are higher.
+
+    An expert that was used since it was listed has a higher ratio than is noted here.
+    """
+    next_request, used = state.request[cache] + 1.0, state.heap.used[cache]
+    lowest, lowest_uses, lowest_age = ABSENT, inf, 1.0
+    for at in range(state.length[cache]):
+        uses, age = state.listed_uses[cache, at], next_request - state.listed_request[cache, at]
+        here, there = uses * lowest_age, lowest_uses * age  # exact: whole numbers below 2**53
+        if here > there:
+            continue
+        expert = state.listed[cache, at]
+        is_lower = here < there or used[expert] < used[state.listed[cache, lowest]]
+        if is_lower and (now.request < 0 or protected[cache, expert] != now.request):
+            lowest, lowest_uses, lowest_age = at, uses, age
+    return lowest if lowest_age >= state.patience[cache] * lowest_uses else ABSENT
+
+
+@helper
+def lengthen_patience(state, cache):
+    """Lengthens patience to the mean of age over uses on the list; whose time has not come then, waits."""
+    next_request, listed = state.request[cache] + 1.0, state.length[cache]
+    total = 0.0
+    for at in range(listed):
+        total += (next_request - state.listed_request[cache, at]) / state.listed_uses[cache, at]
+    state.patience[cache] = max(state.patience[cache], total / listed)
+    for at in range(listed - 1, -1, -1):
+        expert = state.listed[cache, at]
+        if time_of(state, cache, expert) > next_request:
+            wait(state, cache, take_off_list(state, cache, at))
+
+
+@helper
+def shorten_patience(state, cache):
+    """Shortens patience, and orders the heap by the new times, from its leaves up."""
+    heap = state.heap
+    state.patience[cache] *= SHORTER
+    for node in range(heap.size[cache] - 1, -1, -1):
+        expert = heap.experts[cache, node]
+        sink(heap, cache, node, expert, time_of(state, cache, expert), heap.used[cache, expert])
 
 
 policy = Lfru

@@ -19,6 +19,7 @@ from dwellmoe.cache.replay.curve import widest_request
 from dwellmoe.cache.replay.expert_overlap import expert_overlaps
 from dwellmoe.cache.replay.gap import BASELINES, OPTIMUM, gap_shares
 from dwellmoe.cache.replay.memory_equivalent import memory_equivalent
+from dwellmoe.cache.replay.negative_results import negative_results
 from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.replay.rows import HitRateRow, hit_rate_rows
 from dwellmoe.cache.replay.step_misses import StepExperts, StepMisses, mean_of, quantiles
@@ -89,6 +90,7 @@ def report_block(
             _policy_row(run, row, rows, sources[run.spec]) for run, row in zip(runs, rows, strict=True)
         ],
         "gaps": [_gap([row for row in rows if row.capacity == budget.capacity]) for budget in budgets],
+        "negative_results": negative_results(runs, resamples),
         "memory_equivalents": worth,
         "compared_with": None if against is None else against.model or None,
     }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dwellmoe.cache.replay.negative_results import scope_of_results
 from dwellmoe.cache.replay.texts import ENDS
 
 UNKNOWN = "not recorded"
@@ -27,6 +28,7 @@ def sections(block: Mapping[str, Any]) -> list[Section]:
         _policies(block),
         *_fits(block),
         _gaps(block),
+        *_negative_results(block),
         *_memory_equivalents(block),
     ]
 
@@ -220,6 +222,26 @@ def _gaps(block: Mapping[str, Any]) -> Section:
         for row in block["gaps"]
     ]
     return Section(title, head, rows)
+
+
+def _negative_results(block: Mapping[str, Any]) -> list[Section]:
+    title = "Negative results: policies not shown to miss less than a simple one, by the same requests"
+    head = ("policy", "slots", "against", "misses of it", "95 % interval", "found")
+    rows = [
+        (
+            row["policy"],
+            str(row["capacity"]),
+            row["against"],
+            f"{row['ratio']:.4f}x",
+            _interval(row["ratio_ci95"]),
+            row["found"],
+        )
+        for row in block["negative_results"]
+    ]
+    if not rows:
+        return [Section(title, ("", "value"), [("negative results", "none")])]
+    scope = Section("What the negative results hold for", ("", "value"), scope_of_results(block, UNKNOWN))
+    return [Section(title, head, rows), scope]
 
 
 def _memory_equivalents(block: Mapping[str, Any]) -> list[Section]:
