@@ -232,7 +232,7 @@ def test_a_token_is_asked_for(service):
     client = TestClient(application(service))
     for path in ("/v1/models", "/metrics", "/v1/expert_cache"):
         for given in ("", "Bearer secre", "secret", "Bearer", "Bearer ", "Basic secret", "Bearer sécret"):
-            header = {"authorization": given.encode()} if given else {}
+            header = {b"authorization": given.encode()} if given else None
             assert fault(client.get(path, headers=header), 401)["code"] == "invalid_api_key"
         for scheme in ("Bearer", "bearer"):
             assert client.get(path, headers={"authorization": f"{scheme} secret"}).status_code == 200
