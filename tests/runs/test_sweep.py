@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from dwellmoe.errors import UserError
+from runs import sweep
 from runs.sweep import CONTROL, Point, accuracies, measured, task_file
 from tests.conftest import ROOT
 from tests.data.stand_ins import write_task
@@ -13,7 +14,10 @@ from tests.evaluation.workspace import CHOICE_TASK, make_row
 
 
 @pytest.mark.slow
-def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoint, sentences):
+def test_a_sweep_resumes_and_tells_failures(
+    run_command, tmp_path, monkeypatch, capsys, tiny_checkpoint, sentences
+):
+    """Once here, with its commands in forks of a Python that has imported all; again as its users run it."""
     rows = [make_row(number) for number in range(8)]
     (tmp_path / "quiz").mkdir()
     quiz = write_task(tmp_path / "quiz", CHOICE_TASK, a=rows[:2], b=rows[2:4], c=rows[4:])
@@ -22,9 +26,13 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
         f"--model_name {tiny_checkpoint} --dataset_name {sentences} --max_words_len 32 --batch_size 8 "
         "--lora_rank 2 --eval_steps 3 --save_steps 3"
     ).split()
-    first = run_command(sys.executable, ROOT / "runs" / "sweep.py", *options, timeout_seconds=400)
-    assert first.returncode == 2
-    assert "js-no1_0.5_router_1 failed: main.py" in first.stderr and "unknown option 'no'" in first.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *options])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 points failed"):
+        patch.setattr(sweep.subprocess, "run", lambda words, **_: run_command(*words))
+        sweep.main()
+    first = capsys.readouterr()
+    assert "js-no1_0.5_router_1 failed: main.py" in first.err and "unknown option 'no'" in first.err
     points = {path.stem: path for path in (tmp_path / "out" / "points").glob("*.json")}
     assert set(points) == {"control_0_router_1"}
     record = json.loads(points["control_0_router_1"].read_text())
@@ -39,10 +47,11 @@ def test_a_sweep_resumes_and_tells_failures(run_command, tmp_path, tiny_checkpoi
     (answered,) = (tmp_path / "out" / "tasks").iterdir()
     right = json.loads(answered.read_text())["tuned"]["choice_accuracy"]
     assert 0 <= right <= 1
-    assert f"control        0      router, 1 seeds: accuracy {right:.3f} (" in first.stdout
+    assert f"control        0      router, 1 seeds: accuracy {right:.3f} (" in first.out
     before = {path: path.stat().st_mtime_ns for path in points.values()}
     again = run_command(sys.executable, ROOT / "runs" / "sweep.py", *options)
     assert again.returncode == 2
+    assert "js-no1_0.5_router_1 failed: main.py" in again.stderr and "unknown option 'no'" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in points.values()} == before
 
 
