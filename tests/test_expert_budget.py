@@ -141,9 +141,10 @@ def test_zero_3_is_refused(run_command, options):
 def test_a_shard_cut_while_training_ends_the_run_in_one_line(run_command, tmp_path, options, tiny_checkpoint):
     """What was saved stays usable: with the file back, the run goes on."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    script = CUT.format(shard=folder / "model.safetensors", main=ROOT / "main.py")
+    script = tmp_path / "cut.py"
+    script.write_text(CUT.format(shard=folder / "model.safetensors", main=ROOT / "main.py"))
     given = (*options, *BUDGET, "--model_name", folder)
-    done = run_command(sys.executable, "-c", script, *given)
+    done = run_command(sys.executable, script, *given)
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
     assert "after step 6" in line and "model.safetensors" in line and "checkpoint-4" in line
