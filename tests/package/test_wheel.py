@@ -93,10 +93,11 @@ def wheel(tmp_path_factory) -> Path:
 
 def _installed(folder: Path, wheel: Path, extra: str) -> Path:
     """The Python of a new virtual environment into which pip installed the wheel with one extra."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
-    options = ["--disable-pip-version-check", "--progress-bar", "off", "-q", "-c", ROOT / "requirements.txt"]
-    done = _run(python, folder, "-m", "pip", "install", *options, f"{wheel}[{extra}]")
+    pip = ["-m", "pip", "--python", python, "--disable-pip-version-check", "-q"]
+    options = ["--progress-bar", "off", "--no-compile", "-c", ROOT / "requirements.txt"]
+    done = _run(Path(sys.executable), folder, *pip, "install", *options, f"{wheel}[{extra}]")
     assert done.returncode == 0, done.stderr
     return python
 
