@@ -24,7 +24,7 @@ trace = dm.RoutingTrace.load(sys.argv[1])
 row = dm.replay(trace, policy="lru", capacity="50%")
 decoded = int((trace.phase == 1).sum())
 assert 0 < row.hit_rate < 1 and row.hits + row.misses == decoded * trace.layers * trace.top_k
-cache = dm.ExpertCache("arc", layers=24, experts=64, capacity=16)
+cache = dm.ExpertCache("lru", layers=24, experts=64, capacity=16)
 first, second = (cache.request(layer=0, experts=[3, 7]) for _ in range(2))
 assert sorted(first.load) == [3, 7] and not second.load
 
