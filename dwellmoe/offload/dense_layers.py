@@ -11,7 +11,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import QuantisingFormat
 from dwellmoe.experts.kernels.one_row import is_one_row
 from dwellmoe.experts.low_bit_linear import hold_in_low_bits
-from dwellmoe.experts.one_row_linear import take_single_rows
+from dwellmoe.experts.one_row_linear import one_row_weight, take_single_rows
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.io.memory import on_huge_pages
 
@@ -49,6 +49,15 @@ def speed_up_single_rows(model: Any, layers: Sequence[MoeLayer]) -> None:
         if is_one_row(layer.weight[:1]):
             layer.weight.data = on_huge_pages(layer.weight.data)
             take_single_rows(layer)
+
+
+def speed_up_routers(model: Any, layers: Sequence[MoeLayer]) -> None:
+    """The same for the routers, which multiply by themselves."""
+    for layer in layers:
+        for module in model.get_submodule(layer.router).modules():
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                if type(weight) is nn.Parameter and weight.dim() == 2 and is_one_row(weight[:1]):
+                    setattr(module, name, one_row_weight(weight))
 
 
 def _dense_layers(model: Any, routers: set[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from dwellmoe.families import MoeLayer
 from dwellmoe.offload.attach import attach
 from dwellmoe.offload.check_settings import check_settings, naming
 from dwellmoe.offload.decode_attention import attend_fast
-from dwellmoe.offload.dense_layers import hold_dense_layers, speed_up_single_rows
+from dwellmoe.offload.dense_layers import hold_dense_layers, speed_up_routers, speed_up_single_rows
 from dwellmoe.offload.engine import Engine
 from dwellmoe.offload.expert_weights import ExpertWeights, locate_experts
 from dwellmoe.offload.io.shards import Shards, find_shards
@@ -88,6 +88,7 @@ def load_with_cache(
         hold_dense_layers(model, layers, dense_format)
     else:
         speed_up_single_rows(model, layers)
+    speed_up_routers(model, layers)
     attend_fast(model)
     weights = _located(model, layers, shards, form, settings.packed)
     if not settings.verify_reads:

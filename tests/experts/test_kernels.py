@@ -37,11 +37,14 @@ def _close(found: torch.Tensor, x: torch.Tensor, matrix_OI: torch.Tensor, tolera
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_products_are_those_of_the_exact_matrix(name, shape, dtype, tolerance, rows):
-    """bfloat16: the matrix itself is not rounded where few rows are multiplied; the sums are."""
+    """bfloat16: the matrix itself is not rounded where few rows are multiplied; the sums are. int4 rounds
+    several rows to bytes.
+    """
     format, stored = FORMATS[name], _stored(name, shape)
     x = _weight((rows, shape[1]), 1, dtype) * 50
     matrix_OI = format.dequantise(stored, shape, torch.float32)
-    _close(format.product(x, stored, shape), x, matrix_OI, tolerance)
+    rounds = name.startswith("int4") and rows > 1 and dtype == torch.bfloat16
+    _close(format.product(x, stored, shape), x, matrix_OI, 8e-3 if rounds else tolerance)
     gradient = _weight((rows, shape[0]), 2, dtype) * 50
     _close(format.gradient(gradient, stored, shape), gradient, matrix_OI.T, tolerance)
 

@@ -12,7 +12,7 @@ from dwellmoe.experts.formats import parse_format
 from dwellmoe.experts.formats.base import ExpertFormat
 from dwellmoe.experts.formats.fp8 import BlockFp8
 from dwellmoe.experts.kernels import int4_passes, int4_vectors, one_query, one_row
-from dwellmoe.experts.one_row_linear import OneRowLinear, take_single_rows
+from dwellmoe.experts.one_row_linear import OneRowLinear, one_row_weight, take_single_rows
 from tests.experts.test_formats import _random_bytes, _weight
 
 FORMATS: dict[str, Any] = {
@@ -21,12 +21,10 @@ FORMATS: dict[str, Any] = {
 }
 SHAPES = [(64, 128), (50, 96), (192, 256)]
 BFLOAT16_ERROR = 2**-8
+needs_byte_products = pytest.mark.skipif(not int4_vectors.has_byte_products(), reason="needs AVX-512 VNNI")
 INT4_PASSES = [
     int4_passes.one_row_of_floats,
-    pytest.param(
-        int4_passes.one_row_in_steps,
-        marks=pytest.mark.skipif(not int4_vectors.has_byte_products(), reason="needs AVX-512 VNNI"),
-    ),
+    pytest.param(int4_passes.one_row_in_steps, marks=needs_byte_products),
 ]
 
 
@@ -94,6 +92,43 @@ def test_numbers_that_are_not_finite_are_not_hidden(function, monkeypatch):
         x = _weight((1, 64), 3, torch.bfloat16)
         x[0, 40] = bad
         assert not format.product(x, stored, (64, 64)).isfinite().any()
+        both = format.product(torch.cat([x, torch.ones_like(x)]), stored, (64, 64))
+        assert not both[0].isfinite().any() and both[1].isfinite().all()
+
+
+@needs_byte_products
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(2, 9),
+    outputs=st.sampled_from([64, 100, 192]),
+    inputs=st.sampled_from([96, 128, 320]),
+    group=st.sampled_from([32, 64, 128]),
+    size=st.sampled_from([1e-3, 1.0, 1e3]),
+)
+def test_int4_times_several_rows(rows, outputs, inputs, group, size):
+    """Each group of a row is rounded to whole numbers of a byte, and nothing else but the sum; no row depends
+    on the others.
+    """
+    format: Any = parse_format(f"int4:group={group}")
+    shape = (outputs, inputs)
+    stored = format.quantise(_weight(shape))
+    x = _weight((rows, inputs), 3, torch.bfloat16) * size
+    x[0, : inputs // 2] *= 1000
+    x[1, :group] = 0
+    matrix = format.dequantise(stored, shape, torch.float32)
+    found = format.product(x, stored, shape)
+    rounded = _rounded_to_bytes(x, group)
+    for row in range(rows):
+        _assert_rounded_once(found[row : row + 1], _exact(rounded[row : row + 1], [matrix]))
+    assert torch.equal(format.product(x.flip(0)[:2], stored, shape), found.flip(0)[:2])
+
+
+def _rounded_to_bytes(x_SI: torch.Tensor, group: int) -> torch.Tensor:
+    over = -x_SI.shape[1] % group
+    groups = torch.nn.functional.pad(x_SI.float(), (0, over)).reshape(len(x_SI), -1, group)
+    steps = groups.abs().amax(dim=2, keepdim=True) / 127
+    whole = torch.where(steps > 0, groups * (1 / steps), 0).round()
+    return (whole * steps).flatten(1)[:, : x_SI.shape[1]]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -110,6 +145,23 @@ def test_linear_layer(bias):
         assert torch.equal(layer(x.expand(2, 3, 96)), many)
     assert found.shape == usual.shape and found.dtype == usual.dtype
     torch.testing.assert_close(found, usual.detach(), rtol=2**-7, atol=1e-3)
+
+
+def test_weight_that_a_router_multiplies_by_itself():
+    router = nn.Module()
+    router.weight = nn.Parameter(_weight((50, 96), 1, torch.bfloat16))
+    usual, x = router.weight, _weight((1, 96), 3, torch.bfloat16) * 50
+    router.weight = one_row_weight(router.weight)
+    assert router.weight.data_ptr() == usual.data_ptr()
+    assert torch.equal(router.state_dict()["weight"], usual)
+    linear = nn.functional.linear
+    assert torch.equal(linear(x, router.weight), linear(x, usual))  # gradients are kept
+    linear(x, router.weight).sum().backward()
+    assert router.weight.grad is not None
+    with torch.no_grad():
+        _assert_rounded_once(linear(x, router.weight), _exact(x, [usual]).view(1, 50))
+        assert torch.equal(linear(x.expand(3, 96), router.weight), linear(x.expand(3, 96), usual))
+        assert type(router.weight * 2) is torch.Tensor
 
 
 @settings(deadline=None, max_examples=25)

@@ -18,7 +18,8 @@ from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
 from dwellmoe.experts.formats.blocks import passes_multiply, steps_of_scale
 from dwellmoe.experts.kernels import int4_passes
-from dwellmoe.experts.kernels.int4_passes import OUTPUTS
+from dwellmoe.experts.kernels.int4_passes import OUTPUTS, ROWS
+from dwellmoe.experts.kernels.int4_vectors import has_byte_products
 from dwellmoe.experts.kernels.one_row import is_one_row, products
 from dwellmoe.experts.kernels.threads import run
 
@@ -94,10 +95,13 @@ class Int4(QuantisingFormat):
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         if is_one_row(x_SI):
             return self.products(x_SI, [stored], shape_OI)
-        if not passes_multiply(x_SI, FEW_ROWS):
+        in_bytes = has_byte_products() and x_SI.is_cpu and x_SI.dtype == torch.bfloat16
+        if not in_bytes and not passes_multiply(x_SI, FEW_ROWS):
             return super().product(x_SI, stored, shape_OI)
         outputs, inputs = self._whole(shape_OI)
         x_SK = pad(x_SI, (0, inputs - shape_OI[1])) if inputs > shape_OI[1] else x_SI.contiguous()
+        if in_bytes:
+            return self._product_of_bytes(x_SK, stored, outputs)[:, : shape_OI[0]]
         if x_SK.dtype == torch.bfloat16 and torch_takes_our_layout():
             codes_NK = stored["codes"].view(outputs, inputs // 2)
             both = stored["scales_and_zeros"]
@@ -115,6 +119,19 @@ class Int4(QuantisingFormat):
         codes, scales = ([each[field] for each in stored] for field in ("codes", "scales_and_zeros"))
         out_MN = products(int4_passes.one_row, x_MK, whole_OI, codes, scales, block=self.group)
         return out_MN[:, : shape_OI[0]]
+
+    def _product_of_bytes(self, x_SK: Tensor, stored: Stored, outputs: int) -> Tensor:
+        """Of rows whose groups are rounded to whole numbers of a byte, which are multiplied fastest.
+        The error is 0.6 % of the result; that of four bits is 9 %.
+        """
+        rows, inputs = x_SK.shape
+        whole_rows = -(-rows // ROWS) * ROWS
+        x_in_bytes = torch.zeros(whole_rows * (inputs + inputs // self.group * 8), dtype=torch.uint8)
+        out_SN = torch.empty(rows, outputs, dtype=torch.bfloat16)
+        sizes = {"rows": rows, "outputs": outputs, "inputs": inputs}
+        run(int4_passes.rows_in_bytes, block=self.group, x=x_SK, out=x_in_bytes, **sizes)
+        self._run(int4_passes.product_of_bytes, stored, x=x_in_bytes, out=out_SN, **sizes)
+        return out_SN
 
     def _run(self, function, stored: Stored, **work: int | Tensor) -> None:
         run(function, block=self.group, codes=stored["codes"], scales=stored["scales_and_zeros"], **work)

@@ -14,12 +14,14 @@ from dwellmoe.cache.kernel.jit import BARE
 from dwellmoe.experts.kernels import int4_vectors
 from dwellmoe.experts.kernels.int4_vectors import (
     HALF,
+    ROWS,
     add_integer_products,
     add_products,
+    add_products_of_rows,
     has_byte_products,
 )
 from dwellmoe.experts.kernels.one_row import SUM_IN_ANY_ORDER, one_row_pass
-from dwellmoe.experts.kernels.row_passes import rounded
+from dwellmoe.experts.kernels.row_passes import of_bfloat16, rounded
 from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, prefetch, take_chunk
 
 OUTPUTS = 2 * HALF
@@ -148,6 +150,68 @@ def _multiply_steps(work, codes, scales, x, room, out, first, end):
     _write(totals, out, first)
 
 
+def _rows_in_bytes(pointer):
+    """x [S, I] of bfloat16 as whole numbers of a byte times a step for each group, at `out` int8 [S', I],
+    S' whole times ROWS; behind them each row's steps, and the sums of its groups.
+    """
+    work = carray(pointer, 1)[0]
+    count, inputs, rows = work.block, work.inputs, work.rows
+    x_in = carray(memory(work.x), (rows, inputs), np.uint16)
+    whole = carray(memory(work.out), (rows, inputs), np.int8)
+    steps = carray(memory(_steps_behind(work, work.out)), (rows, inputs // count, 2), np.float32)
+    x = np.empty(inputs, np.float32)
+    row = take_chunk(pointer)
+    while row < rows:
+        for i in range(inputs):
+            x[i] = of_bfloat16(x_in[row, i])
+        for group in range(inputs // count):
+            first = group * count
+            largest = _largest(x[first : first + count])
+            step = largest / np.float32(127)
+            per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
+            for i in range(first, first + count):
+                whole[row, i] = np.int8(np.rint(x[i] * per_step))
+            total = 0
+            for i in range(first, first + count):
+                total += np.int32(whole[row, i])
+            nothing = _sum(x[first : first + count]) * np.float32(0)  # or NaN, which no whole number is
+            steps[row, group, 0], steps[row, group, 1] = step + nothing, step * np.float32(total) + nothing
+        row = take_chunk(pointer)
+
+
+@inlined
+def _steps_behind(work, place):
+    return place + (work.rows + ROWS - 1) // ROWS * ROWS * work.inputs
+
+
+def _product_of_bytes(pointer):
+    """out [S, O] bfloat16 = x [S, I], as `_rows_in_bytes` writes it, times the matrix; O in whole blocks."""
+    work = carray(pointer, 1)[0]
+    count, inputs, outputs, rows = work.block, work.inputs, work.outputs, work.rows
+    groups = inputs // count
+    steps = _steps_behind(work, work.x)
+    out = carray(memory(work.out), (rows, outputs), np.uint16)
+    totals = np.empty((ROWS, OUTPUTS), np.float32)
+    block = take_chunk(pointer)
+    while block < outputs // OUTPUTS:
+        for row in range(0, rows, ROWS):
+            totals[:] = 0
+            for group in range(groups):
+                add_products_of_rows(
+                    _codes_of(work, work.codes, block, group),
+                    _scales_of(work, work.scales, block, group),
+                    work.x + row * inputs + group * count,
+                    inputs,
+                    steps + 8 * (row * groups + group),
+                    8 * groups,
+                    totals.ctypes.data,
+                    count,
+                )
+            for each in range(min(ROWS, rows - row)):
+                _write(totals[each], out[row + each], block * OUTPUTS)
+        block = take_chunk(pointer)
+
+
 def _product(pointer):
     """out [S, O] float32 = x [S, I] float32 times the matrix; O in whole blocks, I in whole groups."""
     work = carray(pointer, 1)[0]
@@ -190,5 +254,7 @@ one_row_of_floats = one_row_pass("int4", _multiply)
 one_row_in_steps = one_row_pass("int4-steps", _multiply_steps, _in_steps)
 one_row = one_row_in_steps if has_byte_products() else one_row_of_floats
 product = pass_of(_product, "int4")
+rows_in_bytes = pass_of(_rows_in_bytes, "int4")
+product_of_bytes = pass_of(_product_of_bytes, "int4")
 to_float32 = pass_of(_dequantise, "int4-float32", decode=int4_vectors.to_float32, ITEM_BYTES=4)
 to_bfloat16 = pass_of(_dequantise, "int4-bfloat16", decode=int4_vectors.to_bfloat16, ITEM_BYTES=2)

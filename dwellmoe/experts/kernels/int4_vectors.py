@@ -20,7 +20,10 @@ BYTE, SHORT, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 BYTES, SHORTS, WORDS = (ir.VectorType(each, HALF) for each in (BYTE, SHORT, WORD))
 FLOATS = ir.VectorType(ir.FloatType(), HALF)
 ADDRESS = types.int64
-BYTE_PRODUCTS = "llvm.x86.avx512.vpdpbusd.256"
+QUARTER, ROWS = 16, 4
+"""Outputs of the widest vector of sums, and rows whose sums stay in registers."""
+TWO_INPUTS, QUARTER_SUMS = ir.VectorType(BYTE, 2 * HALF), ir.VectorType(WORD, QUARTER)
+BYTE_PRODUCTS = "llvm.x86.avx512.vpdpbusd.{bits}"
 
 
 def has_byte_products() -> bool:
@@ -100,19 +103,31 @@ class _Writer:
         ]
         return [self.builder.shuffle_vector(first, second, ir.Constant(WORDS, mask)) for mask in masks]
 
-    def four_bytes(self, address: Any) -> Any:
-        """The four bytes at an address, eight times."""
-        kind = ir.VectorType(WORD, 8)
+    def quarters(self, address: Any) -> list[Any]:
+        """The codes of four inputs, as four bytes of each output: 16 outputs in each of the results."""
+        pairs = [self.load(address, TWO_INPUTS, 2 * HALF * each, align=1) for each in range(2)]
+        found = []
+        for first in (0, QUARTER):
+            mask = [HALF * each + n for n in range(first, first + QUARTER) for each in range(4)]
+            kind = ir.VectorType(WORD, len(mask))
+            found.append(self.builder.shuffle_vector(*pairs, ir.Constant(kind, mask)))
+        low = [self.builder.and_(each, ir.Constant(TWO_INPUTS, [15] * 2 * HALF)) for each in found]
+        high = [self.builder.lshr(each, ir.Constant(TWO_INPUTS, [4] * 2 * HALF)) for each in found]
+        return low + high
+
+    def four_bytes(self, address: Any, times: int) -> Any:
+        """The four bytes at an address, so many times."""
+        kind = ir.VectorType(WORD, times)
         undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, self.load(address, WORD, align=1), WORD(0))
-        return self.builder.bitcast(
-            self.builder.shuffle_vector(first, undefined, ir.Constant(kind, [0] * 8)), BYTES
-        )
+        spread = self.builder.shuffle_vector(first, undefined, ir.Constant(kind, [0] * times))
+        return self.builder.bitcast(spread, ir.VectorType(BYTE, 4 * times))
 
     def added_bytes(self, sums: Any, unsigned: Any, signed: Any) -> Any:
-        """Eight sums, to each of which four products of an unsigned and a signed byte are added."""
-        kind = ir.FunctionType(sums.type, [sums.type, BYTES, BYTES])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, BYTE_PRODUCTS)
+        """The sums, to each of which four products of an unsigned and a signed byte are added."""
+        kind = ir.FunctionType(sums.type, [sums.type, unsigned.type, signed.type])
+        name = BYTE_PRODUCTS.format(bits=WORD.width * sums.type.count)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [sums, unsigned, signed])
 
     def in_order(self, high: list[Any], low: list[Any]) -> Any:
@@ -184,7 +199,7 @@ def _add_integer_products(typing_context, codes, scales, high, low, step, sum_of
             parts = [builder.and_(each, _all(BYTES, 15)) for each in outputs]
             parts += [builder.lshr(each, _all(BYTES, 4)) for each in outputs]
             for digits, of_digits in zip((high, low), sums, strict=True):
-                factors = write.four_bytes(write.step(digits, index, LONG(4)))
+                factors = write.four_bytes(write.step(digits, index, LONG(4)), 8)
                 for part, each in zip(parts, of_digits, strict=True):
                     builder.store(write.added_bytes(builder.load(each), part, factors), each)
         every, step = write.spread(sum_of_x), write.spread(step)
@@ -201,6 +216,45 @@ def _add_integer_products(typing_context, codes, scales, high, low, step, sum_of
 
     numbers = (ADDRESS,) * 4 + (types.float32,) * 2 + (ADDRESS,) * 2
     return types.void(*numbers), generate
+
+
+@intrinsic
+def _add_products_of_rows(typing_context, codes, scales, x, row_bytes, steps, step_bytes, totals, count):
+    """Adds to the float32 at `totals` [ROWS, 64] the products of a group of `count` inputs of ROWS rows.
+
+    A row's inputs are `count` int8 at `x`, the next row's `row_bytes` further; at `steps` stand the float32
+    that they are multiples of, and their sum times that step, the next row's `step_bytes` further.
+    """
+
+    def generate(context, builder, signature, arguments):
+        codes, scales, x, row_bytes, steps, step_bytes, totals, count = arguments
+        write = _Writer(builder)
+        sums = [[cgutils.alloca_once(builder, QUARTER_SUMS) for _ in range(4)] for _ in range(ROWS)]
+        for each in (part for row in sums for part in row):
+            builder.store(ir.Constant(QUARTER_SUMS, [0] * QUARTER), each)
+        with write.each(builder.lshr(count, LONG(2))) as index:
+            parts = write.quarters(write.step(codes, index, LONG(4 * HALF)))
+            for row, of_row in enumerate(sums):
+                place = builder.add(write.step(x, LONG(row), row_bytes), write.step(LONG(0), index, LONG(4)))
+                factors = write.four_bytes(place, QUARTER)
+                for part, each in zip(parts, of_row, strict=True):
+                    builder.store(write.added_bytes(builder.load(each), part, factors), each)
+        pairs = [write.scale_and_zero(scales, half) for half in range(2)]
+        lowest = [write.fused(scale, _all(FLOATS, -8.0), zero) for scale, zero in pairs]
+        in_order = ir.Constant(WORDS, [*range(HALF)])
+        for row, of_row in enumerate(sums):
+            of_group = write.step(steps, LONG(row), step_bytes)
+            step, sum_of_x = (write.spread(write.load(of_group, ir.FloatType(), shift)) for shift in (0, 4))
+            for half in range(2):
+                quarters = [builder.load(each) for each in of_row[2 * half : 2 * half + 2]]
+                whole = builder.sitofp(builder.shuffle_vector(*quarters, in_order), FLOATS)
+                place = builder.add(totals, LONG(4 * HALF * (2 * row + half)))
+                before = write.fused(lowest[half], sum_of_x, write.load(place, FLOATS))
+                scaled = builder.fmul(pairs[half][0], step)
+                write.store(write.fused(scaled, whole, before), place, 0, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*(ADDRESS,) * 8), generate
 
 
 def _decoder(short: bool) -> Any:
@@ -233,5 +287,7 @@ add_products: Any = _add_products
 """`add_products(codes, scales, x, sum_of_x, totals, count)` in a pass."""
 add_integer_products: Any = _add_integer_products
 """`add_integer_products(codes, scales, high, low, step, sum_of_x, totals, count)` in a pass."""
+add_products_of_rows: Any = _add_products_of_rows
+"""`add_products_of_rows(codes, scales, x, row_bytes, steps, step_bytes, totals, count)` in a pass."""
 to_float32, to_bfloat16 = _decoder(short=False), _decoder(short=True)
 """`decode(codes, scales, out, row_bytes, count)` in a pass."""

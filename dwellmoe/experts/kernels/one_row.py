@@ -6,6 +6,7 @@ never written in another form, so that a product takes the time of reading the m
 Letters: M matrices, O and I their output and input width.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dwellmoe.cache.kernel.jit import BARE
 from dwellmoe.experts.kernels.row_passes import of_bfloat16, rounded
-from dwellmoe.experts.kernels.threads import inlined, memory, pass_of, run, take_chunk
+from dwellmoe.experts.kernels.threads import address_of, inlined, memory, pass_of, run, take_chunk
 
 OUTPUTS_OF_CHUNK = 64
 SUM_IN_ANY_ORDER: Any = {"fastmath": {"reassoc", "contract", "nsz"}, **BARE}
@@ -105,7 +106,7 @@ INT8 = one_row_pass("int8", _multiply_int8)
 
 def is_one_row(x: Tensor, matrices: int = 1) -> bool:
     """Whether these rows are one for each of the matrices, or one for all, that a pass takes."""
-    return len(x) in (1, matrices) and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return len(x) in (1, matrices) and x.dtype == torch.bfloat16 and x.is_cpu
 
 
 def products(
@@ -123,7 +124,8 @@ def products(
     block   inputs of a group that shares a scale, where the format has groups
     """
     out_MO = torch.empty(len(codes), shape_OI[0], dtype=torch.bfloat16)
-    addresses = np.array([[*map(_address, each or codes)] for each in (codes, scales)], np.int64)
+    addresses = array("q", [address_of(each) for each in (*codes, *(scales or codes))])
+    place, count = addresses.buffer_info()
     run(
         function,
         outputs=shape_OI[0],
@@ -131,14 +133,9 @@ def products(
         rows=len(x_MI),
         matrices=len(codes),
         block=block,
-        codes=addresses[0].ctypes.data,
-        scales=addresses[1].ctypes.data,
+        codes=place,
+        scales=place + count // 2 * addresses.itemsize,
         x=x_MI.contiguous(),
         out=out_MO,
     )
     return out_MO
-
-
-def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
-    return tensor.data_ptr()

@@ -8,6 +8,7 @@ given to the same OpenMP library instead. Where none is found a pass runs on one
 import ctypes
 import functools
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -93,19 +94,23 @@ def pass_of(function: FunctionType, label: str, **names: Any) -> FunctionType:
 
 def run(function: FunctionType, **work: int | Tensor) -> None:
     """Runs a pass, all of its chunks, on as many threads as torch uses."""
-    numbers = np.array([_number(work.get(name, 0)) for name in FIELDS], np.int64)
+    numbers = array("q", [_number(work[name]) if name in work else 0 for name in FIELDS])
+    place, _ = numbers.buffer_info()
     threads, parallel = torch.get_num_threads(), _parallel()
     if parallel is None or threads == 1:
-        _compiled(function)[1](numbers.ctypes.data)
+        _compiled(function)[1](place)
     else:
-        parallel(_compiled(function)[0], numbers.ctypes.data, threads, 0)
+        parallel(_compiled(function)[0], place, threads, 0)
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where a tensor's numbers begin, which a pass takes as following one another."""
+    assert tensor.is_contiguous() and tensor.is_cpu
+    return tensor.data_ptr()
 
 
 def _number(value: int | Tensor) -> int:
-    if isinstance(value, int):
-        return value
-    assert value.is_contiguous() and value.device.type == "cpu"
-    return value.data_ptr()
+    return value if isinstance(value, int) else address_of(value)
 
 
 @functools.cache
