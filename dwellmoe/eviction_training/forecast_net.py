@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, silu
+from torch.optim.lr_scheduler import LambdaLR
 
 from dwellmoe.cache.access import used_by
 from dwellmoe.cache.learned.forecast import HORIZONS, LOOKED_BACK, NEIGHBOURS
 from dwellmoe.cache.trace import RoutingTrace
 
-HIDDEN = 64
+HIDDEN = 128
 INPUTS = LOOKED_BACK + len(NEIGHBOURS)
 BATCH_STEPS = 512
 LEARNING_RATE, FEATURE_RATE = 4e-3, 1e-2
+WARM_UP = 0.1  # of the steps, in which the rates rise; they fall to nothing in the others
 WEIGHT_DECAY = 1e-2
 DROPOUT = 0.2  # of inputs and hidden units: without it the nets forecast text of other kinds badly
-PATIENCE = 2
-"""Epochs without a lower validation loss before training stops."""
+FEWEST_EPOCHS, FEWEST_UPDATES = 8, 3000
+"""Both are reached unless the caller allows fewer epochs: falling rates need to know how long they fall."""
 
 
 class LayerSteps(NamedTuple):
@@ -82,18 +84,13 @@ class ForecastNet(nn.Module):
 
 
 def train_net(net: ForecastNet, data: LayerSteps, judging: LayerSteps, epochs: int, seed: int) -> float:
-    """Trains by log-loss until that of `judging` no longer falls; leaves the best weights; returns it."""
+    """Trains by log-loss, at most `epochs`; leaves the best of them; returns its loss on `judging`."""
     generator = torch.Generator().manual_seed(seed)
-    small = [net.weight]
-    large = [*net.rows.parameters(), *net.out.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": small, "lr": FEATURE_RATE, "weight_decay": 0.0},
-            {"params": large, "lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-        ]
-    )
     labels = data.labels()
-    best, best_loss, worse = copy.deepcopy(net.state_dict()), log_loss(net, judging), 0
+    updates = -(-len(labels) // BATCH_STEPS)
+    epochs = min(epochs, max(FEWEST_EPOCHS, -(-FEWEST_UPDATES // updates)))
+    optimizer, schedule = optimizer_of(net, epochs * updates)
+    best, best_loss = copy.deepcopy(net.state_dict()), log_loss(net, judging)
     for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).split(BATCH_STEPS):
             optimizer.zero_grad()
@@ -101,14 +98,22 @@ def train_net(net: ForecastNet, data: LayerSteps, judging: LayerSteps, epochs: i
                 net(data.features[rows], data.chosen[rows]), labels[rows]
             ).backward()
             optimizer.step()
+            schedule.step()
         loss = log_loss(net, judging)
-        worse = 0 if loss < best_loss else worse + 1
         if loss < best_loss:
             best, best_loss = copy.deepcopy(net.state_dict()), loss
-        if worse >= PATIENCE:
-            break
     net.load_state_dict(best)
     return best_loss
+
+
+def optimizer_of(net: ForecastNet, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """AdamW for the net and for the weights of its features, and the course of their rates."""
+    groups = [
+        {"params": [net.weight], "lr": FEATURE_RATE, "weight_decay": 0.0},
+        {"params": [*net.rows.parameters(), *net.out.parameters()], "lr": LEARNING_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / (WARM_UP * steps), 1 - step / steps))
 
 
 def log_loss(net: ForecastNet, steps: LayerSteps) -> float:

@@ -18,7 +18,7 @@ from dwellmoe.eviction_training.requests import Split
 from dwellmoe.eviction_training.tables import distances, forecast_features, requested
 
 MOST_ROWS = 300_000  # of all layers, for the weights that serve every model
-MOST_NET_ROWS = 5_000_000  # token steps times experts that the net of one layer learns from
+MOST_NET_ROWS = 10_000_000  # token steps times experts that the net of one layer learns from
 VALUES = {
     "within 1": (1, 0, 0, 0),
     "within 2": (0, 1, 0, 0),
