@@ -12,18 +12,24 @@ from dwellmoe.files import check_new_folder, check_writable
 def run(words: list[str]) -> None:
     """Carries out one command line. Raises UserError."""
     arguments = export_parser().parse_args(words)
-    if Path(arguments.adapter).is_file():
+    if _names_a_file(arguments.adapter):
         _check_router_file(arguments)
     else:
         check_adapter_folder(arguments.adapter)
     COMMANDS[arguments.command](arguments)
 
 
+def _names_a_file(adapter: str) -> bool:
+    """Whether an adapter is given as a file; one that is missing is known by its ending."""
+    path = Path(adapter)
+    return path.is_file() or (path.suffix == ".safetensors" and not path.is_dir())
+
+
 def _check_router_file(arguments: argparse.Namespace) -> None:
     """UserError for what a file in the place of an adapter's folder cannot give."""
     if arguments.command != "gguf-routers":
         raise UserError(
-            f"--adapter {arguments.adapter}: is a file, expected the folder of an adapter; a file of tuned "
+            f"--adapter {arguments.adapter}: a file, expected the folder of an adapter; a file of tuned "
             "routers is for gguf-routers and dwellmoe apply"
         )
     if arguments.lora_out:
@@ -54,7 +60,7 @@ def run_gguf_routers(arguments: argparse.Namespace) -> None:
         check_writable(path)
     from dwellmoe.export.gguf_routers import export_gguf_routers, read_base
 
-    if Path(arguments.adapter).is_file():
+    if _names_a_file(arguments.adapter):
         from dwellmoe.export.router_file import read_routers
 
         tuned = read_routers(arguments.adapter)
@@ -87,11 +93,13 @@ def run_hf(arguments: argparse.Namespace) -> None:
 
 def run_gguf(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
-    from dwellmoe.export.whole_gguf import export_gguf, find_converter
+    from dwellmoe.export.llama_cpp import find_converter
+
+    converter = find_converter(arguments.llama_cpp, arguments.adapter, arguments.out)
+    from dwellmoe.export.whole_gguf import export_gguf
     from dwellmoe.loading import quiet
 
     quiet()
-    converter = find_converter(arguments.llama_cpp, arguments.adapter, arguments.out)
     names = ("adapter", "model_name", "allow_other_base", "out", "outtype")
     export_gguf(converter, *(getattr(arguments, name) for name in names))
     print(f"{arguments.out}: the merged model, {Path(arguments.out).stat().st_size:,} bytes")

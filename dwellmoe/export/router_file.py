@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dwellmoe.base_model import BaseModel
-from dwellmoe.cache.tensor_file import map_tensors, write_tensors
+from dwellmoe.cache.tensor_file import map_tensors, read_header, write_tensors
 from dwellmoe.errors import UserError
 
 FORMAT, VERSION = "dwellmoe-tuned-routers", "1"
@@ -64,9 +64,10 @@ def write_routers(path: str, tuned: TunedRouters, base_revision: str) -> None:
 
 def read_routers(path: str) -> TunedRouters:
     """Reads a file of tuned routers. Raises UserError for any other file."""
-    tensors, metadata = map_tensors(path)
-    if metadata.get("format") != FORMAT:
+    described = read_header(Path(path))[0].get("__metadata__")
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise UserError(f"{path}: no file of tuned routers, as dwellmoe export router writes one")
+    tensors, metadata = map_tensors(path)
     if metadata.get("version") != VERSION:
         raise UserError(f"{path}: version {metadata.get('version')!r:.20}, expected {VERSION}")
     try:

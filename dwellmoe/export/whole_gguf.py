@@ -9,22 +9,6 @@ from dwellmoe.errors import UserError
 from dwellmoe.export.merged import export_merged
 from dwellmoe.files import replacing_path
 
-CONVERTER = "convert_hf_to_gguf.py"
-
-
-def find_converter(llama_cpp: str | None, adapter: str, out: str) -> Path:
-    """The converter in a folder of llama.cpp; without one, UserError with the commands that do the same."""
-    if not llama_cpp:
-        raise UserError(
-            f"--llama_cpp is missing: the folder of llama.cpp's source, whose {CONVERTER} writes it; by "
-            f"hand: dwellmoe export hf --adapter {adapter} --out MERGED, then python llama.cpp/{CONVERTER} "
-            f"MERGED --outfile {out}"
-        )
-    path = Path(llama_cpp) / CONVERTER
-    if not path.is_file():
-        raise UserError(f"--llama_cpp {llama_cpp}: has no {CONVERTER}: give the folder of llama.cpp's source")
-    return path
-
 
 def export_gguf(
     converter: Path, adapter: str, model_name: str | None, allow_other_base: bool, out: str, outtype: str

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dwellmoe.cli.main import run
 from dwellmoe.errors import UserError
@@ -230,10 +230,10 @@ def test_a_file_of_routers_needs_no_torch(options, base, router_file, tmp_path):
         ("gguf-routers", "--in_place --model_name m", "--model_name: "),
         ("gguf-routers", "--in_place --allow_other_base True", "--allow_other_base: "),
         ("gguf-routers", "--out FILE", "--out .*tuned.safetensors: is the file of --adapter"),
-        ("router", "--out o", "--adapter .*tuned.safetensors: is a file, expected the folder"),
-        ("adapter", "--layout per_expert --out o", "--adapter .*tuned.safetensors: is a file"),
-        ("hf", "--out o", "--adapter .*tuned.safetensors: is a file"),
-        ("gguf", "--out o", "--adapter .*tuned.safetensors: is a file"),
+        ("router", "--out o", "--adapter .*tuned.safetensors: a file, expected the folder"),
+        ("adapter", "--layout per_expert --out o", "--adapter .*tuned.safetensors: a file"),
+        ("hf", "--out o", "--adapter .*tuned.safetensors: a file"),
+        ("gguf", "--out o", "--adapter .*tuned.safetensors: a file"),
     ],
 )
 def test_what_a_file_of_routers_cannot_give_is_refused(
@@ -248,10 +248,17 @@ def test_what_a_file_of_routers_cannot_give_is_refused(
     assert (base.read_bytes(), router_file.read_bytes()) == before and [*tmp_path.iterdir()] == [base]
 
 
-def test_another_file_is_no_file_of_routers(base, router_adapter):
+def test_another_file_is_no_file_of_routers(base, router_adapter, tmp_path):
     before = base.read_bytes()
-    for path in (router_adapter / "adapter_model.safetensors", base):
-        with pytest.raises(UserError, match=f"{path}: not? .*"):
+    half = tmp_path / "half.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.bfloat16)}, half)
+    for path, message in (
+        (router_adapter / "adapter_model.safetensors", "no file of tuned routers"),
+        (half, "no file of tuned routers"),
+        (base, "not a .safetensors file"),
+        (tmp_path / "none.safetensors", "cannot be read: No such file"),
+    ):
+        with pytest.raises(UserError, match=f"{path}: {message}"):
             export(path, base, "--in_place")
     assert base.read_bytes() == before
 

@@ -4,7 +4,7 @@ import pytest
 
 from dwellmoe.cli.main import run
 from dwellmoe.errors import UserError
-from dwellmoe.export.whole_gguf import CONVERTER
+from dwellmoe.export.llama_cpp import CONVERTER
 
 STAND_IN = """
 import pathlib, sys
