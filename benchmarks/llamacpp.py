@@ -52,7 +52,7 @@ from dwellmoe.log import warn_once
 QUARTER = "25%"
 TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 """The form in which the engine holds experts -> llama.cpp's type of about as many bits."""
-PACKED = {"int8": "int8", "int4": "int4:group=32"}
+PACKED = {"int8": "int8", "int4": "int4:group=64"}
 PARTS = {"memory": tuple(TYPES), "limit_bf16": ("bf16", "int4"), "limit_int4": ("int4",)}
 """Part -> the forms that it runs."""
 DEFAULT, OTHER = "llamacpp", "llamacpp_read_ahead"
@@ -76,12 +76,13 @@ def prepare(args: argparse.Namespace, shape: str, checkpoint: Path, forms: Seque
     for form in PACKED:
         if form in forms:
             out = Path(f"{checkpoint}-{TYPES[form]}.gguf")
-            files.engine[form] = _packed(checkpoint, Path(f"{checkpoint}-{form}"), PACKED[form])
+            files.engine[form] = _packed(checkpoint, PACKED[form])
             files.llamacpp[form] = quantise(plain, out, TYPES[form].upper(), llamacpp)
     return files
 
 
-def _packed(checkpoint: Path, out: Path, spec: str) -> Path:
+def _packed(checkpoint: Path, spec: str) -> Path:
+    out = Path(f"{checkpoint}-{spec.replace(':', '-')}")
     if not out.exists():
         command = [sys.executable, "-m", "dwellmoe", "pack", str(checkpoint), str(out), "--format", spec]
         if status := subprocess.run(command).returncode:
