@@ -12,6 +12,7 @@ from dwellmoe.evaluation import measure
 from dwellmoe.evaluation.answers.choices import ChoiceScore
 from dwellmoe.evaluation.kept_batches import PREFIX, KeptBatches
 from dwellmoe.evaluation.ranks import Ranks
+from dwellmoe.evaluation.report import output
 from dwellmoe.evaluation.teacher_forced import Score
 from inference import evaluate, parse
 from tests.evaluation.workspace import NOT_COMPARED, options
@@ -39,6 +40,12 @@ def stop_after(monkeypatch, batches):
     return ran
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Which take a third of the time, and are not compared."""
+    monkeypatch.setattr(output, "write_figures", lambda *_: {})
+
+
 QUICK = {"policies": "lru", "bootstrap_samples": 50}
 REROUTED = {"routing_strategy": "margin", "expert_budget": "50%", "eval_batch_size": 3}
 
@@ -50,7 +57,7 @@ REROUTED = {"routing_strategy": "margin", "expert_budget": "50%", "eval_batch_si
     ids=["in memory", "rerouted", "writing freely", "engine"],
 )
 def test_a_stopped_evaluation_goes_on_with_the_same_report(
-    workspace, one_thread, tmp_path, monkeypatch, capsys, changes, repeated
+    workspace, one_thread, no_figures, tmp_path, monkeypatch, capsys, changes, repeated
 ):
     changes = QUICK | changes
     whole, parts = ({**changes, "results_dir": tmp_path / name} for name in ("whole", "parts"))
