@@ -70,9 +70,9 @@ def measure(name: str, rows: int, experts: int, seconds: float) -> dict[str, flo
     stored = [{key: held(format, shape) for key, shape in SHAPES.items()} for _ in range(experts)]
     x = {key: torch.randn(rows, shape[1]).bfloat16() for key, shape in SHAPES.items()}
 
-    def product(turn: int) -> None:
+    def product(turn: int, multiply: Callable) -> None:
         for key, shape in SHAPES.items():
-            format.product(x[key], stored[turn % experts][key], shape)
+            multiply(format, x[key], stored[turn % experts][key], shape)
 
     def plain(turn: int) -> None:
         for key in SHAPES:
@@ -80,12 +80,13 @@ def measure(name: str, rows: int, experts: int, seconds: float) -> dict[str, flo
 
     if isinstance(format, PlainWeights):
         return {"product": micros(plain, seconds)}
-    found = {}
     chosen = module.FEW_ROWS
-    for way, few_rows in (("product", chosen), ("direct", ALL_ROWS), ("copy", 0)):
-        module.FEW_ROWS = few_rows
-        product(0)  # compiles
-        found[way] = micros(product, seconds)
+    ways = {"product": chosen, "direct": ALL_ROWS, "copy": chosen}
+    found = {}
+    for way, module.FEW_ROWS in ways.items():
+        multiply = ExpertFormat.product if way == "copy" else type(format).product
+        product(0, multiply)  # compiles
+        found[way] = micros(lambda turn, multiply=multiply: product(turn, multiply), seconds)
     module.FEW_ROWS = chosen
     return found
 

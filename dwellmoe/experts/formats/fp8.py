@@ -10,7 +10,7 @@ from dwellmoe.experts.formats.blocks import dequantised, look_up_bytes, passes_m
 from dwellmoe.experts.kernels.row_passes import FP8
 
 VALUES = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
-FEW_ROWS = 4
+FEW_ROWS = 3
 """With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 
 

@@ -20,7 +20,7 @@ from dwellmoe.experts.formats.blocks import (
 from dwellmoe.experts.kernels.row_passes import MXFP4
 
 BLOCK = 32
-FEW_ROWS = 6
+FEW_ROWS = 4
 """With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])

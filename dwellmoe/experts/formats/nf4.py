@@ -19,7 +19,7 @@ from dwellmoe.experts.formats.blocks import (
 from dwellmoe.experts.kernels.row_passes import NF4, NORMAL_FLOATS
 
 BLOCK = 64
-FEW_ROWS = 8
+FEW_ROWS = 5
 """With more, the product of a copy of the weights in 16 or 32 bits is faster, as measured."""
 VALUES = torch.tensor(NORMAL_FLOATS)
 
