@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from dwellmoe.log import warn_once
 from dwellmoe.serving.errors import RequestError
@@ -175,7 +174,7 @@ def _words(error: ValidationError) -> str:
     return f"{where}: {fault['msg']}{found}" if where else fault["msg"]
 
 
-def _fault(error: ValidationError) -> ErrorDetails:
+def _fault(error: ValidationError) -> Mapping[str, Any]:
     """Of the faults of the first field that has some, the one that says most: a field that may be of several
     kinds has one for each, most of which say only that it is not of that kind.
     """

@@ -303,7 +303,7 @@ def test_negative_results_name_what_they_hold_for():
     ]
     assert better and all(misses[policy, slots] < misses[against, slots] for policy, against, slots in better)
     titles = {section.title: section.rows for section in sections(block)}
-    scope = dict(titles["What the negative results hold for"])
+    scope = {row[0]: row[1] for row in titles["What the negative results hold for"]}
     assert scope["model"] == "a model" and scope["text"] == "a text"
 
 

@@ -112,7 +112,7 @@ def test_report(trace_path, tmp_path, capsys):
     assert all(not ROW - set(row) for row in found["policies"])
     run(*words, "--markdown", "--json", tmp_path / "r.json")
     printed = capsys.readouterr().out
-    assert printed.count("## ") == 7 and "not recorded" in printed
+    assert printed.count("## ") == 9 and "not recorded" in printed
     assert json.loads((tmp_path / "r.json").read_text())["gaps"] == found["gaps"]
     compared = result(capsys, *words, "--against", trace_path)["memory_equivalents"]
     assert [(row["capacity"], row["ratio"]) for row in compared] == [(6, 1), (8, 1)]

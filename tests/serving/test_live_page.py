@@ -79,7 +79,7 @@ def test_it_is_readable_at_every_width_in_both_colours(browser, address, scheme,
             has_text(page, "#answer-about", "token")
             page.wait_for_timeout(1100)
         has_text(page, "#hit-rate-now", "%")
-        page.wait_for_function("document.querySelectorAll('#tokens span').length > 2")
+        page.wait_for_function("() => document.querySelectorAll('#tokens span').length > 2")
         check_page(page, f"live-{scheme}-{width}")
 
 
@@ -188,7 +188,7 @@ def test_what_a_model_writes_stays_text(browser, address, monkeypatch):
         page.wait_for_selector("#model option", state="attached")
         ask(page, HOSTILE)
         answered(page)
-        page.wait_for_function("document.querySelectorAll('#tokens span').length > 0")
+        page.wait_for_function("() => document.querySelectorAll('#tokens span').length > 0")
         assert page.locator(".said.user").text_content() == HOSTILE
         assert page.locator(".said.assistant").text_content().startswith(HOSTILE)
         assert page.locator("#tokens span").first.text_content() == HOSTILE
