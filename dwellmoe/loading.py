@@ -33,7 +33,7 @@ from dwellmoe.experts.formats import AS_STORED, parse_format
 from dwellmoe.experts.stand_ins import layers_held_elsewhere, weightless_experts
 from dwellmoe.families import MoeLayer
 from dwellmoe.families.not_finite import check_finite
-from dwellmoe.families.text_model import quantised_by, runs_whole
+from dwellmoe.families.text_model import quantised_by, runs_whole, text_model_class
 from dwellmoe.log import warn_once
 from dwellmoe.offload import EngineSettings, engine_of, load_with_cache, run_expert_lora
 from dwellmoe.offload.io.packed_index import is_packed
@@ -139,12 +139,15 @@ def _device() -> torch.device:
 
 def _auto_class(settings: ModelSettings) -> Any:
     """The class of transformers that loads the checkpoint. Raises UserError for quantised experts, other than
-    those that transformers dequantises.
+    those that transformers dequantises, and for a multimodal model that is no language model of text.
     """
     config = load_config(settings)
     if (method := quantised_by(config)) not in ("", MXFP4, FP8):
         raise other_form(settings.model_name, method)
-    return AutoModelForImageTextToText if runs_whole(config) else AutoModelForCausalLM
+    if not runs_whole(config):
+        return AutoModelForCausalLM
+    text_model_class(config, settings.model_name)
+    return AutoModelForImageTextToText
 
 
 def load_model_with_cache(settings: ModelSettings, engine: EngineSettings) -> PreTrainedModel:

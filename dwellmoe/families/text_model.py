@@ -10,6 +10,8 @@ from transformers.models.auto.modeling_auto import (
 
 from dwellmoe.errors import UserError
 
+NEXT_TOKEN = ("ForConditionalGeneration", "ForCausalLM")
+"""How transformers ends the names of multimodal models that predict the next token."""
 
 def text_model_class(config: PreTrainedConfig, name: str) -> tuple[Any, PreTrainedConfig]:
     """The model's class, and the configuration that it is built from; `name` is what messages call it.
@@ -22,6 +24,11 @@ def text_model_class(config: PreTrainedConfig, name: str) -> tuple[Any, PreTrain
             f"checkpoint '{name}': model_type '{config.model_type}' is not a language model of transformers"
         )
     model_class: Any = mapping[type(config)]
+    if runs_whole(config) and not model_class.__name__.endswith(NEXT_TOKEN):
+        raise UserError(
+            f"checkpoint '{name}': {model_class.__name__} does not write a text token by token (model_type "
+            f"'{config.model_type}'): it is no causal language model"
+        )
     is_text_part = model_class.config_class is config.sub_configs.get("text_config")
     return model_class, config.get_text_config() if is_text_part else config
 

@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+from dwellmoe.errors import UserError
 from dwellmoe.export.merged import save_merged
 from dwellmoe.families import find_moe_layers
-from dwellmoe.loading import load_adapters, load_model
+from dwellmoe.loading import load_adapters, load_model, load_model_with_cache
 from dwellmoe.locality.elastic_lora import LoraShape, add_elastic_lora
 from dwellmoe.locality.loss import LocalityLoss
 from dwellmoe.offload.io.shards import find_shards
+from dwellmoe.settings.engine import EngineSettings
 from dwellmoe.settings.model import ModelSettings
 from tests.data.stand_ins import word_tokenizer
 from tests.tiny_models import MULTIMODAL, WHOLE_MULTIMODAL, tiny_multimodal
@@ -60,3 +63,12 @@ def test_a_multimodal_checkpoint_is_trained_and_saved_as_a_model_of_text(family,
     assert before.tensors.keys() == after.tensors.keys()
     kept = [name for name in published.state_dict() if "vision" in name or "visual" in name]
     assert kept and all(torch.equal(merged.state_dict()[name], published.state_dict()[name]) for name in kept)
+
+
+@pytest.mark.parametrize("engine", [None, EngineSettings(expert_budget="50%")])
+def test_a_model_that_writes_by_diffusion_is_named(engine, tmp_path):
+    CONFIG_MAPPING["diffusion_gemma"]().save_pretrained(tmp_path)
+    save_file({"any.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    settings = ModelSettings(model_name=str(tmp_path))
+    with pytest.raises(UserError, match=r"DiffusionGemmaForBlockDiffusion.*no causal language model"):
+        load_model_with_cache(settings, engine) if engine else load_model(settings)
