@@ -23,6 +23,9 @@ from dwellmoe.routing.record import record_rows
 from tests.evaluation.workspace import make_adapter
 from tests.harness.workspace import make_tasks
 
+pytestmark = pytest.mark.slow
+
+
 NAMES = "words_choice,words_generate,words_rolling"
 
 

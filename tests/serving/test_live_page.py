@@ -10,6 +10,8 @@ import pytest
 
 from tests.browser import SCHEMES, WIDTHS, check_page, focus_walk, view, visiting
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
