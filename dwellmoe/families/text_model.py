@@ -13,6 +13,7 @@ from dwellmoe.errors import UserError
 NEXT_TOKEN = ("ForConditionalGeneration", "ForCausalLM")
 """How transformers ends the names of multimodal models that predict the next token."""
 
+
 def text_model_class(config: PreTrainedConfig, name: str) -> tuple[Any, PreTrainedConfig]:
     """The model's class, and the configuration that it is built from; `name` is what messages call it.
 
