@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ class Client:
         fields = json.loads(told.readline())
         return Answer(fields["tokens"], fields["seconds"])
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.wait()
 
@@ -107,15 +107,13 @@ def listening(service: Service) -> Iterator[int]:
 def measure(service: Service, args: argparse.Namespace) -> list[tuple[Answer, Answer]]:
     """An answer of each kind a round; those of the first rounds, which warm caches up, are left out."""
     rounds = []
-    with listening(service) as port:
-        client = Client(port, args.model_name, args.new_tokens)
+    with listening(service) as port, closing(Client(port, args.model_name, args.new_tokens)) as client:
         for number in range(WARM_UP_ROUNDS + args.rounds):
             own = service.queue.worker.submit(generated, service.served, args.new_tokens).result()
             rounds.append((own, client.answer()))
             seconds, over_http = (answer.token_seconds * 1e3 for answer in rounds[-1])
             print(f"round {number}: {seconds:.2f} ms, served {over_http:.2f} ms a token", flush=True)
             assert rounds[-1][0].tokens == rounds[-1][1].tokens, "answers of other lengths"
-        client.end()
     return rounds[WARM_UP_ROUNDS:]
 
 

@@ -34,11 +34,6 @@ def take_single_rows(layer: nn.Linear) -> None:
     layer.__class__ = OneRowLinear
 
 
-def one_row_weight(weight: nn.Parameter) -> OneRowWeight:
-    """The same memory as a `OneRowWeight`."""
-    return torch.Tensor._make_subclass(OneRowWeight, weight.data, weight.requires_grad)
-
-
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x_SI = input.reshape(-1, input.shape[-1])
     if not _takes(x_SI, weight):

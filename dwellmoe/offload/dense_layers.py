@@ -11,7 +11,7 @@ from dwellmoe.errors import UserError
 from dwellmoe.experts.formats.base import QuantisingFormat
 from dwellmoe.experts.kernels.one_row import is_one_row
 from dwellmoe.experts.low_bit_linear import hold_in_low_bits
-from dwellmoe.experts.one_row_linear import one_row_weight, take_single_rows
+from dwellmoe.experts.one_row_linear import OneRowWeight, take_single_rows
 from dwellmoe.families import MoeLayer
 from dwellmoe.offload.io.memory import on_huge_pages
 
@@ -57,7 +57,7 @@ def speed_up_routers(model: Any, layers: Sequence[MoeLayer]) -> None:
         for module in model.get_submodule(layer.router).modules():
             for name, weight in [*module.named_parameters(recurse=False)]:
                 if type(weight) is nn.Parameter and weight.dim() == 2 and is_one_row(weight[:1]):
-                    setattr(module, name, one_row_weight(weight))
+                    setattr(module, name, OneRowWeight(weight.data, weight.requires_grad))
 
 
 def _dense_layers(model: Any, routers: set[str]) -> Iterator[str]:

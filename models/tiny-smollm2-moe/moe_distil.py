@@ -64,7 +64,7 @@ class Distiller(Trainer):
     dense: nn.Module
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The Trainer's own way does not know the names the experts were saved under, and leaves them out.
+        # Experts are saved under their published names, which the Trainer's own way to load skips.
         moe: Any = model or self.model
         saved = type(moe).from_pretrained(resume_from_checkpoint, dtype=moe.dtype)
         moe.load_state_dict(saved.state_dict())

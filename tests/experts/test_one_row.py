@@ -12,7 +12,7 @@ from dwellmoe.experts.formats import parse_format
 from dwellmoe.experts.formats.base import ExpertFormat
 from dwellmoe.experts.formats.fp8 import BlockFp8
 from dwellmoe.experts.kernels import int4_passes, int4_vectors, one_query, one_row
-from dwellmoe.experts.one_row_linear import OneRowLinear, one_row_weight, take_single_rows
+from dwellmoe.experts.one_row_linear import OneRowLinear, OneRowWeight, take_single_rows
 from tests.experts.test_formats import _random_bytes, _weight
 
 FORMATS: dict[str, Any] = {
@@ -151,7 +151,7 @@ def test_weight_that_a_router_multiplies_by_itself():
     router = nn.Module()
     router.weight = nn.Parameter(_weight((50, 96), 1, torch.bfloat16))
     usual, x = router.weight, _weight((1, 96), 3, torch.bfloat16) * 50
-    router.weight = one_row_weight(router.weight)
+    router.weight = OneRowWeight(router.weight.data)
     assert router.weight.data_ptr() == usual.data_ptr()
     assert torch.equal(router.state_dict()["weight"], usual)
     linear = nn.functional.linear

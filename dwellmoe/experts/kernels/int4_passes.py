@@ -29,8 +29,8 @@ OUTPUTS = 2 * HALF
 WITHOUT_NAN: Any = {"fastmath": {"nnan", "nsz", "reassoc"}, **BARE}
 AHEAD, LINE_BYTES = 4, 64
 """Groups, and bytes of a cache line."""
-LARGEST = 127 * 256
-"""Of a whole number whose high and low bytes are both signed."""
+LARGEST, LARGEST_BYTE = 127 * 256, 127
+"""Of a whole number whose high and low bytes are both signed, and of one such byte."""
 # `pass_of` puts a function and a number in the place of these names.
 ITEM_BYTES = 4
 
@@ -99,6 +99,17 @@ def _largest(x):
     return largest
 
 
+@inlined
+def _step_of(x, most):
+    """The step of which these numbers are at most `most`, and one over it. The step is NaN where one of them
+    is not finite, for no whole number is.
+    """
+    largest = _largest(x)
+    step = largest / np.float32(most)
+    per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
+    return step + _sum(x) * np.float32(0), per_step
+
+
 def _in_steps(work, x, room):
     """x as whole numbers of 16 bits, their high and low bytes, times a step for each group: closer to x than
     a float is to the sum of a group. Behind them each group's step and sum.
@@ -108,17 +119,14 @@ def _in_steps(work, x, room):
     steps = _steps_of(room.ctypes.data, inputs, count)
     for group in range(inputs // count):
         first = group * count
-        largest = _largest(x[first : first + count])
-        step = largest / np.float32(LARGEST)
-        per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
+        step, per_step = _step_of(x[first : first + count], LARGEST)
         total = 0
         for i in range(first, first + count):
             whole = np.int32(np.rint(x[i] * per_step))
             upper = (whole + np.int32(128)) >> np.int32(8)
             high[i], low[i] = upper, whole - np.int32(256) * upper
             total += whole
-        nothing = _sum(x[first : first + count]) * np.float32(0)  # or NaN, which no whole number is
-        steps[group, 0], steps[group, 1] = step + nothing, step * np.float32(total) + nothing
+        steps[group, 0], steps[group, 1] = step, step * np.float32(total)
 
 
 @inlined
@@ -166,16 +174,12 @@ def _rows_in_bytes(pointer):
             x[i] = of_bfloat16(x_in[row, i])
         for group in range(inputs // count):
             first = group * count
-            largest = _largest(x[first : first + count])
-            step = largest / np.float32(127)
-            per_step = np.float32(1) / step if largest > np.float32(0) else np.float32(0)
-            for i in range(first, first + count):
-                whole[row, i] = np.int8(np.rint(x[i] * per_step))
+            step, per_step = _step_of(x[first : first + count], LARGEST_BYTE)
             total = 0
             for i in range(first, first + count):
+                whole[row, i] = np.int8(np.rint(x[i] * per_step))
                 total += np.int32(whole[row, i])
-            nothing = _sum(x[first : first + count]) * np.float32(0)  # or NaN, which no whole number is
-            steps[row, group, 0], steps[row, group, 1] = step + nothing, step * np.float32(total) + nothing
+            steps[row, group, 0], steps[row, group, 1] = step, step * np.float32(total)
         row = take_chunk(pointer)
 
 
