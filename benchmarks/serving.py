@@ -91,10 +91,10 @@ class Client:
 
 
 @contextmanager
-def listening(service: Service) -> Iterator[int]:
-    """The port at which the service answers, from a thread."""
+def listening(service: Service, port: int = 0) -> Iterator[int]:
+    """The port, any free one for 0, at which the service answers, from a thread."""
     server = uvicorn.Server(uvicorn.Config(application(service), log_level="warning", lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as bound:
+    with socket.create_server(("127.0.0.1", port)) as bound:
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:

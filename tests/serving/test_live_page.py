@@ -2,7 +2,6 @@
 
 import re
 import socket
-import threading
 import time
 from contextlib import contextmanager
 
@@ -16,28 +15,18 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 @contextmanager
-def listening(service, port=0):
+def answering_at(service, port=0):
     """The address of a service, which runs on a thread of its own."""
-    import uvicorn
+    from serving import listening  # of benchmarks/
 
-    from dwellmoe.serving.app import application
-
-    config = uvicorn.Config(application(service), log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", port)) as bound:
-        thread = threading.Thread(target=server.run, args=([bound],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
+    with listening(service, port) as found:
+        yield f"http://127.0.0.1:{found}/"
 
 
 @pytest.fixture
 def address(service):
     service.settings.max_new_tokens = 20  # conversations of some turns fit into the context
-    with listening(service) as found:
+    with answering_at(service) as found:
         yield found
 
 
@@ -237,7 +226,7 @@ def test_the_budget_changes(browser, address, served):
 
 def test_a_server_with_a_token(browser, service):
     service.settings.api_key = "secret"
-    with listening(service) as address, visiting(browser, address, expected_errors="401") as page:
+    with answering_at(service) as address, visiting(browser, address, expected_errors="401") as page:
         for given, state in (("wrong", "wants a token"), ("secret", "^live$")):
             page.fill("#token", given)
             page.click("#key button")
@@ -268,7 +257,7 @@ def test_another_server_at_the_same_address_begins_anew(browser, served):
 
     def answering(service):
         service.settings.max_new_tokens = 5
-        return listening(service, port=port)
+        return answering_at(service, port=port)
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -297,7 +286,7 @@ def test_another_server_at_the_same_address_begins_anew(browser, served):
 
 def test_a_server_that_ends_and_a_page_nobody_sees(browser, service):
     asked = []
-    with listening(service) as address:
+    with answering_at(service) as address:
         context = browser.new_context()
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
@@ -321,7 +310,7 @@ def test_a_model_in_memory_has_no_cache_to_show(browser, folder):
 
     served = load_served_model(parse_options([str(folder / "model"), "--dtype", "float32"]))
     service = Service(served, ServingSettings())
-    with listening(service) as address, visiting(browser, address, **view("light", 800)) as page:
+    with answering_at(service) as address, visiting(browser, address, **view("light", 800)) as page:
         has_text(page, "#about", "model · 3 MoE layers of 8 experts, 2 for a token")
         ask(page, "w1")
         answered(page)
