@@ -19,7 +19,7 @@ from dwellmoe.cache.transfer_plan import TransferPlan
 from dwellmoe.errors import UserError
 from dwellmoe.experts.implementation import per_expert_forward
 from dwellmoe.experts.peft_factors import carried
-from dwellmoe.offload.compute import ManyTokens, OneToken
+from dwellmoe.offload.compute import ManyTokens, OneToken, has_pass
 from dwellmoe.offload.forward_pass import ForwardPass
 from dwellmoe.offload.io.readers import Readers
 from dwellmoe.offload.layer_request import LayerRequest
@@ -154,7 +154,7 @@ class CachedExperts:
         self._record(layer, chosen_TK, 0)
         plan = self.live.prefill(layer, chosen_TK)
         requested = list(dict.fromkeys(self._routed(chosen_TK)))
-        if not plan.load and self._as_in_memory(layer, module, chosen_TK):
+        if not plan.load and self._as_in_memory(layer, module, hidden_TD, chosen_TK):
             self.statistics.prefill.device_hits += len(requested)
             run = per_expert_forward if carried(module) else self._run_all_present
             return run(module, hidden_TD, indices_TK, weights_TK)
@@ -162,12 +162,15 @@ class CachedExperts:
         self._serve(layer, requested, plan, work)
         return work.result()
 
-    def _as_in_memory(self, layer: int, module: Any, chosen_TK: np.ndarray) -> bool:
+    def _as_in_memory(self, layer: int, module: Any, hidden_TD: Tensor, chosen_TK: np.ndarray) -> bool:
         """Whether an implementation for experts in memory can compute a chunk of experts that are all
-        present.
+        present, and is the faster way.
         """
         every_slot_used = bool((chosen_TK < self.live.experts).all())
-        return self.slot_table.is_stacked(layer) and every_slot_used and not module.weighs_inputs
+        if not self.slot_table.is_stacked(layer) or not every_slot_used or module.weighs_inputs:
+            return False
+        first = self.slot_table.expert(FlatId(layer * self.live.experts + int(chosen_TK[0, 0])))
+        return bool(carried(module)) or not has_pass(module, hidden_TD, first.up)
 
     def _serve(
         self,

@@ -5,21 +5,18 @@ A block is 64 outputs: for each input 32 bytes, the codes of the first 32 output
 those of the other 32 in their high halves. A number is `(code - 8) * scale + zero`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from dwellmoe.experts.kernels.writer import ADDRESS, BYTE, LONG, WORD, Writer
+
 HALF = 32
-BYTE, SHORT, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-BYTES, SHORTS, WORDS = (ir.VectorType(each, HALF) for each in (BYTE, SHORT, WORD))
+BYTES, WORDS = (ir.VectorType(each, HALF) for each in (BYTE, WORD))
 FLOATS = ir.VectorType(ir.FloatType(), HALF)
-ADDRESS = types.int64
 QUARTER, ROWS = 16, 4
 """Outputs of the widest vector of sums, and rows whose sums stay in registers."""
 TWO_INPUTS, QUARTER_SUMS = ir.VectorType(BYTE, 2 * HALF), ir.VectorType(WORD, QUARTER)
@@ -36,30 +33,14 @@ def _all(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * HALF)
 
 
-class _Writer:
-    """Writes the instructions of one function."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-
-    def pointer(self, address: Any, kind: Any, shift: int = 0) -> Any:
-        return self.builder.inttoptr(self.builder.add(address, LONG(shift)), kind.as_pointer())
-
-    def load(self, address: Any, kind: Any, shift: int = 0, align: int = 4) -> Any:
-        return self.builder.load(self.pointer(address, kind, shift), align=align)
-
-    def store(self, numbers: Any, address: Any, shift: int, align: int) -> None:
-        self.builder.store(numbers, self.pointer(address, numbers.type, shift), align=align)
+class _Writer(Writer):
+    """What int4 needs beside."""
 
     def spread(self, number: Any) -> Any:
         """One float in all places."""
         undefined = ir.Constant(FLOATS, ir.Undefined)
         first = self.builder.insert_element(undefined, number, WORD(0))
         return self.builder.shuffle_vector(first, undefined, _all(WORDS, 0))
-
-    def fused(self, first: Any, second: Any, third: Any) -> Any:
-        product = self.builder.fmul(first, second, flags=("contract",))
-        return self.builder.fadd(product, third, flags=("contract",))
 
     def codes(self, address: Any) -> tuple[Any, Any]:
         """Those of one input for both halves of the block, as floats."""
@@ -74,13 +55,6 @@ class _Writer:
         scale = self.builder.shl(both, _all(WORDS, 16))
         zero = self.builder.and_(both, _all(WORDS, 0xFFFF0000))
         return self.builder.bitcast(scale, FLOATS), self.builder.bitcast(zero, FLOATS)
-
-    def rounded(self, floats: Any) -> Any:
-        """As bits of bfloat16, ties to even."""
-        bits = self.builder.bitcast(floats, WORDS)
-        odd = self.builder.and_(self.builder.lshr(bits, _all(WORDS, 16)), _all(WORDS, 1))
-        up = self.builder.add(self.builder.add(bits, _all(WORDS, 0x7FFF)), odd)
-        return self.builder.trunc(self.builder.lshr(up, _all(WORDS, 16)), SHORTS)
 
     def bytes_of_outputs(self, rows: list[Any]) -> list[Any]:
         """Bytes of four inputs, [4][32 outputs], as the four bytes of each output: each of the results has
@@ -125,10 +99,8 @@ class _Writer:
 
     def added_bytes(self, sums: Any, unsigned: Any, signed: Any) -> Any:
         """The sums, to each of which four products of an unsigned and a signed byte are added."""
-        kind = ir.FunctionType(sums.type, [sums.type, unsigned.type, signed.type])
         name = BYTE_PRODUCTS.format(bits=WORD.width * sums.type.count)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [sums, unsigned, signed])
+        return self.of_processor(name, sums, unsigned, signed)
 
     def in_order(self, high: list[Any], low: list[Any]) -> Any:
         """256 * high + low, of eight outputs each as `bytes_of_outputs` has them, as 32 outputs in order."""
@@ -140,14 +112,6 @@ class _Writer:
         places = [8 * (n % 16 // 4) + 4 * (n // 16) + n % 4 for n in range(HALF)]
         return self.builder.shuffle_vector(*halves, ir.Constant(WORDS, places))
 
-    def step(self, address: Any, index: Any, nbytes: Any) -> Any:
-        return self.builder.add(address, self.builder.mul(index, nbytes))
-
-    @contextmanager
-    def each(self, count: Any) -> Iterator[Any]:
-        with cgutils.for_range(self.builder, count) as loop:
-            yield loop.index
-
 
 @intrinsic
 def _add_products(typing_context, codes, scales, x, sum_of_x, totals, count):
@@ -158,9 +122,7 @@ def _add_products(typing_context, codes, scales, x, sum_of_x, totals, count):
     def generate(context, builder, signature, arguments):
         codes, scales, x, sum_of_x, totals, count = arguments
         write = _Writer(builder)
-        sums = [cgutils.alloca_once_value(builder, _all(FLOATS, 0.0)) for _ in range(2)]
-        for each in sums:
-            builder.store(_all(FLOATS, 0.0), each)
+        sums = write.sums(FLOATS, 2)
         with write.each(count) as index:
             factor = write.spread(write.load(write.step(x, index, LONG(4)), ir.FloatType()))
             for numbers, each in zip(write.codes(write.step(codes, index, LONG(HALF))), sums, strict=True):
@@ -189,9 +151,7 @@ def _add_integer_products(typing_context, codes, scales, high, low, step, sum_of
         codes, scales, high, low, step, sum_of_x, totals, count = arguments
         write = _Writer(builder)
         of_eight, of_all = ir.VectorType(WORD, 8), range(4)
-        sums = [[cgutils.alloca_once(builder, of_eight) for _ in range(8)] for _ in ("high", "low")]
-        for each in (*sums[0], *sums[1]):
-            builder.store(ir.Constant(of_eight, [0] * 8), each)
+        sums = [write.sums(of_eight, 8) for _ in ("high", "low")]
         with write.each(builder.lshr(count, LONG(2))) as index:
             first = write.step(codes, index, LONG(4 * HALF))
             inputs = [write.load(first, BYTES, HALF * each, align=1) for each in of_all]
@@ -229,9 +189,7 @@ def _add_products_of_rows(typing_context, codes, scales, x, row_bytes, steps, st
     def generate(context, builder, signature, arguments):
         codes, scales, x, row_bytes, steps, step_bytes, totals, count = arguments
         write = _Writer(builder)
-        sums = [[cgutils.alloca_once(builder, QUARTER_SUMS) for _ in range(4)] for _ in range(ROWS)]
-        for each in (part for row in sums for part in row):
-            builder.store(ir.Constant(QUARTER_SUMS, [0] * QUARTER), each)
+        sums = [write.sums(QUARTER_SUMS, 4) for _ in range(ROWS)]
         with write.each(builder.lshr(count, LONG(2))) as index:
             parts = write.quarters(write.step(codes, index, LONG(4 * HALF)))
             for row, of_row in enumerate(sums):

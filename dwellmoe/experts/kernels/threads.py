@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from dwellmoe.cache.kernel.jit import bound, sources_digest
+from dwellmoe.experts.kernels.writer import Writer
 
 FOLDER = Path(__file__).resolve().parent
 FIELDS = (
@@ -31,8 +32,6 @@ FIELDS = (
     *("matrices", "codes", "scales", "x", "out"),
 )
 """The numbers that a pass is given: sizes, and the addresses of its arrays. The first is shared."""
-READ, KEEP, DATA = 0, 3, 1
-"""What `llvm.prefetch` is told: not to be written, keep in all caches, no code."""
 Work = types.CPointer(numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS])))
 
 
@@ -62,11 +61,7 @@ def _prefetch(typing_context, address):
     """Asks for the cache line at an address, which need not be memory of ours."""
 
     def generate(context, builder, signature, arguments):
-        pointer, number = cgutils.voidptr_t, ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        place = builder.inttoptr(arguments[0], pointer)
-        builder.call(function, [place, number(READ), number(KEEP), number(DATA)])
+        Writer(builder).prefetch(arguments[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
