@@ -44,7 +44,7 @@ def _product(module: Any, x: Tensor, weight: Matrix, bias: Tensor | None) -> Ten
         out = one_row.products(one_row.BFLOAT16, x, _shape(weight), [weight])
         return out if bias is None else out.add_(bias)
     if has_pass(module, x, weight):
-        out = many_rows.products(x, weight)
+        out = many_rows.product(x, weight)
         return out if bias is None else out.add_(bias)
     if not module.transposed:
         return linear(x, weight, bias)

@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from dwellmoe.experts.kernels.many_rows import product
 from dwellmoe.experts.kernels.scratch import scratch
 
 Stored = Mapping[str, Tensor]
@@ -55,7 +55,7 @@ class ExpertFormat(ABC):
 
     def product(self, x_SI: Tensor, stored: Stored, shape_OI: tuple[int, int]) -> Tensor:
         """Each row times the matrix, [S, O], in the type of the rows. No gradient is kept."""
-        return linear(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype, scratch))
+        return product(x_SI, self.dequantise(stored, shape_OI, x_SI.dtype, scratch))
 
     def products(self, x_MI: Tensor, stored: Sequence[Stored], shape_OI: tuple[int, int]) -> Tensor:
         """One row times each of M matrices, [M, O]; `x_MI` has a row for each, or one for all of them."""

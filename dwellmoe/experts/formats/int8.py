@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dwellmoe.experts.formats.base import Empty, Field, QuantisingFormat, Stored
+from dwellmoe.experts.kernels.many_rows import product
 from dwellmoe.experts.kernels.one_row import INT8, is_one_row, products
 from dwellmoe.experts.kernels.scratch import scratch
 
@@ -44,7 +44,7 @@ class Int8(QuantisingFormat):
         scales_O, codes_OI = stored["scales"].to(x_SI.dtype), stored["codes"]
         if len(x_SI) <= FEW_ROWS and _torch_multiplies(x_SI, codes_OI):
             return torch._weight_int8pack_mm(x_SI, codes_OI, scales_O)
-        return linear(x_SI, _copied(codes_OI, x_SI.dtype)).mul_(scales_O)
+        return product(x_SI, _copied(codes_OI, x_SI.dtype)).mul_(scales_O)
 
     def products(self, x_MI: Tensor, stored: Sequence[Stored], shape_OI: tuple[int, int]) -> Tensor:
         if not is_one_row(x_MI, len(stored)):

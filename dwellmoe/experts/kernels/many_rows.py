@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from numba import carray
 from torch import Tensor
+from torch.nn.functional import linear
 
 from dwellmoe.experts.kernels.bfloat16_vectors import (
     INPUTS,
@@ -83,8 +84,10 @@ def takes(x_SI: Tensor, matrix_OI: Tensor) -> bool:
     return of_type and in_steps and matrix_OI.is_contiguous() and len(x_SI) > 0 and _has_pass()
 
 
-def products(x_SI: Tensor, matrix_OI: Tensor) -> Tensor:
-    """Each row times the matrix, [S, O], a tensor of its own; both as `takes` asks."""
+def product(x_SI: Tensor, matrix_OI: Tensor) -> Tensor:
+    """Each row times the matrix, [S, O], a tensor of its own: by the pass where it takes them."""
+    if not takes(x_SI, matrix_OI):
+        return linear(x_SI, matrix_OI)
     out_SO = torch.empty(len(x_SI), len(matrix_OI), dtype=torch.bfloat16)
     outputs, inputs = matrix_OI.shape
     run(
