@@ -3,10 +3,10 @@
 Letters: S rows, O and I the output and input width.
 """
 
-import torch
 from torch import Tensor, nn
 
 from dwellmoe.experts.formats.base import QuantisingFormat
+from dwellmoe.families.not_finite import is_finite
 
 
 class LowBitLinear(nn.Linear):
@@ -53,6 +53,6 @@ def low_bit_bytes(model: nn.Module) -> int:
 
 def hold_in_low_bits(layer: nn.Linear, format: QuantisingFormat) -> LowBitLinear:
     """The same layer in a format. Raises ValueError for a matrix that is not finite."""
-    if not torch.isfinite(layer.weight).all():
+    if not is_finite(layer.weight):
         raise ValueError("its weights are not finite (NaN or infinite)")
     return LowBitLinear(layer, format)

@@ -17,7 +17,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], what: str) -> None:
     """UserError, which begins with `what`, for the first weight that is not finite. It may be an expert that
     no token has chosen yet, so only its content tells.
     """
-    wrong = next((name for name, weight in weights if not _is_finite(weight)), None)
+    wrong = next((name for name, weight in weights if not is_finite(weight)), None)
     if wrong is not None:
         raise UserError(f"{what}: its weight {wrong} holds NaN or infinite numbers")
 
@@ -40,7 +40,7 @@ def refuse_nan(model: nn.Module, result: Tensor, inputs: Mapping[str, Any]) -> N
         )
 
 
-def _is_finite(weight: Tensor) -> bool:
+def is_finite(weight: Tensor) -> bool:
     """Whether a weight, or under ZeRO-3 this rank's shard of it, is finite. A vector may hold infinity: a
     router's bias of minus infinity switches an expert off.
     """

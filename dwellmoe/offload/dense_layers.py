@@ -13,7 +13,7 @@ from dwellmoe.experts.kernels.one_row import is_one_row
 from dwellmoe.experts.low_bit_linear import hold_in_low_bits
 from dwellmoe.experts.one_row_linear import OneRowWeight, take_single_rows
 from dwellmoe.families import MoeLayer
-from dwellmoe.offload.io.memory import on_huge_pages
+from dwellmoe.offload.io.memory import give_back_what_is_free, on_huge_pages
 
 NARROW = 16
 """A layer of fewer outputs is a gate, of which low bits would save nothing."""
@@ -40,6 +40,7 @@ def hold_dense_layers(model: Any, layers: Sequence[MoeLayer], format: Quantising
             raise UserError(f"--dense_format {format.name}: '{name}': {error}") from None
         held.stored = {field: on_huge_pages(tensor) for field, tensor in held.stored.items()}
         setattr(model.get_submodule(parent), leaf, held)
+    give_back_what_is_free()
 
 
 def speed_up_single_rows(model: Any, layers: Sequence[MoeLayer]) -> None:

@@ -39,7 +39,7 @@ def test_rows_of_larger_tensors():
     wide = _weight((6, 256), 1, torch.bfloat16)
     matrix = _weight((8, 128), 2, torch.bfloat16)
     part = wide[:, :128]
-    assert many_rows.product(part, matrix).equal(many_rows.products(part.contiguous(), matrix))
+    assert many_rows.product(part, matrix).equal(many_rows.product(part.contiguous(), matrix))
 
 
 @needs_pass

@@ -27,7 +27,7 @@ SEEDED_PIECES = 13
 """Besides those at the beginning, in the middle and at the end; their places depend on the tensor's name."""
 WHOLE_BYTES = 8192
 """A tensor up to this size is hashed whole: one read, as cheap as a piece."""
-SMALL_CHECKPOINT_BYTES = 1 << 30
+SMALL_CHECKPOINT_BYTES, CHUNK_BYTES = 1 << 30, 1 << 20
 NO_ARITHMETIC = (
     "_name_or_path",
     "transformers_version",
@@ -97,10 +97,16 @@ def fingerprint(shards: Shards) -> str:
 
 def _tensor_digest(file: int, name: str, tensor: StoredTensor, whole: bool) -> bytes:
     found = hashlib.blake2b(repr((name, tensor.dtype, list(tensor.shape))).encode(), digest_size=DIGEST_BYTES)
-    pieces = [(0, tensor.nbytes)] if whole else _pieces(name, tensor.nbytes)
+    pieces = _chunks(tensor.nbytes) if whole else _pieces(name, tensor.nbytes)
     for begin, length_bytes in pieces:
         found.update(os.pread(file, length_bytes, tensor.offset + begin))
     return found.digest()
+
+
+def _chunks(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Beginning and length of what is read at a time of a tensor that is hashed whole."""
+    for begin in range(0, nbytes, CHUNK_BYTES):
+        yield begin, min(CHUNK_BYTES, nbytes - begin)
 
 
 def _pieces(name: str, nbytes: int) -> Iterator[tuple[int, int]]:

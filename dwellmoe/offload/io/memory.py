@@ -64,3 +64,11 @@ def give_freed_memory_back() -> None:
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def give_back_what_is_free() -> None:
+    """Gives memory that glibc keeps of tensors freed so far back to the system; other C libraries are left as
+    they are.
+    """
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)

@@ -1,12 +1,22 @@
 """Fingerprint of a checkpoint: the same for the same tensors, another for any other weights."""
 
+import tracemalloc
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dwellmoe.offload.io.fingerprint import PIECE_BYTES, WHOLE_BYTES, _pieces, checkpoint_fingerprint
+from dwellmoe.offload.io import fingerprint
+from dwellmoe.offload.io.fingerprint import (
+    CHUNK_BYTES,
+    PIECE_BYTES,
+    WHOLE_BYTES,
+    _pieces,
+    checkpoint_fingerprint,
+)
+from dwellmoe.offload.io.shards import find_shards
 from tests.tiny_models import tiny_model
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.linspace(0, 1, 50_000), "c": torch.zeros(0)}
@@ -41,6 +51,20 @@ def test_the_same_tensors_in_other_files_have_one_fingerprint(tmp_path):
 )
 def test_another_checkpoint_has_another_fingerprint(tmp_path, changed):
     assert fingerprint_of(tmp_path, TENSORS) != fingerprint_of(tmp_path, TENSORS | changed)
+
+
+def test_a_large_tensor_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    tensors = {"large": torch.arange(4_000_000, dtype=torch.float32)}
+    tracemalloc.start()
+    found = fingerprint_of(tmp_path, tensors)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 6 * CHUNK_BYTES < tensors["large"].nbytes
+    monkeypatch.setattr(fingerprint, "CHUNK_BYTES", 1000)
+    assert fingerprint.fingerprint(find_shards(str(tmp_path))) == fingerprint.weights_fingerprint(
+        str(tmp_path)
+    )
+    assert found == checkpoint_fingerprint(str(tmp_path))
 
 
 @given(st.text(max_size=8), st.integers(0, 40 * WHOLE_BYTES))
