@@ -26,12 +26,11 @@ class NextRouter:
     """
 
     def __init__(self, model: nn.Module, before: MoeLayer, layer: MoeLayer) -> None:
-        self.layer = layer
-        self._router: Any = model.get_submodule(layer.router)
+        self.layer, self._model = layer, model
         self._block = model.get_submodule(layer.block)
         self._read = family_of(model).read
         self._given = _parameters(model.get_submodule(before.router))
-        self._taken = _parameters(self._router)
+        self._taken = _parameters(model.get_submodule(layer.router))
         self.fault = ""
         """Why it cannot be asked."""
 
@@ -42,7 +41,8 @@ class NextRouter:
         try:
             with torch.no_grad():
                 hidden, others = self._inputs(inputs, named)
-                return self._read(self._router.forward(hidden, **others), self.layer.top_k)
+                router: Any = self._model.get_submodule(self.layer.router)  # an adapter may have come since
+                return self._read(router.forward(hidden, **others), self.layer.top_k)
         except Exception as error:  # of any kind: a prediction is never worth the run
             self.fault = f"router '{self.layer.router}' cannot be asked a layer early ({first_line(error)})"
             warn_once(f"warning: {self.fault}: its experts are not predicted by it")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dwellmoe.errors import UserError
@@ -80,7 +81,42 @@ def test_token_ids_reach_the_next_router_that_takes_them_and_no_other():
     assert third is not None and third[2].shape == gave[2][2].shape
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [{"modules_to_save": ["gate"]}, {"target_parameters": ["mlp.gate.weight"]}],
+    ids=["whole", "LoRA"],
+)
+def test_a_gate_that_an_adapter_trained_is_the_one_that_is_asked(trained):
+    """Though the adapter comes after the engine; and not while it is switched off."""
+    model: Any = tiny_model("olmoe")
+    layers = find_moe_layers(model)
+    ask = NextRouter(model, *layers[:2])
+    wrapped = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"], **trained}))
+    for name, weight in wrapped.named_parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))
+    hidden = torch.randn(4, 32)
+    router: Any = model.get_submodule(layers[1].router)
+    with torch.no_grad():
+        tuned = router(hidden)[2]
+        with wrapped.disable_adapter():
+            base = router(hidden)[2]
+            asked_of_base = ask((hidden,), {})
+    asked = ask((hidden,), {})
+    assert asked is not None and asked_of_base is not None and not torch.equal(tuned, base)
+    assert torch.equal(asked[2], tuned) and torch.equal(asked_of_base[2], base)
+
+
 class NeedsMore(nn.Module):
+    """A router that the model can call, and that nothing else can."""
+
+    def __init__(self, usual: Any) -> None:
+        super().__init__()
+        self.usual = usual
+
+    def __call__(self, hidden: torch.Tensor) -> tuple:
+        return self.usual(hidden)
+
     def forward(self, hidden: torch.Tensor, weather: str) -> tuple:
         return hidden, weather
 
@@ -89,17 +125,14 @@ def test_a_router_that_cannot_be_asked_has_no_answer_and_that_is_said_once(capsy
     model: Any = tiny_model("olmoe")
     layers = find_moe_layers(model)
     parent, _, name = layers[1].router.rpartition(".")
-    usual = model.get_submodule(layers[1].router)
-    setattr(model.get_submodule(parent), name, NeedsMore())
+    setattr(model.get_submodule(parent), name, NeedsMore(model.get_submodule(layers[1].router)))
     ask = NextRouter(model, *layers[:2])
     hidden = torch.randn(2, 32)
     assert ask((hidden,), {}) is None and ask((hidden,), {}) is None
     assert "weather" in ask.fault and layers[1].router in ask.fault
     assert capsys.readouterr().err.count(layers[1].router) == 1
-    with GateAhead(model, layers) as ahead:
-        setattr(model.get_submodule(parent), name, usual)
-        with torch.no_grad():
-            model(TOKENS_BT, use_cache=False)
+    with GateAhead(model, layers) as ahead, torch.no_grad():
+        model(TOKENS_BT, use_cache=False)
     assert ahead.margin_of(1) is None
     with pytest.raises(UserError, match="weather"):
         ahead.margins()
