@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,20 +28,36 @@ from dwellmoe.serving.generation_queue import LEFT, Place
 from dwellmoe.serving.served_model import ServedModel, Variant
 from dwellmoe.serving.stop_texts import StopTexts
 
+PAUSE_SECONDS = 0.02
+"""Between two pieces of a stream at least: a reader does not see more than fifty a second."""
+
 
 class Ended(Exception):
     """The answer ends here, though the model would go on."""
 
 
 class AnswerStreamer(DirectStreamer):
-    """Hands on the text of an answer while it is written, up to the first stop text."""
+    """Hands on the text of an answer while it is written, up to the first stop text.
 
-    def __init__(self, tokenizer: Any, queue: asyncio.Queue, parser: Any, stop: StopTexts, log: AnswerLog):
+    pause_seconds  between two pieces at least: text that comes sooner goes with that of the next token, for
+                   each piece takes time from the model. The first piece and the last one do not wait.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        queue: asyncio.Queue,
+        parser: Any,
+        stop: StopTexts,
+        log: AnswerLog,
+        pause_seconds: float,
+    ) -> None:
         super().__init__(tokenizer._tokenizer, asyncio.get_running_loop(), queue, parser)
         self.token_ids: list[int] = []
         self.stop, self.text = stop, ""
-        """`text`: all that was handed on; where a parser takes it apart, before that."""
-        self._log = log
+        """`text`: all of the answer so far; where a parser takes it apart, before that."""
+        self._log, self._pause_seconds = log, pause_seconds
+        self._waiting, self._handed_on_at = "", -math.inf
 
     def put(self, value: Tensor) -> None:
         """The prompt, then one token at a time. Raises Ended after the token that completes a stop text."""
@@ -60,17 +78,25 @@ class AnswerStreamer(DirectStreamer):
 
     def finish(self) -> None:
         """Hands on the rest of the answer, and its end."""
-        self._hand_on(self.stop.rest())
+        self._flush(self.stop.rest())
         super().end()
 
     def fail(self, reason: str) -> None:
         """Ends the answer with an error in place of its end, where there is a client to read it."""
+        self._flush()
         self._enqueue(None if reason == LEFT else _StreamError(reason))
+
+    def _flush(self, text: str = "") -> None:
+        self._pause_seconds = 0
+        self._hand_on(text)
 
     def _hand_on(self, text: str) -> None:
         self.text += text
-        if not text:
+        self._waiting += text
+        now = perf_counter()
+        if not self._waiting or now < self._handed_on_at + self._pause_seconds:
             return
+        text, self._waiting, self._handed_on_at = self._waiting, "", now
         items = response_events_to_chunks(self._parser.feed(text)) if self._parser else [text]
         for item in items:
             self._enqueue(item)
@@ -99,9 +125,12 @@ class Generation(BaseGenerateManager):
         self, model, processor, inputs, gen_config, request_id, response_parser=None
     ) -> tuple[asyncio.Queue, DirectStreamer]:
         """Begins; the queue gets text, reasoning and tool calls, and in the end None or an error."""
+        return self._begin(response_parser, PAUSE_SECONDS)
+
+    def _begin(self, parser: Any, pause_seconds: float) -> tuple[asyncio.Queue, AnswerStreamer]:
         queue: asyncio.Queue = asyncio.Queue()
         stop = StopTexts(self.asked.stops)
-        streamer = AnswerStreamer(self.served.tokenizer, queue, response_parser, stop, self._log)
+        streamer = AnswerStreamer(self.served.tokenizer, queue, parser, stop, self._log, pause_seconds)
         self.place.submit(lambda: self._run(streamer), lambda reason: self._fail(streamer, 503, reason))
         return queue, streamer
 
@@ -109,8 +138,7 @@ class Generation(BaseGenerateManager):
         self, model, processor, inputs, gen_config, request_id
     ) -> tuple[str, int, list[int]]:
         """The whole text, the prompt's length and the tokens. Raises GenerationFailed."""
-        queue, streamer = self.generate_streaming(model, processor, inputs, gen_config, request_id)
-        assert isinstance(streamer, AnswerStreamer)
+        queue, streamer = self._begin(None, math.inf)
         while await queue.get() is not None and self.failure is None:
             pass
         if self.failure:
