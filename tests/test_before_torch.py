@@ -120,6 +120,7 @@ def begun_with(command: str) -> list[str]:
     return [ast.literal_eval(argument) for argument in call.args]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "cases"), [*zip(COMMANDS, (TRAINING, EVALUATION, DATA), strict=True)], ids=COMMANDS
 )

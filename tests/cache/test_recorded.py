@@ -165,6 +165,7 @@ def test_predictions_of_something_else_are_told(tmp_path):
         make_predictor(spec, LAYERS, EXPERTS).follow(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["none.safetensors", "other"])
 def test_simulate_leaves_with_two_and_one_line(tmp_path, wrong):
     trace, device = traced(), tmp_path / "d.toml"

@@ -509,6 +509,7 @@ def test_any_text_is_judged(text):
     _judge_all(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

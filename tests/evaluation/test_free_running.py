@@ -134,6 +134,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "temperature"), [(SPECS[0], 1.0), (SPECS[1], 0.7), (SPECS[2], 0.0)])
 def test_every_number_is_that_of_a_loop_token_by_token(base, requests, spec, temperature):
     settings = FreeRunning(TOKENS, temperature, seed=5)

@@ -31,6 +31,7 @@ def deltas(folder):
     return {name.removeprefix(WRAPPED): scale * tensors[name + B] @ tensors[name + A] for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["olmoe", "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v2", "qwen3_5_moe_text"]
 )

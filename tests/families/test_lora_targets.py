@@ -62,6 +62,7 @@ def test_every_name_stays_in_its_layer_and_exists(family):
         assert all(f".layers.{layer.layer_id}." in name for kind in targets for name in kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_trains_what_is_named_and_nothing_else(family):
     """PEFT rewrites some names for some families; these it must not."""

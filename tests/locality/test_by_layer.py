@@ -93,6 +93,7 @@ def test_one_tensor_a_layer_is_taken_as_well_and_copied_nowhere(name):
 SUM = "cache_miss:budget=4+0.5*pool+2.0*js"
 
 
+@pytest.mark.slow
 def test_a_sum_is_that_of_its_objectives_in_the_memory_of_one():
     logits, chosen, mask = gates(torch.float32)
 

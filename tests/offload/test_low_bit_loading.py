@@ -60,6 +60,7 @@ def test_as_stored_gives_what_the_plain_model_gives(family):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES[:5])
 @pytest.mark.parametrize("expert_format", FORMATS)
 def test_adapters_train_as_on_dequantised_weights(family, expert_format):

@@ -61,6 +61,7 @@ def _engine(folder: Path, **settings):
     return engine_of("", folder, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["2", "50%", "100%"])
 def test_answers_are_those_of_the_same_weights_in_memory(folder, budget):
     model, engine = _engine(folder, expert_budget=budget)
@@ -75,6 +76,7 @@ def test_answers_are_those_of_the_same_weights_in_memory(folder, budget):
         assert present(engine) == cached(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -159,6 +161,7 @@ def test_the_simulator_counts_what_the_engine_did(folder, settings):
     assert decode["disk_bytes"] == decode["disk_loads"] * engine._slot_table.weights.record_bytes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek_v3"])
 @pytest.mark.parametrize("spec", ["margin", "cecar"])
 def test_rerouting_by_the_engine_is_rerouting_by_a_simulated_cache(name, spec):
@@ -187,6 +190,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["2", "100%"])
 @pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek_v3", "packed-int8"])
 def test_adapters_run_beside_the_slots(name, budget, tmp_path):

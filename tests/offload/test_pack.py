@@ -81,6 +81,7 @@ def faults_of(folder: Path) -> list[str]:
     return damage(shards, [*record_checks(shards, index), *other_checks(shards, index)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_it_gives_what_the_same_format_in_memory_gives(family, format):
@@ -106,6 +107,7 @@ def test_every_family_packs(family):
     torch.testing.assert_close(plain, logits(checkpoint(family)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["as_stored", "int4:group=32", "mxfp4"])
 @pytest.mark.parametrize(
     "folder",
@@ -162,6 +164,7 @@ def stop_after(monkeypatch, count: int, error: BaseException) -> None:
     monkeypatch.setattr(pack_records.Journal, "add", counting)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(1, 23), damaged=st.integers(0, 23), tail=st.sampled_from(["", "7", "3 ab", "x y\n"]))
 def test_an_interrupted_run_goes_on_to_the_same_bytes(count, damaged, tail, monkeypatch):

@@ -19,6 +19,7 @@ def in_ram(engine):
     return set(np.flatnonzero(by_cache).tolist()), set(np.flatnonzero(engine.loaded_in_ram()).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 @pytest.mark.parametrize("settings", [
     {"ram_budget": "6"},

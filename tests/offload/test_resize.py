@@ -17,6 +17,7 @@ def tokens_of(model) -> list[int]:
     return model.generate(prompt(), max_new_tokens=6, do_sample=False)[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "deepseek_v3"])
 @pytest.mark.parametrize("settings", [{}, {"ram_budget": "6"}, {"decode_policy": "placement"}])
 def test_every_budget_gives_the_tokens_of_the_model_in_memory(family, settings):
@@ -36,6 +37,7 @@ def test_capacity_and_memory_are_those_of_an_engine_of_that_budget():
         assert (engine.budget.fields(), engine.memory) == (other.budget.fields(), other.memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["100%", "2"])
 def test_the_slots_of_before_are_given_back(before):
     model, engine = engine_of("olmoe", expert_budget=before)

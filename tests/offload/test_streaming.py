@@ -105,6 +105,7 @@ def reads(monkeypatch) -> Counter[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_those_of_experts_in_memory(family):
     streamed, resident = _tuned(checkpoint(family), "50%"), _tuned(checkpoint(family))
@@ -113,6 +114,7 @@ def test_losses_and_gradients_are_those_of_experts_in_memory(family):
         _assert_same(_step(streamed, ids), _step(resident, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [True, False])
 @pytest.mark.parametrize("expert_format", ["as_stored", None])
 @pytest.mark.parametrize("name", LOW_BITS)

@@ -55,6 +55,7 @@ def test_every_public_name_is_there():
         dwellmoe.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_plugin_counts_in_a_command(tmp_path):
     from tests.cache.traces import random_trace
 

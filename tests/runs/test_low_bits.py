@@ -37,6 +37,7 @@ def forbidden(*_, **__):
     raise AssertionError("this was measured already")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_a_table_of_equal_bytes(tmp_path, monkeypatch, capsys):
     folder = make_workspace(tmp_path)
     arguments(folder, monkeypatch)

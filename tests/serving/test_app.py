@@ -408,6 +408,7 @@ def test_a_server_that_stops_refuses(client, service):
     assert client.get("/health").status_code == 503
 
 
+@pytest.mark.slow
 def test_many_short_requests_leave_nothing_behind(client, service, served):
     def objects():
         gc.collect()
