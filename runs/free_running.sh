@@ -14,5 +14,5 @@ price() {
     --resume True --expert_budget 25% --decode_policy lru --free_running 48 --seed 0 "${@:2}" | tee "$out/$1.md"
 }
 price tiny-olmoe --model_name models/tiny-olmoe --dataset_name hellaswag --limit_evaluation 128 --generate_limit 32
-price smollm2-moe --model_name "$moe" --dataset_name runs/second_model/boolq.toml --limit_evaluation 16 \
-  --generate_limit "${WRITTEN:-16}" --validation_requests 8
+price smollm2-moe --model_name "$moe" --dataset_name runs/second_model/boolq.toml --limit_evaluation 32 \
+  --generate_limit "${WRITTEN:-16}" --validation_requests 32
