@@ -61,10 +61,11 @@ def test_what_the_pass_does_not_take():
         (x, matrix[:6]),
         (x, _weight((64, 8), 2, torch.bfloat16).T),
         (x[:0], matrix),
+        (x.clone().requires_grad_(), matrix),
     ):
         assert not many_rows.takes(other_x, other_matrix)
 
 
 def test_processors_without_the_instruction_take_torchs_product(monkeypatch):
-    monkeypatch.setattr(many_rows, "_has_pass", lambda: False)
+    monkeypatch.setattr(many_rows, "has_pair_products", lambda: False)
     assert not many_rows.takes(_weight((5, 64), 1, torch.bfloat16), _weight((8, 64), 2, torch.bfloat16))

@@ -2,6 +2,7 @@
 that type (AVX-512 BF16): it adds 32 products to 16 sums in float32.
 """
 
+from functools import cache
 from typing import Any
 
 import llvmlite.binding
@@ -35,6 +36,7 @@ class _Bfloat16(ir.Type):
 SUMS, NUMBERS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_Bfloat16(), 2 * LANES)
 
 
+@cache
 def has_pair_products() -> bool:
     """Whether the processor has that instruction."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))

@@ -4,8 +4,6 @@ into another order first, which the few rows of one expert do not pay for.
 Sums are in float32. Letters: S rows, O and I the output and input width of the matrix.
 """
 
-from functools import cache
-
 import torch
 from numba import carray
 from torch import Tensor
@@ -22,7 +20,9 @@ from dwellmoe.experts.kernels.bfloat16_vectors import (
 )
 from dwellmoe.experts.kernels.threads import inlined, pass_of, prefetch, run, take_chunk
 
-OUTPUTS_OF_CHUNK, LINE_BYTES, FEW_ROWS = 64, 64, 48
+OUTPUTS_OF_CHUNK, LINE_BYTES = 64, 64
+FEW_ROWS = 48
+"""Up to which the next rows of the matrix are asked for within products, as measured."""
 
 
 def _products(pointer):
@@ -71,17 +71,14 @@ def _ask_for(place, lines):
 PRODUCTS = pass_of(_products, "bfloat16")
 
 
-@cache
-def _has_pass() -> bool:
-    return has_pair_products()
-
-
 def takes(x_SI: Tensor, matrix_OI: Tensor) -> bool:
-    """Whether the pass multiplies these rows by this matrix."""
+    """Whether the pass multiplies these rows by this matrix; of products with a gradient it keeps none."""
+    if torch.is_grad_enabled() and x_SI.requires_grad:
+        return False
     outputs, inputs = matrix_OI.shape
     of_type = x_SI.dtype == matrix_OI.dtype == torch.bfloat16 and x_SI.is_cpu and matrix_OI.is_cpu
     in_steps = inputs % INPUTS == 0 and outputs % OUTPUTS == 0
-    return of_type and in_steps and matrix_OI.is_contiguous() and len(x_SI) > 0 and _has_pass()
+    return of_type and in_steps and matrix_OI.is_contiguous() and len(x_SI) > 0 and has_pair_products()
 
 
 def product(x_SI: Tensor, matrix_OI: Tensor) -> Tensor:
