@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What re-routing costs in text that a model writes by itself: of margin, own_weight and regret the settings that cost 0.5, 1 and
-# 2 % of perplexity on validation text, judged on test text of both small models. About ten minutes a model on a core, and
-# half an hour more where the second model has to be built. OUT and WRITTEN (texts that the second model writes) may be set from
-# outside.
+# 2 % of perplexity on validation text, judged on test text of both small models. On a core about ten minutes for the first model,
+# an hour for the second one, and half an hour more where that has to be built; an interrupted run goes on where it was. OUT and
+# WRITTEN (texts that the second model writes) may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results/free_running}

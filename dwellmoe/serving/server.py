@@ -15,6 +15,10 @@ from dwellmoe.serving.served_model import load_served_model
 from dwellmoe.serving.settings import ServingSettings
 
 MOST_CONNECTIONS = 1000
+IDLE_SECONDS = 15
+"""After which an unused connection is closed. Clients drop theirs after five, and must not find it closed
+just as they ask again.
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SPARE_SECONDS = 5
 """For the last words of answers that are cut, before connections are."""
@@ -31,6 +35,7 @@ def serve(listening: socket.socket, options: Options) -> None:
         access_log=False,
         lifespan="off",
         limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=int(settings.stop_seconds) + SPARE_SECONDS,
     )
     try:

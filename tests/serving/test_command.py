@@ -1,5 +1,6 @@
 """`dwellmoe serve` as users start it: its command line, OpenAI's client, bad clients, stop signals."""
 
+import http.client
 import json
 import signal
 import socket
@@ -240,6 +241,18 @@ def test_slow_readers_and_slow_senders_hold_no_slot(server, openai_client):
     assert openai_client.completions.create(model="model", prompt="w1", max_tokens=2).choices
     reader.close()
     sender.close()
+
+
+@pytest.mark.slow
+def test_a_connection_outlives_the_five_seconds_that_clients_keep_theirs(server):
+    connection = http.client.HTTPConnection(*server.address, timeout=20)
+    for pause_seconds in (5.5, 0):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        first = connection.sock
+        time.sleep(pause_seconds)
+    assert connection.sock is first, "it was closed, and opened anew"
+    connection.close()
 
 
 @pytest.mark.slow
