@@ -16,7 +16,7 @@ from dwellmoe.cache.access import used_by
 from dwellmoe.cache.learned.forecast import HORIZONS, LOOKED_BACK, NEIGHBOURS
 from dwellmoe.cache.trace import RoutingTrace
 
-HIDDEN = 128
+HIDDEN = 256
 INPUTS = LOOKED_BACK + len(NEIGHBOURS)
 BATCH_STEPS = 512
 LEARNING_RATE, FEATURE_RATE = 4e-3, 1e-2
