@@ -37,7 +37,8 @@ from dwellmoe.serving.app import Service, application
 from dwellmoe.serving.served_model import ServedModel, load_served_model
 from dwellmoe.serving.settings import ServingSettings
 
-PROMPT = "Once upon a time there was a fox who"
+PROMPT = "A list of things to buy: bread, milk, eggs,"
+"""To which models/tiny-olmoe writes more than the tokens that are asked for."""
 WARM_UP_ROUNDS = 2
 
 
