@@ -77,6 +77,7 @@ def roughness(model, layers) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gets_smoother(family):
     model = tiny_model(family)

@@ -138,6 +138,7 @@ def test_a_budget_in_bytes_holds_more_experts():
     assert slots == [2, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"prefill_handoff": "recent:tokens=3"}, {"prefill_handoff": "shared"}, {"prefetch_budget": 2}],

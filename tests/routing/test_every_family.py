@@ -98,6 +98,7 @@ def test_router_order_is_by_weight(family):
         assert torch.equal(indices_TK.sort(-1).values, output.indices_TK.sort(-1).values)
 
 
+@pytest.mark.slow
 def test_peft_wrapped_models_are_found_and_tapped(family):
     model = tiny_model(family)
     plain, _ = run(model, find_moe_layers(model))

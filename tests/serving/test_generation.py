@@ -34,7 +34,7 @@ def pieces(monkeypatch, seconds, pause_seconds=0.02, fails=False) -> list:
         log = AnswerLog("model", Figures(None, lambda _: None), 0.0)
         tokenizer = SimpleNamespace(_tokenizer=None)
         streamer = AnswerStreamer(tokenizer, queue, None, StopTexts([]), log, pause_seconds)
-        streamer._decode_stream = Letters()
+        streamer._decode_stream = Letters()  # type: ignore[assignment]
         streamer.put(torch.tensor([[7]]))
         for number in range(len(seconds)):
             streamer.put(torch.tensor([number]))
