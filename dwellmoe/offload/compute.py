@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dwellmoe.experts.kernels import many_rows, one_row
 from dwellmoe.experts.low_rank import add_low_rank_of_one
@@ -43,11 +42,8 @@ def _product(module: Any, x: Tensor, weight: Matrix, bias: Tensor | None) -> Ten
     if _in_one_pass(module, x, weight, 1):
         out = one_row.products(one_row.BFLOAT16, x, _shape(weight), [weight])
         return out if bias is None else out.add_(bias)
-    if has_pass(module, x, weight):
-        out = many_rows.product(x, weight)
-        return out if bias is None else out.add_(bias)
     if not module.transposed:
-        return linear(x, weight, bias)
+        return many_rows.product(x, weight, bias)
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 

@@ -2,15 +2,13 @@
 that type (AVX-512 BF16): it adds 32 products to 16 sums in float32.
 """
 
-from functools import cache
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from dwellmoe.experts.kernels.writer import ADDRESS, LONG, WORD, Writer
+from dwellmoe.experts.kernels.writer import ADDRESS, LONG, WORD, Writer, processor_has
 
 LANES, OUTPUTS, ROWS = 16, 4, 4
 """Sums of a vector, and outputs and rows whose vectors of sums stay in registers."""
@@ -36,10 +34,9 @@ class _Bfloat16(ir.Type):
 SUMS, NUMBERS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_Bfloat16(), 2 * LANES)
 
 
-@cache
 def has_pair_products() -> bool:
     """Whether the processor has that instruction."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+    return processor_has("avx512bf16")
 
 
 class _Writer(Writer):

@@ -7,12 +7,11 @@ those of the other 32 in their high halves. A number is `(code - 8) * scale + ze
 
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from dwellmoe.experts.kernels.writer import ADDRESS, BYTE, LONG, WORD, Writer
+from dwellmoe.experts.kernels.writer import ADDRESS, BYTE, LONG, WORD, Writer, processor_has
 
 HALF = 32
 BYTES, WORDS = (ir.VectorType(each, HALF) for each in (BYTE, WORD))
@@ -25,8 +24,7 @@ BYTE_PRODUCTS = "llvm.x86.avx512.vpdpbusd.{bits}"
 
 def has_byte_products() -> bool:
     """Whether the processor adds up products of bytes (AVX-512 VNNI)."""
-    features = llvmlite.binding.get_host_cpu_features()
-    return bool(features.get("avx512vnni") and features.get("avx512vl"))
+    return processor_has("avx512vnni", "avx512vl")
 
 
 def _all(kind: ir.VectorType, value: float) -> ir.Constant:

@@ -81,10 +81,10 @@ def takes(x_SI: Tensor, matrix_OI: Tensor) -> bool:
     return of_type and in_steps and matrix_OI.is_contiguous() and len(x_SI) > 0 and has_pair_products()
 
 
-def product(x_SI: Tensor, matrix_OI: Tensor) -> Tensor:
+def product(x_SI: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Each row times the matrix, [S, O], a tensor of its own: by the pass where it takes them."""
     if not takes(x_SI, matrix_OI):
-        return linear(x_SI, matrix_OI)
+        return linear(x_SI, matrix_OI, bias_O)
     out_SO = torch.empty(len(x_SI), len(matrix_OI), dtype=torch.bfloat16)
     outputs, inputs = matrix_OI.shape
     run(
@@ -96,4 +96,4 @@ def product(x_SI: Tensor, matrix_OI: Tensor) -> Tensor:
         x=x_SI.contiguous(),
         out=out_SO,
     )
-    return out_SO
+    return out_SO if bias_O is None else out_SO.add_(bias_O)

@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dwellmoe.offload.io.packed_index import packed_index, source_config
-from dwellmoe.offload.io.shards import Shards, StoredTensor, find_shards
+from dwellmoe.offload.io.shards import Shards, StoredTensor, chunks_of, find_shards
 
 DIGEST_BYTES = 16
 PIECE_BYTES = 512
@@ -27,7 +27,7 @@ SEEDED_PIECES = 13
 """Besides those at the beginning, in the middle and at the end; their places depend on the tensor's name."""
 WHOLE_BYTES = 8192
 """A tensor up to this size is hashed whole: one read, as cheap as a piece."""
-SMALL_CHECKPOINT_BYTES, CHUNK_BYTES = 1 << 30, 1 << 20
+SMALL_CHECKPOINT_BYTES = 1 << 30
 NO_ARITHMETIC = (
     "_name_or_path",
     "transformers_version",
@@ -87,7 +87,9 @@ def fingerprint(shards: Shards) -> str:
 
         def digest_of(name: str) -> bytes:
             tensor = shards.tensors[name]
-            return _tensor_digest(files[tensor.shard], name, tensor, is_small)
+            if is_small:
+                return _digest(name, tensor, chunks_of(shards.paths[tensor.shard], tensor))
+            return _digest(name, tensor, _pieces_of(files[tensor.shard], name, tensor))
 
         whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
         for digest in readers.map(digest_of, names):
@@ -95,18 +97,16 @@ def fingerprint(shards: Shards) -> str:
     return whole.hexdigest()
 
 
-def _tensor_digest(file: int, name: str, tensor: StoredTensor, whole: bool) -> bytes:
+def _digest(name: str, tensor: StoredTensor, content: Iterable[bytes]) -> bytes:
     found = hashlib.blake2b(repr((name, tensor.dtype, list(tensor.shape))).encode(), digest_size=DIGEST_BYTES)
-    pieces = _chunks(tensor.nbytes) if whole else _pieces(name, tensor.nbytes)
-    for begin, length_bytes in pieces:
-        found.update(os.pread(file, length_bytes, tensor.offset + begin))
+    for piece in content:
+        found.update(piece)
     return found.digest()
 
 
-def _chunks(nbytes: int) -> Iterator[tuple[int, int]]:
-    """Beginning and length of what is read at a time of a tensor that is hashed whole."""
-    for begin in range(0, nbytes, CHUNK_BYTES):
-        yield begin, min(CHUNK_BYTES, nbytes - begin)
+def _pieces_of(file: int, name: str, tensor: StoredTensor) -> Iterator[bytes]:
+    for begin, length_bytes in _pieces(name, tensor.nbytes):
+        yield os.pread(file, length_bytes, tensor.offset + begin)
 
 
 def _pieces(name: str, nbytes: int) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ PACKED_INDEX_NAME = "packed.safetensors.index.json"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
 SHARDS = "model-*-of-*.safetensors"
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 22
 PACKING = ".packing"
 """In a folder into which `dwellmoe pack` writes: which experts are done."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")

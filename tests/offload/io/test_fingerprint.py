@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dwellmoe.offload.io import fingerprint
+from dwellmoe.offload.io import fingerprint, shards
 from dwellmoe.offload.io.fingerprint import (
-    CHUNK_BYTES,
     PIECE_BYTES,
     WHOLE_BYTES,
     _pieces,
     checkpoint_fingerprint,
 )
-from dwellmoe.offload.io.shards import find_shards
 from tests.tiny_models import tiny_model
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.linspace(0, 1, 50_000), "c": torch.zeros(0)}
@@ -54,16 +52,16 @@ def test_another_checkpoint_has_another_fingerprint(tmp_path, changed):
 
 
 def test_a_large_tensor_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
-    tensors = {"large": torch.arange(4_000_000, dtype=torch.float32)}
+    chunk_bytes, tensors = 1 << 20, {"large": torch.arange(4_000_000, dtype=torch.float32)}
+    monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
     tracemalloc.start()
     found = fingerprint_of(tmp_path, tensors)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak_bytes < 6 * CHUNK_BYTES < tensors["large"].nbytes
-    monkeypatch.setattr(fingerprint, "CHUNK_BYTES", 1000)
-    assert fingerprint.fingerprint(find_shards(str(tmp_path))) == fingerprint.weights_fingerprint(
-        str(tmp_path)
-    )
+    assert peak_bytes < 6 * chunk_bytes < tensors["large"].nbytes
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 1000)
+    in_small_chunks = fingerprint.fingerprint(shards.find_shards(str(tmp_path)))
+    assert in_small_chunks == fingerprint.weights_fingerprint(str(tmp_path))
     assert found == checkpoint_fingerprint(str(tmp_path))
 
 
