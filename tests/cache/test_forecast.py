@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwellmoe.cache.learned.forecast import DECAYS, HORIZONS, LAYOUT, LOOKED_BACK, NAMES, NEIGHBOURS
+from dwellmoe.cache.learned.online import FIRST_SQUARES, LEARNING_RATE, NOTED
 from dwellmoe.cache.learned.routing_statistics import FOLLOWING
 from dwellmoe.cache.learned.weights import save_weights
 from dwellmoe.cache.predictors import make_predictor
@@ -17,7 +18,15 @@ from dwellmoe.cache.replay.replay import replay
 from dwellmoe.cache.trace import RoutingTrace, as_decode
 from dwellmoe.errors import UserError
 from dwellmoe.eviction_training.tables import forecast_features, requested
-from tests.cache.test_learned import EXPERTS, LAYERS, TOP_K, live_evictions, slow_evictions, slow_statistics
+from tests.cache.test_learned import (
+    CAPACITY,
+    EXPERTS,
+    LAYERS,
+    TOP_K,
+    live_evictions,
+    slow_evictions,
+    slow_statistics,
+)
 from tests.cache.traces import random_trace
 
 HIDDEN, H, F = 5, len(HORIZONS), len(NAMES)
@@ -59,9 +68,9 @@ def slow_features(trace, layer):
     return found
 
 
-def slow_forecast(trace, layer, tensors, weight_HF):
-    """[H, T, E] from the description: chance, weighed features, the net on last steps and layers around."""
-    features_TEF, p_HTE = slow_features(trace, layer), np.zeros((H, trace.steps, EXPERTS))
+def slow_added(trace, layer, tensors):
+    """[T, H, E] log-odds from the description: the net on last steps and layers around."""
+    found = np.zeros((trace.steps, H, EXPERTS))
     for step in range(trace.steps):
         hidden = tensors["hidden_bias"][layer].astype(float)
         for back in range(min(LOOKED_BACK, step + 1)):
@@ -72,24 +81,99 @@ def slow_forecast(trace, layer, tensors, weight_HF):
                 ids = trace.experts[step - back, layer + up]
                 hidden = hidden + tensors["neighbours"][layer, neighbour, ids].sum(axis=0)
         hidden = hidden / (1 + np.exp(-hidden))
-        added = (hidden @ tensors["out"][layer] + tensors["out_bias"][layer]).reshape(H, EXPERTS)
+        found[step] = (hidden @ tensors["out"][layer] + tensors["out_bias"][layer]).reshape(H, EXPERTS)
+    return found
+
+
+class SlowForecast:
+    """One layer's forecast from the description: chance, weighed features and the weighed net; `advance` and
+    `within` in the order of steps. Learns from experts noted after each step that was asked for.
+    """
+
+    def __init__(self, trace, layer, tensors, learning_rate=LEARNING_RATE):
+        self.used = (trace.experts[:, layer, :, None] == np.arange(EXPERTS)).any(axis=1)
+        alike, added = slow_features(trace, layer), slow_added(trace, layer, tensors)
+        self.x = [np.append(alike, added[:, i, :, None], axis=2) for i in range(H)]  # H of [T, E, F + 1]
+        self.weight = [np.append(row, 1.0) for row in tensors["layer"][layer].astype(float)]
+        self.squares = [np.full(F + 1, FIRST_SQUARES) for _ in HORIZONS]
+        self.rate, self.step, self.asked, self.noted, self.following = learning_rate, -1, False, [], 0
+
+    def advance(self):
+        """The next step's experts become known."""
+        for noted, expert in self.noted:
+            if self.rate and noted == self.step - HORIZONS[-1]:
+                self.learn(noted, expert)
+        if self.asked:
+            experts = (self.following + np.arange(min(NOTED, EXPERTS))) % EXPERTS
+            self.noted += [(self.step, expert) for expert in experts]
+            self.following = (experts[-1] + 1) % EXPERTS
+        self.step, self.asked = self.step + 1, False
+
+    def within(self):
+        """[H, E]: how likely each expert is used within each horizon after this step."""
+        self.asked = True
+        return np.array([self.p(i, self.step) for i in range(H)])
+
+    def p(self, i, step):
+        unused = (1 - TOP_K / EXPERTS) ** HORIZONS[i]
+        odds = np.log((1 - unused) / unused) + self.x[i][step] @ self.weight[i]
+        return 1 / (1 + np.exp(-odds))
+
+    def learn(self, step, expert):
         for i, horizon in enumerate(HORIZONS):
-            unused = (1 - TOP_K / EXPERTS) ** horizon
-            odds = np.log((1 - unused) / unused) + features_TEF[step] @ weight_HF[i] + added[i]
-            p_HTE[i, step] = 1 / (1 + np.exp(-odds))
-    return p_HTE
+            error = self.p(i, step)[expert] - self.used[step + 1 : step + 1 + horizon, expert].any()
+            gradient = error * self.x[i][step, expert]
+            self.squares[i] = self.squares[i] + gradient**2
+            self.weight[i] = self.weight[i] - self.rate * gradient / np.sqrt(self.squares[i])
+
+
+def slow_policy(trace, layer, tensors, learning_rate):
+    """Evictions of a layer's cache of `ml_forecast`, which asks for the forecast where an expert has to leave."""
+    forecast = SlowForecast(trace, layer, tensors, learning_rate)
+    value = tensors["value"].astype(float)
+
+    def score(step, expert):
+        while forecast.step < step:
+            forecast.advance()
+        return (value @ forecast.within())[expert]
+
+    return slow_evictions(trace, layer, score)
 
 
 @pytest.mark.slow
 def test_the_policy_evicts_by_the_forecast_as_described(write):
     trace, tensors = random_trace(3, steps=60), drawn()
-    live = live_evictions(trace, f"ml_forecast:weights={write(tensors)}")
+    path, found = write(tensors), {}
+    for rate in (0.0, LEARNING_RATE, 1.0):
+        live = live_evictions(trace, f"ml_forecast:weights={path},learning_rate={rate}")
+        assert live == [slow_policy(trace, layer, tensors, rate) for layer in range(LAYERS)]
+        found[rate] = live
+    assert found[0.0] != found[1.0]
+    assert found[LEARNING_RATE] == live_evictions(trace, f"ml_forecast:weights={path}")
     for layer in range(LAYERS):
         features_TEF = forecast_features(*requested(trace, layer), EXPERTS)
         assert np.allclose(features_TEF, slow_features(trace, layer), atol=1e-5)
-        p_HTE = slow_forecast(trace, layer, tensors, tensors["layer"][layer].astype(float))
-        keep_TE = np.tensordot(tensors["value"].astype(float), p_HTE, 1)
-        assert live[layer] == slow_evictions(trace, layer, lambda t, e, keep=keep_TE: keep[t, e])
+
+
+@pytest.mark.slow
+def test_what_is_learned_while_running_mends_nets_of_another_model(write):
+    """Nets that say nothing true cost hits at first; the factor of the net then falls."""
+    rng = np.random.default_rng(8)
+    logits = rng.normal(0, 2, (LAYERS, EXPERTS)) + rng.gumbel(size=(3000, LAYERS, EXPERTS))
+    ids = np.argsort(-logits, axis=2)[..., :TOP_K].astype(np.uint16)
+    trace = as_decode(RoutingTrace(ids, np.ones(3000, np.uint8), np.zeros(3000, np.int32), EXPERTS))
+    path = write(drawn())
+    hits = [
+        replay(trace, policy, CAPACITY, resamples=0).hit_rate
+        for policy in (f"ml_forecast:weights={path},learning_rate=0", f"ml_forecast:weights={path}", "lfru")
+    ]
+    assert hits[0] + 0.01 < hits[2] < hits[1]
+
+
+def test_a_learning_rate_beyond_its_range_is_refused():
+    for rate in (-0.1, 1.5):
+        with pytest.raises(UserError, match="learning_rate must be from 0 to 1"):
+            replay(random_trace(0), f"ml_forecast:learning_rate={rate}", 6)
 
 
 @pytest.mark.slow
@@ -116,10 +200,7 @@ def test_predictor_and_quality_are_of_the_same_forecast(write):
     assert not predictor.predict(0).any()
     used_TLE = (trace.experts[..., None] == np.arange(EXPERTS)).any(axis=2)
     rows = {(row.predictor, row.horizon_tokens): row for row in forecast_quality(trace, path)}
-    p_LHTE = [
-        slow_forecast(decoded, layer, tensors, tensors["layer"][layer].astype(float))
-        for layer in range(LAYERS)
-    ]
+    p_LHTE = [np.array(list(all_steps(SlowForecast(decoded, n, tensors)))).swapaxes(0, 1) for n in range(LAYERS)]
     for step in range(trace.steps):
         for layer, p_HTE in enumerate(p_LHTE):
             predictor.watch(layer, used_TLE[step, layer])
@@ -133,6 +214,13 @@ def test_predictor_and_quality_are_of_the_same_forecast(write):
         assert (row.log_loss, row.recall_at_k, row.recall_at_2k) == pytest.approx(tuple(expected), abs=1e-4)
         assert row.tokens == trace.steps - horizon and 0 <= row.calibration_error <= 1
         assert rows[SHARE, horizon].recall_at_2k >= rows[SHARE, horizon].recall_at_k
+
+
+def all_steps(forecast):
+    """T of [H, E]"""
+    for _ in range(len(forecast.used)):
+        forecast.advance()
+        yield forecast.within()
 
 
 def slow_quality(p_TE, used_TE, horizon):

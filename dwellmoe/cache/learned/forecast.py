@@ -3,18 +3,20 @@
 Two parts are added to the log-odds of chance. One serves every model: a weighted sum of statistics of the
 routing so far. The other is a net for each layer of the model that the weights were fitted to, whose inputs
 are the experts that the last tokens chose in this layer and in those near it; for a model with other layers
-or experts it is left out.
+or experts it is left out. The weights of the sum and a factor of the net, 1 at first, go on learning from what
+is used (`learned/online.py`): so nets of another model of the same shape soon count for little.
 Letters: E experts a layer, F features, H horizons, B tokens looked back at, N neighbours, D hidden units.
 """
 
-from math import exp, log
+from math import log
 from typing import NamedTuple
 
 import numpy as np
 
 from dwellmoe.cache.kernel.jit import helper
-from dwellmoe.cache.learned import routing_statistics
+from dwellmoe.cache.learned import online, routing_statistics
 from dwellmoe.cache.learned.nets import dense, silu
+from dwellmoe.cache.learned.online import LEARNING_RATE, OnlineWeights
 from dwellmoe.cache.learned.routing_statistics import FOLLOWING_NAMES, RoutingStatistics
 from dwellmoe.cache.learned.uses import in_layer
 from dwellmoe.cache.learned.weights import check_shapes, load_weights
@@ -53,7 +55,7 @@ class Forecast(NamedTuple):
     """One row of every array is one layer; the statistics have one for each cache."""
 
     statistics: RoutingStatistics
-    weight: np.ndarray  # float64 [layers, H, F]
+    online: OnlineWeights  # of the features and of what the net adds
     rows: np.ndarray  # float32 [layers, B, E, D]: what each chosen expert adds to the hidden units
     neighbours: np.ndarray  # float32 [layers, N, E, D]: likewise
     hidden_bias: np.ndarray  # float32 [layers, D]
@@ -68,12 +70,16 @@ class Forecast(NamedTuple):
     p: np.ndarray  # float64 [caches, H]
 
     @classmethod
-    def allocate(cls, caches: int, experts: int, layers: int, weights: str) -> "Forecast":
+    def allocate(
+        cls, caches: int, experts: int, layers: int, weights: str, learning_rate: float = LEARNING_RATE
+    ) -> "Forecast":
         each = experts * caches // layers
         found = load_forecast(weights, layers, each)
+        factor = np.ones((layers, len(HORIZONS), 1))
+        first = np.concatenate([found["layer"], factor], axis=2)
         return cls(
             statistics=RoutingStatistics.allocate(caches, experts, layers, DECAYS),
-            weight=found["layer"].astype(np.float64),
+            online=OnlineWeights.allocate(first, each, HORIZONS, learning_rate),
             rows=found["rows"],
             neighbours=found["neighbours"],
             around=np.zeros(found["hidden_bias"].shape, np.float32),
@@ -127,13 +133,35 @@ def is_fitted_to(tensors: dict[str, np.ndarray], layers: int, experts: int) -> b
 def reset(forecast, cache):
     """Forgets the uses; what is known of the model stays."""
     routing_statistics.reset(forecast.statistics, cache)
+    layers = len(forecast.stale) // len(forecast.x)
+    for layer in range(cache * layers, (cache + 1) * layers):
+        online.forget(forecast.online, layer)
+        forecast.stale[layer] = True
 
 
 @helper
 def count_request(forecast, cache, layer, ids, first, last, step):
-    """Counts a request of `layer` at token step `step`."""
+    """Counts a request of `layer` at token step `step`, after learning from it."""
+    row = online.begin_request(forecast.online, layer)
+    if not forecast.stale[layer]:
+        note_experts(forecast, cache, layer, row)
+    begin = (layer - cache) * forecast.rows.shape[2]
+    online.note_uses(forecast.online, layer, row, ids, first, last, begin)
     routing_statistics.count_request(forecast.statistics, cache, layer, ids, first, last, step)
     forecast.stale[layer] = True
+
+
+@helper
+def note_experts(forecast, cache, layer, row):
+    """Notes experts as they are before a request of their layer, to learn from what it and the next ones use."""
+    each, weights = forecast.rows.shape[2], forecast.online
+    for i in range(weights.expert.shape[2]):
+        own = online.next_noted(weights, layer, row, i, each)
+        expert = (layer - cache) * each + own
+        write_features(forecast.statistics, cache, layer, expert, own, weights.x[layer, row, i])
+        for horizon in range(len(HORIZONS)):
+            weights.own[layer, row, i, horizon] = forecast.added[layer, horizon * each + own]
+            weights.offset[layer, row, i, horizon] = forecast.chance[layer, horizon]
 
 
 @helper
@@ -168,11 +196,9 @@ def write_likelihoods(forecast, cache, expert, p):
         write_chance(forecast, layer)
     x = forecast.x[cache]
     write_features(forecast.statistics, cache, layer, expert, own, x)
-    for horizon in range(len(p)):
-        odds = forecast.chance[layer, horizon] + forecast.added[layer, horizon * each + own]
-        for feature in range(len(x)):
-            odds += forecast.weight[layer, horizon, feature] * x[feature]
-        p[horizon] = 1.0 / (1.0 + exp(-odds))
+    for h in range(len(p)):
+        added, chance = forecast.added[layer, h * each + own], forecast.chance[layer, h]
+        p[h] = online.probability(forecast.online, layer, h, x, added, chance)
 
 
 @helper

@@ -6,15 +6,18 @@ import numpy as np
 
 from dwellmoe.cache.learned import forecast
 from dwellmoe.cache.learned.forecast import LAYOUT, Forecast, eviction_value
+from dwellmoe.cache.learned.online import LEARNING_RATE
 from dwellmoe.cache.learned.order import ResidentOrder
 from dwellmoe.cache.policies.base import Shape
+from dwellmoe.errors import UserError
 
 
 class MlForecast(NamedTuple):
     """Evicts the lowest sum of the probabilities of use within 1, 2, 4 and 8 steps, each times its value.
 
     Fitted to a model, it knows which experts follow which in and around each of its layers; on any other
-    model it goes by statistics of the routing so far alone.
+    model it goes by statistics of the routing so far alone. What these count for it goes on learning, at
+    `learning_rate` (0: not at all).
     """
 
     resident_order: ResidentOrder
@@ -25,10 +28,12 @@ class MlForecast(NamedTuple):
     LAYOUT = LAYOUT
 
     @classmethod
-    def allocate(cls, shape: Shape, *, weights: str = ""):
+    def allocate(cls, shape: Shape, *, weights: str = "", learning_rate: float = LEARNING_RATE):
+        if not 0 <= learning_rate <= 1:
+            raise UserError(f"ml_forecast: learning_rate must be from 0 to 1, got {learning_rate}")
         return cls(
             resident_order=ResidentOrder.allocate(*shape.per_expert),
-            forecast=Forecast.allocate(*shape.per_expert, shape.layers, weights),
+            forecast=Forecast.allocate(*shape.per_expert, shape.layers, weights, learning_rate),
             value=eviction_value(weights),
         )
 
