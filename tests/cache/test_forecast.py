@@ -128,7 +128,7 @@ class SlowForecast:
 
 
 def slow_policy(trace, layer, tensors, learning_rate):
-    """Evictions of a layer's cache of `ml_forecast`, which asks for the forecast where an expert has to leave."""
+    """Evictions of a layer's cache, which asks for the forecast where an expert has to leave."""
     forecast = SlowForecast(trace, layer, tensors, learning_rate)
     value = tensors["value"].astype(float)
 
@@ -200,7 +200,8 @@ def test_predictor_and_quality_are_of_the_same_forecast(write):
     assert not predictor.predict(0).any()
     used_TLE = (trace.experts[..., None] == np.arange(EXPERTS)).any(axis=2)
     rows = {(row.predictor, row.horizon_tokens): row for row in forecast_quality(trace, path)}
-    p_LHTE = [np.array(list(all_steps(SlowForecast(decoded, n, tensors)))).swapaxes(0, 1) for n in range(LAYERS)]
+    slow = [SlowForecast(decoded, layer, tensors) for layer in range(LAYERS)]
+    p_LHTE = [np.array(list(all_steps(forecast))).swapaxes(0, 1) for forecast in slow]
     for step in range(trace.steps):
         for layer, p_HTE in enumerate(p_LHTE):
             predictor.watch(layer, used_TLE[step, layer])

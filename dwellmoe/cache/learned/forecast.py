@@ -3,8 +3,8 @@
 Two parts are added to the log-odds of chance. One serves every model: a weighted sum of statistics of the
 routing so far. The other is a net for each layer of the model that the weights were fitted to, whose inputs
 are the experts that the last tokens chose in this layer and in those near it; for a model with other layers
-or experts it is left out. The weights of the sum and a factor of the net, 1 at first, go on learning from what
-is used (`learned/online.py`): so nets of another model of the same shape soon count for little.
+or experts it is left out. The weights of the sum and a factor of the net, 1 at first, go on learning from
+what is used (`learned/online.py`): so nets of another model of the same shape soon count for little.
 Letters: E experts a layer, F features, H horizons, B tokens looked back at, N neighbours, D hidden units.
 """
 
@@ -153,7 +153,7 @@ def count_request(forecast, cache, layer, ids, first, last, step):
 
 @helper
 def note_experts(forecast, cache, layer, row):
-    """Notes experts as they are before a request of their layer, to learn from what it and the next ones use."""
+    """Notes experts as they are before a request, to learn from what it and the next ones use."""
     each, weights = forecast.rows.shape[2], forecast.online
     for i in range(weights.expert.shape[2]):
         own = online.next_noted(weights, layer, row, i, each)

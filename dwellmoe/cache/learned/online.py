@@ -4,8 +4,8 @@ After a request whose experts were scored, some experts of the layer are noted w
 longest horizon has passed it is known within which horizons each was used, and all weights take a step
 against the gradient of the log-loss (AdaGrad: Duchi et al., JMLR 12, 2011), so weights fitted elsewhere come
 to fit this model and this text. One row of every array is one layer.
-Letters: H horizons, F features alike for all horizons, B requests of the longest horizon, N experts noted after
-a request.
+Letters: H horizons, F features alike for all horizons, B requests of the longest horizon, N experts noted
+after a request.
 """
 
 from math import exp, sqrt
@@ -19,7 +19,7 @@ NOTED = 16
 LEARNING_RATE = 0.2
 FIRST_SQUARES = 200.0
 """Squared gradients that each weight begins with: a first step is small, and a short text changes little."""
-NOBODY = -1
+NO_EXPERT = -1
 
 
 class OnlineWeights(NamedTuple):
@@ -29,7 +29,7 @@ class OnlineWeights(NamedTuple):
     rate: np.ndarray  # float64 [1]
     requests: np.ndarray  # int64 [layers]: so far
     following: np.ndarray  # int64 [layers]: the expert that is noted next
-    expert: np.ndarray  # int64 [layers, B, N]: noted after each of the last B requests, NOBODY for none
+    expert: np.ndarray  # int64 [layers, B, N]: noted after each of the last B requests, NO_EXPERT for none
     distance: np.ndarray  # int64 [layers, B, N]: requests until it was used, 0 for not yet
     x: np.ndarray  # float64 [layers, B, N, F]
     own: np.ndarray  # float64 [layers, B, N, H]: each horizon's own feature
@@ -49,7 +49,7 @@ class OnlineWeights(NamedTuple):
             rate=np.array([learning_rate]),
             requests=np.zeros(layers, np.int64),
             following=np.zeros(layers, np.int64),
-            expert=np.full(noted, NOBODY, np.int64),
+            expert=np.full(noted, NO_EXPERT, np.int64),
             distance=np.zeros(noted, np.int64),
             x=np.zeros((*noted, features - 1)),
             own=np.zeros((*noted, len(horizons))),
@@ -60,18 +60,18 @@ class OnlineWeights(NamedTuple):
 @helper
 def forget(online, layer):
     """Drops what is noted, since the next request does not follow on it; what was learned stays."""
-    online.expert[layer, :, :] = NOBODY
+    online.expert[layer, :, :] = NO_EXPERT
 
 
 @helper
 def begin_request(online, layer):
-    """Learns from what was noted B requests ago; returns the row that is free for notes of the last request."""
+    """Learns from what was noted B requests ago; returns the row that is free for new notes."""
     row = online.requests[layer] % online.expert.shape[1]
     online.requests[layer] += 1
     for i in range(online.expert.shape[2]):
-        if online.expert[layer, row, i] != NOBODY:
+        if online.expert[layer, row, i] != NO_EXPERT:
             learn(online, layer, row, i)
-            online.expert[layer, row, i] = NOBODY
+            online.expert[layer, row, i] = NO_EXPERT
     return row
 
 
@@ -87,11 +87,11 @@ def next_noted(online, layer, row, i, experts):
 
 @helper
 def note_uses(online, layer, row, ids, first, last, begin):
-    """A request used `ids[first:last]`, of which `begin` is the layer's first; `row`: noted just before it."""
+    """A request used `ids[first:last]`; `begin` is the layer's first id, `row` was noted just before it."""
     noted, back = online.expert[layer], online.expert.shape[1]
     for at in range(back):
         for i in range(noted.shape[1]):
-            if noted[at, i] == NOBODY or online.distance[layer, at, i] > 0:
+            if noted[at, i] == NO_EXPERT or online.distance[layer, at, i] > 0:
                 continue
             for used in range(first, last):
                 if ids[used] - begin == noted[at, i]:
