@@ -101,22 +101,18 @@ def note_uses(online, layer, row, ids, first, last, begin):
 @helper
 def learn(online, layer, row, i):
     """One step for the weights of every horizon."""
-    distance, x = online.distance[layer, row, i], online.x[layer, row, i]
+    distance, x, rate = online.distance[layer, row, i], online.x[layer, row, i], online.rate[0]
     for h in range(len(online.horizon)):
-        own = online.own[layer, row, i, h]
+        own, weight, squares = online.own[layer, row, i, h], online.weight[layer, h], online.squares[layer, h]
         error = probability(online, layer, h, x, own, online.offset[layer, row, i, h])
         if 0 < distance <= online.horizon[h]:
             error -= 1.0
         for feature in range(len(x)):
-            descend(online, layer, h, feature, error * x[feature])
-        descend(online, layer, h, len(x), error * own)
-
-
-@helper
-def descend(online, layer, h, feature, gradient):
-    online.squares[layer, h, feature] += gradient * gradient
-    step = online.rate[0] * gradient / sqrt(online.squares[layer, h, feature])
-    online.weight[layer, h, feature] -= step
+            gradient = error * x[feature]
+            squares[feature] += gradient * gradient
+            weight[feature] -= rate * gradient / sqrt(squares[feature])
+        squares[-1] += (error * own) ** 2
+        weight[-1] -= rate * error * own / sqrt(squares[-1])
 
 
 @helper
