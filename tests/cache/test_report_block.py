@@ -255,7 +255,8 @@ def test_conformance_trace():
 def test_fit_source(tmp_path):
     trace, out = texts_trace(6), tmp_path / "uses.safetensors"
     fit(replace(trace, model="a model", source="a text"), "static", str(out), FitSettings(capacity=5))
-    rows = report_block(trace, [f"static:weights={out}", "ml_habits"], [5], resamples=0)["policies"]
+    policies = [f"static:weights={out}", "ml_habits", "ml_forecast"]
+    rows = report_block(trace, policies, [5], resamples=0)["policies"]
     sources = {row["policy"].partition(":")[0]: row["fit_source"] for row in rows}
     assert sources["lru"] is None and sources["ml_habits"]["model"] == "tiny-olmoe"
     expected = {
@@ -267,6 +268,10 @@ def test_fit_source(tmp_path):
     }
     assert {name: sources["static"][name] for name in expected} == expected
     assert int(sources["static"]["training_requests"]) == 10
+    learning = {name: source["learns_while_running"] for name, source in sources.items() if source}
+    assert learning == {"static": "no", "ml_habits": "no", "ml_forecast": "yes"}
+    [row] = report_block(trace, ["ml_forecast:learning_rate=0"], [5], resamples=0)["policies"][-1:]
+    assert row["fit_source"]["learns_while_running"] == "no"
 
 
 def test_print_and_json(tmp_path):

@@ -26,6 +26,7 @@ class MlForecast(NamedTuple):
 
     lookahead = "none"
     LAYOUT = LAYOUT
+    LEARNING_RATE = LEARNING_RATE
 
     @classmethod
     def allocate(cls, shape: Shape, *, weights: str = "", learning_rate: float = LEARNING_RATE):

@@ -121,10 +121,16 @@ def _budgets(inputs: ReplayInputs, capacities: Sequence[int | str] | None) -> li
 
 
 def fit_source_of(spec: str) -> dict[str, str] | None:
-    """What the weights of a policy were fitted to, as their file says; None for a policy without weights."""
+    """What the weights of a policy were fitted to, as their file says, and whether they change with what the
+    trace has shown; None for a policy without weights.
+    """
     policy, options = parse_policy(spec)
     layout = getattr(policy, "LAYOUT", None)
-    return layout and fit_source(options.get("weights", ""), spec.partition(":")[0], layout)
+    if layout is None:
+        return None
+    learns = options.get("learning_rate", getattr(policy, "LEARNING_RATE", 0)) > 0
+    found = fit_source(options.get("weights", ""), spec.partition(":")[0], layout)
+    return found | {"learns_while_running": "yes" if learns else "no"}
 
 
 def _row(run: StepMisses, inputs: ReplayInputs, resamples: int) -> HitRateRow:

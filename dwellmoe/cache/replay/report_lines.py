@@ -7,7 +7,16 @@ from dwellmoe.cache.replay.negative_results import scope_of_results
 from dwellmoe.cache.replay.texts import ENDS
 
 UNKNOWN = "not recorded"
-WEIGHTS_FACTS = ("file", "model", "source", "categories", "phase", "training_requests", "validation")
+WEIGHTS_FACTS = (
+    "file",
+    "model",
+    "source",
+    "categories",
+    "phase",
+    "training_requests",
+    "validation",
+    "learns_while_running",
+)
 
 
 class Section(NamedTuple):
