@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every method side by side on held-out stories: eviction policy, re-routing, training, and the last two together, each
-# against the control, the same fine-tuning without them. Run runs/rerouted_training.sh first, which trains the adapters
-# under the strategy they are measured with, or `make demo`, which gives others. Ten minutes on a core.
+# against the control, the same fine-tuning without them. Run `STRATEGY=margin:loss=0.2 bash runs/rerouted_training.sh`
+# first, which trains the adapters under the strategy they are measured with, or `make demo`, which gives others. Ten
+# minutes on a core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 adapters=(--use_lora False)
