@@ -19,7 +19,16 @@ from dwellmoe.cache.tiers.tier_policy import tier_budget, with_scopes
 from dwellmoe.errors import run_command
 
 MIB, TOP_K = 1 << 20, 4
-TIER_POLICIES = ("disk", "ram", "lru", "lfru", "lrfu:decay=0.95", "ml_habits", "placement", "placement+prefetch")
+TIER_POLICIES = (
+    "disk",
+    "ram",
+    "lru",
+    "lfru",
+    "lrfu:decay=0.95",
+    "ml_habits",
+    "placement",
+    "placement+prefetch",
+)
 
 
 @dataclass(frozen=True)
