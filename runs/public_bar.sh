@@ -10,9 +10,6 @@ out=${OUT:-results/public_bar}
 every=${STEPS:-160}
 model+=(--model_key _bar)
 training+=(--eval_steps "$every" --save_steps "$every" --resume_from_checkpoint auto ${STEPS:+--max_steps "$STEPS"})
-train() { # folder, options
-  [ -f "$1/training_summary.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
-}
 
 python data_preparer.py fetch hellaswag
 reports=()

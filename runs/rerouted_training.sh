@@ -5,15 +5,11 @@
 # (trained under), MEASURED (re-routed by), STORIES (which ones, options of inference.py) and OUT may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source runs/demo_options.sh
+model+=(--model_key _rerouted)
+training+=(--eval_steps 160 --save_steps 160 --resume_from_checkpoint auto "${control[@]}")
 
 python data_preparer.py fetch hellaswag
-model=(--model_name models/tiny-olmoe --model_key _rerouted --dataset_name hellaswag --max_words_len 256)
-training=(--packing True --limit_train 5120 --limit_validation 128 --batch_size 16 --learning_rate 1.5e-3
-  --warmup_steps 40 --lr_scheduler_type cosine --lora_rank 16 --lora_extra_modules gate --resume_from_checkpoint auto
-  --eval_steps 160 --save_steps 160 --consecutive_expert_loss_weight 0)
-train() { # folder, options
-  [ -f "$1/training_summary.json" ] || python main.py "${model[@]}" "${training[@]}" --lora_save_path "$@"
-}
 for seed in ${SEEDS:-42 1 2}; do
   folder=${OUT:-results/rerouted}/seed-$seed
   train "$folder/control" --seed "$seed"

@@ -270,7 +270,7 @@ def test_fit_source(tmp_path):
     assert int(sources["static"]["training_requests"]) == 10
     learning = {name: source["learns_while_running"] for name, source in sources.items() if source}
     assert learning == {"static": "no", "ml_habits": "no", "ml_forecast": "yes"}
-    [row] = report_block(trace, ["ml_forecast:learning_rate=0"], [5], resamples=0)["policies"][-1:]
+    row = report_block(trace, ["ml_forecast:learning_rate=0"], [5], resamples=0)["policies"][-1]
     assert row["fit_source"]["learns_while_running"] == "no"
 
 
